@@ -1,0 +1,1 @@
+"""The two Flower apps and the round loop between them."""

@@ -1,0 +1,62 @@
+"""The only module that touches what Flower keeps private, each with the reason why it must.
+
+Flower changes these from release to release, so a release outside ``TESTED`` is refused; ``tests/test_flower.py`` holds
+what is used here to its contract.
+"""
+
+import logging
+from importlib.metadata import version
+
+from flwr.app import Error, Message
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedresearch.errors import InputError
+
+__all__ = ["TESTED", "Run", "be_server", "check_version", "client_error", "quieten", "set_message_id"]
+
+TESTED = ("1.41", "1.42")
+
+# flwr.common.constant.ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+_CLIENT_APP_RAISED_EXCEPTION = 2
+
+
+def check_version() -> None:
+    """Refuse a Flower whose private names have not been tried.
+
+    Raises
+    ------
+    InputError
+        Naming the installed release and the releases that work.
+    """
+    installed = version("flwr")
+    if installed.rpartition(".")[0] not in TESTED:
+        raise InputError(
+            f"flwr {installed} is installed, fedresearch works with {' and '.join(f'{v}.*' for v in TESTED)}; "
+            f"try pip install 'flwr[simulation]=={TESTED[-1]}.*'"
+        )
+
+
+def quieten() -> None:
+    """Let Flower's log lines appear once, and only from warnings on.
+
+    Flower gives its logger a handler of its own and lets it propagate, so under Hydra each line would come twice.
+    """
+    logger = logging.getLogger("flwr")
+    logger.propagate = False
+    logger.setLevel(logging.WARNING)
+
+
+def be_server(run_id: int) -> None:
+    """Give this process the identity without which ``Message(content, dst_node_id, ...)`` raises."""
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run_id, 1, 1
+
+
+def set_message_id(message: Message, message_id: str) -> None:
+    """Give a message its number, which elsewhere the SuperLink does."""
+    message.metadata.__dict__["_message_id"] = message_id
+
+
+def client_error(reason: str, reply_to: Message) -> Message:
+    """Return the reply that Flower makes when a ClientApp raises."""
+    return Message(Error(code=_CLIENT_APP_RAISED_EXCEPTION, reason=reason), reply_to=reply_to)

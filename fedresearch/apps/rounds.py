@@ -1,0 +1,172 @@
+"""The round loop: Flower's strategy hooks, one row of numbers a round."""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from numpy.typing import NDArray
+
+from fedresearch.apps.cohort import CohortGrid
+from fedresearch.apps.records import (
+    ARRAYS,
+    EVAL_ACC,
+    EVAL_LOSS,
+    METRICS,
+    NUM_STEPS,
+    TRAIN_LOSS,
+    cast_like,
+    count_bytes,
+    flatten,
+    number,
+    sha256,
+)
+from fedresearch.apps.sampling import UniformSampling
+
+Row = dict[str, Any]
+
+
+@dataclass
+class RoundLoop:
+    """A federated run, round by round.
+
+    ``Strategy.start`` has no per-round callback, no start round and no order; this loop calls the same four hooks.
+
+    Attributes
+    ----------
+    strategy : Strategy
+        The server half of the strategy. It is shown each round's cohort as if it were the whole federation.
+    num_rounds : int
+        Rounds to run.
+    train_sampling, evaluate_sampling : UniformSampling
+        Who trains, and who evaluates the new global model.
+    evaluate_every : int
+        Evaluate in the rounds divisible by this.
+    train_config : dict
+        Sent to the clients that train.
+    evaluate : callable
+        The server's own evaluation of global arrays: numbers named ``eval/...``.
+    log : callable
+        Given each round's row as the round ends.
+    """
+
+    strategy: Strategy
+    num_rounds: int
+    train_sampling: UniformSampling
+    evaluate_sampling: UniformSampling
+    evaluate_every: int
+    train_config: dict[str, Any]
+    evaluate: Callable[[ArrayRecord], Row]
+    log: Callable[[Row], None]
+    _totals: dict[str, int] = field(default_factory=lambda: {"comm/bytes_down": 0, "comm/bytes_up": 0})
+
+    def run(self, grid: Grid, arrays: ArrayRecord) -> ArrayRecord:
+        """Run all rounds from the given global arrays and return the last ones.
+
+        Parameters
+        ----------
+        grid : Grid
+            Where the clients are; its node ids are in partition order.
+        arrays : ArrayRecord
+            The initial global model.
+
+        Raises
+        ------
+        RuntimeError
+            If a client fails, with its partition id and what it raised.
+        """
+        started = time.perf_counter()
+        for server_round in range(1, self.num_rounds + 1):
+            row, arrays = self._round(server_round, grid, arrays)
+            row["time/total_s"] = time.perf_counter() - started
+            self.log(row)
+        return arrays
+
+    def _round(self, server_round: int, grid: Grid, arrays: ArrayRecord) -> tuple[Row, ArrayRecord]:
+        started = time.perf_counter()
+        row: Row = {"round": server_round}
+
+        # A config record of its own each round: strategies write into it.
+        config = ConfigRecord(self.train_config)
+        cohort = CohortGrid(grid, self.train_sampling.cohort(server_round))
+        messages = self.strategy.configure_train(server_round, arrays, config, cohort)
+        replies = self._send(cohort, messages, row)
+        row |= {"clients/sampled": len(cohort.partition_ids), "clients/failed": 0}
+        origin = flatten(arrays)
+        row |= _measure_updates(origin, replies)  # before aggregating: some strategies take the replies apart
+        aggregated, metrics = self.strategy.aggregate_train(server_round, replies)
+        if metrics is not None:
+            row["train/loss"] = float(number(metrics, TRAIN_LOSS))
+        if aggregated is not None:
+            arrays = cast_like(aggregated, arrays)
+        row["update/norm"] = float(np.linalg.norm(flatten(arrays) - origin))
+
+        if server_round % self.evaluate_every == 0:
+            row |= self.evaluate(arrays)
+            cohort = CohortGrid(grid, self.evaluate_sampling.cohort(server_round))
+            if cohort.partition_ids:
+                messages = self.strategy.configure_evaluate(server_round, arrays, ConfigRecord(), cohort)
+                replies = self._send(cohort, messages, row)
+                per_client = [reply.content.metric_records[METRICS] for reply in replies]
+                row |= _measure_clients(per_client, self.strategy.aggregate_evaluate(server_round, replies))
+
+        for key in self._totals:
+            self._totals[key] += row[key]
+            row[f"{key}_total"] = self._totals[key]
+        row["model/sha256"] = sha256(arrays)
+        row["time/round_s"] = time.perf_counter() - started
+        return row, arrays
+
+    def _send(self, cohort: CohortGrid, messages: Iterable[Message], row: Row) -> list[Message]:
+        """Send messages and return the replies, both in partition order; count their bytes."""
+        outgoing = sorted(messages, key=lambda message: cohort.partition_of(message.metadata.dst_node_id))
+        replies = sorted(
+            cohort.send_and_receive(messages=outgoing),
+            key=lambda reply: cohort.partition_of(reply.metadata.src_node_id),
+        )
+        for reply in replies:
+            if reply.has_error():
+                raise RuntimeError(
+                    f"the client of partition {cohort.partition_of(reply.metadata.src_node_id)} failed in round "
+                    f"{row['round']}:\n{reply.error.reason}"
+                )
+        row["comm/bytes_down"] = row.get("comm/bytes_down", 0) + count_bytes(outgoing)
+        row["comm/bytes_up"] = row.get("comm/bytes_up", 0) + count_bytes(replies)
+        return replies
+
+
+def _measure_updates(origin: NDArray[np.float64], replies: list[Message]) -> Row:
+    """Return the local steps, and how far the clients' updates agree: their mean pairwise cosine.
+
+    With unit vectors u_i, the sum over pairs is ``(|sum u_i|^2 - n) / 2``: one vector is kept, not one a client.
+    """
+    total, count = np.zeros_like(origin), 0
+    for reply in replies:
+        update = flatten(reply.content.array_records[ARRAYS]) - origin
+        norm = np.linalg.norm(update)
+        if norm > 0:
+            total += update / norm
+            count += 1
+    row: Row = {"local/steps": sum(int(number(reply.content.metric_records[METRICS], NUM_STEPS)) for reply in replies)}
+    if count > 1:
+        row["update/cosine"] = float((total @ total - count) / (count * (count - 1)))
+    return row
+
+
+def _measure_clients(per_client: list[MetricRecord], aggregated: MetricRecord | None) -> Row:
+    """Return the clients' metrics: weighted by the strategy, then mean, spread, 10th percentile and worst of them."""
+    assert aggregated is not None
+    row: Row = {"clients/evaluated": len(per_client)}
+    row |= {f"clients/{key}": float(number(aggregated, key)) for key in aggregated}
+    for key, name, worst, tenth in ((EVAL_LOSS, "loss", max, 90), (EVAL_ACC, "accuracy", min, 10)):
+        values = [float(number(metrics, key)) for metrics in per_client if key in metrics]
+        if values:
+            row[f"clients/{name}_mean"] = float(np.mean(values))
+            row[f"clients/{name}_std"] = float(np.std(values))
+            row[f"clients/{name}_p{tenth}"] = float(np.percentile(values, tenth))
+            row[f"clients/{name}_worst"] = worst(values)
+    return row

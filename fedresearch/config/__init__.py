@@ -1,0 +1,7 @@
+"""The schema of the config, its rules, and what is said when they are broken. Imports neither torch nor flwr."""
+
+from fedresearch.config.check import check
+from fedresearch.config.explain import explain
+from fedresearch.config.schema import Config, digest, parse, register
+
+__all__ = ["Config", "check", "digest", "explain", "parse", "register"]

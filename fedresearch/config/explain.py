@@ -1,0 +1,80 @@
+"""Hydra's, OmegaConf's and the disk's refusals, each as one line that says what to type instead."""
+
+import errno
+from difflib import get_close_matches
+
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+    ValidationError,
+)
+
+from fedresearch.config.check import RULES
+from fedresearch.errors import InputError
+
+_DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
+
+
+def explain(error: Exception) -> InputError | None:
+    """Return what the user should read for an error of composing the config or of the disk; None for any other."""
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    if isinstance(error, MissingConfigException):
+        line = _unknown_option(error)
+    elif isinstance(cause, ConfigAttributeError | ConfigKeyError):
+        line = _unknown_key(cause)
+    elif isinstance(cause, ValidationError):
+        line = _wrong_type(cause)
+    elif isinstance(cause, MissingMandatoryValue):
+        line = f"{cause.full_key} is not set; try {cause.full_key}=..."
+    elif isinstance(error, OverrideParseException):
+        line = f"cannot read {error.override!r}: an override is written key=value (quote what the shell would take)"
+    elif isinstance(error, ConfigCompositionException) and str(error).startswith("Ambiguous value for argument"):
+        override = str(error).splitlines()[0].split("'")[1]
+        key, _, values = override.partition("=")
+        line = f"{override} is a sweep of several values: add -m, or write a list as {key}=[{values}]"
+    elif isinstance(error, ValueError) and str(error).startswith("Config group override must be"):
+        line = "a config group needs an option and cannot be null; see --help for the options"
+    elif isinstance(cause, HydraException | OmegaConfBaseException):
+        line = " ".join(str(cause).splitlines()[0].split())
+    elif isinstance(error, OSError) and error.errno in _DISK_TROUBLE:
+        line = f"{error.strerror}{f': {error.filename}' if error.filename else ''}; try another hydra.run.dir"
+    else:
+        return None
+    return InputError(line)
+
+
+def _unknown_option(error: MissingConfigException) -> str:
+    group, _, option = (error.missing_cfg_file or "").rpartition("/")
+    options = sorted(name for name in error.options or [] if not name.startswith("_"))
+    if not options:
+        return f"there is no config group {group!r}; see --help for the groups"
+    return f"{group}={option} does not exist, {group} may be {', '.join(options)}{_try(group, option, options)}"
+
+
+def _unknown_key(error: OmegaConfBaseException) -> str:
+    section, _, name = str(error.full_key).rpartition(".")
+    known = sorted(map(str, error.parent_node.keys())) if error.parent_node is not None else []
+    prefix = f"{section}." if section else ""
+    close = get_close_matches(name, known, n=1)
+    hint = f"; did you mean {prefix}{close[0]}?" if close else ""
+    return f"unknown key {error.full_key}; {section or 'the config'} has {', '.join(known)}{hint}"
+
+
+def _wrong_type(error: ValidationError) -> str:
+    for rule in RULES:
+        if rule.key == error.full_key:
+            return f"{rule.key} must be {rule.allowed}, got {error.value}; try {rule.key}={rule.example}"
+    if not isinstance(error.value, dict) and "is not a subclass of" in str(error):
+        section = error.full_key
+        example = next((r for r in RULES if r.key.startswith(f"{section}.")), None)
+        hint = f"; try {example.key}={example.example}" if example else ""
+        return f"{section} is a section of several keys, got {error.value}{hint}"
+    return f"{error.full_key}: {str(error).splitlines()[0]}"
+
+
+def _try(group: str, option: str, options: list[str]) -> str:
+    close = get_close_matches(option, options, n=1)
+    return f"; try {group}={close[0]}" if close else ""

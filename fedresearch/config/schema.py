@@ -1,0 +1,108 @@
+"""The config as dataclasses: names and types of all that is the same whatever the groups' options are."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from fedresearch.errors import InputError
+
+
+@dataclass
+class Federation:
+    """Who takes part, and for how long. ``num_supernodes`` None: as many clients as the partitioner makes."""
+
+    num_supernodes: int | None = MISSING
+    num_rounds: int = MISSING
+    fraction_train: float = MISSING
+    fraction_evaluate: float = MISSING
+    evaluate_every: int = MISSING
+
+
+@dataclass
+class Local:
+    """One client's training in one round; exactly one of ``epochs`` and ``steps``; ``batch_size`` 0: full batch."""
+
+    epochs: int | None = MISSING
+    steps: int | None = MISSING
+    batch_size: int = MISSING
+
+
+@dataclass
+class Validation:
+    """The share that each client holds back from training; ``seed`` None: from the run's seed."""
+
+    fraction: float = MISSING
+    seed: int | None = MISSING
+
+
+@dataclass
+class Config:
+    """One experiment. The groups' options are free-form: their keys are the arguments of what they build."""
+
+    seed: int = MISSING
+    name: str | None = MISSING
+    dtype: str = MISSING
+    cache_dir: str = MISSING
+    federation: Federation = field(default_factory=Federation)
+    local: Local = field(default_factory=Local)
+    validation: Validation = field(default_factory=Validation)
+    dataset: Any = MISSING
+    partitioner: Any = MISSING
+    model: Any = MISSING
+    optimizer: Any = MISSING
+    strategy: Any = MISSING
+    hardware: Any = MISSING
+    tracker: Any = MISSING
+
+
+GROUPS = ("dataset", "partitioner", "model", "optimizer", "strategy", "hardware", "tracker")
+
+# What the numbers of a run do not depend on.
+_NOT_NUMERICAL = ("name", "cache_dir", "hardware", "tracker")
+
+
+def register() -> None:
+    """Make the schema known to Hydra as ``base_config``."""
+    ConfigStore.instance().store(name="base_config", node=Config)
+
+
+def parse(config: DictConfig) -> Config:
+    """Return the composed config as dataclasses and plain dicts, interpolations resolved.
+
+    Raises
+    ------
+    InputError
+        If a key was added (``+key=value``) to a section whose keys the schema knows.
+    """
+    OmegaConf.resolve(config)
+    parsed = OmegaConf.to_object(config)
+    assert isinstance(parsed, Config)
+    sections = {"": (config, Config), "federation.": (config.federation, Federation)}
+    sections |= {"local.": (config.local, Local), "validation.": (config.validation, Validation)}
+    lines = [
+        f"unknown key {prefix}{key}; only the options of a group take further keys"
+        for prefix, (section, schema) in sections.items()
+        for key in section
+        if key not in {known.name for known in fields(schema)}
+    ]
+    if lines:
+        raise InputError(*lines)
+    return parsed
+
+
+def digest(config: Config, *, without: tuple[str, ...] = ()) -> str:
+    """Return 12 hexadecimal digits that are equal for two configs exactly when their numbers should be.
+
+    Parameters
+    ----------
+    config : Config
+        The experiment. Its name, tracker, hardware and cache do not count.
+    without : tuple of str
+        Further sections that do not count: ``("seed",)`` gives the digest of an ablation's cell.
+    """
+    plain = {k: v for k, v in asdict(config).items() if k not in _NOT_NUMERICAL + without}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,0 +1,1 @@
+"""Sources and partitions of data: what becomes :class:`~fedresearch.data.federated.FederatedData`."""

@@ -1,0 +1,77 @@
+"""Arrays that are costly to make, kept on disk."""
+
+import hashlib
+import json
+import logging
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+
+from fedresearch.errors import InputError
+
+log = logging.getLogger(__name__)
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+def cached_arrays(cache_dir: str | Path, name: str, key: object, make: Callable[[], Arrays]) -> Arrays:
+    """Return the arrays kept under ``name`` and ``key``; make and keep them where there are none.
+
+    Processes that start together make them once. An entry is one ``.npz`` file, renamed into place when complete; its
+    checksums are verified at each reading, and a damaged one is made again.
+
+    Parameters
+    ----------
+    cache_dir : path
+        Where entries are kept; made when missing.
+    name : str
+        A readable beginning of the entry's name.
+    key : object
+        All that the arrays depend on, as JSON can write it.
+    make : callable
+        Returns the arrays by name.
+
+    Raises
+    ------
+    InputError
+        If the entry cannot be written.
+    """
+    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+    entry = Path(cache_dir).expanduser() / f"{name.replace('/', '-')}-{digest}.npz"
+    if (arrays := _read(entry)) is not None:
+        return arrays
+    try:
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{entry}.lock"):
+            if (arrays := _read(entry)) is None:
+                arrays = make()
+                _write(entry, arrays)
+            return arrays
+    except OSError as error:
+        raise InputError(f"cache_dir={cache_dir} cannot be written: {error}; try cache_dir=DIR") from error
+
+
+def _read(entry: Path) -> Arrays | None:
+    try:
+        with entry.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except FileNotFoundError:
+        return None
+    except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
+        log.warning("%s is damaged (%s) and is made again", entry, error)
+        return None
+
+
+def _write(entry: Path, arrays: Arrays) -> None:
+    unfinished = entry.with_suffix(".tmp")  # one name is enough: the lock is held
+    try:
+        with unfinished.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]  # the stub takes the names for its own arguments
+        unfinished.replace(entry)
+    finally:
+        unfinished.unlink(missing_ok=True)

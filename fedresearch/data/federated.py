@@ -1,0 +1,80 @@
+"""A dataset shared out among clients: arrays held once, and where in them each client's samples are."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedresearch.data.partition import Rows
+from fedresearch.data.source import Source
+
+
+@dataclass(frozen=True)
+class FederatedData:
+    """The clients' samples, partition by partition in contiguous arrays, and the server's test split.
+
+    Attributes
+    ----------
+    train, validation : sequence of ndarray
+        For each partition, the rows of the dataset's training split that it trains on and validates on.
+    x, y : Tensor
+        All partitions' samples one after another, of shapes ``(n, *input_shape)`` and ``(n, ...)``; within a
+        partition training samples first. What a client reads is a view of these, not a copy.
+    test_x, test_y : Tensor
+        The server's test split.
+    """
+
+    train: Sequence[Rows]
+    validation: Sequence[Rows]
+    x: Tensor
+    y: Tensor
+    test_x: Tensor
+    test_y: Tensor
+
+    @classmethod
+    def build(
+        cls, source: Source, train: Sequence[Rows], validation: Sequence[Rows], dtype: torch.dtype
+    ) -> "FederatedData":
+        """Gather the partitions' samples; floating-point arrays are given ``dtype``."""
+        parts = [rows for pair in zip(train, validation, strict=True) for rows in pair]
+        order = torch.from_numpy(np.concatenate(parts))
+
+        def cast(array: Tensor) -> Tensor:
+            return array.to(dtype) if array.is_floating_point() else array
+
+        samples, test = source.train, source.test
+        x, y = cast(samples.x[order]), cast(samples.y[order])
+        return cls(train, validation, x, y, cast(test.x), cast(test.y))
+
+    @property
+    def num_partitions(self) -> int:
+        """Number of clients."""
+        return len(self.train)
+
+    def train_samples(self, partition_id: int) -> tuple[Tensor, Tensor]:
+        """Return views of one client's training inputs and targets."""
+        start, split, _ = self._bounds[partition_id]
+        return self.x[start:split], self.y[start:split]
+
+    def validation_samples(self, partition_id: int) -> tuple[Tensor, Tensor]:
+        """Return views of one client's validation inputs and targets."""
+        _, split, stop = self._bounds[partition_id]
+        return self.x[split:stop], self.y[split:stop]
+
+    def digest(self) -> str:
+        """Return a SHA-256 over who holds which rows: equal digests, equal partitions and splits."""
+        sha = hashlib.sha256()
+        for rows in (*self.train, *self.validation):
+            sha.update(len(rows).to_bytes(8, "little"))
+            sha.update(rows.astype("<i8").tobytes())
+        return sha.hexdigest()
+
+    @cached_property
+    def _bounds(self) -> list[tuple[int, int, int]]:
+        sizes = [(len(t), len(v)) for t, v in zip(self.train, self.validation, strict=True)]
+        starts = np.cumsum([0, *(t + v for t, v in sizes)]).tolist()
+        return [(start, start + t, start + t + v) for start, (t, v) in zip(starts, sizes, strict=False)]

@@ -1,0 +1,1 @@
+"""Where the ClientApps run: one Flower Grid a module."""

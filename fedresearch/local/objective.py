@@ -1,0 +1,38 @@
+"""What a model is trained for and judged by, told by the targets' type."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.nn import functional as F
+
+# Samples in one forward pass of an evaluation. Fixed, so that sums are formed in one order everywhere.
+_EVALUATION_BATCH = 1024
+
+
+def loss_for(targets: Tensor) -> Callable[..., Tensor]:
+    """Return the loss for such targets: cross-entropy for class indices, mean squared error for floats."""
+    return F.mse_loss if targets.is_floating_point() else F.cross_entropy
+
+
+def evaluate(model: Module, x: Tensor, y: Tensor) -> tuple[float, float | None]:
+    """Return the mean loss over samples, and the accuracy where the targets are classes.
+
+    Parameters
+    ----------
+    model : Module
+        The model, in training or evaluation mode; it is left in evaluation mode.
+    x, y : Tensor
+        Inputs ``(n, *input_shape)`` and targets ``(n, ...)``, with n at least 1.
+    """
+    model.eval()
+    loss = loss_for(y)
+    total, correct = 0.0, 0
+    with torch.inference_mode():
+        for inputs, targets in zip(x.split(_EVALUATION_BATCH), y.split(_EVALUATION_BATCH), strict=True):
+            outputs = model(inputs)
+            total += loss(outputs, targets).item() * len(targets)
+            if not y.is_floating_point():
+                correct += int((outputs.argmax(dim=1) == targets).sum())
+    return total / len(y), None if y.is_floating_point() else correct / len(y)

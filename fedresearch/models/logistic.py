@@ -1,0 +1,26 @@
+"""Multinomial logistic regression: one linear layer on the flattened input."""
+
+from math import prod
+
+from torch import Tensor, nn
+
+
+class Logistic(nn.Module):
+    """Multinomial logistic regression; convex, so that optima and trajectories have closed forms to test against.
+
+    Parameters
+    ----------
+    input_shape : tuple of int
+        Shape of one sample; any.
+    num_classes : int
+        Number of outputs.
+    """
+
+    def __init__(self, input_shape: tuple[int, ...], num_classes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(prod(input_shape), num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits of shape ``(n, num_classes)`` for inputs of shape ``(n, *input_shape)``."""
+        logits: Tensor = self.linear(x.flatten(1))
+        return logits

@@ -1,0 +1,152 @@
+"""One experiment's run, from the first check to the saved model."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from flwr.app import ArrayRecord, Context, RecordDict
+
+from fedresearch.apps.records import sha256
+from fedresearch.apps.rounds import Row
+from fedresearch.config import Config, digest
+from fedresearch.data.federated import FederatedData
+from fedresearch.data.plot import label_counts_csv, label_distribution_png
+from fedresearch.errors import InputError
+from fedresearch.experiment import Experiment
+from fedresearch.runs.directory import MODEL, RunDirectory, refuse_used, write_whole
+from fedresearch.runs.provenance import provenance
+from fedresearch.tracking.console import Console
+from fedresearch.tracking.tracker import RunInfo, TrackerGroup
+
+log = logging.getLogger("fedresearch")
+
+
+def run_experiment(
+    config: Config, choices: Mapping[str, str | None], directory: Path, overrides: Sequence[str]
+) -> None:
+    """Run an experiment in a directory of its own.
+
+    Parameters
+    ----------
+    config : Config
+        The checked config.
+    choices : mapping
+        Config group to chosen option.
+    directory : Path
+        The run's directory.
+    overrides : sequence of str
+        What was typed, for the record.
+
+    Raises
+    ------
+    InputError
+        If a part cannot be built as configured, or the directory holds a run already.
+    """
+    refuse_used(directory)
+    experiment = Experiment(config, choices)
+    experiment.build()  # before the directory is claimed
+    data = experiment.data
+    report_small_partitions(data, config.local.batch_size)
+
+    plain, cell = asdict(config), digest(config, without=("seed",))
+    run = RunDirectory(
+        directory,
+        {
+            "name": experiment.name,
+            "digest": digest(config),
+            "cell": cell,
+            "config": plain,
+            "choices": dict(choices),
+            "overrides": list(overrides),
+            "partition_sha256": data.digest(),
+            "initial_model_sha256": sha256(experiment.initial_arrays),
+            "num_parameters": sum(p.numel() for p in experiment.model.parameters()),
+            "num_threads": torch.get_num_threads(),
+            **provenance(),
+        },
+    )
+    trackers = TrackerGroup([Console(), experiment.tracker])
+    last: Row = {}
+
+    def log_row(row: Row) -> None:
+        run.log(row)
+        trackers.log(row)
+        last.clear()
+        last.update(row)
+
+    def finish(arrays: ArrayRecord) -> None:
+        save_model(directory / MODEL, arrays)
+        last.update(experiment.evaluate(arrays))  # the last round need not be one to evaluate in
+
+    server_app = experiment.server_app(log_row, finish)
+    try:
+        save_label_distribution(data, config.dataset["declares"]["num_classes"], run)
+        trackers.start(
+            RunInfo(
+                directory=directory,
+                name=experiment.name,
+                group=cell,
+                tags=[str(choices[group]) for group in ("strategy", "dataset", "partitioner", "model")],
+                config=plain,
+                num_rounds=config.federation.num_rounds,
+            )
+        )
+        server_app(experiment.grid, Context(1, 0, {}, RecordDict(), {}))
+        trackers.log_model(directory / MODEL)
+    except BaseException as error:
+        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        run.close(status, error=f"{type(error).__name__}: {error}")
+        trackers.finish("failed", last)
+        raise
+    run.close("finished", result=last)
+    trackers.finish("finished", last)
+
+
+def report_small_partitions(data: FederatedData, batch_size: int) -> None:
+    """Name the partitions without samples to train or validate on, and those with less than one batch.
+
+    Raises
+    ------
+    InputError
+        If no partition holds any sample.
+    """
+    sizes = [len(rows) for rows in data.train]
+    if not any(sizes):
+        raise InputError("every partition is empty; see the partitioner.* values")
+    empty = [i for i, size in enumerate(sizes) if size == 0]
+    tiny = [i for i, size in enumerate(sizes) if 0 < size < batch_size]
+    if empty:
+        log.warning("%s empty and never sampled", _partitions(empty))
+    if tiny:
+        log.warning("%s less than one batch of %d training samples", _partitions(tiny, "hold"), batch_size)
+    if any(len(rows) for rows in data.validation):
+        unvalidated = [i for i, rows in enumerate(data.validation) if sizes[i] and not len(rows)]
+        if unvalidated:
+            log.warning("%s no validation sample and never evaluate", _partitions(unvalidated, "hold"))
+
+
+def _partitions(ids: Sequence[int], verb: str = "are") -> str:
+    shown = ", ".join(map(str, ids[:20])) + (f" and {len(ids) - 20} more" if len(ids) > 20 else "")
+    plural = len(ids) > 1
+    return f"partition{'s' if plural else ''} {shown} {verb if plural else {'are': 'is', 'hold': 'holds'}[verb]}"
+
+
+def save_label_distribution(data: FederatedData, num_classes: int, run: RunDirectory) -> None:
+    """Write who holds how many training samples (of which class) as partition.csv and, with classes, partition.png."""
+    targets = [data.train_samples(i)[1] for i in range(data.num_partitions)]
+    if data.y.is_floating_point():
+        sizes = [f"{i},{len(y)}" for i, y in enumerate(targets)]
+        run.write_text("partition.csv", "\n".join(["partition_id,num_examples", *sizes]) + "\n")
+        return
+    labels = [y.numpy() for y in targets]
+    run.write_text("partition.csv", label_counts_csv(labels, num_classes))
+    run.write_bytes("partition.png", label_distribution_png(labels, num_classes))
+
+
+def save_model(path: Path, arrays: ArrayRecord) -> None:
+    """Write global arrays as a safetensors file, under the names of the model's ``state_dict``."""
+    content = safetensors.torch.save(dict(arrays.to_torch_state_dict()))
+    write_whole(path, lambda temporary: temporary.write_bytes(content))

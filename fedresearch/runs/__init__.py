@@ -1,0 +1,1 @@
+"""A run's directory: what it was, how it went, what it measured."""

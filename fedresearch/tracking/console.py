@@ -1,0 +1,115 @@
+"""What a run shows while it runs: a live bar on a terminal, a line a round elsewhere, and a small table at the end."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich import filesize
+from rich.console import Console as Terminal
+from rich.progress import BarColumn, Progress, TextColumn
+
+from fedresearch.tracking.tracker import RunInfo
+
+
+class Console:
+    """Shows a run's progress and, at its end, its results and its directory.
+
+    Parameters
+    ----------
+    terminal : rich.console.Console or None
+        Where to print; None is standard output.
+    """
+
+    def __init__(self, terminal: Terminal | None = None) -> None:
+        self._terminal = terminal or Terminal()
+
+    def start(self, run: RunInfo) -> None:
+        """Show the bar, if this is a terminal."""
+        self._run = run
+        self._known: dict[str, Any] = {}
+        # Drawn once a round and not by a thread of its own, which would take time from the training.
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[figures]}"),
+            console=self._terminal,
+            auto_refresh=False,
+            expand=True,
+            transient=True,
+        )
+        self._bar = self._progress.add_task(self._position(0), total=run.num_rounds, figures="")
+        if self._terminal.is_interactive:
+            self._progress.start()
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Show one round. The bar keeps the last evaluation's figures, a line has those of its round only."""
+        present = {name: value for name, value in row.items() if value is not None}
+        self._known |= present
+        position = self._position(row["round"])
+        speed = [f"{_rate(row['clients/sampled'] / row['time/round_s'])} clients/s", f"{self._time_left(row)} left"]
+        if self._terminal.is_interactive:
+            loss = self._known.get("eval/loss", self._known.get("train/loss"))
+            figures = _named({"loss": loss, "accuracy": self._known.get("eval/accuracy")}) + speed
+            self._progress.update(
+                self._bar, completed=row["round"], description=position, figures="  ".join(figures), refresh=True
+            )
+        else:
+            named = _named({name: present.get(name) for name in ("train/loss", "eval/loss", "eval/accuracy")})
+            self._print("  ".join([position, *named, *speed]))
+
+    def log_model(self, path: Path) -> None:
+        """Do nothing: the run directory is shown at the end."""
+
+    def finish(self, status: str, summary: Mapping[str, Any]) -> None:
+        """Show the results and, on a line of its own, the run directory."""
+        if self._terminal.is_interactive:
+            self._progress.stop()
+        self._print(f"{status} after {self._known.get('round', 0)} of {self._run.num_rounds} rounds")
+        for label, name, shown in _RESULTS:
+            if summary.get(name) is not None:
+                self._print(f"  {label:<26}{shown(summary[name])}")
+        self._print(str(self._run.directory))
+
+    def _position(self, server_round: int) -> str:
+        num_rounds = str(self._run.num_rounds)
+        return f"round {server_round:>{len(num_rounds)}}/{num_rounds}"
+
+    def _time_left(self, row: Mapping[str, Any]) -> str:
+        return _duration(row["time/total_s"] / row["round"] * (self._run.num_rounds - row["round"]))
+
+    def _print(self, line: str) -> None:
+        # As it is: a path is not to be wrapped, nor are its brackets markup.
+        self._terminal.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _named(figures: Mapping[str, float | None]) -> list[str]:
+    return [f"{name} {_figure(name, value)}" for name, value in figures.items() if value is not None]
+
+
+def _figure(name: str, value: float) -> str:
+    """Return an accuracy with four decimals, and a loss, which may have any size, with four digits."""
+    return f"{value:.4f}" if name.endswith("accuracy") else f"{value:<#7.4g}"
+
+
+def _rate(per_second: float) -> str:
+    return f"{per_second:.0f}" if per_second >= 10 else f"{per_second:.1f}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {seconds:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+_RESULTS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("test loss", "eval/loss", "{:#.4g}".format),
+    ("test accuracy", "eval/accuracy", "{:.4f}".format),
+    ("clients' accuracy, mean", "clients/accuracy_mean", "{:.4f}".format),
+    ("clients' accuracy, worst", "clients/accuracy_worst", "{:.4f}".format),
+    ("sent up", "comm/bytes_up_total", filesize.decimal),
+    ("sent down", "comm/bytes_down_total", filesize.decimal),
+    ("time", "time/total_s", _duration),
+)

@@ -1,0 +1,48 @@
+"""TensorBoard event files in the run directory; needs the extra ``tensorboard``."""
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from fedresearch.errors import InputError
+from fedresearch.tracking.tracker import RunInfo
+
+
+class TensorBoardTracker:
+    """Writes a run's numbers as TensorBoard scalars, the round as the step.
+
+    ``tensorboard --logdir outputs`` shows every run below it.
+
+    Raises
+    ------
+    InputError
+        If the package ``tensorboard`` is not installed.
+    """
+
+    def __init__(self) -> None:
+        if find_spec("tensorboard") is None:
+            raise InputError(
+                "tracker=tensorboard needs the package tensorboard, which is not installed; "
+                'try pip install "fedresearch[tensorboard]"'
+            )
+
+    def start(self, run: RunInfo) -> None:
+        """Open an event file in ``tensorboard/`` of the run directory."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        # Flushed every two seconds (two minutes by default), so that the curves can be watched.
+        self._writer = SummaryWriter(str(run.directory / "tensorboard"), flush_secs=2)
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Write the numbers of one round."""
+        for name, value in row.items():
+            if name != "round" and isinstance(value, int | float):
+                self._writer.add_scalar(name, value, row["round"])
+
+    def log_model(self, path: Path) -> None:
+        """Do nothing: the file is in the run directory already."""
+
+    def finish(self, status: str, summary: Mapping[str, Any]) -> None:
+        """Close the event file."""
+        self._writer.close()

@@ -1,0 +1,181 @@
+"""Weights & Biases: one W&B run per experiment, one row per round, never a reason for a run to stop."""
+
+import math
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fedresearch.tracking.tracker import RunInfo
+
+
+class WandbTracker:
+    """Mirrors a run to Weights & Biases.
+
+    Whatever fails in W&B is told in one line and the run goes on: offline where W&B could not be reached at the start,
+    without W&B otherwise. W&B asks no questions and writes below ``wandb/`` of the run directory only.
+
+    Parameters
+    ----------
+    mode : {"auto", "online", "offline", "disabled"}
+        ``auto`` is what the environment variable WANDB_MODE says, else online if an API key is configured, else
+        offline.
+    project : str
+        W&B project.
+    entity : str or None
+        W&B user or team; None is the key's default.
+    tags : sequence of str
+        Tags besides the options chosen.
+    group : str or None
+        W&B group; None groups the seeds of one ablation cell.
+    job_type : str
+        W&B job type.
+    log_model : bool
+        Whether to store the final model as an artifact.
+    """
+
+    def __init__(
+        self,
+        *,
+        mode: str = "auto",
+        project: str = "fedresearch",
+        entity: str | None = None,
+        tags: Sequence[str] = (),
+        group: str | None = None,
+        job_type: str = "train",
+        log_model: bool = False,
+    ) -> None:
+        self._mode, self._project, self._entity, self._tags = mode, project, entity, tags
+        self._group, self._job_type, self._log_model = group, job_type, log_model
+        self._wandb: Any = None  # W&B's run; None before the start, and for good once something failed
+
+    def start(self, run: RunInfo) -> None:
+        """Begin a W&B run, offline if online is not possible."""
+        self._directory = run.directory
+        with self._surviving("starting"):
+            mode = self._mode
+            try:
+                mode, reason = self._resolved_mode()
+                if mode == "disabled":
+                    return
+                self._wandb = self._init(run, mode)
+            except Exception as error:
+                if mode == "offline":
+                    raise
+                mode, reason = "offline", f"going online failed ({_in_one_line(error)}), so the run is recorded offline"
+                self._wandb = self._init(run, mode)
+            if mode == "offline":
+                _say(f"{reason}; to upload it: {self._how_to_sync()}")
+            elif self._wandb.url:
+                _say(self._wandb.url)
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Log one round as one row."""
+        with self._surviving("logging a round"):
+            if self._wandb:
+                self._wandb.log(_loggable(row))
+
+    def log_model(self, path: Path) -> None:
+        """Store the model as an artifact of the run, if asked to."""
+        with self._surviving("storing the model"):
+            if self._wandb and self._log_model:
+                self._wandb.log_model(path)
+
+    def finish(self, status: str, summary: Mapping[str, Any]) -> None:
+        """Write the summary, and mark the W&B run as finished or failed."""
+        with self._surviving("finishing"):
+            if self._wandb:
+                import wandb
+
+                self._wandb.summary.update(_loggable(summary))
+                self._wandb.finish(exit_code=0 if status == "finished" else 1)
+                # Ends W&B's service process, which keeps this run's directories: the next run has its own.
+                wandb.teardown()
+        self._wandb = None
+
+    def _resolved_mode(self) -> tuple[str, str]:
+        """Return W&B's mode, and why, should it be offline."""
+        if self._mode != "auto":
+            return self._mode, f"tracker.mode={self._mode}"
+        if mode := os.environ.get("WANDB_MODE"):
+            return mode, f"WANDB_MODE={mode}"
+        import wandb
+
+        if wandb.login(prompt=False, verify=False):  # looks for a key; no prompt, no network
+            return "online", ""
+        return "offline", "no API key is configured, so the run is recorded offline"
+
+    def _how_to_sync(self) -> str:
+        return f"wandb sync {shlex.quote(str(Path(self._wandb.dir).parent))}"
+
+    def _init(self, run: RunInfo, mode: str) -> Any:
+        import wandb
+
+        wandb_run = wandb.init(
+            mode=mode,  # type: ignore[arg-type]  # what W&B does not know, it refuses
+            project=self._project,
+            entity=self._entity,
+            name=run.name,
+            group=self._group or run.group,
+            job_type=self._job_type,
+            tags=[*run.tags, *self._tags],
+            config=run.config,
+            dir=run.directory,
+            reinit="finish_previous",  # by default, a second init returns the first one's run
+            settings=wandb.Settings(
+                silent=True,
+                console="off",
+                init_timeout=10,  # seconds; W&B takes twice as long to give up
+                finish_timeout=60,  # 0, the default, waits for the network for ever
+                finish_timeout_raises=True,
+                x_transaction_log_flush_interval=1,  # 15 by default: what a killed run loses
+            ),
+        )
+        wandb_run.define_metric("round")
+        wandb_run.define_metric("*", step_metric="round")
+        return wandb_run
+
+    @contextmanager
+    def _surviving(self, doing: str) -> Iterator[None]:
+        """Give W&B its directories and silence for a while; if it fails, tell it and do without W&B from then on."""
+        place = self._directory / "wandb"
+        ours = {
+            "WANDB_DATA_DIR": str(place / "data"),
+            "WANDB_CACHE_DIR": str(place / "cache"),
+            "WANDB_ARTIFACT_DIR": str(place / "artifacts"),
+            "WANDB_SILENT": "true",  # in time for W&B's first words; it also rules out a prompt
+        }
+        theirs = {name: os.environ.get(name) for name in ours}
+        os.environ.update(ours)
+        try:
+            yield
+        except Exception as error:
+            upload = f"; to upload what it has so far: {self._how_to_sync()}" if self._wandb else ""
+            self._wandb = None
+            _say(f"{doing} failed ({_in_one_line(error)}); the run goes on without W&B{upload}")
+        finally:
+            for name, value in theirs.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
+
+
+def _loggable(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what is no value: one NaN makes W&B's minimum, maximum and mean of a metric NaN for good."""
+    return {
+        name: value
+        for name, value in row.items()
+        if isinstance(value, str) or (value is not None and math.isfinite(value))
+    }
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _say(line: str) -> None:
+    print(f"W&B: {line}", file=sys.stderr, flush=True)

@@ -1,0 +1,92 @@
+"""What several tests share: composing an experiment as the command line does, and running it."""
+
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ["WANDB_MODE"] = "offline"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+ROOT = Path(__file__).parents[1]
+MNIST = ROOT.parent / "shared" / "data" / "mnist"
+
+
+@dataclass
+class Result:
+    """A run in memory: its rows, its last global arrays and the experiment's parts."""
+
+    rows: list[dict[str, Any]]
+    arrays: dict[str, Any]
+    experiment: Any
+
+    def numbers(self) -> list[dict[str, Any]]:
+        """Return the rows without their times."""
+        return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in self.rows]
+
+
+@pytest.fixture(autouse=True)
+def _only_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuse connections that leave the machine."""
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: Any) -> None:
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in ("127.0.0.1", "::1", "localhost"):
+            raise OSError(f"a test tried to reach {address}")
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture
+def compose() -> Callable[..., tuple[Any, dict[str, str]]]:
+    """Return a function from overrides to the checked config and the chosen options."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    from fedresearch import config
+    from fedresearch.usage import CONF
+
+    def compose_(*overrides: str, config_dir: Path | None = None) -> tuple[Any, dict[str, str]]:
+        extra = [f"hydra.searchpath=[file://{config_dir}]"] if config_dir else []
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            config.register()
+            composed = hydra_compose("config", [*overrides, *extra], return_hydra_config=True)
+        choices = {k: v for k, v in composed.hydra.runtime.choices.items() if "/" not in k}
+        parsed = config.parse(_without_hydra(composed))
+        config.check(parsed, choices)
+        return parsed, choices
+
+    return compose_
+
+
+def _without_hydra(composed: Any) -> Any:
+    from omegaconf import open_dict
+
+    with open_dict(composed):
+        del composed["hydra"]
+    return composed
+
+
+@pytest.fixture
+def run(compose: Callable[..., Any]) -> Callable[..., Result]:
+    """Return a function that runs an experiment in memory, through its real apps and grid."""
+
+    def run_(*overrides: str, config_dir: Path | None = None) -> Result:
+        from flwr.app import ArrayRecord, Context, RecordDict
+
+        from fedresearch.experiment import Experiment
+
+        experiment = Experiment(*compose(*overrides, "tracker=none", config_dir=config_dir))
+        experiment.build()
+        rows: list[dict[str, Any]] = []
+        last: list[ArrayRecord] = []
+        app = experiment.server_app(rows.append, last.append)
+        app(experiment.grid, Context(1, 0, {}, RecordDict(), {}))
+        return Result(rows, {name: array.numpy() for name, array in last[0].items()}, experiment)
+
+    return run_

@@ -1,0 +1,79 @@
+"""Every option of every group is composed, checked and built: an option without a test cannot exist."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+CONF = Path(__file__).parents[1] / "conf"
+GROUPS = ("dataset", "partitioner", "model", "optimizer", "strategy", "hardware", "tracker", "experiment")
+
+# What an option needs beside it; the others go with the defaults.
+WITH = {
+    "dataset=diabetes": ["partitioner=iid"],
+    "dataset=shakespeare": ["model=char_lstm"],
+    "partitioner=natural_id": ["dataset=fcube"],
+    "partitioner=grouped_natural_id": ["dataset=fcube"],
+    "partitioner=exponential": ["federation.num_supernodes=5"],
+    "model=char_lstm": ["dataset=shakespeare"],
+    "model=cnn_mcmahan": ["dataset=mnist"],
+    "model=lenet": ["dataset=cifar10"],
+    "model=resnet18": ["dataset=cifar10"],
+}
+# What these load is tested in test_hub.py, on fixtures of the Hub's shape.
+FROM_THE_HUB = {"mnist", "fashion_mnist", "cifar10", "cifar100", "femnist", "shakespeare"}
+
+
+def options(group):
+    return sorted(path.stem for path in (CONF / group).glob("[!_]*.yaml"))
+
+
+ALL = [(group, option) for group in GROUPS for option in options(group)]
+
+
+def test_the_groups_are_the_folders():
+    assert {path.name for path in CONF.iterdir() if path.is_dir()} == set(GROUPS)
+
+
+@pytest.mark.parametrize(("group", "option"), ALL)
+def test_every_option_composes_is_checked_and_built(compose, group, option, tmp_path):
+    from fedresearch.experiment import Experiment, build_model
+
+    config, choices = compose(f"{group}={option}", *WITH.get(f"{group}={option}", []), f"cache_dir={tmp_path}")
+    assert choices[group] == option
+    experiment = Experiment(config, choices)
+    declares = config.dataset["declares"]
+    model = build_model(config, choices)
+    kind = torch.int64 if declares["input"] == "tokens" else torch.float32
+    outputs = model(torch.zeros(2, *declares["input_shape"], dtype=kind))
+    assert outputs.shape == (2, declares["num_classes"])
+    assert experiment.strategy.summary
+    assert experiment.tracker.log
+    if choices["dataset"] not in FROM_THE_HUB:
+        experiment.build()
+        assert list(experiment.grid.get_node_ids())
+        assert all(len(rows) for rows in experiment.data.train)
+
+
+@pytest.mark.parametrize("option", options("experiment"))
+def test_experiments_are_short(option):
+    lines = [line for line in (CONF / "experiment" / f"{option}.yaml").read_text().splitlines() if line.strip()]
+    assert len(lines) <= 16
+
+
+def test_a_dataset_that_holds_something_else_than_it_declares(compose):
+    from fedresearch.errors import InputError
+    from fedresearch.experiment import Experiment
+
+    experiment = Experiment(*compose("dataset.declares.input_shape=[1,8,9]"))
+    with pytest.raises(InputError, match=r"dataset=digits holds inputs of shape \[1, 8, 8\], but dataset\.declares"):
+        _ = experiment.data
+
+
+def test_a_dataset_that_declares_nothing(compose, tmp_path):
+    from fedresearch.errors import InputError
+
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "mine.yaml").write_text("_target_: mine.load\ndeclares: {input: image, num_classes: 2}")
+    with pytest.raises(InputError, match=r"dataset=mine: its YAML must give columns, input_shape below declares"):
+        compose("dataset=mine", config_dir=tmp_path)

@@ -1,0 +1,214 @@
+"""What the user reads when the command line asks for something that cannot be."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# Stands in for the run: whatever reaches it has passed every check, and must not have imported anything heavy.
+GUARD = """
+import sys, types
+stub = types.ModuleType("fedresearch.run")
+stub.run_experiment = lambda *arguments: print("would run")
+sys.modules["fedresearch.run"] = stub
+from fedresearch import main
+sys.argv = ["main", *sys.argv[1:]]
+try:
+    main.main()
+finally:
+    heavy = {"torch", "flwr", "flwr_datasets", "datasets", "wandb", "numpy", "sklearn"} & set(sys.modules)
+    print("heavy:", *sorted(heavy), file=sys.stderr)
+"""
+
+
+def command(cwd, *arguments):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("HYDRA_FULL_ERROR", None)
+    return subprocess.run(
+        [sys.executable, "-c", GUARD, *arguments], cwd=cwd, env=environment, capture_output=True, text=True
+    )
+
+
+MISTAKES = {
+    "an option that does not exist": (
+        ["strategy=fedavgg"],
+        "strategy=fedavgg does not exist, strategy may be fedavg; try strategy=fedavg",
+    ),
+    "a group that does not exist": (["strateggy=fedavg"], "unknown key strateggy; the config has cache_dir, dataset, "),
+    "a mistyped key": (
+        ["federation.num_round=3"],
+        "unknown key federation.num_round; federation has evaluate_every, fraction_evaluate, fraction_train, "
+        "num_rounds, num_supernodes; did you mean federation.num_rounds?",
+    ),
+    "a mistyped key of an option": (["partitioner.alpah=1"], "did you mean partitioner.alpha?"),
+    "an added key": (["+foo=1"], "unknown key foo; only the options of a group take further keys"),
+    "an added key of a section": (["+federation.foo=1"], "unknown key federation.foo;"),
+    "a word for a number": (
+        ["federation.num_rounds=abc"],
+        "federation.num_rounds must be an integer >= 1, got abc; try federation.num_rounds=20",
+    ),
+    "a fraction for an integer": (
+        ["federation.num_rounds=2.5"],
+        "federation.num_rounds must be an integer >= 1, got 2.5",
+    ),
+    "a value for a section": (["federation=3"], "federation is a section of several keys, got 3; try federation."),
+    "zero rounds": (["federation.num_rounds=0"], "federation.num_rounds must be an integer >= 1, got 0"),
+    "too large a fraction": (
+        ["federation.fraction_train=2.0"],
+        "federation.fraction_train must be in (0, 1], got 2.0; try federation.fraction_train=0.1",
+    ),
+    "a negative seed": (["seed=-1"], "seed must be an integer >= 0, got -1; try seed=0"),
+    "a wrong type in an option": (
+        ["partitioner.alpha=abc"],
+        "partitioner.alpha must be > 0, got abc; try partitioner.alpha=0.5",
+    ),
+    "a truth value for a number": (["optimizer.lr=true"], "optimizer.lr must be > 0, got true; try optimizer.lr=0.1"),
+    "an infinite learning rate": (["optimizer.lr=.inf"], "optimizer.lr must be > 0, got "),
+    "an unknown dtype": (["dtype=float16"], "dtype must be float32 or float64, got float16"),
+    "an unknown tracker mode": (
+        ["tracker.mode=cloud"],
+        "tracker.mode must be auto, online, offline or disabled, got cloud",
+    ),
+    "epochs and steps": (
+        ["local.steps=3"],
+        "exactly one of local.epochs and local.steps must be set, got 5 and 3; try local.epochs=5 local.steps=null",
+    ),
+    "neither epochs nor steps": (
+        ["local.epochs=null"],
+        "exactly one of local.epochs and local.steps must be set, got both null",
+    ),
+    "more clients than partitions": (
+        ["federation.num_supernodes=20", "partitioner.num_partitions=10"],
+        "federation.num_supernodes=20 is more than the 10 partitions made; try federation.num_supernodes=10",
+    ),
+    "more clients sampled than exist": (
+        ["strategy.server.min_train_nodes=50"],
+        "strategy.server.min_train_nodes=50 is more than the 5 clients of a round",
+    ),
+    "labels where there are none": (
+        ["dataset=diabetes"],
+        "partitioner=dirichlet partitions by label, which dataset=diabetes does not have; it can be partitioned by "
+        "nothing (it has neither labels nor natural ids); try partitioner=iid",
+    ),
+    "natural ids where there are none": (
+        ["partitioner=natural_id"],
+        "partitioner=natural_id partitions by natural_id, which dataset=digits does not have; it can be partitioned by "
+        "label; try partitioner.partition_by=label",
+    ),
+    "more classes a client than there are": (
+        ["partitioner=pathological", "partitioner.num_classes_per_partition=11"],
+        "partitioner.num_classes_per_partition=11 is more than the 10 classes of dataset=digits",
+    ),
+    "images that are too small": (
+        ["model=lenet"],
+        "model=lenet needs images of at least 16 x 16 pixels, got dataset=digits",
+    ),
+    "a model for other input": (
+        ["model=char_lstm"],
+        "model=char_lstm takes tokens input, got dataset=digits, whose input is image",
+    ),
+    "no number of clients": (
+        ["federation.num_supernodes=null"],
+        "federation.num_supernodes=null leaves the number to the partitioner, but partitioner=dirichlet needs one",
+    ),
+    "nothing to evaluate on": (
+        ["validation.fraction=0"],
+        "federation.fraction_evaluate > 0 needs validation data on the clients, got validation.fraction=0; "
+        "try federation.fraction_evaluate=0",
+    ),
+    "nesterov without momentum": (["optimizer.nesterov=true"], "optimizer.nesterov=true needs momentum"),
+    "a sweep without -m": (
+        ["seed=0,1"],
+        "seed=0,1 is a sweep of several values: add -m, or write a list as seed=[0,1]",
+    ),
+    "no override at all": (["foo"], "cannot read 'foo': an override is written key=value"),
+    "a group set to null": (["model=null"], "a config group needs an option and cannot be null"),
+    "an interpolation to nowhere": (["seed=${nope}"], "Interpolation key 'nope' not found"),
+    "a group that is removed": (["~model"], "model is not set; try model=..."),
+}
+
+
+@pytest.mark.parametrize(("overrides", "said"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_told_in_a_line(tmp_path, overrides, said):
+    done = command(tmp_path, *overrides)
+    lines = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert lines[-1] == "heavy:"  # nothing heavy was imported
+    assert len(lines) == 2, done.stderr  # one line, no traceback
+    assert lines[0].startswith("error: ")
+    assert said in lines[0]
+    assert not done.stdout
+    assert not [*tmp_path.glob("outputs/*")]  # no empty run directory stays behind
+
+
+def test_each_of_several_mistakes_is_told(tmp_path):
+    done = command(tmp_path, "seed=-1", "federation.fraction_train=3", "local.batch_size=-5")
+    assert done.stderr.splitlines()[:3] == [
+        "error: seed must be an integer >= 0, got -1; try seed=0",
+        "error: federation.fraction_train must be in (0, 1], got 3.0; try federation.fraction_train=0.1",
+        "error: local.batch_size must be an integer >= 0 (0: the full batch), got -5; try local.batch_size=10",
+    ]
+
+
+def test_a_sweep_runs_its_good_jobs_and_tells_of_the_bad_one(tmp_path):
+    done = command(tmp_path, "-m", "seed=0,-1,2")
+    assert done.returncode == 1
+    assert done.stdout.count("would run") == 2
+    assert "error: seed must be an integer >= 0, got -1; try seed=0" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "printed"),
+    [
+        (["--help"], "python -m fedresearch.main -m partitioner.alpha=0.1,1,10 seed=0,1,2"),
+        (["--cfg", "job", "--resolve"], "  num_partitions: 10\n"),
+        (["--info", "defaults-tree"], "dataset: digits"),
+        (["--shell-completion", "install=bash"], "complete"),
+    ],
+)
+def test_what_only_prints_is_light(tmp_path, arguments, printed):
+    done = command(tmp_path, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert printed in done.stdout
+    assert done.stderr.splitlines()[-1] == "heavy:"
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_help_shows_every_option_with_a_description(tmp_path):
+    printed = command(tmp_path, "--help").stdout
+    options = sorted((ROOT / "conf").glob("*/[!_]*.yaml"))
+    assert len(options) > 30
+    for option in options:
+        line = next(line for line in printed.splitlines() if line[4:].split(" ")[0] == option.stem)
+        description = line[4 + len(option.stem) :].strip()
+        assert description, option
+        assert description[0] not in "#_@{", option
+        assert len(line) <= 120, option
+
+
+def test_the_traceback_is_there_for_who_asks(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "fedresearch.main", "strategy=fedavgg"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HYDRA_FULL_ERROR": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_digest_counts_what_determines_the_numbers(compose):
+    from fedresearch.config import digest
+
+    base, _ = compose()
+    same = [compose("name=x")[0], compose("tracker=none")[0], compose("cache_dir=elsewhere")[0]]
+    other = [compose(o)[0] for o in ("seed=1", "optimizer.lr=0.2", "model=logistic", "federation.num_rounds=3")]
+    assert {digest(config) for config in same} == {digest(base)}
+    assert len({digest(config) for config in [base, *other]}) == 5
+    assert digest(other[0], without=("seed",)) == digest(base, without=("seed",))

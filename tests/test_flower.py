@@ -1,0 +1,67 @@
+"""The contract with what Flower keeps private (``fedresearch.apps.flower``), and its log lines."""
+
+import logging
+import re
+from pathlib import Path
+
+import pytest
+from flwr.app import ConfigRecord, Message, RecordDict
+
+from fedresearch.apps import flower
+from fedresearch.errors import InputError
+
+PACKAGE = Path(flower.__file__).parents[1]
+
+
+def message():
+    return Message(RecordDict({"config": ConfigRecord({"a": 1})}), 7, "train")
+
+
+def test_messages_can_be_made_and_numbered():
+    flower.be_server(run_id=5)
+    made = message()
+    assert made.metadata.run_id == 5
+    flower.set_message_id(made, "m1")
+    assert made.metadata.message_id == "m1"
+
+
+def test_error_replies_are_flowers():
+    from flwr.common.constant import ErrorCode
+
+    flower.be_server(run_id=5)
+    made = message()
+    flower.set_message_id(made, "m2")
+    reply = flower.client_error("why", reply_to=made)
+    assert reply.has_error()
+    assert reply.error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+    assert reply.error.reason == "why"
+    assert reply.metadata.reply_to_message_id == "m2"
+    assert reply.metadata.src_node_id == 7
+
+
+def test_an_untried_release_is_refused(monkeypatch):
+    monkeypatch.setattr(flower, "version", lambda _: "1.99.0")
+    with pytest.raises(InputError, match=r"^flwr 1\.99\.0 is installed, fedresearch works with 1\.41\.\*"):
+        flower.check_version()
+
+
+def test_the_bounds_in_pyproject_are_the_releases_tried():
+    bounds = re.search(r'"flwr\[simulation\]>=1\.(\d+),<1\.(\d+)"', (PACKAGE.parent / "pyproject.toml").read_text())
+    assert [f"1.{minor}" for minor in range(int(bounds[1]), int(bounds[2]))] == list(flower.TESTED)
+
+
+def test_no_other_module_touches_private_flower():
+    private = re.compile(r"flwr\.(supercore|superlink|supernode|common|server\b|client\b|compat|proto|simulation)")
+    touching = {p.name for p in PACKAGE.rglob("*.py") if re.search(rf"(import|from) {private.pattern}", p.read_text())}
+    assert touching == {"flower.py"}
+
+
+def test_flowers_lines_appear_once_and_quietly(capfd):
+    flower.quieten()
+    logger = logging.getLogger("flwr")
+    assert not logger.propagate  # or the root logger's handler would print each line again
+    logger.info("chatter")
+    logger.warning("once")
+    printed = capfd.readouterr().err
+    assert "chatter" not in printed
+    assert printed.count("once") <= 1

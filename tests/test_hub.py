@@ -1,0 +1,422 @@
+"""Datasets of the Hub, from Parquet files with the Hub's own columns; and the cache of decoded arrays."""
+
+import functools
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import huggingface_hub
+import hydra.utils
+import numpy as np
+import pytest
+import torch
+from hydra.errors import InstantiationException
+
+from fedresearch.data import hub, text
+from fedresearch.data.cache import cached_arrays
+from fedresearch.errors import InputError
+
+# For each option: where the Hub keeps its files, the columns there, channels, side, classes.
+IMAGES = {
+    "mnist": ("mnist/{}-00000-of-00001.parquet", ("image", "label"), 1, 28, 10),
+    "fashion_mnist": ("fashion_mnist/{}-00000-of-00001.parquet", ("image", "label"), 1, 28, 10),
+    "cifar10": ("plain_text/{}-00000-of-00001.parquet", ("img", "label"), 3, 32, 10),
+    "cifar100": ("cifar100/{}-00000-of-00001.parquet", ("img", "fine_label"), 3, 32, 100),
+    "femnist": ("data/{}-00000-of-00001.parquet", ("image", "character"), 1, 28, 62),
+}
+WRITERS = ["f0000_14", "f0001_41", "f0002_01"]
+
+
+def draw_split(num_samples, channels, side, num_classes, seed):
+    draw = np.random.default_rng(seed)
+    pixels = draw.integers(0, 256, (num_samples, channels, side, side), dtype=np.uint8)
+    return pixels, draw.integers(0, num_classes, num_samples)
+
+
+def write_parquet(file, pixels, labels, columns, num_classes, extra=None):
+    """Write images as the Hub holds them: encoded as PNG, with the features in the file's metadata."""
+    from PIL import Image
+
+    image, label = columns
+    pictures = [Image.fromarray(array.transpose(1, 2, 0).squeeze()) for array in pixels]
+    features = {image: datasets.Image(), label: datasets.ClassLabel(num_classes)}
+    features |= {name: datasets.Value("string") for name in extra or {}}
+    data = {image: pictures, label: labels.tolist(), **(extra or {})}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    datasets.Dataset.from_dict(data, features=datasets.Features(features)).to_parquet(file)
+
+
+def load_option(compose, option, *overrides):
+    config, _ = compose(f"dataset={option}", "partitioner=iid", "model=mlp", *overrides)
+    options = {key: value for key, value in config.dataset.items() if key != "declares"}
+    try:
+        return hydra.utils.instantiate(options, _convert_="all"), config.dataset
+    except InstantiationException as error:
+        raise error.__cause__ from None
+
+
+def pixels_of(x, options):
+    mean, std = (np.array(options[key]).reshape(-1, 1, 1) for key in ("mean", "std"))
+    return np.round((x.numpy().astype(float) * std + mean) * 255)
+
+
+@pytest.mark.parametrize("option", [option for option in IMAGES if option != "femnist"])
+def test_images_pixel_for_pixel(compose, tmp_path, option):
+    pattern, columns, channels, side, num_classes = IMAGES[option]
+    splits = {split: draw_split(n, channels, side, num_classes, n) for split, n in (("train", 9), ("test", 4))}
+    for split, (pixels, labels) in splits.items():
+        write_parquet(tmp_path / "files" / pattern.format(split), pixels, labels, columns, num_classes)
+    for _ in ("decoded", "from the cache"):
+        source, options = load_option(
+            compose, option, f"dataset.path={tmp_path / 'files'}", f"cache_dir={tmp_path / 'cache'}"
+        )
+        for samples, (pixels, labels) in zip((source.train, source.test), splits.values(), strict=True):
+            np.testing.assert_array_equal(pixels_of(samples.x, options), pixels)
+            mean, std = (np.array(options[key]).reshape(-1, 1, 1) for key in ("mean", "std"))
+            np.testing.assert_allclose(samples.x, (pixels / 255 - mean) / std, rtol=1e-5, atol=1e-6)
+            np.testing.assert_array_equal(samples.y, labels)
+            assert (samples.x.dtype, samples.y.dtype) == (torch.float32, torch.int64)
+            assert samples.x.is_contiguous()
+            assert samples.natural_id is None
+        assert list(source.train.x.shape[1:]) == options["declares"]["input_shape"]
+        assert options["declares"]["num_classes"] == num_classes
+
+
+def test_femnist_holds_out_the_same_tenth(compose, tmp_path):
+    pattern, columns, channels, side, num_classes = IMAGES["femnist"]
+    pixels, labels = draw_split(40, channels, side, num_classes, 0)
+    writers = [WRITERS[i % 3] for i in range(40)]
+    halves = (slice(0, 25), slice(25, 40))  # the Hub cuts a large split into several files
+    for i, half in enumerate(halves):
+        file = tmp_path / "files" / pattern.format("train").replace("00000-of-00001", f"0000{i}-of-00002")
+        write_parquet(file, pixels[half], labels[half], columns, num_classes, {"writer_id": writers[half]})
+    args = (f"dataset.path={tmp_path / 'files'}", f"cache_dir={tmp_path / 'cache'}")
+    source, options = load_option(compose, "femnist", *args)
+    again, _ = load_option(compose, "femnist", *args, "seed=1")
+    assert (len(source.train.y), len(source.test.y)) == (36, 4)
+    assert torch.equal(source.test.x, again.test.x)
+    # Every sample is in one of the two, with its own label and writer.
+    known = {pixels[i].tobytes(): (labels[i], WRITERS.index(writers[i])) for i in range(40)}
+    seen = set()
+    for samples in (source.train, source.test):
+        images = pixels_of(samples.x, options).astype(np.uint8)
+        for image, y, writer in zip(images, samples.y.tolist(), samples.natural_id, strict=True):
+            assert known[image.tobytes()] == (y, writer)
+            seen.add(image.tobytes())
+    assert seen == set(known)
+    with pytest.raises(InputError, match=r"dataset\.test_fraction must be in \(0, 1\), got 1; try"):
+        load_option(compose, "femnist", *args, "dataset.test_fraction=1")
+
+
+def test_another_dataset_of_the_hub_is_one_yaml_file(compose, tmp_path, grey):
+    (tmp_path / "conf" / "dataset").mkdir(parents=True)
+    (tmp_path / "conf" / "dataset" / "pictures.yaml").write_text(
+        "# Someone's pictures\n"
+        "defaults: [_hub, _self_]\n"
+        "name: someone/pictures\n"
+        "mean: [0.1]\n"
+        "std: [0.3]\n"
+        "declares: {input: image, input_shape: [1, 8, 8], num_classes: 10, columns: [label]}\n"
+    )
+    overrides = (f"dataset.path={grey['path']}", f"cache_dir={grey['cache_dir']}")
+    source, _ = load_option(functools.partial(compose, config_dir=tmp_path / "conf"), "pictures", *overrides)
+    np.testing.assert_array_equal(pixels_of(source.test.x, GREY), draw_split(2, 1, 8, 10, 2)[0])
+
+
+def test_folders_of_the_hubs_own_conversion(tmp_path):
+    """Below refs/convert/parquet the Hub names folders after splits, and files by number."""
+    for split, n in (("train", 5), ("test", 3)):
+        pixels, labels = draw_split(n, 1, 28, 10, n)
+        write_parquet(tmp_path / "default" / split / "0000.parquet", pixels, labels, ("image", "label"), 10)
+    source = hub.load(**GREY, path=str(tmp_path), cache_dir=str(tmp_path / "cache"))
+    assert (len(source.train.y), len(source.test.y)) == (5, 3)
+
+
+GREY = {"name": "someone/pictures", "image": "image", "label": "label", "mean": [0.1], "std": [0.3]}
+
+
+@pytest.fixture
+def grey(tmp_path):
+    """A folder with 6 training and 2 test images, and what loads it."""
+    folder = tmp_path / "files"
+    for split, n in (("train", 6), ("test", 2)):
+        write_parquet(folder / f"{split}.parquet", *draw_split(n, 1, 8, 10, n), ("image", "label"), 10)
+    return {**GREY, "path": str(folder), "cache_dir": str(tmp_path / "cache")}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"path": "/nowhere"}, r"dataset\.path must be a folder with Parquet files, got /nowhere, which is no folder"),
+        ({"test_split": "valid"}, r"must hold valid\*\.parquet or valid/\*\.parquet, .*are: test\.parquet, train"),
+        ({"image": "img"}, r"train\.parquet has no column img; try dataset\.image=COLUMN, one of image, label"),
+        ({"label": "fine"}, r"train\.parquet has no column fine; try dataset\.label=COLUMN, one of image, label"),
+        ({"natural_id": "who"}, r"has no column who; try dataset\.natural_id=COLUMN, one of image, label"),
+        ({"label": "image"}, r"dataset\.label=image must hold class indices"),
+        ({"image": "label"}, r"dataset\.image=label must hold images, got ClassLabel"),
+        ({"mean": [0.1] * 3, "std": [0.3] * 3}, r"entry for each channel, and the images have 1, got dataset\.mean=\["),
+        ({"std": [0.3] * 3}, r"have 1, got dataset\.mean=\[0\.1\] dataset\.std=\[0\.3, 0\.3, 0\.3\]"),
+    ],
+)
+def test_what_does_not_fit_is_told_in_one_line(grey, change, message):
+    with pytest.raises(InputError, match=message) as raised:
+        hub.load(**{**grey, **change})
+    assert "\n" not in str(raised.value)
+
+
+def test_a_folder_without_parquet_files(tmp_path):
+    with pytest.raises(InputError, match=r"must hold train\*\.parquet .* its Parquet files are: none"):
+        hub.load(**GREY, path=str(tmp_path), cache_dir=str(tmp_path / "cache"))
+
+
+def test_a_damaged_parquet_file(grey):
+    file = Path(grey["path"]) / "train.parquet"
+    file.write_bytes(file.read_bytes()[:-40])
+    with pytest.raises(InputError, match=r"train\.parquet cannot be read: .*[Pp]arquet"):
+        hub.load(**grey)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "message"),
+    [
+        ([("L", (8, 8)), ("L", (8, 9))], r"one size and mode, got 8 x 8 L \(the first\) and 8 x 9 L \(number 1\)"),
+        ([("L", (8, 8)), ("RGB", (8, 8))], r"got 8 x 8 L \(the first\) and 8 x 8 RGB \(number 1\)"),
+        ([("P", (8, 8)), ("P", (8, 8))], r"grey or RGB images \(modes L, RGB\), got mode P"),
+    ],
+)
+def test_images_of_other_kinds(grey, kinds, message):
+    from PIL import Image
+
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(10)})
+    pictures = [Image.new(*kind) for kind in kinds]
+    table = datasets.Dataset.from_dict({"image": pictures, "label": [0, 1]}, features=features)
+    table.to_parquet(Path(grey["path"]) / "train.parquet")
+    with pytest.raises(InputError, match=message):
+        hub.load(**grey)
+
+
+def test_channels_are_checked_from_the_cache_too(grey):
+    hub.load(**grey)
+    with pytest.raises(InputError, match="the images have 1"):
+        hub.load(**{**grey, "mean": [0.1] * 3, "std": [0.3] * 3})
+
+
+def test_more_classes_than_declared(compose, tmp_path):
+    from fedresearch.experiment import Experiment
+
+    for split in ("train", "test"):
+        write_parquet(tmp_path / f"{split}.parquet", *draw_split(60, 1, 28, 62, 0), ("image", "label"), num_classes=62)
+    overrides = ("dataset=mnist", f"dataset.path={tmp_path}", f"cache_dir={tmp_path / 'cache'}", "tracker=none")
+    with pytest.raises(InputError, match=r"labels from \d+ to \d+, but dataset\.declares\.num_classes is 10"):
+        _ = Experiment(*compose(*overrides)).data
+
+
+def test_no_network_is_told_at_once_with_both_ways_out(compose, tmp_path, monkeypatch, capfd):
+    """The tests' guard refuses the connection where there is a network."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    start = time.monotonic()
+    with pytest.raises(InputError) as raised:
+        load_option(compose, "mnist", "dataset.name=fedresearch-tests/absent", f"cache_dir={tmp_path}")
+    assert time.monotonic() - start < 15
+    assert "\n" not in str(raised.value)
+    for way in ("fedresearch-tests/absent", "connect once", "dataset.path=DIR", "dataset.root=DIR"):
+        assert way in str(raised.value)
+    captured = capfd.readouterr()
+    assert captured.out + captured.err == ""
+
+
+def test_what_the_hub_gave_once_loads_without_network(tmp_path, monkeypatch):
+    pixels, labels = draw_split(6, 1, 8, 10, 0)
+    write_parquet(tmp_path / "train.parquet", pixels, labels, ("image", "label"), 10)
+    given = datasets.Dataset.from_parquet(str(tmp_path / "train.parquet"), cache_dir=str(tmp_path / "scratch"))
+    asked = []
+
+    def answer(*args, **options):
+        asked.append((args, options))
+        return given
+
+    options = {**GREY, "test_split": None, "test_fraction": 0.5, "cache_dir": str(tmp_path / "cache")}
+    with monkeypatch.context() as online:
+        online.setattr(hub, "_is_reachable", lambda name: True)
+        online.setattr(datasets, "load_dataset", answer)
+        first = hub.load(**options)
+    assert asked == [(("someone/pictures", None), {"split": "train", "revision": None})]
+    second = hub.load(**options)
+    assert torch.equal(first.train.x, second.train.x)
+    assert torch.equal(first.test.y, second.test.y)
+    with pytest.raises(hub.HubUnreachableError):
+        hub.load(**options, revision="another")
+
+
+def test_changed_files_are_decoded_again(grey):
+    hub.load(**grey)
+    pixels, labels = draw_split(7, 1, 8, 10, 99)
+    write_parquet(Path(grey["path"]) / "train.parquet", pixels, labels, ("image", "label"), 10)
+    np.testing.assert_array_equal(pixels_of(hub.load(**grey).train.x, grey), pixels)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda c: c[:-30], lambda c: c[:400] + bytes([c[400] ^ 1]) + c[401:], lambda c: b""]
+)
+def test_a_damaged_cache_entry_is_made_again(grey, caplog, damage):
+    first = hub.load(**grey)
+    (entry,) = Path(grey["cache_dir"]).glob("*-train-*.npz")
+    sound = entry.read_bytes()
+    entry.write_bytes(damage(sound))
+    second = hub.load(**grey)
+    assert torch.equal(first.train.x, second.train.x)
+    assert "is damaged" in caplog.text
+    assert len(entry.read_bytes()) == len(sound)
+
+
+def test_a_cache_that_cannot_be_written(grey, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cache_dir=.*file cannot be written: .*; try cache_dir=DIR"):
+        hub.load(**{**grey, "cache_dir": str(tmp_path / "file")})
+
+
+RACER = """
+import sys, time
+from pathlib import Path
+from fedresearch.data import hub
+folder, decode = Path(sys.argv[1]), hub._decode_images
+
+def slow_decode(*args):
+    with (folder / "decodes").open("a") as log:
+        log.write("x")
+    time.sleep(1)
+    return decode(*args)
+
+hub._decode_images = slow_decode
+(folder / f"ready-{sys.argv[2]}").touch()
+while not (folder / "go").exists():
+    time.sleep(0.01)
+source = hub.load(name="someone/pictures", image="image", label="label", mean=[0.1], std=[0.3], test_split=None,
+                  test_fraction=0.5, path=str(folder / "files"), cache_dir=str(folder / "cache"))
+print(float(source.train.x.double().sum()), float(source.test.x.double().sum()), len(source.train.y))
+"""
+
+
+def test_two_processes_decode_once(grey, tmp_path):
+    racers = [
+        subprocess.Popen([sys.executable, "-c", RACER, tmp_path, str(i)], stdout=subprocess.PIPE, text=True)
+        for i in range(2)
+    ]
+    while not all((tmp_path / f"ready-{i}").exists() for i in range(2)):
+        assert all(racer.poll() is None for racer in racers)
+        time.sleep(0.01)
+    (tmp_path / "go").touch()
+    outputs = [racer.communicate(timeout=60)[0] for racer in racers]
+    assert [racer.returncode for racer in racers] == [0, 0]
+    assert (tmp_path / "decodes").read_text() == "x"
+    expected = hub.load(**{**grey, "test_split": None, "test_fraction": 0.5})
+    sums = [float(samples.x.double().sum()) for samples in (expected.train, expected.test)]
+    assert outputs == [f"{sums[0]} {sums[1]} 3\n"] * 2
+
+
+KILLED = """
+import os, signal, sys
+import numpy as np
+from fedresearch.data.cache import cached_arrays
+
+def half(file, **arrays):
+    file.write(b"PK half of it")
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+np.savez = half
+cached_arrays(sys.argv[1], "set", 1, lambda: {"x": np.arange(5)})
+"""
+
+
+def test_a_killed_process_leaves_nothing_that_is_read(tmp_path):
+    killed = subprocess.run([sys.executable, "-c", KILLED, tmp_path], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert [file.suffix for file in tmp_path.iterdir() if file.stat().st_size] == [".tmp"]
+    made = cached_arrays(tmp_path, "set", 1, lambda: {"x": np.arange(7)})
+    kept = cached_arrays(tmp_path, "set", 1, lambda: pytest.fail("it was kept"))
+    for arrays in (made, kept):
+        np.testing.assert_array_equal(arrays["x"], range(7))
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def reads_csv(test):
+    """`datasets` leaves the CSV files that it reads to the garbage collector to close."""
+    for warning in ("unclosed file .*csv:ResourceWarning", ".*csv:pytest.PytestUnraisableExceptionWarning"):
+        test = pytest.mark.filterwarnings(f"ignore:{warning}")(test)
+    return test
+
+
+PLAY = 'It was the best of times, it was the worst of times; \'twas the age of "wisdom" [aside] & folly? ' * 3
+ROLES = {"PLAY_ROMEO": PLAY + "\u00e9nd~", "PLAY_JULIET": PLAY[7:260], "PLAY_PAGE": PLAY[:85]}
+
+
+@pytest.fixture
+def shakespeare(tmp_path):
+    """LEAF's windows of three roles, in the Hub's CSV file."""
+    windows = [(role, t[i : i + 80], t[i + 80]) for role, t in ROLES.items() for i in range(len(t) - 80)]
+    columns = dict(zip(("character_id", "x", "y"), map(list, zip(*windows, strict=True)), strict=True))
+    (tmp_path / "files").mkdir()
+    datasets.Dataset.from_dict(columns).to_csv(tmp_path / "files" / "shakespeare.csv")
+    return tmp_path
+
+
+@reads_csv
+def test_shakespeare_splits_each_role_in_time(compose, shakespeare):
+    overrides = (f"dataset.path={shakespeare / 'files'}", f"cache_dir={shakespeare / 'cache'}", "model=char_lstm")
+    config, _ = compose("dataset=shakespeare", "partitioner=natural_id", *overrides, "dataset.test_fraction=0.5")
+    options = {key: value for key, value in config.dataset.items() if key != "declares"}
+    source = hydra.utils.instantiate(options, _convert_="all")
+    assert config.dataset["declares"]["num_classes"] == len(text.LETTERS) + 1 == 81
+    letters = text.LETTERS + "\x00"
+
+    def written(samples):
+        return [
+            (sorted(ROLES)[role], "".join(letters[i] for i in x), letters[y])
+            for role, x, y in zip(samples.natural_id, samples.x.tolist(), samples.y.tolist(), strict=True)
+        ]
+
+    train, test = [], []
+    for role, play in ROLES.items():
+        known = play.replace("\u00e9", "\x00").replace("~", "\x00")
+        windows = [(role, known[i : i + 80], known[i + 80]) for i in range(len(play) - 80)]
+        half = max(1, int(0.5 * len(windows)))
+        train += windows[:half]
+        test += windows[half + 79 :]
+    assert written(source.train) == train
+    assert written(source.test) == test
+    assert {role for role, _, _ in test} == {"PLAY_ROMEO", "PLAY_JULIET"}  # a page's lines are too few
+    assert source.train.x.dtype == source.train.y.dtype == torch.int64
+
+
+def test_leafs_vocabulary():
+    # The characters are in the order of their codes.
+    assert len(text.LETTERS) == 80
+    assert list(text.LETTERS) == sorted(set(text.LETTERS))
+    np.testing.assert_array_equal(text.encode("\n !}z~\x7f\u00e9\U0001f600"), [0, 1, 2, 79, 78, 80, 80, 80, 80])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"path": "/nowhere"}, r"must be the folder of shakespeare\.csv, got /nowhere"),
+        ({"test_fraction": 1.5}, r"dataset\.test_fraction must be in \(0, 1\), got 1\.5"),
+        ({"test_fraction": 0.01}, r"dataset\.test_fraction=0\.01 leaves no test samples: the roles have at most 2\d\d"),
+    ],
+)
+@reads_csv
+def test_shakespeare_that_does_not_fit(shakespeare, options, message):
+    options = {"path": str(shakespeare / "files"), "cache_dir": str(shakespeare / "cache"), **options}
+    with pytest.raises(InputError, match=message):
+        text.load_shakespeare(name="flwrlabs/shakespeare", **options)
+
+
+@reads_csv
+def test_shakespeare_with_windows_of_another_length(tmp_path):
+    datasets.Dataset.from_dict({"character_id": ["A"], "x": ["short"], "y": ["e"]}).to_csv(tmp_path / "shakespeare.csv")
+    with pytest.raises(InputError, match="column x must hold texts of 80 characters"):
+        text.load_shakespeare(name="flwrlabs/shakespeare", path=str(tmp_path), cache_dir=str(tmp_path / "cache"))

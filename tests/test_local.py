@@ -1,0 +1,111 @@
+"""One client's training and evaluation against plain PyTorch and arithmetic."""
+
+import functools
+import math
+from itertools import chain
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from fedresearch.local.objective import evaluate
+from fedresearch.local.train import Schedule, train
+from fedresearch.local.update import LocalUpdate
+
+
+def samples(n, generator):
+    return torch.randn(n, 4, generator=generator), torch.randint(0, 3, (n,), generator=generator)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "options"), [(torch.optim.SGD, {"lr": 0.1, "momentum": 0.9}), (torch.optim.Adam, {"lr": 0.01})]
+)
+def test_training_is_the_plain_loop_bit_for_bit(optimizer, options):
+    generator = torch.Generator().manual_seed(0)
+    x, y = samples(23, generator)
+    ours, plain = nn.Linear(4, 3), nn.Linear(4, 3)
+    plain.load_state_dict(ours.state_dict())
+
+    loss, num_steps = train(
+        ours,
+        x,
+        y,
+        update=LocalUpdate(),
+        optimizer=functools.partial(optimizer, **options),
+        schedule=Schedule(epochs=3, steps=None, batch_size=5),
+        generator=torch.Generator().manual_seed(1),
+    )
+
+    order = torch.Generator().manual_seed(1)
+    stepper = optimizer(plain.parameters(), **options)
+    losses = []
+    for _ in range(3):
+        for batch in torch.randperm(23, generator=order).split(5):
+            stepper.zero_grad()
+            batch_loss = F.cross_entropy(plain(x[batch]), y[batch])
+            batch_loss.backward()
+            stepper.step()
+            losses.append(batch_loss.item())
+    assert torch.equal(ours.weight, plain.weight)
+    assert torch.equal(ours.bias, plain.bias)
+    assert num_steps == len(losses) == 15
+    assert loss == pytest.approx(sum(losses) / len(losses), abs=1e-12)
+
+
+@given(n=st.integers(1, 30), batch_size=st.integers(0, 40), epochs=st.integers(1, 3))
+def test_an_epoch_is_a_pass_over_the_data(n, batch_size, epochs):
+    x = torch.arange(n)
+    batches = [b.tolist() for b, _ in Schedule(epochs, None, batch_size).batches(x, x, torch.Generator())]
+    size = batch_size or n
+    assert len(batches) == epochs * math.ceil(n / size)
+    for epoch in range(epochs):
+        of_epoch = batches[epoch * math.ceil(n / size) : (epoch + 1) * math.ceil(n / size)]
+        assert sorted(chain.from_iterable(of_epoch)) == list(range(n))
+        assert all(len(batch) == min(size, n) for batch in of_epoch[:-1])
+
+
+@given(n=st.integers(1, 30), batch_size=st.integers(0, 40), steps=st.integers(1, 20))
+def test_steps_are_as_many_as_asked(n, batch_size, steps):
+    x = torch.arange(n)
+    batches = [b.tolist() for b, _ in Schedule(None, steps, batch_size).batches(x, x, torch.Generator())]
+    assert len(batches) == steps
+    per_epoch = math.ceil(n / (batch_size or n))
+    for start in range(0, steps - per_epoch + 1, per_epoch):
+        assert sorted(chain.from_iterable(batches[start : start + per_epoch])) == list(range(n))
+
+
+def test_steps_are_the_first_of_the_epochs():
+    x = torch.arange(23)
+
+    def batches(schedule):
+        return [b.tolist() for b, _ in schedule.batches(x, x, torch.Generator().manual_seed(3))]
+
+    assert batches(Schedule(None, 7, 5)) == batches(Schedule(2, None, 5))[:7]
+
+
+def test_evaluation_of_classes():
+    """Logits (0, ln 3): the second class has probability 3/4. Targets 1, 1, 1, 0."""
+    model = nn.Linear(1, 2)
+    with torch.no_grad():
+        model.weight.zero_()
+        model.bias.copy_(torch.tensor([0.0, math.log(3)]))
+    loss, accuracy = evaluate(model, torch.zeros(4, 1), torch.tensor([1, 1, 1, 0]))
+    assert loss == pytest.approx((3 * math.log(4 / 3) + math.log(4)) / 4, abs=1e-6)
+    assert accuracy == 0.75
+    assert not model.training
+
+
+def test_evaluation_of_a_regression_over_several_batches():
+    """Outputs 0, targets 0, 1, ..., n - 1: the mean of the squares is (n - 1)(2n - 1) / 6."""
+    n = 2500
+    model = nn.Linear(1, 1).double()
+    with torch.no_grad():
+        model.weight.zero_()
+        model.bias.zero_()
+    targets = torch.arange(n, dtype=torch.float64)[:, None]
+    loss, accuracy = evaluate(model, torch.zeros(n, 1, dtype=torch.float64), targets)
+    assert loss == pytest.approx((n - 1) * (2 * n - 1) / 6)
+    assert accuracy is None

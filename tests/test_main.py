@@ -1,0 +1,323 @@
+"""The command, end to end, in processes of its own."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+SHORT = ["tracker=none", "federation.num_rounds=3", "local.epochs=1"]
+
+
+def command(cwd, *overrides, **environment):
+    """Run the command line in a folder, and return the finished process."""
+    clean = {k: v for k, v in os.environ.items() if k not in ("HYDRA_FULL_ERROR", "WANDB_MODE")}
+    return subprocess.run(
+        [sys.executable, "-m", "fedresearch.main", *overrides],
+        cwd=cwd,
+        env={**clean, "PYTHONPATH": str(ROOT), "HOME": str(cwd), **environment},
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def numbers(directory):
+    """Return a run's rows without their times."""
+    rows = map(json.loads, (directory / "metrics.jsonl").read_text().splitlines())
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+
+
+def record(directory):
+    return json.loads((directory / "run.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run of three rounds."""
+    cwd = tmp_path_factory.mktemp("finished")
+    done = command(cwd, *SHORT)
+    assert done.returncode == 0, done.stderr
+    (directory,) = (cwd / "outputs").iterdir()
+    return directory, done
+
+
+def test_a_run_leaves_its_record_metrics_model_and_partition(finished):
+    directory, done = finished
+    assert sorted(p.name for p in directory.iterdir()) == [
+        "metrics.jsonl",
+        "model.safetensors",
+        "partition.csv",
+        "partition.png",
+        "run.json",
+    ]
+    assert done.stdout.splitlines()[-1] == str(directory)
+    assert not done.stderr
+    run = record(directory)
+    rows = numbers(directory)
+    assert [row["round"] for row in rows] == [1, 2, 3]
+    assert run["status"] == "finished"
+    assert run["choices"]["strategy"] == "fedavg"
+    assert run["overrides"] == SHORT
+    assert run["config"]["federation"]["num_rounds"] == 3
+    assert run["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert {"flwr", "flwr-datasets", "hydra-core", "numpy"} <= run["versions"].keys()
+    assert run["result"]["model/sha256"] == rows[-1]["model/sha256"]
+    assert run["result"]["eval/accuracy"] == rows[-1]["eval/accuracy"]
+    assert run["num_threads"] == 1
+    assert run["num_parameters"] == 64 * 200 + 200 + 200 * 10 + 10
+    table = list(csv.DictReader((directory / "partition.csv").read_text().splitlines()))
+    assert len(table) == 10
+    # 1,437 training samples (1,797 less a fifth), of which each client validates on a fifth, rounded up.
+    assert 1437 * 0.8 - 10 < sum(int(line["num_examples"]) for line in table) <= 1437 * 0.8
+    assert all(int(line["num_examples"]) == sum(int(line[str(c)]) for c in range(10)) for line in table)
+
+
+def test_nothing_is_written_elsewhere_but_caches(finished):
+    directory, _ = finished
+    home = directory.parents[1]
+    assert {p.name for p in home.iterdir()} <= {"outputs", ".cache", ".config"}  # matplotlib's, in .config or .cache
+    assert not [p for p in home.rglob("*") if p.is_file() and ".cache" not in str(p) and "outputs" not in str(p)]
+
+
+def test_the_model_loads_back_as_a_module(finished):
+    from flwr.app import ArrayRecord
+
+    from fedresearch import load_model
+    from fedresearch.apps.records import sha256
+    from fedresearch.data import digits
+
+    directory, _ = finished
+    model = load_model(directory)
+    assert not model.training
+    assert sha256(ArrayRecord(model.state_dict())) == numbers(directory)[-1]["model/sha256"]
+    test = digits.load().test
+    with torch.no_grad():
+        accuracy = (model(test.x).argmax(1) == test.y).float().mean().item()
+    assert accuracy == pytest.approx(numbers(directory)[-1]["eval/accuracy"], abs=1e-6)
+
+
+def test_a_directory_without_a_model_is_named(tmp_path):
+    from fedresearch import load_model
+    from fedresearch.errors import InputError
+
+    with pytest.raises(InputError, match=r"holds no model\.safetensors: it is not the directory of a finished run"):
+        load_model(tmp_path)
+
+
+def test_a_used_directory_is_refused_and_left_as_it_is(finished, tmp_path):
+    directory, _ = finished
+    before = {p.name: p.read_bytes() for p in directory.iterdir()}
+    done = command(tmp_path, *SHORT, f"hydra.run.dir={directory}")
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"error: {directory} already holds a run (status: finished), and nothing is overwritten; "
+        "try another hydra.run.dir, or leave it out for a new directory\n"
+    )
+    assert {p.name: p.read_bytes() for p in directory.iterdir()} == before
+
+
+def test_of_two_starting_at_once_in_one_directory_one_runs(tmp_path):
+    arguments = [sys.executable, "-m", "fedresearch.main", *SHORT, "hydra.run.dir=both"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    processes = [
+        subprocess.Popen(
+            arguments, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    outputs = [process.communicate() for process in processes]
+    assert sorted(process.returncode for process in processes) == [0, 1]
+    (refused,) = (err for process, (_, err) in zip(processes, outputs, strict=True) if process.returncode)
+    assert "already holds a run" in refused
+    assert record(tmp_path / "both")["status"] == "finished"
+    assert len(numbers(tmp_path / "both")) == 3
+
+
+def test_same_seed_same_bits(finished, tmp_path):
+    """From another process, working directory and hash seed, with other threads asked for."""
+    directory, _ = finished
+    done = command(tmp_path, *SHORT, "hydra.run.dir=again", PYTHONHASHSEED="12", OMP_NUM_THREADS="2")
+    assert done.returncode == 0, done.stderr
+    assert numbers(tmp_path / "again") == numbers(directory)
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (directory / "model.safetensors").read_bytes()
+    for key in ("digest", "cell", "partition_sha256", "initial_model_sha256"):
+        assert record(tmp_path / "again")[key] == record(directory)[key]
+
+
+def test_another_seed_differs_in_everything_random(finished, tmp_path):
+    directory, _ = finished
+    assert command(tmp_path, *SHORT, "seed=1", "hydra.run.dir=other").returncode == 0
+    ours, other = record(directory), record(tmp_path / "other")
+    assert ours["cell"] == other["cell"]
+    for key in ("digest", "partition_sha256", "initial_model_sha256"):
+        assert ours[key] != other[key]
+    assert numbers(directory)[0]["model/sha256"] != numbers(tmp_path / "other")[0]["model/sha256"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ["federation.num_rounds=5"],
+        ["tracker=tensorboard"],
+        ["tracker=wandb"],
+        ["federation.evaluate_every=2"],
+        ["federation.fraction_evaluate=0.3"],
+    ],
+    ids=lambda change: change[0],
+)
+def test_what_must_not_change_a_round_changes_none(finished, tmp_path, change):
+    directory, _ = finished
+    done = command(tmp_path, *SHORT, *change, "hydra.run.dir=changed")
+    assert done.returncode == 0, done.stderr
+    for ours, changed in zip(numbers(directory), numbers(tmp_path / "changed"), strict=False):
+        shared = ours.keys() & changed.keys()
+        if change[0].startswith(("federation.fraction_evaluate", "federation.evaluate_every")):
+            # These change who evaluates, hence what is measured on the clients and sent; not the model, not its rounds.
+            shared -= {key for key in shared if key.startswith(("clients/", "comm/"))}
+            assert {"train/loss", "update/norm", "model/sha256"} <= shared
+        else:
+            assert ours.keys() == changed.keys()
+        assert {key: ours[key] for key in shared} == {key: changed[key] for key in shared}
+
+
+def test_the_last_model_is_evaluated_even_where_its_round_is_not(finished, tmp_path):
+    directory, _ = finished
+    assert command(tmp_path, *SHORT, "federation.evaluate_every=2", "hydra.run.dir=d").returncode == 0
+    assert ["eval/loss" in row for row in numbers(tmp_path / "d")] == [False, True, False]
+    assert record(tmp_path / "d")["result"]["eval/loss"] == numbers(directory)[-1]["eval/loss"]
+
+
+def test_a_sweep_has_a_directory_for_each_job(tmp_path):
+    done = command(tmp_path, "-m", *SHORT, "seed=0,1", "hydra.sweep.dir=sweep")
+    assert done.returncode == 0, done.stderr
+    assert [record(tmp_path / "sweep" / job)["config"]["seed"] for job in ("0", "1")] == [0, 1]
+    assert numbers(tmp_path / "sweep" / "0") != numbers(tmp_path / "sweep" / "1")
+
+
+def test_interrupted_runs_say_so(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fedresearch.main", "tracker=none", "federation.num_rounds=100000", "hydra.run.dir=d"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    metrics = tmp_path / "d" / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert process.returncode == 1
+    assert err.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in err
+    assert record(tmp_path / "d")["status"] == "interrupted"
+    rows = numbers(tmp_path / "d")
+    assert [row["round"] for row in rows] == list(range(1, len(rows) + 1))
+    assert not list((tmp_path / "d").glob(".*tmp"))
+
+
+def test_a_broken_model_fails_the_run_and_the_record_says_why(tmp_path):
+    (tmp_path / "broken.py").write_text(
+        textwrap.dedent(
+            """
+            import torch
+
+            class Broken(torch.nn.Linear):
+                def __init__(self, input_shape, num_classes):
+                    super().__init__(3, num_classes)
+            """
+        )
+    )
+    (tmp_path / "conf" / "model").mkdir(parents=True)
+    (tmp_path / "conf" / "model" / "broken.yaml").write_text("_target_: broken.Broken")
+    done = command(
+        tmp_path, "--config-dir", "conf", "model=broken", *SHORT, "hydra.run.dir=d", PYTHONPATH=f"{ROOT}:{tmp_path}"
+    )
+    assert done.returncode == 1
+    assert "mat1 and mat2 shapes cannot be multiplied" in done.stderr  # what the client raised, in full
+    assert record(tmp_path / "d")["status"] == "failed"
+    assert "failed in round 1" in record(tmp_path / "d")["error"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["+model.depth=3"], "error: model=mlp: MLP.__init__() got an unexpected keyword argument 'depth'"),
+        (["+optimizer.foo=1"], "error: optimizer=sgd: SGD.__init__() got an unexpected keyword argument 'foo'"),
+        (
+            ["+partitioner.foo=1"],
+            "error: partitioner=dirichlet: DirichletPartitioner.__init__() got an unexpected keywo",
+        ),
+        (
+            ["+strategy.server.foo=1"],
+            "error: strategy=fedavg: FedAvg.__init__() got an unexpected keyword argument 'foo'",
+        ),
+        (
+            ["partitioner.min_partition_size=1000"],
+            "error: DirichletPartitioner cannot share out 1437 samples with these",
+        ),
+    ],
+)
+def test_what_only_the_constructor_knows_is_told_in_a_line_too(tmp_path, overrides, line):
+    done = command(tmp_path, *SHORT, *overrides)
+    assert done.returncode == 1
+    assert done.stderr.startswith(line), done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not list((tmp_path / "outputs").iterdir())
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="mounting a small file system takes root")
+def test_a_full_disk_is_told_in_a_line(tmp_path):
+    full = tmp_path / "full"
+    full.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", full], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("this sandbox mounts nothing")
+    try:
+        done = command(tmp_path, *SHORT, f"hydra.run.dir={full}/run")
+        assert done.returncode == 1
+        assert done.stderr.splitlines()[-1].startswith("error: No space left on device")
+        assert "Traceback" not in done.stderr
+        assert not list((full / "run").glob(".*tmp"))
+    finally:
+        subprocess.run(["umount", full], check=True)
+
+
+def test_an_unwritable_directory_is_told_in_a_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = command(tmp_path, *SHORT, "hydra.run.dir=file/run")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: "), done.stderr
+    assert "file/run" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_tiny_and_empty_partitions_are_reported_by_id(tmp_path):
+    done = command(
+        tmp_path,
+        *SHORT,
+        "partitioner.alpha=0.02",
+        "partitioner.min_partition_size=0",
+        "federation.num_supernodes=40",
+        "hydra.run.dir=d",
+    )
+    assert done.returncode == 0, done.stderr
+    table = list(csv.DictReader((tmp_path / "d" / "partition.csv").read_text().splitlines()))
+    empty = [line["partition_id"] for line in table if int(line["num_examples"]) == 0]
+    tiny = [line["partition_id"] for line in table if 0 < int(line["num_examples"]) < 10]
+    assert len(empty) > 1
+    assert len(tiny) > 1
+    lines = done.stderr.splitlines()
+    assert lines[0] == f"partitions {', '.join(empty)} are empty and never sampled"
+    assert lines[1] == f"partitions {', '.join(tiny)} hold less than one batch of 10 training samples"

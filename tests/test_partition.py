@@ -1,0 +1,221 @@
+"""Who holds what: partitions, validation splits, and the arrays that hold them."""
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from flwr_datasets import FederatedDataset
+from flwr_datasets.partitioner import (
+    DirichletPartitioner,
+    IidPartitioner,
+    NaturalIdPartitioner,
+    PathologicalPartitioner,
+    ShardPartitioner,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedresearch.data.federated import FederatedData
+from fedresearch.data.partition import partition_rows, split_validation
+from fedresearch.data.plot import label_counts_csv, label_distribution_png
+from fedresearch.data.source import Samples, Source
+from fedresearch.errors import InputError
+
+PARTITIONERS = [
+    "continuous",
+    "dirichlet",
+    "distribution",
+    "exponential",
+    "grouped_natural_id",
+    "id_to_size",
+    "iid",
+    "inner_dirichlet",
+    "linear",
+    "natural_id",
+    "pathological",
+    "pathological_mcmahan",
+    "shard",
+    "size",
+    "square",
+]
+# All but these share out every row: the sizes of the first are given, the others deal out equal shards.
+GIVEN_SIZES = ["inner_dirichlet", "size"]
+SHARDS = ["pathological_mcmahan", "shard"]
+
+
+def rows_of(experiment):
+    data = experiment.data
+    return [np.concatenate([t, v]) for t, v in zip(data.train, data.validation, strict=True)]
+
+
+@pytest.fixture
+def build(compose):
+    from fedresearch.experiment import Experiment
+
+    def build_(*overrides):
+        return Experiment(*compose("tracker=none", *overrides))
+
+    return build_
+
+
+def overrides_for(partitioner):
+    natural = partitioner in ("natural_id", "grouped_natural_id")
+    dataset = ["dataset=synthetic"] if natural else ["dataset=digits"]
+    few = ["federation.num_supernodes=5"] if partitioner == "exponential" else []
+    return [f"partitioner={partitioner}", *dataset, *few]
+
+
+def test_every_option_is_in_the_list(pytestconfig):
+    options = {path.stem for path in (pytestconfig.rootpath / "conf" / "partitioner").glob("[!_]*.yaml")}
+    assert options == set(PARTITIONERS)
+
+
+@pytest.mark.parametrize("partitioner", PARTITIONERS)
+def test_partitions_are_disjoint_cover_and_follow_the_seed(build, partitioner):
+    overrides = overrides_for(partitioner)
+    first, again, other = (build(*overrides, f"seed={seed}") for seed in (0, 0, 1))
+    parts = rows_of(first)
+    together = np.concatenate(parts)
+    total = len(first._source().train.y)
+    assert len(np.unique(together)) == len(together)
+    if partitioner in GIVEN_SIZES:
+        sizes = first.config.partitioner["partition_sizes"]
+        assert [len(part) for part in parts] == sizes
+    elif partitioner in SHARDS:
+        assert [len(part) for part in parts] == [2 * (total // 20)] * 10  # 20 equal shards, the remainder left out
+    else:
+        assert sorted(together) == list(range(total))
+    for part, part_again in zip(parts, rows_of(again), strict=True):
+        np.testing.assert_array_equal(part, part_again)
+
+    held = [set(part.tolist()) for part in parts]
+    held_other = [set(part.tolist()) for part in rows_of(other)]
+    natural = partitioner in ("natural_id", "grouped_natural_id")
+    assert (held == held_other) == natural  # the data's own partition does not depend on a seed
+
+
+def test_a_fixed_partition_seed_holds_the_partition_over_seeds(build):
+    a, b = (build("partitioner.seed=7", "validation.seed=7", f"seed={seed}").data for seed in (0, 1))
+    assert a.digest() == b.digest()
+    assert a.digest() != build("partitioner.seed=8", "validation.seed=7").data.digest()
+
+
+@pytest.mark.filterwarnings(
+    "ignore:Specifying null_placement:FutureWarning"
+)  # datasets 4 sorts as pyarrow 25 deprecates
+@pytest.mark.parametrize("name", ["iid", "dirichlet", "pathological", "shard"])
+def test_the_same_partitions_as_federated_dataset(build, tmp_path, name):
+    """FederatedDataset(shuffle=True, seed=42) and a partitioner of seed 42, on the same table."""
+    ours = build(
+        f"partitioner={name}", "partitioner.seed=42", "validation.fraction=0", "federation.fraction_evaluate=0"
+    )
+    labels = ours._source().train.y.numpy()
+    datasets.Dataset.from_dict({"row": np.arange(len(labels)), "label": labels}).to_parquet(tmp_path / "digits.parquet")
+    theirs = {
+        "iid": lambda: IidPartitioner(10),
+        "dirichlet": lambda: DirichletPartitioner(10, "label", 0.5, seed=42),
+        "pathological": lambda: PathologicalPartitioner(10, "label", 2, "deterministic", seed=42),
+        "shard": lambda: ShardPartitioner(10, "label", num_shards_per_partition=2, seed=42),
+    }[name]()
+    federated = FederatedDataset(
+        dataset="parquet",
+        data_files={"train": str(tmp_path / "digits.parquet")},
+        cache_dir=str(tmp_path),
+        partitioners={"train": theirs},
+        seed=42,
+    )
+    for partition_id, rows in enumerate(rows_of(ours)):
+        assert sorted(rows) == sorted(federated.load_partition(partition_id)["row"][:])
+
+
+def test_mcmahans_pathological_split(build):
+    """Sorted by label and cut into 2 x 10 equal shards, a client holds two of them."""
+    experiment = build("partitioner=pathological_mcmahan")
+    labels = experiment._source().train.y.numpy()
+    order = np.sort(labels, kind="stable")
+    shard_size = len(labels) // 20
+    shards = [np.bincount(order[i * shard_size : (i + 1) * shard_size], minlength=10) for i in range(20)]
+    for rows in rows_of(experiment):
+        held = np.bincount(labels[rows], minlength=10)
+        assert any((np.abs(held - a - b) <= 1).all() for i, a in enumerate(shards) for b in shards[i + 1 :]), (
+            held
+        )  # 1,437 rows do not divide by 20: a shard or two has one row more
+
+
+@pytest.mark.parametrize(("n", "fraction"), [(5000, 0.2), (7, 0.2), (10, 0.5), (3, 0.1), (100, 0.25)])
+@pytest.mark.parametrize("seed", [42, 2**62 + 1])
+def test_the_same_validation_split_as_datasets(n, fraction, seed):
+    table = datasets.Dataset.from_dict({"row": np.arange(n)})
+    theirs = table.train_test_split(test_size=fraction, seed=seed)
+    train, validation = split_validation(np.arange(n), fraction, seed)
+    assert theirs["train"]["row"][:] == train.tolist()
+    assert theirs["test"]["row"][:] == validation.tolist()
+
+
+@given(n=st.integers(0, 50), fraction=st.floats(0, 1, exclude_max=True), seed=st.integers(0, 2**63 - 1))
+def test_a_validation_split_loses_nothing_and_leaves_something_to_train_on(n, fraction, seed):
+    train, validation = split_validation(np.arange(n) + 5, fraction, seed)
+    assert sorted([*train, *validation]) == list(range(5, n + 5))
+    assert len(train) > 0 or n == 0
+    assert len(validation) == 0 or fraction > 0
+
+
+@given(
+    sizes=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3)), min_size=1, max_size=6),
+    order=st.randoms(use_true_random=False),
+)
+@settings(max_examples=50)
+def test_federated_data_hands_out_each_clients_samples_as_views(sizes, order):
+    total = sum(t + v for t, v in sizes) + 2
+    rows = list(range(total))
+    order.shuffle(rows)
+    cut = iter(rows)
+    train, validation = zip(
+        *(
+            (
+                np.array([next(cut) for _ in range(t)], dtype=np.int64),
+                np.array([next(cut) for _ in range(v)], dtype=np.int64),
+            )
+            for t, v in sizes
+        ),
+        strict=True,
+    )
+    samples = Samples(torch.arange(2 * total, dtype=torch.float32).reshape(total, 2), torch.arange(total))
+    data = FederatedData.build(Source(samples, samples), train, validation, torch.float64)
+    for partition_id, (t, v) in enumerate(zip(train, validation, strict=True)):
+        for (x, y), held in ((data.train_samples(partition_id), t), (data.validation_samples(partition_id), v)):
+            assert y.tolist() == held.tolist()
+            assert x.tolist() == [[2.0 * row, 2.0 * row + 1] for row in held]
+            assert x.dtype == torch.float64
+            assert x.untyped_storage().data_ptr() == data.x.untyped_storage().data_ptr()
+
+
+def test_the_label_distribution_is_counted_and_drawn(tmp_path):
+    labels = [np.array([0, 0, 2]), np.array([1]), np.array([], dtype=np.int64)]
+    assert label_counts_csv(labels, 3) == "partition_id,num_examples,0,1,2\n0,3,2,0,1\n1,1,0,1,0\n2,0,0,0,0\n"
+    assert label_distribution_png(labels, 3).startswith(b"\x89PNG")
+
+
+def test_the_plot_of_many_clients_shows_the_first_hundred():
+    labels = [np.array([i % 10]) for i in range(150)]
+    assert label_distribution_png(labels, 10).startswith(b"\x89PNG")
+    assert len(label_counts_csv(labels, 10).splitlines()) == 151
+
+
+def test_a_partitioner_that_refuses_is_told_in_a_line(build):
+    with pytest.raises(InputError, match=r"^DirichletPartitioner cannot share out 1437 samples with these partitioner"):
+        _ = build("partitioner.min_partition_size=1000").data
+
+
+def test_fewer_natural_ids_than_clients(build):
+    experiment = build("dataset=fcube", "partitioner=natural_id", "federation.num_supernodes=9")
+    with pytest.raises(
+        InputError, match=r"makes 4 partitions, got federation.num_supernodes=9; try federation.num_sup"
+    ):
+        _ = experiment.data
+
+
+def test_the_first_so_many_natural_ids(build):
+    samples = Samples(torch.zeros(6, 1), torch.zeros(6, dtype=torch.int64), np.array(["b", "a", "c", "a", "b", "c"]))
+    rows = partition_rows(samples, NaturalIdPartitioner("natural_id"), num_supernodes=2, shuffle_seed=None)
+    assert [part.tolist() for part in rows] == [[1, 3], [0, 4]]

@@ -1,0 +1,272 @@
+"""The round loop, the sampling, the grid and the records between them."""
+
+import hashlib
+import itertools
+import textwrap
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedresearch.apps.cohort import CohortGrid
+from fedresearch.apps.records import cast_like, flatten, sha256
+from fedresearch.apps.rounds import _measure_clients, _measure_updates
+from fedresearch.apps.sampling import UniformSampling
+from fedresearch.config.check import cohort_size
+from fedresearch.hardware.in_process import InProcessGrid
+
+
+def record(**arrays):
+    return ArrayRecord({name: Array(np.asarray(array)) for name, array in arrays.items()})
+
+
+def test_arrays_come_back_in_their_own_dtypes():
+    before = record(w=np.ones(2, np.float32), count=np.array(3, np.int64), half=np.ones(1, np.float16))
+    averaged = record(w=np.full(2, 0.25), count=np.array(3.6), half=np.ones(1, np.float32))
+    after = cast_like(averaged, before)
+    assert {k: v.numpy().dtype.name for k, v in after.items()} == {"w": "float32", "count": "int64", "half": "float16"}
+    assert after["count"].numpy() == 4
+    assert after["count"].numpy().shape == ()
+    assert after["w"].numpy().tolist() == [0.25, 0.25]
+
+
+def test_the_hash_is_of_names_types_shapes_and_values():
+    expected = hashlib.sha256()
+    expected.update(b"a <i8 ()\n" + (7).to_bytes(8, "little"))
+    expected.update(b"b <f4 (1, 2)\n" + np.array([1.5, -2.0], "<f4").tobytes())
+    a, b = np.array(7), np.array([[1.5, -2.0]], np.float32)
+    assert sha256(record(b=b, a=a)) == expected.hexdigest()
+    assert sha256(record(a=a, b=b)) == expected.hexdigest()
+    others = [record(a=a, b=b.T), record(a=a, c=b), record(a=a, b=b.astype("f8")), record(a=a + 1, b=b)]
+    assert len({sha256(other) for other in others} | {expected.hexdigest()}) == 5
+
+
+def test_flatten_leaves_integer_buffers_out():
+    np.testing.assert_array_equal(
+        flatten(record(b=np.array([[3.0], [4.0]]), a=np.array(9), c=np.float32(5))), [3, 4, 5]
+    )
+
+
+@given(
+    clients=st.lists(st.lists(st.floats(-10, 10), min_size=3, max_size=3), min_size=1, max_size=6),
+    origin=st.lists(st.floats(-10, 10), min_size=3, max_size=3),
+)
+def test_cosine_is_the_mean_over_pairs(clients, origin):
+    start = np.array(origin)
+    replies = [reply_of(record(w=start + np.array(client)), {"num-steps": 2}) for client in clients]
+    row = _measure_updates(start, replies)
+    assert row["local/steps"] == 2 * len(clients)
+    units = [u / np.linalg.norm(u) for c in clients if np.linalg.norm(u := start + np.array(c) - start) > 0]
+    pairs = [a @ b for a, b in itertools.combinations(units, 2)]
+    if pairs:
+        assert row["update/cosine"] == pytest.approx(np.mean(pairs), abs=1e-9)
+    else:
+        assert "update/cosine" not in row
+
+
+def reply_of(arrays, metrics):
+    class Reply:
+        content = RecordDict({"arrays": arrays, "metrics": MetricRecord(metrics)})
+
+    return Reply()
+
+
+def test_clients_metrics_are_spread_tenth_percentile_and_worst():
+    accuracies = [0.5, 0.6, 0.7, 0.8, 0.9]
+    per_client = [MetricRecord({"eval_loss": 1 - a, "eval_acc": a, "num-examples": 10}) for a in accuracies]
+    row = _measure_clients(per_client, MetricRecord({"eval_loss": 0.31, "eval_acc": 0.69}))
+    assert row["clients/eval_acc"] == 0.69
+    assert row["clients/accuracy_mean"] == pytest.approx(0.7)
+    assert row["clients/accuracy_std"] == pytest.approx(0.02**0.5)  # population: (.04+.01+0+.01+.04)/5
+    assert row["clients/accuracy_p10"] == pytest.approx(0.54)  # 40 % of the way from 0.5 to 0.6
+    assert row["clients/accuracy_worst"] == 0.5
+    assert row["clients/loss_worst"] == pytest.approx(0.5)
+    assert row["clients/loss_p90"] == pytest.approx(0.46)
+
+
+@pytest.mark.parametrize(
+    ("num_supernodes", "fraction", "size"),
+    [(100, 0.1, 10), (10, 0.25, 2), (100, 0.29, 29), (30, 0.1, 3), (10, 0.01, 1), (1, 1.0, 1), (7, 1.0, 7)],
+)
+def test_a_fraction_is_rounded_down_to_at_least_one_client(num_supernodes, fraction, size):
+    assert cohort_size(num_supernodes, fraction) == size
+
+
+def test_sampling_depends_on_seed_purpose_and_round_only():
+    def cohorts(**changes):
+        options = {"eligible": range(50), "cohort_size": 10, "seed": 0, "purpose": "train-sampling"} | changes
+        return [UniformSampling(**options).cohort(server_round) for server_round in range(1, 6)]
+
+    assert cohorts() == cohorts()
+    assert all(c == sorted(set(c)) and len(c) == 10 for c in cohorts())
+    assert len({tuple(c) for c in cohorts()}) == 5
+    assert cohorts(seed=1) != cohorts()
+    assert cohorts(purpose="evaluate-sampling") != cohorts()
+    assert cohorts(cohort_size=0) == [[]] * 5
+    assert cohorts(eligible=[3, 5]) == [[3, 5]] * 5
+
+
+def test_sampling_is_uniform():
+    """1,000 rounds of 10 of 50: each client is drawn 200 times, standard deviation sqrt(1000 .2 .8) = 12.6."""
+    sampling = UniformSampling(range(50), 10, 0, "train-sampling")
+    counts = np.bincount([i for r in range(1000) for i in sampling.cohort(r)], minlength=50)
+    assert np.abs(counts - 200).max() < 4 * 12.65
+
+
+def counting_app():
+    """A ClientApp that counts its calls in its state, and fails when told to."""
+    app = ClientApp()
+
+    @app.query()
+    def query(message: Message, context: Context) -> Message:
+        count = int(context.state["calls"]["n"]) + 1 if "calls" in context.state else 1
+        context.state["calls"] = MetricRecord({"n": count})
+        config = message.content["config"]
+        config["seen"] = True  # must not reach the next client
+        if config["fail"] == context.node_config["partition-id"]:
+            raise ValueError("told to")
+        seen = MetricRecord({"n": count, "partition": context.node_config["partition-id"]})
+        return Message(RecordDict({"metrics": seen}), reply_to=message)
+
+    return app
+
+
+def ask(grid, fail=-1, nodes=None):
+    content = RecordDict({"config": ConfigRecord({"fail": fail})})
+    nodes = list(grid.get_node_ids()) if nodes is None else nodes
+    replies = grid.send_and_receive(messages=[Message(content, node, "query") for node in nodes])
+    assert "seen" not in content["config"]
+    return list(replies)
+
+
+def test_the_grid_keeps_order_and_state():
+    grid = InProcessGrid(counting_app(), 4)
+    nodes = list(grid.get_node_ids())
+    first = ask(grid)
+    assert [r.content["metrics"]["partition"] for r in first] == [0, 1, 2, 3]
+    assert [r.metadata.src_node_id for r in first] == nodes
+    second = ask(grid, nodes=nodes[1:3])
+    assert [r.content["metrics"]["n"] for r in second] == [2, 2]
+
+
+def test_a_client_that_raises_is_an_error_reply_and_its_state_is_as_before():
+    grid = InProcessGrid(counting_app(), 3)
+    ask(grid)
+    replies = ask(grid, fail=1)
+    assert [r.has_error() for r in replies] == [False, True, False]
+    assert replies[1].error.code == 2
+    assert "ValueError: told to" in replies[1].error.reason
+    assert [r.content["metrics"]["n"] for r in ask(grid)] == [3, 2, 3]
+
+
+def test_a_cohort_is_a_grid_of_its_own():
+    grid = InProcessGrid(counting_app(), 5)
+    cohort = CohortGrid(grid, [1, 4])
+    nodes = list(grid.get_node_ids())
+    assert list(cohort.get_node_ids()) == [nodes[1], nodes[4]]
+    assert [cohort.partition_of(node) for node in cohort.get_node_ids()] == [1, 4]
+    assert [r.content["metrics"]["partition"] for r in ask(cohort)] == [1, 4]
+
+
+def test_a_round_has_all_its_numbers(run):
+    result = run("federation.num_rounds=2", "federation.fraction_evaluate=0.3", "local.epochs=1")
+    row = result.rows[-1]
+    parameters = 64 * 200 + 200 + 200 * 10 + 10
+    assert row["round"] == 2
+    assert row["clients/sampled"] == 5
+    assert row["clients/failed"] == 0
+    assert row["clients/evaluated"] == 3
+    # Eight clients were sent the model (five to train, three to evaluate), five sent it back: four bytes a number,
+    # and at most 2 kB of names, shapes, metrics and config for each.
+    assert 0 < row["comm/bytes_down"] - 8 * 4 * parameters < 8 * 2000
+    assert 0 < row["comm/bytes_up"] - 5 * 4 * parameters < 5 * 2000
+    assert row["comm/bytes_up_total"] == sum(r["comm/bytes_up"] for r in result.rows)
+    data = result.experiment.data
+    steps = [
+        sum(-(-len(data.train[i]) // 10) for i in UniformSampling(range(10), 5, 0, "train-sampling").cohort(r))
+        for r in (1, 2)
+    ]
+    assert [r["local/steps"] for r in result.rows] == steps
+    assert row["model/sha256"] == sha256(record(**result.arrays))
+    for key in ("train/loss", "eval/loss", "eval/accuracy", "update/norm", "update/cosine", "clients/accuracy_worst"):
+        assert np.isfinite(row[key]), key
+    assert row["time/total_s"] >= row["time/round_s"] > 0
+
+
+def test_averages_weigh_clients_by_their_examples(run):
+    """One local step at rate zero leaves the model alone, so the losses averaged are those of the initial model."""
+    result = run(
+        "federation.num_rounds=1", "optimizer.lr=1e-30", "local.batch_size=0", "local.epochs=1", "dtype=float64"
+    )
+    from fedresearch.local.objective import evaluate
+
+    data, model = result.experiment.data, result.experiment.model
+    cohort = UniformSampling(range(10), 5, 0, "train-sampling").cohort(1)
+    sizes = [len(data.train[i]) for i in cohort]
+    losses = [evaluate(model, *data.train_samples(i))[0] for i in cohort]
+    assert result.rows[0]["train/loss"] == pytest.approx(np.average(losses, weights=sizes), abs=1e-12)
+    sizes = [len(rows) for rows in data.validation]
+    accuracies = [evaluate(model, *data.validation_samples(i))[1] for i in range(10)]
+    assert result.rows[0]["clients/eval_acc"] == pytest.approx(np.average(accuracies, weights=sizes), abs=1e-12)
+
+
+@pytest.mark.slow
+def test_integer_buffers_survive_aggregation(run):
+    result = run(
+        "model=resnet18",
+        "model.norm=batch",
+        "federation.num_supernodes=2",
+        "federation.num_rounds=1",
+        "federation.fraction_train=1",
+        "local.epochs=null",
+        "local.steps=2",
+    )
+    buffers = {name: array for name, array in result.arrays.items() if name.endswith("num_batches_tracked")}
+    assert len(buffers) == 20  # ResNet-18 has 20 BatchNorm layers
+    assert all(array.dtype == np.int64 and array.shape == () and array == 2 for array in buffers.values())
+    assert {array.dtype.name for name, array in result.arrays.items() if name not in buffers} == {"float32"}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["federation.num_supernodes=1", "partitioner=iid"],
+        ["federation.fraction_evaluate=0", "validation.fraction=0"],
+        ["federation.fraction_train=0.01", "federation.evaluate_every=3"],
+        ["partitioner.alpha=0.02", "partitioner.min_partition_size=0", "federation.num_supernodes=40"],
+    ],
+    ids=["one client", "no evaluation by clients", "one client a round", "empty partitions"],
+)
+def test_corner_cases_run(run, overrides):
+    result = run(*overrides, "federation.num_rounds=3", "local.epochs=1")
+    assert [row["round"] for row in result.rows] == [1, 2, 3]
+    assert all(np.isfinite(row["train/loss"]) for row in result.rows)
+
+
+def test_a_failing_client_stops_the_run_and_is_named(run, tmp_path, monkeypatch):
+    (tmp_path / "failing_model.py").write_text(
+        textwrap.dedent(
+            """
+            import torch
+
+            class Failing(torch.nn.Module):
+                def __init__(self, input_shape, num_classes):
+                    super().__init__()
+                    self.w = torch.nn.Parameter(torch.zeros(1))
+
+                def forward(self, x):
+                    raise ArithmeticError("not today")
+            """
+        )
+    )
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "failing.yaml").write_text("_target_: failing_model.Failing")
+    monkeypatch.syspath_prepend(tmp_path)
+    cohort = UniformSampling(range(10), 5, 0, "train-sampling").cohort(1)
+    with pytest.raises(
+        RuntimeError, match=rf"partition {cohort[0]} failed in round 1:\n(.|\n)*ArithmeticError: not today"
+    ):
+        run("model=failing", config_dir=tmp_path)

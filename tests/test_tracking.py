@@ -1,0 +1,430 @@
+"""The trackers, read back with the readers of the tools that they write for."""
+
+import io
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rich.console import Console as Terminal
+
+from fedresearch.errors import InputError
+from fedresearch.tracking import tensorboard
+from fedresearch.tracking.console import Console
+from fedresearch.tracking.tensorboard import TensorBoardTracker
+from fedresearch.tracking.tracker import NoTracker, RunInfo, Tracker, TrackerGroup
+from fedresearch.tracking.wandb_tracker import WandbTracker
+
+# Three rounds; the second does not evaluate, the third has a client that diverged.
+ROWS: list[dict[str, Any]] = [
+    {
+        "round": server_round,
+        "train/loss": train_loss,
+        "eval/loss": eval_loss,
+        "eval/accuracy": accuracy,
+        "comm/bytes_up": 2**33,
+        "model/sha256": f"{server_round:064x}",
+        "clients/sampled": 60,
+        "time/round_s": 0.5,
+        "time/total_s": 0.5 * server_round,
+    }
+    for server_round, train_loss, eval_loss, accuracy in [
+        (1, 0.75, 0.5, 0.25),
+        (2, 0.5, None, None),
+        (3, math.nan, 0.125, 0.875),
+    ]
+]
+SUMMARY = {
+    "rounds": 3,
+    "eval/loss": 0.125,
+    "eval/accuracy": 0.875,
+    "train/loss": math.nan,
+    "clients/accuracy_mean": 0.75,
+    "clients/accuracy_worst": 0.5,
+    "comm/bytes_up_total": 1_500_000,
+    "comm/bytes_down_total": 3_000_000_000,
+    "time/total_s": 200.4,
+}
+
+
+def run_info(directory: Path) -> RunInfo:
+    directory.mkdir(exist_ok=True, parents=True)
+    config = {"seed": 3, "optimizer": {"lr": 0.1, "betas": [0.9, 0.99]}, "name": None}
+    return RunInfo(directory, "digits-fedavg", "0123456789ab", ["fedavg", "digits"], config, num_rounds=3)
+
+
+def track(tracker: Tracker, directory: Path, status: str = "finished") -> None:
+    tracker.start(run_info(directory))
+    for row in ROWS:
+        tracker.log(row)
+    model = directory / "model.safetensors"
+    model.write_bytes(b"weights")
+    tracker.log_model(model)
+    tracker.finish(status, SUMMARY)
+
+
+@pytest.fixture(autouse=True)
+def no_wandb_of_the_developer(monkeypatch, tmp_path):
+    """No key, no mode, no home: what is configured on the machine that runs the tests does not count."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("NETRC", str(tmp_path / "home" / ".netrc"))
+    (tmp_path / "home").mkdir()
+
+
+# --- the contract
+
+
+@pytest.mark.parametrize("status", ["finished", "failed"])
+@pytest.mark.parametrize("option", ["none", "tensorboard", "wandb-offline", "wandb-disabled", "console", "group"])
+def test_every_tracker_takes_the_same_calls_and_writes_in_the_run_directory(option, status, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path / "home")
+    build = {
+        "none": NoTracker,
+        "tensorboard": TensorBoardTracker,
+        "wandb-offline": lambda: WandbTracker(mode="offline", log_model=True),
+        "wandb-disabled": lambda: WandbTracker(mode="disabled"),
+        "console": Console,
+        "group": lambda: TrackerGroup([Console(), NoTracker()]),
+    }[option]
+    environment = dict(os.environ)
+    track(build(), tmp_path / "run", status)
+    assert dict(os.environ) == environment
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "run"]
+    assert not list((tmp_path / "home").iterdir())
+    assert {path.name for path in (tmp_path / "run").iterdir()} <= {"model.safetensors", "wandb", "tensorboard"}
+
+
+def test_a_group_ends_what_it_has_begun():
+    calls = []
+
+    class Recorder(NoTracker):
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def start(self, run: RunInfo) -> None:
+            if self.name == "broken":
+                raise OSError(self.name)
+
+        def finish(self, status, summary) -> None:
+            calls.append((self.name, status))
+
+    group = TrackerGroup([Recorder("first"), Recorder("broken"), Recorder("last")])
+    with pytest.raises(OSError, match="broken"):
+        group.start(RunInfo(Path(), "", "", [], {}, 1))
+    group.finish("failed", {})
+    assert calls == [("first", "failed")]
+
+
+# --- Weights & Biases
+
+
+def wandb_runs(directory: Path) -> list[Path]:
+    return sorted((directory / "wandb").glob("offline-run-*"))
+
+
+def inspect(run: Path) -> list[dict[str, Any]]:
+    """Read a W&B run back with W&B's own reader."""
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(run)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    return [json.loads(line) for line in printed.splitlines()]
+
+
+def only(records: list[dict[str, Any]], kind: str) -> list[Any]:
+    return [record[kind] for record in records if record["type"] == kind]
+
+
+def test_wandb_offline_run_read_back(tmp_path, capfd):
+    track(WandbTracker(mode="offline", tags=["mine"], log_model=True), tmp_path / "run")
+    (path,) = wandb_runs(tmp_path / "run")
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    assert printed.err == f"W&B: tracker.mode=offline; to upload it: wandb sync {path}\n"
+
+    records = inspect(path)
+    history = [item["item"] for item in only(records, "history")]
+    # One row a round, with what was logged: no value and NaN are left out, W&B's own keys start with "_".
+    assert [{k: v for k, v in item.items() if not k.startswith("_")} for item in history] == [
+        ROWS[0],
+        {k: v for k, v in ROWS[1].items() if v is not None},
+        {k: v for k, v in ROWS[2].items() if k != "train/loss"},
+    ]
+    (run,) = only(records, "run")
+    assert (run["project"], run["display_name"], run["run_group"], run["job_type"]) == (
+        "fedresearch",
+        "digits-fedavg",
+        "0123456789ab",
+        "train",
+    )
+    assert run["tags"] == ["fedavg", "digits", "mine"]
+    assert {k: v for k, v in run["config"]["update"].items() if k != "_wandb"} == run_info(tmp_path).config
+    metrics = only(records, "metric")
+    assert {metric.get("name", metric.get("glob_name")) for metric in metrics} == {"round", "*"}
+    assert [metric["step_metric"] for metric in metrics if metric.get("glob_name") == "*"] == ["round"]
+    summary: dict[str, Any] = {}
+    for update in only(records, "summary"):
+        summary |= update.get("update", {})
+    assert {k: summary[k] for k in SUMMARY if k != "train/loss"} == {
+        k: v for k, v in SUMMARY.items() if k != "train/loss"
+    }
+    assert summary["train/loss"] == 0.5  # the last that was a number
+    (artifact,) = only(records, "artifact")
+    assert [entry["path"] for entry in artifact["manifest"]["contents"]] == ["model.safetensors"]
+    assert only(records, "exit") == [{"exit_code": 0}]
+
+
+def test_wandb_marks_a_failed_run(tmp_path):
+    track(WandbTracker(mode="offline"), tmp_path / "run", status="failed")
+    records = inspect(wandb_runs(tmp_path / "run")[0])
+    assert only(records, "exit") == [{"exit_code": 1}]
+    assert not only(records, "artifact")  # log_model is off by default
+
+
+def test_two_runs_in_one_process_are_two_wandb_runs(tmp_path):
+    for name in ("first", "second"):
+        track(WandbTracker(mode="offline", group=name), tmp_path / name)
+        (path,) = wandb_runs(tmp_path / name)
+        records = inspect(path)
+        assert only(records, "run")[0]["run_group"] == name
+        assert len(only(records, "history")) == 3
+        assert (tmp_path / name / "wandb" / "cache").is_dir()
+
+
+KEY = "0123456789abcdef" * 2 + "01234567"  # forty characters, as W&B's keys have; no server ever saw it
+NETRC = f"machine api.wandb.ai\n  login user\n  password {KEY}\n"
+
+
+@pytest.mark.parametrize(
+    ("environment", "netrc", "modes"),
+    [
+        pytest.param({}, "", ["offline"], id="nothing"),
+        pytest.param({"WANDB_API_KEY": KEY}, "", ["online", "offline"], id="key"),
+        pytest.param({}, NETRC, ["online", "offline"], id="netrc"),
+        pytest.param({}, NETRC.replace("api.wandb.ai", "example.org"), ["offline"], id="netrc of another host"),
+        pytest.param({"WANDB_API_KEY": "short"}, "", ["offline"], id="no key at all"),
+        pytest.param({"WANDB_MODE": "offline", "WANDB_API_KEY": KEY}, NETRC, ["offline"], id="offline despite a key"),
+        pytest.param({"WANDB_MODE": "online"}, "", ["online", "offline"], id="online without a key"),
+        pytest.param({"WANDB_MODE": "disabled", "WANDB_API_KEY": KEY}, "", [], id="disabled"),
+    ],
+)
+def test_auto_mode(environment, netrc, modes, tmp_path, monkeypatch, capfd):
+    import wandb
+
+    asked = []
+
+    def init(**arguments):
+        asked.append(arguments["mode"])
+        raise ConnectionError("no network in this test")
+
+    wandb.teardown()  # W&B keeps the credentials that it found until then
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    Path(os.environ["NETRC"]).write_text(netrc)
+    monkeypatch.setattr(wandb, "init", init)
+    WandbTracker(mode="auto").start(run_info(tmp_path / "run"))
+    wandb.teardown()
+    assert asked == modes  # each refused in this test: what is tried after online is offline
+    assert len(capfd.readouterr().err.splitlines()) == len(modes[:1])
+
+
+def test_the_mode_in_the_config_wins_over_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    track(WandbTracker(mode="offline"), tmp_path / "run")
+    assert len(wandb_runs(tmp_path / "run")) == 1
+
+
+@pytest.mark.parametrize("mode", ["auto", "online"])
+def test_without_a_key_a_run_is_recorded_offline_and_nobody_is_asked(mode, tmp_path):
+    """In a process of its own, with no standard input, an empty home, and W&B's usual places to look into after."""
+    home, run = tmp_path / "home", tmp_path / "run"
+    script = (
+        "import logging, sys\nfrom pathlib import Path\n"
+        "logging.basicConfig()\nsys.path.insert(0, sys.argv[1])\n"
+        "from test_tracking import track\nfrom fedresearch.tracking.wandb_tracker import WandbTracker\n"
+        "track(WandbTracker(mode=sys.argv[2], log_model=True), Path(sys.argv[3]))"
+    )
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(Path(__file__).parent), mode, str(run)],
+        env={
+            "PATH": os.environ["PATH"],
+            "HOME": str(home),
+            "TMPDIR": str(home),
+            "WANDB_DIR": str(home),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        },
+        cwd=home,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert time.monotonic() - started < 30  # most of it imports; W&B's own wait for a server would be 180 s
+    assert done.returncode == 0, done.stderr
+    (path,) = wandb_runs(run)
+    reason = {
+        "auto": "no API key is configured, so the run is recorded offline",
+        "online": "going online failed (UsageError: No API key configured. Use `wandb login` to log in.), "
+        "so the run is recorded offline",
+    }[mode]
+    assert done.stdout == ""
+    assert done.stderr == f"W&B: {reason}; to upload it: wandb sync {path}\n"
+    assert not list(home.rglob("*"))
+    assert len(only(inspect(path), "history")) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+def test_an_unreachable_server_only_delays_the_start(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # the discard port: nobody listens
+    track(WandbTracker(mode="auto"), tmp_path / "run")
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("W&B: going online failed (")
+    runs = [path for path in wandb_runs(tmp_path / "run") if str(path) in line]
+    assert len(runs) == 1
+    assert len(only(inspect(runs[0]), "history")) == 3
+
+
+@pytest.mark.parametrize(
+    ("broken", "line"),
+    [
+        ("init", r"W&B: starting failed \(OSError: init broke\); the run goes on without W&B"),
+        (
+            "log",
+            r"W&B: logging a round failed \(OSError: log broke\); the run goes on without W&B; "
+            r"to upload what it has so far: wandb sync \S+offline-run-\S+",
+        ),
+        (
+            "log_model",
+            r"W&B: storing the model failed \(OSError: log_model broke\); the run goes on without W&B; "
+            r"to upload what it has so far: wandb sync \S+offline-run-\S+",
+        ),
+        (
+            "finish",
+            r"W&B: finishing failed \(OSError: finish broke\); the run goes on without W&B; "
+            r"to upload what it has so far: wandb sync \S+offline-run-\S+",
+        ),
+    ],
+)
+def test_a_run_survives_what_breaks_in_wandb(broken, line, tmp_path, monkeypatch, capfd):
+    import wandb
+
+    def breaks(*arguments, **options):
+        raise OSError(f"{broken}\nbroke")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(wandb if broken == "init" else wandb.Run, broken, breaks)
+        track(WandbTracker(mode="offline", log_model=True), tmp_path / "run")
+    lines = [x for x in capfd.readouterr().err.splitlines() if "to upload it" not in x]
+    assert len(lines) == 1
+    assert re.fullmatch(line, lines[0])
+    # The next run in this process is not affected.
+    track(WandbTracker(mode="offline"), tmp_path / "next")
+    assert len(only(inspect(wandb_runs(tmp_path / "next")[0]), "history")) == 3
+
+
+def test_wandb_options_are_the_arguments():
+    options = yaml.safe_load((Path(__file__).parents[1] / "conf" / "tracker" / "wandb.yaml").read_text())
+    assert options.pop("_target_") == f"{WandbTracker.__module__}.WandbTracker"
+    assert options == {
+        "mode": "auto",
+        "project": "fedresearch",
+        "entity": None,
+        "tags": [],
+        "group": None,
+        "job_type": "train",
+        "log_model": False,
+    }
+    WandbTracker(**options)
+
+
+# --- TensorBoard
+
+
+def test_tensorboard_read_back(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    track(TensorBoardTracker(), tmp_path / "run")
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    names = {"train/loss", "eval/loss", "eval/accuracy", "comm/bytes_up", "clients/sampled"}
+    assert set(events.Tags()["scalars"]) == names | {"time/round_s", "time/total_s"}
+    for name in names - {"train/loss"}:
+        read = [(event.step, event.value) for event in events.Scalars(name)]
+        assert read == [(row["round"], row[name]) for row in ROWS if row[name] is not None]
+    *finite, diverged = [event.value for event in events.Scalars("train/loss")]
+    assert finite == [0.75, 0.5]
+    assert math.isnan(diverged)
+
+
+def test_tensorboard_missing(monkeypatch):
+    monkeypatch.setattr(tensorboard, "find_spec", lambda name: None)
+    with pytest.raises(InputError) as raised:
+        TensorBoardTracker()
+    assert str(raised.value) == (
+        "tracker=tensorboard needs the package tensorboard, which is not installed; "
+        'try pip install "fedresearch[tensorboard]"'
+    )
+
+
+# --- the console
+
+
+def shown(tmp_path: Path, *, rows: list[dict[str, Any]], summary: dict[str, Any], terminal: bool = False) -> str:
+    file = io.StringIO()
+    console = Console(Terminal(file=file, force_terminal=terminal, width=80, _environ={"TERM": "xterm"}))
+    console.start(run_info(tmp_path / "run"))
+    for row in rows:
+        console.log(row)
+    console.finish("finished" if len(rows) == 3 else "failed", summary)
+    return file.getvalue()
+
+
+def test_plain_lines(tmp_path):
+    # 60 clients in half a second are 120 a second; the rounds left take as long as those before took on average.
+    assert shown(tmp_path, rows=ROWS, summary=SUMMARY).splitlines() == [
+        "round 1/3  train/loss 0.7500   eval/loss 0.5000   eval/accuracy 0.2500  120 clients/s  1.0 s left",
+        "round 2/3  train/loss 0.5000   120 clients/s  0.5 s left",
+        "round 3/3  train/loss nan      eval/loss 0.1250   eval/accuracy 0.8750  120 clients/s  0.0 s left",
+        "finished after 3 of 3 rounds",
+        "  test loss                 0.1250",
+        "  test accuracy             0.8750",
+        "  clients' accuracy, mean   0.7500",
+        "  clients' accuracy, worst  0.5000",
+        "  sent up                   1.5 MB",
+        "  sent down                 3.0 GB",
+        "  time                      3 min 20 s",
+        str(tmp_path / "run"),
+    ]
+
+
+def test_plain_lines_of_a_regression_that_failed(tmp_path):
+    row = {"round": 1, "train/loss": 12.5, "eval/loss": 1e-9, "clients/sampled": 3, "time/round_s": 2.0}
+    lines = shown(tmp_path, rows=[row | {"time/total_s": 4000.0}], summary={}).splitlines()
+    assert lines == [
+        "round 1/3  train/loss 12.50    eval/loss 1.000e-09  1.5 clients/s  2 h 13 min left",
+        "failed after 1 of 3 rounds",
+        str(tmp_path / "run"),
+    ]
+
+
+def test_the_bar_on_a_terminal(tmp_path):
+    output = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown(tmp_path, rows=ROWS, summary=SUMMARY, terminal=True))
+    bars = [line for line in re.split(r"[\r\n]+", output) if "━" in line]
+    assert all(len(line) <= 80 for line in bars)
+    assert bars[0].startswith("round 0/3")
+    # The second round does not evaluate: the last accuracy stays.
+    for position, loss, accuracy, left in [("1/3", "0.5000", "0.2500", "1.0"), ("2/3", "0.5000", "0.2500", "0.5")]:
+        (bar,) = {line for line in bars if position in line}
+        assert re.fullmatch(
+            rf"round {position} ━.*loss {loss}   accuracy {accuracy}  120 clients/s  {left} s left\s*", bar
+        )
+    assert output.splitlines()[-1] == str(tmp_path / "run")
