@@ -1,7 +1,12 @@
 """Reproducible federated-learning ablations: Hydra composes, Flower runs, Weights & Biases records."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+# Read when these packages are imported: no telemetry, and no progress bars of partitioners between our lines.
+for _name, _value in (("FLWR_TELEMETRY_ENABLED", "0"), ("HF_HUB_DISABLE_TELEMETRY", "1"), ("TQDM_DISABLE", "1")):
+    os.environ.setdefault(_name, _value)
 
 if TYPE_CHECKING:
     from torch.nn import Module

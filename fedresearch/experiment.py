@@ -1,18 +1,13 @@
-"""From a config to the objects of an experiment, and to its run. The only caller of ``hydra.utils.instantiate``."""
+"""From a config to an experiment's objects, and to its model again; the only caller of ``hydra.utils.instantiate``."""
 
 import functools
 import inspect
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-os.environ.setdefault("TQDM_DISABLE", "1")  # partitioners of Flower Datasets draw progress bars
 
 import hydra.utils
 import safetensors.torch

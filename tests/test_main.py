@@ -303,6 +303,13 @@ def test_an_unwritable_directory_is_told_in_a_line(tmp_path):
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_natural_ids_decide_the_number_of_clients_and_nothing_is_chattered(tmp_path):
+    done = command(tmp_path, *SHORT, "dataset=fcube", "partitioner=natural_id", "model=logistic", "hydra.run.dir=d")
+    assert done.returncode == 0
+    assert not done.stderr
+    assert len((tmp_path / "d" / "partition.csv").read_text().splitlines()) == 1 + 4
+
+
 def test_tiny_and_empty_partitions_are_reported_by_id(tmp_path):
     done = command(
         tmp_path,
