@@ -211,6 +211,9 @@ def test_interrupted_runs_say_so(tmp_path):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.default_int_handler
+        ),  # a job in the background ignores it
     )
     metrics = tmp_path / "d" / "metrics.jsonl"
     while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
