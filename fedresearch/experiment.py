@@ -1,5 +1,6 @@
 """From a config to an experiment's objects, and to its model again; the only caller of ``hydra.utils.instantiate``."""
 
+import copy
 import functools
 import inspect
 import json
@@ -29,13 +30,17 @@ from fedresearch.config.check import cohort_size
 from fedresearch.config.schema import Config
 from fedresearch.data.federated import FederatedData
 from fedresearch.data.partition import partition_rows, split_validation
-from fedresearch.data.source import Source
+from fedresearch.data.source import Source, check_source
 from fedresearch.errors import InputError
 from fedresearch.local.objective import evaluate
 from fedresearch.local.train import Schedule
+from fedresearch.local.update import LocalUpdate
 from fedresearch.runs.directory import MODEL, RECORD
 from fedresearch.seeding import derive_seed
 from fedresearch.tracking.tracker import Tracker
+
+# What a constructor raises when it refuses its arguments.
+_REFUSALS = (TypeError, ValueError, ImportError, RuntimeError, LookupError, ArithmeticError, MemoryError)
 
 
 class Experiment:
@@ -59,8 +64,9 @@ class Experiment:
         )
 
     def build(self) -> None:
-        """Build every part now, so that what cannot be built fails here."""
+        """Build every part now, and try a step, so that what cannot work fails here."""
         _ = self.data, self.strategy, self.grid, self.tracker
+        self._try_step()
 
     @cached_property
     def data(self) -> FederatedData:
@@ -102,6 +108,11 @@ class Experiment:
         return self._build("strategy", self.config.strategy["server"])
 
     @cached_property
+    def update(self) -> LocalUpdate:
+        """The client half of the strategy."""
+        return self._build("strategy", self.config.strategy["client"])
+
+    @cached_property
     def schedule(self) -> Schedule:
         """How long a client trains."""
         return Schedule(**asdict(self.config.local))
@@ -117,7 +128,7 @@ class Experiment:
         return make_client_app(
             model=self.model,
             data=self.data,
-            update=self._build("strategy", self.config.strategy["client"]),
+            update=self.update,
             optimizer=optimizer,
             schedule=self.schedule,
             seed=self.config.seed,
@@ -167,6 +178,24 @@ class Experiment:
         loss, accuracy = evaluate(self.model, self.data.test_x, self.data.test_y)
         return {"eval/loss": loss} | ({} if accuracy is None else {"eval/accuracy": accuracy})
 
+    def _try_step(self) -> None:
+        """Try the model, a copy of it, on a batch of two and on one of one where some client has such a batch."""
+        batch_size = self.config.local.batch_size
+        sizes = [len(rows) for rows in self.data.train]
+        alone = [i for i, size in enumerate(sizes) if size == 1 or (batch_size and size % batch_size == 1)]
+        for size, partition_id in [(2, sizes.index(max(sizes))), *((1, i) for i in alone[:1])]:
+            x, y = self.data.train_samples(partition_id)
+            model = copy.deepcopy(self.model).train()
+            try:
+                with torch.random.fork_rng(devices=[]):
+                    self.update.objective(model, x[:size], y[:size]).backward()
+            except Exception as error:
+                hint = f" (the last batch of partitions {alone} is one sample; try another local.batch_size)"
+                raise InputError(
+                    f"model={self.choices['model']} cannot train on dataset={self.choices['dataset']}: "
+                    f"{one_line(error)}{hint if size == 1 else ''}"
+                ) from error
+
     @property
     def _dtype(self) -> torch.dtype:
         return getattr(torch, self.config.dtype)
@@ -176,18 +205,7 @@ class Experiment:
         options = dict(self.config.dataset)
         declared = options.pop("declares")
         source = self._build("dataset", options)
-        shape = list(source.train.x.shape[1:])
-        if shape != declared["input_shape"]:
-            raise InputError(
-                f"dataset={self.choices['dataset']} holds inputs of shape {shape}, but dataset.declares.input_shape is "
-                f"{declared['input_shape']}; set it to what the data holds"
-            )
-        for y in (source.train.y, source.test.y):
-            if not y.is_floating_point() and not 0 <= int(y.min()) <= int(y.max()) < declared["num_classes"]:
-                raise InputError(
-                    f"dataset={self.choices['dataset']} holds labels from {int(y.min())} to {int(y.max())}, but "
-                    f"dataset.declares.num_classes is {declared['num_classes']}; set it to what the data holds"
-                )
+        check_source(source, declared, str(self.choices["dataset"]))
         return source
 
     def _build(self, group: str, options: Mapping[str, Any], **objects: Any) -> Any:
@@ -201,12 +219,12 @@ class Experiment:
     def _call(self, group: str, make: Callable[..., Any], **objects: Any) -> Any:
         try:
             return make(**objects)
-        except (TypeError, ValueError) as error:
+        except _REFUSALS as error:
             raise InputError(f"{group}={self.choices.get(group)}: {one_line(error)}") from error
 
 
 def build_model(config: Config, choices: Mapping[str, str | None]) -> Module:
-    """Build the model for the dataset's declared shape and classes, in the run's dtype."""
+    """Build the model for the dataset's declared shape and classes; with dtype float64, all its floats are that."""
     declared = config.dataset["declares"]
     model: Module = _build(
         f"model={choices.get('model')}",
@@ -214,7 +232,7 @@ def build_model(config: Config, choices: Mapping[str, str | None]) -> Module:
         input_shape=tuple(declared["input_shape"]),
         num_classes=declared["num_classes"],
     )
-    return model.to(getattr(torch, config.dtype))
+    return model.double() if config.dtype == "float64" else model
 
 
 def load_model(directory: str | Path) -> Module:
@@ -247,8 +265,9 @@ def _build(option: str, config: Mapping[str, Any], **objects: Any) -> Any:
         cause = error.__cause__
         if isinstance(cause, InputError):
             raise cause from None
-        if cause is None or isinstance(cause, TypeError | ValueError | ImportError):
-            raise InputError(f"{option}: {one_line(cause or error)}") from error
+        if cause is None or isinstance(cause, _REFUSALS):
+            hint = "; run from the folder that holds it, or add that to PYTHONPATH" * isinstance(cause, ImportError)
+            raise InputError(f"{option}: {one_line(cause or error)}{hint}") from error
         raise cause from None
 
 

@@ -13,10 +13,10 @@ from fedresearch.apps.records import sha256
 from fedresearch.apps.rounds import Row
 from fedresearch.config import Config, digest
 from fedresearch.data.federated import FederatedData
-from fedresearch.data.plot import label_counts_csv, label_distribution_png
+from fedresearch.data.plot import label_distribution_png, partition_csv
 from fedresearch.errors import InputError
 from fedresearch.experiment import Experiment
-from fedresearch.runs.directory import MODEL, RunDirectory, refuse_used, write_whole
+from fedresearch.runs.directory import MODEL, RunDirectory, finite, refuse_used, write_whole
 from fedresearch.runs.provenance import provenance
 from fedresearch.tracking.console import Console
 from fedresearch.tracking.tracker import RunInfo, TrackerGroup
@@ -61,19 +61,22 @@ def run_experiment(
             "config": plain,
             "choices": dict(choices),
             "overrides": list(overrides),
-            "partition_sha256": data.digest(),
+            "partition_sha256": data.partition_sha256(),
+            "validation_sha256": data.validation_sha256(),
             "initial_model_sha256": sha256(experiment.initial_arrays),
             "num_parameters": sum(p.numel() for p in experiment.model.parameters()),
             "num_threads": torch.get_num_threads(),
             **provenance(),
         },
     )
-    trackers = TrackerGroup([Console(), experiment.tracker])
+    trackers = TrackerGroup([experiment.tracker, Console()])  # what a tracker says first stands above the bar
     last: Row = {}
 
     def log_row(row: Row) -> None:
         run.log(row)
         trackers.log(row)
+        if diverged(row) and not diverged(last):
+            log.warning("round %d: the loss is not finite, the run has diverged", row["round"])
         last.clear()
         last.update(row)
 
@@ -83,7 +86,8 @@ def run_experiment(
 
     server_app = experiment.server_app(log_row, finish)
     try:
-        save_label_distribution(data, config.dataset["declares"]["num_classes"], run)
+        title = f"{experiment.name}, seed {config.seed}"
+        save_label_distribution(data, config.dataset["declares"]["num_classes"], title, run)
         trackers.start(
             RunInfo(
                 directory=directory,
@@ -98,11 +102,18 @@ def run_experiment(
         trackers.log_model(directory / MODEL)
     except BaseException as error:
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        run.close(status, error=f"{type(error).__name__}: {error}")
-        trackers.finish("failed", last)
+        try:
+            run.close(status, error=f"{type(error).__name__}: {error}")
+        finally:
+            trackers.finish(status, last)
         raise
-    run.close("finished", result=last)
+    run.close("finished", result={key: finite(value) for key, value in last.items()})
     trackers.finish("finished", last)
+
+
+def diverged(row: Row) -> bool:
+    """Return whether a row has a loss that is not finite."""
+    return any(name.endswith("/loss") and finite(value) is None for name, value in row.items())
 
 
 def report_small_partitions(data: FederatedData, batch_size: int) -> None:
@@ -134,19 +145,16 @@ def _partitions(ids: Sequence[int], verb: str = "are") -> str:
     return f"partition{'s' if plural else ''} {shown} {verb if plural else {'are': 'is', 'hold': 'holds'}[verb]}"
 
 
-def save_label_distribution(data: FederatedData, num_classes: int, run: RunDirectory) -> None:
-    """Write who holds how many training samples (of which class) as partition.csv and, with classes, partition.png."""
-    targets = [data.train_samples(i)[1] for i in range(data.num_partitions)]
-    if data.y.is_floating_point():
-        sizes = [f"{i},{len(y)}" for i, y in enumerate(targets)]
-        run.write_text("partition.csv", "\n".join(["partition_id,num_examples", *sizes]) + "\n")
-        return
-    labels = [y.numpy() for y in targets]
-    run.write_text("partition.csv", label_counts_csv(labels, num_classes))
-    run.write_bytes("partition.png", label_distribution_png(labels, num_classes))
+def save_label_distribution(data: FederatedData, num_classes: int, title: str, run: RunDirectory) -> None:
+    """Write who holds how many samples of which class: partition.csv and, where there are classes, partition.png."""
+    labels = None if data.y.is_floating_point() else [y.numpy() for y in data.targets()]
+    run.write_text("partition.csv", partition_csv(data, labels, num_classes))
+    if labels is not None:
+        run.write_bytes("partition.png", label_distribution_png(labels, num_classes, title))
 
 
 def save_model(path: Path, arrays: ArrayRecord) -> None:
     """Write global arrays as a safetensors file, under the names of the model's ``state_dict``."""
-    content = safetensors.torch.save(dict(arrays.to_torch_state_dict()))
+    tensors = {name: tensor.contiguous() for name, tensor in arrays.to_torch_state_dict().items()}
+    content = safetensors.torch.save(tensors)
     write_whole(path, lambda temporary: temporary.write_bytes(content))

@@ -1,5 +1,7 @@
 """The help text: the groups and their options, read from ``conf/``, and examples."""
 
+from argparse import ArgumentParser
+from collections.abc import Sequence
 from pathlib import Path
 
 # Beside the package in a checkout, inside it when installed from a wheel.
@@ -12,7 +14,7 @@ fedresearch: federated-learning experiments, composed from config groups.
 
 Groups and their options (* is the default):
 {groups}
-Keys, with their defaults (a group's own keys: --cfg job):
+Keys, with their defaults (those of the chosen options: --cfg job; comments in conf/GROUP/OPTION.yaml):
 {keys}
 Examples:
   python -m fedresearch.main strategy=fedavg partitioner.alpha=0.1 federation.num_rounds=50
@@ -27,26 +29,36 @@ Examples:
 """
 
 
-def usage() -> str:
-    """Return the help text."""
+def usage(arguments: Sequence[str] = ()) -> str:
+    """Return the help text.
+
+    Parameters
+    ----------
+    arguments : sequence of str
+        The command line, whose ``--config-dir DIR`` may bring further options.
+    """
+    parser = ArgumentParser(add_help=False)
+    parser.add_argument("--config-dir", "-cd", type=Path, action="append", default=[])
+    folders = [CONF, *parser.parse_known_args(list(arguments))[0].config_dir]
     config = (CONF / "config.yaml").read_text().splitlines()
-    groups = ""
-    for line in config[config.index("defaults:") + 1 :]:
-        if not line.startswith("  - "):
-            break
-        group, _, default = line.removeprefix("  - ").partition("#")[0].strip().partition(": ")
-        if not default:
-            continue
-        groups += f"\n  {group}\n"
-        for path in sorted((CONF / group).glob("[!_]*.yaml")):
-            mark = "*" if path.stem == default else " "
-            groups += f"  {mark} {path.stem:<20} {_description(path)}\n"
     start = next(i for i, line in enumerate(config) if line.startswith("seed:"))
-    end = config.index("hydra:")
-    keys = "".join(f"  {line}\n" if line else "\n" for line in config[start:end])
+    groups = ""
+    for line in config[:start]:
+        group, _, default = line.partition("#")[0].removeprefix("  - ").strip().partition(": ")
+        if (CONF / group).is_dir() and default:
+            groups += f"\n  {group}\n"
+            for path in sorted((path for folder in folders for path in (folder / group).glob("[!_]*.yaml")), key=_stem):
+                groups += f"  {'*' if path.stem == default else ' '} {path.stem:<20} {_description(path)}\n"
+    keys = "".join(f"  {line}\n" if line else "\n" for line in config[start : config.index("hydra:")])
     return _TEMPLATE.format(groups=groups, keys=keys)
 
 
+def _stem(path: Path) -> str:
+    return path.stem
+
+
 def _description(path: Path) -> str:
-    comments = (line for line in path.read_text().splitlines() if not line.startswith("# @package"))
-    return next(comments).removeprefix("# ")
+    """Return a file's first comment, or nothing where it begins with something else."""
+    lines = (line for line in path.read_text().splitlines() if not line.startswith("# @package"))
+    first = next(lines, "")
+    return first.removeprefix("# ") if first.startswith("# ") else ""

@@ -66,7 +66,7 @@ def test_a_dataset_that_holds_something_else_than_it_declares(compose):
     from fedresearch.experiment import Experiment
 
     experiment = Experiment(*compose("dataset.declares.input_shape=[1,8,9]"))
-    with pytest.raises(InputError, match=r"dataset=digits holds inputs of shape \[1, 8, 8\], but dataset\.declares"):
+    with pytest.raises(InputError, match=r"dataset=digits: train holds inputs of shape \[1, 8, 8\], but dataset\.decl"):
         _ = experiment.data
 
 
@@ -75,5 +75,5 @@ def test_a_dataset_that_declares_nothing(compose, tmp_path):
 
     (tmp_path / "dataset").mkdir()
     (tmp_path / "dataset" / "mine.yaml").write_text("_target_: mine.load\ndeclares: {input: image, num_classes: 2}")
-    with pytest.raises(InputError, match=r"dataset=mine: its YAML must give columns, input_shape below declares"):
+    with pytest.raises(InputError, match=r"dataset\.declares\.input_shape is missing; its option's YAML must give it"):
         compose("dataset=mine", config_dir=tmp_path)

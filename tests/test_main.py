@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 
@@ -76,9 +75,12 @@ def test_a_run_leaves_its_record_metrics_model_and_partition(finished):
     assert run["num_parameters"] == 64 * 200 + 200 + 200 * 10 + 10
     table = list(csv.DictReader((directory / "partition.csv").read_text().splitlines()))
     assert len(table) == 10
-    # 1,437 training samples (1,797 less a fifth), of which each client validates on a fifth, rounded up.
-    assert 1437 * 0.8 - 10 < sum(int(line["num_examples"]) for line in table) <= 1437 * 0.8
-    assert all(int(line["num_examples"]) == sum(int(line[str(c)]) for c in range(10)) for line in table)
+    for line in table:
+        size, validation = int(line["num_examples"]), int(line["num_validation"])
+        assert validation == -(-size // 5)  # a fifth, rounded up
+        assert int(line["num_train"]) == size - validation
+        assert size == sum(int(line[str(c)]) for c in range(10))
+    assert sum(int(line["num_examples"]) for line in table) == 1437  # 1,797 less a fifth for the test split
 
 
 def test_nothing_is_written_elsewhere_but_caches(finished):
@@ -149,7 +151,7 @@ def test_same_seed_same_bits(finished, tmp_path):
     assert done.returncode == 0, done.stderr
     assert numbers(tmp_path / "again") == numbers(directory)
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (directory / "model.safetensors").read_bytes()
-    for key in ("digest", "cell", "partition_sha256", "initial_model_sha256"):
+    for key in ("digest", "cell", "partition_sha256", "validation_sha256", "initial_model_sha256"):
         assert record(tmp_path / "again")[key] == record(directory)[key]
 
 
@@ -181,9 +183,9 @@ def test_what_must_not_change_a_round_changes_none(finished, tmp_path, change):
     for ours, changed in zip(numbers(directory), numbers(tmp_path / "changed"), strict=False):
         shared = ours.keys() & changed.keys()
         if change[0].startswith(("federation.fraction_evaluate", "federation.evaluate_every")):
-            # These change who evaluates, hence what is measured on the clients and sent; not the model, not its rounds.
-            shared -= {key for key in shared if key.startswith(("clients/", "comm/"))}
-            assert {"train/loss", "update/norm", "model/sha256"} <= shared
+            # These change who evaluates: what is measured on the clients and sent for it, and nothing else.
+            shared -= {key for key in shared if key.startswith(("clients/", "comm/evaluate_"))}
+            assert {"train/loss", "update/norm", "comm/bytes_up_total", "model/sha256"} <= shared
         else:
             assert ours.keys() == changed.keys()
         assert {key: ours[key] for key in shared} == {key: changed[key] for key in shared}
@@ -208,7 +210,7 @@ def test_interrupted_runs_say_so(tmp_path):
         [sys.executable, "-m", "fedresearch.main", "tracker=none", "federation.num_rounds=100000", "hydra.run.dir=d"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=lambda: signal.signal(
@@ -220,37 +222,145 @@ def test_interrupted_runs_say_so(tmp_path):
         assert process.poll() is None
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate()
+    out, err = process.communicate()
     assert process.returncode == 1
     assert err.splitlines()[-1] == "interrupted"
     assert "Traceback" not in err
     assert record(tmp_path / "d")["status"] == "interrupted"
+    assert out.splitlines()[-9].startswith("interrupted after ")
     rows = numbers(tmp_path / "d")
     assert [row["round"] for row in rows] == list(range(1, len(rows) + 1))
     assert not list((tmp_path / "d").glob(".*tmp"))
 
 
-def test_a_broken_model_fails_the_run_and_the_record_says_why(tmp_path):
-    (tmp_path / "broken.py").write_text(
-        textwrap.dedent(
-            """
-            import torch
+MODELS = """
+import torch
 
-            class Broken(torch.nn.Linear):
-                def __init__(self, input_shape, num_classes):
-                    super().__init__(3, num_classes)
-            """
-        )
-    )
+class Sums(torch.nn.Module):
+    \"""Sums each image; what goes wrong is chosen.\"""
+
+    def __init__(self, input_shape, num_classes, fault=None):
+        super().__init__()
+        if fault == "width":
+            self.linear = torch.nn.Linear(3, num_classes)
+        w = torch.zeros(num_classes, 2).t() if fault == "transposed" else torch.zeros(2, num_classes)
+        self.w = torch.nn.Parameter(w)
+        self.norm = torch.nn.BatchNorm1d(num_classes) if fault == "norm" else torch.nn.Identity()
+        self.fault, self.calls = fault, 0
+
+    def forward(self, x):
+        self.calls += 1
+        if self.fault == "later" and self.calls > 20:
+            raise ArithmeticError("not today")
+        x = x.flatten(1)
+        return self.linear(x) if self.fault == "width" else self.norm(torch.stack([x.sum(1), x.sum(1)], 1) @ self.w)
+"""
+
+
+@pytest.fixture
+def faulty(tmp_path):
+    """Return a function that runs the model above."""
+    (tmp_path / "sums.py").write_text(MODELS)
     (tmp_path / "conf" / "model").mkdir(parents=True)
-    (tmp_path / "conf" / "model" / "broken.yaml").write_text("_target_: broken.Broken")
-    done = command(
-        tmp_path, "--config-dir", "conf", "model=broken", *SHORT, "hydra.run.dir=d", PYTHONPATH=f"{ROOT}:{tmp_path}"
-    )
+    (tmp_path / "conf" / "model" / "sums.yaml").write_text("# Sums\n_target_: sums.Sums\nfault: null\n")
+
+    def run(fault, *overrides):
+        arguments = [
+            "--config-dir",
+            "conf",
+            "model=sums",
+            f"model.fault={fault}",
+            *SHORT,
+            "hydra.run.dir=d",
+            *overrides,
+        ]
+        return command(tmp_path, *arguments, PYTHONPATH=f"{ROOT}:{tmp_path}")
+
+    return run
+
+
+def test_a_client_that_fails_ends_the_run_and_the_record_says_why(faulty, tmp_path):
+    done = faulty("later")
     assert done.returncode == 1
-    assert "mat1 and mat2 shapes cannot be multiplied" in done.stderr  # what the client raised, in full
+    assert "ArithmeticError: not today" in done.stderr  # what the client raised, in full
     assert record(tmp_path / "d")["status"] == "failed"
     assert "failed in round 1" in record(tmp_path / "d")["error"]
+
+
+def test_a_model_that_cannot_train_is_told_before_the_run(faulty, tmp_path):
+    done = faulty("width")
+    assert done.returncode == 1
+    assert done.stderr.startswith(
+        "error: model=sums cannot train on dataset=digits: mat1 and mat2 shapes cannot be mul"
+    )
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "d").exists()
+
+
+def test_a_last_batch_of_one_that_batch_norm_refuses_is_told_before_the_run(faulty):
+    sizes = ["partitioner=size", "partitioner.partition_sizes=[30,21,31]", "validation.fraction=0"]
+    done = faulty("norm", *sizes, "federation.fraction_evaluate=0")
+    assert done.returncode == 1
+    assert "(the last batch of partitions [1, 2] is one sample; try another local.batch_size)" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_parameters_in_any_memory_order_are_saved(faulty, tmp_path):
+    done = faulty("transposed")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "d" / "model.safetensors").exists()
+
+
+def test_a_module_that_cannot_be_found(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "sums.yaml").write_text("_target_: sums.Sums")
+    done = command(tmp_path, "--config-dir", str(tmp_path), "model=sums", *SHORT)
+    assert done.returncode == 1
+    assert "error: model=sums: Error loading 'sums.Sums'" in done.stderr
+    assert done.stderr.endswith("run from the folder that holds it, or add that to PYTHONPATH\n")
+
+
+def test_divergence_is_said_once_and_stays_valid_json(tmp_path):
+    done = command(tmp_path, *SHORT, "optimizer.lr=1e30", "hydra.run.dir=d")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "round 1: the loss is not finite, the run has diverged\n"
+    for name in ("run.json", "metrics.jsonl"):
+        text = (tmp_path / "d" / name).read_text()
+        assert "NaN" not in text
+        assert "Infinity" not in text
+    assert numbers(tmp_path / "d")[-1]["eval/loss"] is None
+
+
+def test_a_closed_output_does_not_end_the_run(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fedresearch.main", *SHORT, "hydra.run.dir=d"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    process.stdout.close()
+    err = process.stderr.read()
+    process.stderr.close()
+    process.wait()
+    assert record(tmp_path / "d")["status"] == "finished", err
+    assert len(numbers(tmp_path / "d")) == 3
+
+
+def test_files_of_someone_else_are_not_overwritten(tmp_path):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "partition.csv").write_text("mine")
+    done = command(tmp_path, *SHORT, "hydra.run.dir=d")
+    assert done.returncode == 1
+    assert "d already holds partition.csv, and nothing is overwritten" in done.stderr
+    assert [p.name for p in (tmp_path / "d").iterdir()] == ["partition.csv"]
+
+
+def test_flags_may_stand_anywhere(tmp_path):
+    done = command(tmp_path, *SHORT, "-m", "seed=0,1", "hydra.sweep.dir=s")
+    assert done.returncode == 0, done.stderr
+    assert record(tmp_path / "s" / "1")["config"]["seed"] == 1
 
 
 @pytest.mark.parametrize(
@@ -292,7 +402,7 @@ def test_a_full_disk_is_told_in_a_line(tmp_path):
         assert done.returncode == 1
         assert done.stderr.splitlines()[-1].startswith("error: No space left on device")
         assert "Traceback" not in done.stderr
-        assert not list((full / "run").glob(".*tmp"))
+        assert not list(full.rglob(".*tmp"))
     finally:
         subprocess.run(["umount", full], check=True)
 
@@ -324,8 +434,8 @@ def test_tiny_and_empty_partitions_are_reported_by_id(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     table = list(csv.DictReader((tmp_path / "d" / "partition.csv").read_text().splitlines()))
-    empty = [line["partition_id"] for line in table if int(line["num_examples"]) == 0]
-    tiny = [line["partition_id"] for line in table if 0 < int(line["num_examples"]) < 10]
+    empty = [line["partition_id"] for line in table if int(line["num_train"]) == 0]
+    tiny = [line["partition_id"] for line in table if 0 < int(line["num_train"]) < 10]
     assert len(empty) > 1
     assert len(tiny) > 1
     lines = done.stderr.splitlines()

@@ -1,44 +1,88 @@
-"""README's commands run as they are written, only shorter."""
+"""README's commands, files and code run as they are written, only shorter."""
 
+import os
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-COMMANDS = re.findall(r"^    python -m fedresearch\.main ?(.*)$", README, flags=re.MULTILINE)
-# What makes a run short, where it is one; the tutorial's data come from the Hub.
+COMMANDS = re.findall(r"^    (python -m fedresearch\.main ?.*)$", README, flags=re.MULTILINE)
+# A file is a block that begins with its path as a comment, and ends where another begins or the indentation ends.
+FILES = {
+    path: textwrap.dedent(content)
+    for path, content in re.findall(
+        r"^    # ((?:my_conf/)?\w+(?:/\w+)?\.(?:py|yaml))\n(.*?)(?=^    # \w+[/.]\w|^    python|^\S)",
+        README,
+        flags=re.MULTILINE | re.DOTALL,
+    )
+}
 SHORTER = ["federation.num_rounds=1", "local.epochs=1"]
 
 
-def test_there_are_commands():
-    assert len(COMMANDS) >= 8
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with README's files."""
+    for path, content in FILES.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(content)
+    return tmp_path
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_commands_run(command, tmp_path):
-    arguments = command.partition("  #")[0].split()
-    if "experiment=flower_tutorial" in arguments:
-        arguments += ["--cfg", "job"]
-    elif not {"--help", "--cfg"} & set(arguments):
-        arguments += SHORTER if "local.epochs=null" not in arguments else ["federation.num_rounds=1"]
+def execute(folder, *arguments):
     done = subprocess.run(
-        [sys.executable, "-m", "fedresearch.main", *arguments], cwd=tmp_path, capture_output=True, text=True
+        arguments, cwd=folder, capture_output=True, text=True, env={**os.environ, "HOME": str(folder)}
     )
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
+    return done.stdout
 
 
-def test_every_option_and_number_is_named():
+def test_they_are_found():
+    assert len(COMMANDS) >= 9
+    assert set(FILES) == {
+        "mine.py",
+        "my_conf/dataset/svhn.yaml",
+        "my_conf/dataset/noise.yaml",
+        "my_conf/model/net.yaml",
+        "my_conf/experiment/first.yaml",
+    }
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_run(command, folder):
+    _, *arguments = command.partition("  #")[0].split()
+    if "experiment=flower_tutorial" in arguments:  # its data come from the Hub
+        arguments += ["--cfg", "job"]
+    elif not {"--help", "--cfg"} & set(arguments):
+        arguments += SHORTER if "local.epochs=null" not in arguments else SHORTER[:1]
+    execute(folder, sys.executable, *arguments)
+
+
+def test_another_image_set_of_the_hub_composes(folder):
+    arguments = ["--config-dir", "my_conf", "dataset=svhn", "model=lenet", "--cfg", "job"]
+    printed = execute(folder, sys.executable, "-m", "fedresearch.main", *arguments)
+    assert "name: ufldl-stanford/svhn" in printed
+    assert "label: label" in printed
+
+
+def test_the_code_runs_on_a_finished_run(folder):
+    arguments = [*SHORTER, "tracker=none", "hydra.run.dir=outputs/DATE_TIME"]
+    execute(folder, sys.executable, "-m", "fedresearch.main", *arguments)
+    (code,) = re.findall(r"^    (import json, pathlib.*?)(?=^\S)", README, flags=re.MULTILINE | re.DOTALL)
+    code = textwrap.dedent("    " + code) + "print(len(curve), sum(p.numel() for p in model.parameters()), len(table))"
+    assert execute(folder, sys.executable, "-c", code).split() == ["1", str(64 * 200 + 200 + 200 * 10 + 10), "1"]
+
+
+def test_every_option_is_named():
     for path in (ROOT / "conf").glob("*/[!_]*.yaml"):
         if path.parent.name != "partitioner":
             assert re.search(rf"\b{path.stem}\b", README), path
 
 
 def test_run_works_from_any_folder(tmp_path):
-    done = subprocess.run([ROOT / "scripts" / "run", "--help"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "Examples:" in done.stdout
+    assert "Examples:" in execute(tmp_path, ROOT / "scripts" / "run", "--help")

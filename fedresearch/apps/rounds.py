@@ -93,9 +93,9 @@ class RoundLoop:
         # A config record of its own each round: strategies write into it.
         config = ConfigRecord(self.train_config)
         cohort = CohortGrid(grid, self.train_sampling.cohort(server_round))
-        messages = self.strategy.configure_train(server_round, arrays, config, cohort)
-        replies = self._send(cohort, messages, row)
-        row |= {"clients/sampled": len(cohort.partition_ids), "clients/failed": 0}
+        messages = list(self.strategy.configure_train(server_round, arrays, config, cohort))
+        replies = self._send(cohort, messages, row, "comm/")
+        row |= {"clients/sampled": len(messages), "clients/failed": 0}
         origin = flatten(arrays)
         row |= _measure_updates(origin, replies)  # before aggregating: some strategies take the replies apart
         aggregated, metrics = self.strategy.aggregate_train(server_round, replies)
@@ -109,8 +109,8 @@ class RoundLoop:
             row |= self.evaluate(arrays)
             cohort = CohortGrid(grid, self.evaluate_sampling.cohort(server_round))
             if cohort.partition_ids:
-                messages = self.strategy.configure_evaluate(server_round, arrays, ConfigRecord(), cohort)
-                replies = self._send(cohort, messages, row)
+                asked = self.strategy.configure_evaluate(server_round, arrays, ConfigRecord(), cohort)
+                replies = self._send(cohort, asked, row, "comm/evaluate_")
                 per_client = [reply.content.metric_records[METRICS] for reply in replies]
                 row |= _measure_clients(per_client, self.strategy.aggregate_evaluate(server_round, replies))
 
@@ -121,8 +121,8 @@ class RoundLoop:
         row["time/round_s"] = time.perf_counter() - started
         return row, arrays
 
-    def _send(self, cohort: CohortGrid, messages: Iterable[Message], row: Row) -> list[Message]:
-        """Send messages and return the replies, both in partition order; count their bytes."""
+    def _send(self, cohort: CohortGrid, messages: Iterable[Message], row: Row, prefix: str) -> list[Message]:
+        """Send messages and return the replies, both in partition order; count their bytes under a prefix."""
         outgoing = sorted(messages, key=lambda message: cohort.partition_of(message.metadata.dst_node_id))
         replies = sorted(
             cohort.send_and_receive(messages=outgoing),
@@ -134,8 +134,8 @@ class RoundLoop:
                     f"the client of partition {cohort.partition_of(reply.metadata.src_node_id)} failed in round "
                     f"{row['round']}:\n{reply.error.reason}"
                 )
-        row["comm/bytes_down"] = row.get("comm/bytes_down", 0) + count_bytes(outgoing)
-        row["comm/bytes_up"] = row.get("comm/bytes_up", 0) + count_bytes(replies)
+        row[f"{prefix}bytes_down"] = count_bytes(outgoing)
+        row[f"{prefix}bytes_up"] = count_bytes(replies)
         return replies
 
 

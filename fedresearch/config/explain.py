@@ -12,14 +12,30 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from fedresearch.config.check import RULES
+from fedresearch.config.check import RULES, shown
+from fedresearch.config.schema import GROUPS
 from fedresearch.errors import InputError
 
-_DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
+_DISK_TROUBLE = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.ENOENT,
+}
 
 
 def explain(error: Exception) -> InputError | None:
-    """Return what the user should read for an error of composing the config or of the disk; None for any other."""
+    """Return what the user should read for an error of composing the config or of the disk; None for any other.
+
+    Parameters
+    ----------
+    error : Exception
+        What Hydra, OmegaConf or the operating system raised.
+    """
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     if isinstance(error, MissingConfigException):
         line = _unknown_option(error)
@@ -28,17 +44,18 @@ def explain(error: Exception) -> InputError | None:
     elif isinstance(cause, ValidationError):
         line = _wrong_type(cause)
     elif isinstance(cause, MissingMandatoryValue):
-        line = f"{cause.full_key} is not set; try {cause.full_key}=..."
+        line = f"{cause.full_key} is not set; write {cause.full_key}=..., see --help"
     elif isinstance(error, OverrideParseException):
         line = f"cannot read {error.override!r}: an override is written key=value (quote what the shell would take)"
     elif isinstance(error, ConfigCompositionException) and str(error).startswith("Ambiguous value for argument"):
         override = str(error).splitlines()[0].split("'")[1]
         key, _, values = override.partition("=")
-        line = f"{override} is a sweep of several values: add -m, or write a list as {key}=[{values}]"
+        a_list = "" if key in GROUPS else f", or write a list as {key}=[{values}]"
+        line = f"{override} is a sweep of several values: add -m{a_list}"
     elif isinstance(error, ValueError) and str(error).startswith("Config group override must be"):
         line = "a config group needs an option and cannot be null; see --help for the options"
     elif isinstance(cause, HydraException | OmegaConfBaseException):
-        line = " ".join(str(cause).splitlines()[0].split())
+        line = str(cause).splitlines()[0]
     elif isinstance(error, OSError) and error.errno in _DISK_TROUBLE:
         line = f"{error.strerror}{f': {error.filename}' if error.filename else ''}; try another hydra.run.dir"
     else:
@@ -66,12 +83,12 @@ def _unknown_key(error: OmegaConfBaseException) -> str:
 def _wrong_type(error: ValidationError) -> str:
     for rule in RULES:
         if rule.key == error.full_key:
-            return f"{rule.key} must be {rule.allowed}, got {error.value}; try {rule.key}={rule.example}"
+            return f"{rule.key} must be {rule.allowed}, got {shown(error.value)}; try {rule.key}={rule.example}"
     if not isinstance(error.value, dict) and "is not a subclass of" in str(error):
         section = error.full_key
         example = next((r for r in RULES if r.key.startswith(f"{section}.")), None)
         hint = f"; try {example.key}={example.example}" if example else ""
-        return f"{section} is a section of several keys, got {error.value}{hint}"
+        return f"{section} is a section of several keys, got {shown(error.value)}{hint}"
     return f"{error.full_key}: {str(error).splitlines()[0]}"
 
 

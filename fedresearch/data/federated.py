@@ -1,7 +1,7 @@
 """A dataset shared out among clients: arrays held once, and where in them each client's samples are."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -65,16 +65,29 @@ class FederatedData:
         _, split, stop = self._bounds[partition_id]
         return self.x[split:stop], self.y[split:stop]
 
-    def digest(self) -> str:
-        """Return a SHA-256 over who holds which rows: equal digests, equal partitions and splits."""
-        sha = hashlib.sha256()
-        for rows in (*self.train, *self.validation):
-            sha.update(len(rows).to_bytes(8, "little"))
-            sha.update(rows.astype("<i8").tobytes())
-        return sha.hexdigest()
+    def targets(self) -> Iterator[Tensor]:
+        """Yield each client's targets, of training and then of validation samples."""
+        for start, _, stop in self._bounds:
+            yield self.y[start:stop]
+
+    def partition_sha256(self) -> str:
+        """Return a SHA-256 over who holds which rows, however they are split and ordered."""
+        return _sha256([np.sort(np.concatenate(pair)) for pair in zip(self.train, self.validation, strict=True)])
+
+    def validation_sha256(self) -> str:
+        """Return a SHA-256 over who validates on which rows, in order."""
+        return _sha256(self.validation)
 
     @cached_property
     def _bounds(self) -> list[tuple[int, int, int]]:
         sizes = [(len(t), len(v)) for t, v in zip(self.train, self.validation, strict=True)]
         starts = np.cumsum([0, *(t + v for t, v in sizes)]).tolist()
         return [(start, start + t, start + t + v) for start, (t, v) in zip(starts, sizes, strict=False)]
+
+
+def _sha256(parts: Sequence[Rows]) -> str:
+    sha = hashlib.sha256()
+    for rows in parts:
+        sha.update(len(rows).to_bytes(8, "little"))
+        sha.update(rows.astype("<i8").tobytes())
+    return sha.hexdigest()

@@ -40,6 +40,11 @@ def partition_rows(
     InputError
         If the partitioner refuses the data, or makes fewer partitions than there are clients.
     """
+    if num_supernodes is not None and num_supernodes > len(samples.y):
+        raise InputError(
+            f"federation.num_supernodes={num_supernodes} is more than the {len(samples.y)} training samples; "
+            "try federation.num_supernodes=10"
+        )
     columns: dict[str, Any] = {"row": np.arange(len(samples.y))}
     if not samples.y.is_floating_point():
         columns["label"] = samples.y.numpy()
@@ -50,7 +55,7 @@ def partition_rows(
     try:
         with warnings.catch_warnings(action="ignore"):  # of sizes that leave samples over, and of each redraw
             return _load(partitioner, num_supernodes)
-    except (ValueError, ZeroDivisionError, IndexError) as error:
+    except (ValueError, TypeError, ZeroDivisionError, IndexError) as error:
         raise InputError(
             f"{type(partitioner).__name__} cannot share out {len(samples.y)} samples with these partitioner.* values: "
             + " ".join(str(error).split())

@@ -1,4 +1,4 @@
-"""The label distribution over the clients, as a table and as Flower Datasets' plot."""
+"""Who holds what, as a table and as Flower Datasets' plot of the label distribution."""
 
 import io
 from collections.abc import Sequence
@@ -10,6 +10,8 @@ from flwr_datasets.common import telemetry
 from flwr_datasets.partitioner import Partitioner
 from flwr_datasets.visualization import plot_label_distributions
 from numpy.typing import NDArray
+
+from fedresearch.data.federated import FederatedData
 
 # More bars than this cannot be told apart; the table has them all.
 MAX_PLOTTED = 100
@@ -35,27 +37,31 @@ class _Drawn(Partitioner):  # type: ignore[misc]
         return len(self._labels)
 
 
-def label_counts_csv(labels: Sequence[NDArray[np.int64]], num_classes: int) -> str:
-    """Return a CSV table of the number of samples of each class that each partition holds.
+def partition_csv(data: FederatedData, labels: Sequence[NDArray[np.int64]] | None, num_classes: int) -> str:
+    """Return a CSV table of the partitions' numbers of samples: all, to train on, to validate on, of each class.
 
     Parameters
     ----------
-    labels : sequence of ndarray
-        For each partition, its class indices.
+    data : FederatedData
+        The partitions.
+    labels : sequence of ndarray or None
+        For each partition, the class indices of its samples.
     num_classes : int
-        Number of columns after ``partition_id`` and ``num_examples``.
+        Number of classes.
     """
-    lines = [",".join(["partition_id", "num_examples", *map(str, range(num_classes))])]
-    for partition_id, held in enumerate(labels):
-        counts = np.bincount(held, minlength=num_classes)
-        lines.append(",".join(map(str, [partition_id, len(held), *counts])))
+    classes = range(num_classes) if labels is not None else ()
+    lines = [",".join(["partition_id", "num_examples", "num_train", "num_validation", *map(str, classes)])]
+    for partition_id, (train, validation) in enumerate(zip(data.train, data.validation, strict=True)):
+        counts = [] if labels is None else np.bincount(labels[partition_id], minlength=num_classes).tolist()
+        sizes = [partition_id, len(train) + len(validation), len(train), len(validation)]
+        lines.append(",".join(map(str, sizes + counts)))
     return "\n".join(lines) + "\n"
 
 
-def label_distribution_png(labels: Sequence[NDArray[np.int64]], num_classes: int) -> bytes:
-    """Return Flower Datasets' stacked bar plot of the same counts, for the first ``MAX_PLOTTED`` partitions."""
+def label_distribution_png(labels: Sequence[NDArray[np.int64]], num_classes: int, title: str) -> bytes:
+    """Return Flower Datasets' stacked bar plot of the classes' counts, for the first ``MAX_PLOTTED`` partitions."""
     shown = [np.asarray(held) for held in labels[:MAX_PLOTTED]]
-    title = "Label distribution" + (f" (first {MAX_PLOTTED} of {len(labels)})" if len(labels) > MAX_PLOTTED else "")
+    title += f" (first {MAX_PLOTTED} of {len(labels)} clients)" if len(labels) > MAX_PLOTTED else ""
     # Flower Datasets counts calls, and with that switched off still writes an id to the home directory.
     telemetry.state["source"] = "unavailable"
     backend = plt.get_backend()
@@ -69,6 +75,7 @@ def label_distribution_png(labels: Sequence[NDArray[np.int64]], num_classes: int
         cmap="tab20" if num_classes > 10 else "tab10",
     )
     axis = figure.axes[0]
+    axis.set_ylim(0, 1.05 * max(map(len, shown)))
     if len(shown) > 20:
         axis.set_xticks(axis.get_xticks()[:: len(shown) // 10])
     buffer = io.BytesIO()

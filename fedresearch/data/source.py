@@ -1,10 +1,15 @@
 """What a dataset is before it is partitioned: arrays of samples."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from fedresearch.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -16,7 +21,7 @@ class Samples:
     x : Tensor
         Inputs of shape ``(n, *input_shape)``: floats, normalised and ready for a model, or int64 tokens.
     y : Tensor
-        Targets of shape ``(n,)``: int64 class indices, or floats for a regression.
+        Targets: int64 class indices of shape ``(n,)``, or for a regression floats of shape ``(n, num_outputs)``.
     natural_id : ndarray or None
         Who each sample comes from (a writer, a device), of shape ``(n,)``; None where the dataset does not say.
     """
@@ -32,3 +37,60 @@ class Source:
 
     train: Samples
     test: Samples
+
+
+def check_source(source: Source, declared: Mapping[str, Any], dataset: str) -> None:
+    """Hold a dataset to the arrays described above, and to what its YAML declares.
+
+    Parameters
+    ----------
+    source : Source
+        The loaded dataset.
+    declared : mapping
+        ``input``, ``input_shape``, ``num_classes`` and ``columns``, as in ``declares`` of the YAML.
+    dataset : str
+        The option's name, for the messages.
+
+    Raises
+    ------
+    InputError
+        With a line for each thing that is not as it should be.
+    """
+    lines = [
+        f"dataset={dataset}: {name} {fault}"
+        for name, samples in (("train", source.train), ("test", source.test))
+        for fault in _faults(samples, declared)
+    ]
+    if "natural_id" in declared["columns"] and source.train.natural_id is None:
+        lines.append(f"dataset={dataset} declares the column natural_id, which its training samples do not have")
+    if lines:
+        raise InputError(*lines)
+
+
+def _faults(samples: Samples, declared: Mapping[str, Any]) -> Iterator[str]:
+    x, y, natural_id = samples.x, samples.y, samples.natural_id
+    if not (torch.is_tensor(x) and torch.is_tensor(y)):
+        yield f"must hold tensors, got {type(x).__name__} and {type(y).__name__}"  # type: ignore[unreachable]
+        return
+    if not 0 < len(x) == len(y):
+        yield f"must hold as many inputs as targets, and some, got {len(x)} and {len(y)}"
+        return
+    if natural_id is not None and len(natural_id) != len(x):
+        yield f"must hold a natural id for each of {len(x)} inputs, got {len(natural_id)}"
+    shape, declared_shape = list(x.shape[1:]), declared["input_shape"]
+    if shape != declared_shape:
+        yield f"holds inputs of shape {shape}, but dataset.declares.input_shape is {declared_shape}"
+    is_right_type = x.dtype == torch.int64 if declared["input"] == "tokens" else x.is_floating_point()
+    if not is_right_type:
+        wanted = "int64" if declared["input"] == "tokens" else "floating-point"
+        yield f"must hold {wanted} inputs (dataset.declares.input is {declared['input']}), got {x.dtype}"
+    elif not torch.isfinite(x).all():
+        yield "holds inputs that are not finite"
+    num_classes = declared["num_classes"]
+    if y.is_floating_point():
+        if list(y.shape[1:]) != [num_classes]:
+            yield f"holds targets of shape {list(y.shape)}, a regression needs [{len(y)}, {num_classes}] (num_classes)"
+    elif y.dtype != torch.int64 or y.ndim != 1:
+        yield f"must hold int64 class indices of shape [{len(y)}], got {y.dtype} of shape {list(y.shape)}"
+    elif not 0 <= int(y.min()) <= int(y.max()) < num_classes:
+        yield f"holds labels from {int(y.min())} to {int(y.max())}, but dataset.declares.num_classes is {num_classes}"

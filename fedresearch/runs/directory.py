@@ -1,5 +1,6 @@
 """A run's directory: what it was, how it went and what it measured. The truth about a run; trackers only mirror it."""
 
+import errno
 import json
 import math
 import os
@@ -13,6 +14,7 @@ from fedresearch.errors import InputError
 RECORD = "run.json"
 METRICS = "metrics.jsonl"
 MODEL = "model.safetensors"
+PARTITION = ("partition.csv", "partition.png")
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -58,23 +60,33 @@ class RunDirectory:
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
         try:
-            (path / RECORD).open("x").close()  # of two starting at once, one gets here
+            # Of two starting at once, one gets this file. Unbuffered: what is written is written, and can be cut off.
+            self._metrics = (path / METRICS).open("xb", buffering=0)
         except FileExistsError:
             refuse_used(path)
             raise
         self._record: dict[str, Any] = {}
-        self.update(status="running", started=now(), **record)
-        self._metrics = (path / METRICS).open("x", encoding="utf-8")
+        try:
+            self.update(status="running", started=now(), **record)
+        except OSError:
+            (path / METRICS).unlink()  # the claim: no run, no trace of one
+            raise
 
     def update(self, **fields: Any) -> None:
         """Set fields of the record."""
         self._record |= fields
-        self.write_text(RECORD, json.dumps(self._record, indent=2, default=str) + "\n")
+        self.write_text(RECORD, json.dumps(self._record, indent=2, allow_nan=False) + "\n")
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Append a round's row; numbers that are not finite become null, which JSON can hold."""
-        self._metrics.write(json.dumps({key: finite(value) for key, value in row.items()}) + "\n")
-        self._metrics.flush()
+        """Append a round's row, whole or not at all; numbers that are not finite become null, which JSON can hold."""
+        line = json.dumps({key: finite(value) for key, value in row.items()}, allow_nan=False).encode() + b"\n"
+        size = self._metrics.tell()
+        try:
+            if self._metrics.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            self._metrics.truncate(size)
+            raise
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file of the run, whole or not at all."""
@@ -91,22 +103,25 @@ class RunDirectory:
 
 
 def refuse_used(path: Path) -> None:
-    """Refuse a directory that holds a run.
+    """Refuse a directory that holds a run, or files under the names of a run's.
 
     Raises
     ------
     InputError
-        Naming the run's status.
+        Naming the run's status, or the files.
     """
-    if (path / RECORD).exists():
-        try:
-            status = json.loads((path / RECORD).read_text(encoding="utf-8"))["status"]
-        except (ValueError, KeyError, TypeError):
-            status = "unknown"
-        raise InputError(
-            f"{path} already holds a run (status: {status}), and nothing is overwritten; "
-            "try another hydra.run.dir, or leave it out for a new directory"
-        )
+    found = [name for name in (RECORD, METRICS, MODEL, *PARTITION) if (path / name).exists()]
+    if not found:
+        return
+    try:
+        status = json.loads((path / RECORD).read_text(encoding="utf-8"))["status"]
+        holds = f"a run (status: {status})"
+    except (OSError, ValueError, KeyError, TypeError):
+        holds = " and ".join(found)
+    raise InputError(
+        f"{path} already holds {holds}, and nothing is overwritten; "
+        "try another hydra.run.dir, or leave it out for a new directory"
+    )
 
 
 def finite(value: Any) -> Any:

@@ -15,7 +15,10 @@ def provenance() -> dict[str, Any]:
     return {
         "command": shlex.join(sys.orig_argv),
         "working_directory": str(Path.cwd()),
-        "git": _git(),
+        "git": {
+            "fedresearch": _git(Path(__file__).parent, "provenance.py"),
+            "working_directory": _git(Path.cwd(), "."),
+        },
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": _processor(),
@@ -24,15 +27,16 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def _git() -> dict[str, Any] | None:
-    """Return the commit of the package's checkout and whether it is dirty, or None outside of one."""
+def _git(folder: Path, tracked: str) -> dict[str, Any] | None:
+    """Return the commit of the checkout that tracks a path in a folder and whether it is dirty, or None without one."""
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        command = ["git", "-C", str(folder), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
     try:
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
+        git("ls-files", "--error-unmatch", tracked)  # a package installed below someone's repository is not of it
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
         return None
 

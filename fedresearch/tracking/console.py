@@ -6,7 +6,7 @@ from typing import Any
 
 from rich import filesize
 from rich.console import Console as Terminal
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from fedresearch.tracking.tracker import RunInfo
 
@@ -27,13 +27,13 @@ class Console:
         """Show the bar, if this is a terminal."""
         self._run = run
         self._known: dict[str, Any] = {}
-        # Drawn once a round and not by a thread of its own, which would take time from the training.
         self._progress = Progress(
+            SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
             TextColumn("{task.fields[figures]}"),
             console=self._terminal,
-            auto_refresh=False,
+            refresh_per_second=2,  # seldom: its thread takes time from the training
             expand=True,
             transient=True,
         )
@@ -48,8 +48,12 @@ class Console:
         position = self._position(row["round"])
         speed = [f"{_rate(row['clients/sampled'] / row['time/round_s'])} clients/s", f"{self._time_left(row)} left"]
         if self._terminal.is_interactive:
-            loss = self._known.get("eval/loss", self._known.get("train/loss"))
-            figures = _named({"loss": loss, "accuracy": self._known.get("eval/accuracy")}) + speed
+            # Short, for 80 columns: what is not said to be of the training is of the test split.
+            name, loss = ("loss", "eval/loss") if "eval/loss" in self._known else ("train loss", "train/loss")
+            figures = [
+                figure.strip()
+                for figure in _named({name: self._known.get(loss), "accuracy": self._known.get("eval/accuracy")})
+            ] + speed
             self._progress.update(
                 self._bar, completed=row["round"], description=position, figures="  ".join(figures), refresh=True
             )
@@ -65,9 +69,9 @@ class Console:
         if self._terminal.is_interactive:
             self._progress.stop()
         self._print(f"{status} after {self._known.get('round', 0)} of {self._run.num_rounds} rounds")
-        for label, name, shown in _RESULTS:
+        for name, shown in _RESULTS.items():
             if summary.get(name) is not None:
-                self._print(f"  {label:<26}{shown(summary[name])}")
+                self._print(f"  {name:<26}{shown(summary[name])}")
         self._print(str(self._run.directory))
 
     def _position(self, server_round: int) -> str:
@@ -88,7 +92,7 @@ def _named(figures: Mapping[str, float | None]) -> list[str]:
 
 def _figure(name: str, value: float) -> str:
     """Return an accuracy with four decimals, and a loss, which may have any size, with four digits."""
-    return f"{value:.4f}" if name.endswith("accuracy") else f"{value:<#7.4g}"
+    return f"{value:.4f}" if name.endswith("accuracy") else f"{value:<#8.4g}"
 
 
 def _rate(per_second: float) -> str:
@@ -104,12 +108,12 @@ def _duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-_RESULTS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
-    ("test loss", "eval/loss", "{:#.4g}".format),
-    ("test accuracy", "eval/accuracy", "{:.4f}".format),
-    ("clients' accuracy, mean", "clients/accuracy_mean", "{:.4f}".format),
-    ("clients' accuracy, worst", "clients/accuracy_worst", "{:.4f}".format),
-    ("sent up", "comm/bytes_up_total", filesize.decimal),
-    ("sent down", "comm/bytes_down_total", filesize.decimal),
-    ("time", "time/total_s", _duration),
-)
+_RESULTS: dict[str, Callable[[Any], str]] = {
+    "eval/loss": "{:#.4g}".format,
+    "eval/accuracy": "{:.4f}".format,
+    "clients/accuracy_mean": "{:.4f}".format,
+    "clients/accuracy_worst": "{:.4f}".format,
+    "comm/bytes_up_total": filesize.decimal,
+    "comm/bytes_down_total": filesize.decimal,
+    "time/total_s": _duration,
+}

@@ -1,9 +1,12 @@
 """What a tracker is: a place that a run's rows go to besides its own directory."""
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Tracker(Protocol):
         """Take the final model's file; a tracker that was not asked to store models ignores it."""
 
     def finish(self, status: str, summary: Mapping[str, Any]) -> None:
-        """End the run; ``status`` is ``finished`` or ``failed``, ``summary`` has keys as a row has."""
+        """End the run; ``status`` is ``finished``, ``failed`` or ``interrupted``, ``summary`` has keys as a row has."""
 
 
 class NoTracker:
@@ -67,29 +70,31 @@ class NoTracker:
 
 
 class TrackerGroup:
-    """Several trackers as one, each told everything in the order given; only those that started are told the rest."""
+    """Several trackers as one, each told everything in the order given. One that fails is told nothing any more."""
 
     def __init__(self, trackers: Sequence[Tracker]) -> None:
-        self._trackers = trackers
-        self._started: list[Tracker] = []
+        self._trackers = list(trackers)
 
     def start(self, run: RunInfo) -> None:
         """Begin a run on each."""
-        for tracker in self._trackers:
-            tracker.start(run)
-            self._started.append(tracker)
+        self._tell(lambda tracker: tracker.start(run))
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Pass one round to each."""
-        for tracker in self._started:
-            tracker.log(row)
+        self._tell(lambda tracker: tracker.log(row))
 
     def log_model(self, path: Path) -> None:
         """Pass the final model's file to each."""
-        for tracker in self._started:
-            tracker.log_model(path)
+        self._tell(lambda tracker: tracker.log_model(path))
 
     def finish(self, status: str, summary: Mapping[str, Any]) -> None:
         """End the run on each."""
-        for tracker in self._started:
-            tracker.finish(status, summary)
+        self._tell(lambda tracker: tracker.finish(status, summary))
+
+    def _tell(self, call: Callable[[Tracker], None]) -> None:
+        for tracker in tuple(self._trackers):
+            try:
+                call(tracker)
+            except (Exception, SystemExit) as error:  # rich leaves by SystemExit when its output is closed
+                self._trackers.remove(tracker)
+                log.warning("%s failed and is switched off: %r", type(tracker).__name__, error)
