@@ -65,7 +65,8 @@ class Experiment:
 
     def build(self) -> None:
         """Build every part now, and try a step, so that what cannot work fails here."""
-        _ = self.data, self.strategy, self.grid, self.tracker
+        # The initial arrays before anything trains: the clients use the same instance of the model.
+        _ = self.initial_arrays, self.data, self.strategy, self.grid, self.tracker
         self._try_step()
 
     @cached_property
@@ -183,6 +184,8 @@ class Experiment:
         batch_size = self.config.local.batch_size
         sizes = [len(rows) for rows in self.data.train]
         alone = [i for i, size in enumerate(sizes) if size == 1 or (batch_size and size % batch_size == 1)]
+        if not any(sizes):
+            return
         for size, partition_id in [(2, sizes.index(max(sizes))), *((1, i) for i in alone[:1])]:
             x, y = self.data.train_samples(partition_id)
             model = copy.deepcopy(self.model).train()

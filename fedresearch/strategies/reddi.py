@@ -1,0 +1,107 @@
+"""Adaptive federated optimisation as its paper writes it (Reddi et al. 2021, arXiv:2003.00295, Algorithm 2).
+
+With ``Delta_t`` the mean of the clients' updates, the server keeps::
+
+    m_t = beta_1 m_{t-1} + (1 - beta_1) Delta_t
+    v_t = v_{t-1} + Delta_t^2                                              FedAdagrad
+    v_t = v_{t-1} - (1 - beta_2) Delta_t^2 sign(v_{t-1} - Delta_t^2)       FedYogi
+    v_t = beta_2 v_{t-1} + (1 - beta_2) Delta_t^2                          FedAdam
+    x_{t+1} = x_t + eta m_t / (sqrt(v_t) + tau)
+
+with ``m = 0`` and ``v = tau^2`` at the start. Flower's classes of these names start at ``v = 0``, and its FedAdam
+corrects a bias that the paper's does not.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg
+from numpy.typing import NDArray
+
+Values = NDArray[np.floating[Any]]
+
+
+class _Adaptive(FedAvg):
+    """What the three share.
+
+    Parameters
+    ----------
+    eta : float
+        Server learning rate.
+    beta_1 : float
+        Decay of the mean of the updates; 0: no momentum.
+    tau : float
+        Degree of adaptivity, added to the root of v; its square is v's start.
+    **options
+        Of :class:`flwr.serverapp.strategy.FedAvg`.
+    """
+
+    def __init__(self, *, eta: float, beta_1: float, tau: float, **options: Any) -> None:
+        super().__init__(**options)
+        self.eta, self.beta_1, self.tau = eta, beta_1, tau
+        self.current_arrays: dict[str, Values] = {}
+        self.m: dict[str, Values] = {}
+        self.v: dict[str, Values] = {}
+
+    @abstractmethod
+    def second_moment(self, v: Values, squared: Values) -> Values:
+        """Return v_t from v_{t-1} and Delta_t^2."""
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Keep x_t, then do as FedAvg."""
+        self.current_arrays = {name: array.numpy() for name, array in arrays.items()}
+        return super().configure_train(server_round, arrays, config, grid)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Average as FedAvg, then take the adaptive step from x_t."""
+        averaged, metrics = super().aggregate_train(server_round, replies)
+        if averaged is None:
+            return None, metrics
+        stepped = {}
+        for name, x in self.current_arrays.items():
+            delta = averaged[name].numpy() - x
+            m, v = self.m.get(name, np.zeros_like(delta)), self.v.get(name, np.full_like(delta, self.tau**2))
+            self.m[name] = m = self.beta_1 * m + (1 - self.beta_1) * delta
+            self.v[name] = v = self.second_moment(v, delta**2)
+            stepped[name] = Array(np.asarray(x + self.eta * m / (np.sqrt(v) + self.tau)))
+        return ArrayRecord(stepped), metrics
+
+
+class FedAdagrad(_Adaptive):
+    """FedAdagrad; its paper runs it with ``beta_1 = 0``."""
+
+    def second_moment(self, v: Values, squared: Values) -> Values:
+        """Return the sum of the squares."""
+        return v + squared
+
+
+class FedYogi(_Adaptive):
+    """FedYogi, with ``beta_2`` in [0, 1) the decay of the squares."""
+
+    def __init__(self, *, beta_2: float, **options: Any) -> None:
+        super().__init__(**options)
+        self.beta_2 = beta_2
+
+    def second_moment(self, v: Values, squared: Values) -> Values:
+        """Return v moved towards the squares by a step whose size depends on them only."""
+        return v - (1 - self.beta_2) * squared * np.sign(v - squared)
+
+
+class FedAdam(_Adaptive):
+    """FedAdam, with ``beta_2`` in [0, 1) the decay of the squares."""
+
+    def __init__(self, *, beta_2: float, **options: Any) -> None:
+        super().__init__(**options)
+        self.beta_2 = beta_2
+
+    def second_moment(self, v: Values, squared: Values) -> Values:
+        """Return the decaying mean of the squares."""
+        return self.beta_2 * v + (1 - self.beta_2) * squared
