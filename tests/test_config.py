@@ -100,7 +100,7 @@ MISTAKES = {
     "natural ids where there are none": (
         ["partitioner=natural_id"],
         "partitioner=natural_id partitions by natural_id, which dataset=digits does not have; it can be partitioned by "
-        "label; try partitioner.partition_by=label",
+        "label; try partitioner=iid",
     ),
     "more classes a client than there are": (
         ["partitioner=pathological", "partitioner.num_classes_per_partition=11"],
@@ -131,6 +131,10 @@ MISTAKES = {
     "no override at all": (["foo"], "cannot read 'foo': an override is written key=value"),
     "a group set to null": (["model=null"], "a config group needs an option and cannot be null"),
     "an interpolation to nowhere": (["seed=${nope}"], "Interpolation key 'nope' not found"),
+    "an image without sides": (
+        ["dataset.declares.input_shape=[64]"],
+        "dataset.declares.input_shape of images must be channels, height and width, got [64]",
+    ),
     "several options of a group": (["optimizer=[sgd,adam]"], "optimizer takes one option, got several or none;"),
     "numbers for options": (["optimizer=[1,2]"], "cannot compose this command line: TypeError: "),
     "a part of an option": (

@@ -12,7 +12,8 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from fedresearch.config.check import RULES, shown
+from fedresearch.config.check import shown
+from fedresearch.config.rules import RULES
 from fedresearch.config.schema import GROUPS
 from fedresearch.errors import InputError
 

@@ -1,0 +1,148 @@
+"""What the value at a key may be, and one that may be typed instead."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+
+class Rule(NamedTuple):
+    """What the value at one dotted key must be, in code and in words, and one that may be typed instead."""
+
+    key: str
+    holds: Callable[[Any], bool]
+    allowed: str
+    example: str
+
+
+def _integer(low: int) -> Callable[[Any], bool]:
+    return lambda v: type(v) is int and v >= low
+
+
+def _real(holds: Callable[[float], bool]) -> Callable[[Any], bool]:
+    return lambda v: type(v) in (int, float) and holds(v)
+
+
+def _or_null(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda v: v is None or holds(v)
+
+
+def _each(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda v: isinstance(v, list) and bool(v) and all(map(holds, v))
+
+
+def _one_of(*allowed: str) -> Callable[[Any], bool]:
+    return lambda v: isinstance(v, str) and v in allowed
+
+
+_MAX = 1e38  # within float32
+
+_positive = _real(lambda v: 0 < v < _MAX)
+_not_negative = _real(lambda v: 0 <= v < _MAX)
+
+
+def _boolean(value: Any) -> bool:
+    return type(value) is bool
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+INPUTS = ("image", "vector", "tokens")
+
+# A rule applies where its key exists: an option that takes an argument of that name is held to it.
+RULES = (
+    Rule("seed", _integer(0), "an integer >= 0", "0"),
+    Rule("dtype", _one_of("float32", "float64"), "float32 or float64", "float32"),
+    Rule("federation.num_supernodes", _or_null(_integer(1)), "an integer >= 1, or null", "10"),
+    Rule("federation.num_rounds", _integer(1), "an integer >= 1", "20"),
+    Rule("federation.fraction_train", _real(lambda v: 0 < v <= 1), "in (0, 1]", "0.1"),
+    Rule("federation.fraction_evaluate", _real(lambda v: 0 <= v <= 1), "in [0, 1]", "1.0"),
+    Rule("federation.evaluate_every", _integer(1), "an integer >= 1", "1"),
+    Rule("local.epochs", _or_null(_integer(1)), "an integer >= 1, or null", "5"),
+    Rule("local.steps", _or_null(_integer(1)), "an integer >= 1, or null", "10"),
+    Rule("local.batch_size", _integer(0), "an integer >= 0 (0: the full batch)", "10"),
+    Rule("validation.fraction", _real(lambda v: 0 <= v < 1), "in [0, 1)", "0.2"),
+    Rule("validation.seed", _or_null(_integer(0)), "an integer >= 0, or null", "42"),
+    Rule("dataset.seed", _integer(0), "an integer >= 0", "0"),
+    Rule("dataset.declares.input", _one_of(*INPUTS), "image, vector or tokens", "image"),
+    Rule("dataset.declares.input_shape", _each(_integer(1)), "a list of integers >= 1", "[1,28,28]"),
+    Rule("dataset.declares.num_classes", _integer(1), "an integer >= 1", "10"),
+    Rule(
+        "dataset.declares.columns",
+        lambda v: isinstance(v, list) and all(map(_one_of("label", "natural_id"), v)),
+        "a list of label and natural_id",
+        "[label]",
+    ),
+    Rule("dataset.alpha", _not_negative, ">= 0", "1.0"),
+    Rule("dataset.beta", _not_negative, ">= 0", "1.0"),
+    Rule("dataset.iid", _boolean, "true or false", "false"),
+    Rule("dataset.root", _or_null(_text), "a folder, or null", "DIR"),
+    Rule("dataset.path", _or_null(_text), "a folder, or null", "DIR"),
+    Rule("dataset.num_devices", _integer(1), "an integer >= 1", "30"),
+    Rule("dataset.test_fraction", _real(lambda v: 0 < v < 1), "in (0, 1)", "0.1"),
+    Rule("partitioner.seed", _or_null(_integer(0)), "an integer >= 0, or null", "42"),
+    Rule("partitioner.num_partitions", _or_null(_integer(1)), "an integer >= 1", "10"),
+    Rule("partitioner.alpha", lambda v: _positive(v) or _each(_positive)(v), "> 0", "0.5"),
+    Rule("partitioner.min_partition_size", _integer(0), "an integer >= 0", "10"),
+    Rule("partitioner.self_balancing", _boolean, "true or false", "false"),
+    Rule("partitioner.rescale", _boolean, "true or false", "true"),
+    Rule("partitioner.keep_incomplete_shard", _boolean, "true or false", "false"),
+    Rule("partitioner.sort_unique_ids", _boolean, "true or false", "true"),
+    Rule("partitioner.shuffle", _boolean, "true or false", "true"),
+    Rule("partitioner.num_classes_per_partition", _integer(1), "an integer >= 1", "2"),
+    Rule(
+        "partitioner.class_assignment_mode",
+        _one_of("random", "deterministic", "first-deterministic"),
+        "random, deterministic or first-deterministic",
+        "random",
+    ),
+    Rule("partitioner.num_shards_per_partition", _or_null(_integer(1)), "an integer >= 1, or null", "2"),
+    Rule("partitioner.shard_size", _or_null(_integer(1)), "an integer >= 1, or null", "300"),
+    Rule("partitioner.strictness", _real(lambda v: 0 <= v <= 1), "in [0, 1]", "0.5"),
+    Rule("partitioner.partition_sizes", _each(_integer(1)), "a list of integers >= 1", "[50,100]"),
+    Rule("partitioner.num_unique_labels_per_partition", _integer(1), "an integer >= 1", "2"),
+    Rule("partitioner.preassigned_num_samples_per_label", _integer(0), "an integer >= 0", "5"),
+    Rule("partitioner.group_size", _integer(1), "an integer >= 1", "2"),
+    Rule("model.requires", lambda v: isinstance(v, dict), "a section of input and min_side", "{input:[image]}"),
+    Rule("model.requires.input", _each(_one_of(*INPUTS)), "a list of image, vector and tokens", "[image]"),
+    Rule("model.requires.min_side", _integer(1), "an integer >= 1", "16"),
+    Rule("model.widths", _each(_integer(1)), "a list of integers >= 1", "[200,200]"),
+    Rule("model.norm", _one_of("group", "batch"), "group or batch", "group"),
+    Rule("model.groups", _integer(1), "an integer >= 1", "2"),
+    Rule("optimizer.lr", _positive, "> 0 and below 1e38", "0.1"),
+    Rule("optimizer.momentum", _real(lambda v: 0 <= v < 1), "in [0, 1)", "0.9"),
+    Rule("optimizer.nesterov", _boolean, "true or false", "false"),
+    Rule("optimizer.weight_decay", _not_negative, ">= 0 and below 1e38", "0.0005"),
+    Rule(
+        "optimizer.betas",
+        lambda v: _each(_real(lambda beta: 0 <= beta < 1))(v) and len(v) == 2,
+        "a list of two numbers in [0, 1)",
+        "[0.9,0.999]",
+    ),
+    Rule("optimizer.eps", _positive, "> 0", "1e-8"),
+    Rule("strategy.server.fraction_train", _real(lambda v: v == 1), "1.0 (see federation.fraction_train)", "1.0"),
+    Rule("strategy.server.fraction_evaluate", _real(lambda v: v == 1), "1.0 (see federation.fraction_evaluate)", "1.0"),
+    Rule("strategy.server.weighted_by_key", _one_of("num-examples"), "num-examples", "num-examples"),
+    Rule("strategy.server.arrayrecord_key", _one_of("arrays"), "arrays", "arrays"),
+    Rule("strategy.server.configrecord_key", _one_of("config"), "config", "config"),
+    Rule("strategy.server.server_learning_rate", _positive, "> 0 and below 1e38", "1.0"),
+    Rule("strategy.server.server_momentum", _real(lambda v: 0 <= v < 1), "in [0, 1)", "0.9"),
+    Rule("strategy.server.eta", _positive, "> 0 and below 1e38", "0.1"),
+    Rule("strategy.server.beta_1", _real(lambda v: 0 <= v < 1), "in [0, 1)", "0.9"),
+    Rule("strategy.server.beta_2", _real(lambda v: 0 <= v < 1), "in [0, 1)", "0.99"),
+    Rule("strategy.server.tau", _positive, "> 0 and below 1e38", "0.001"),
+    Rule("strategy.server.beta", _real(lambda v: 0 <= v < 0.5), "in [0, 0.5)", "0.2"),
+    Rule("strategy.server.q", _not_negative, ">= 0 and below 1e38", "0.1"),
+    Rule("strategy.server.client_learning_rate", _positive, "> 0 and below 1e38", "0.1"),
+    Rule("strategy.server.num_malicious_nodes", _integer(0), "an integer >= 0", "1"),
+    Rule("strategy.server.num_nodes_to_select", _integer(1), "an integer >= 1", "3"),
+    Rule("strategy.server.min_train_nodes", _integer(1), "an integer >= 1", "1"),
+    Rule("strategy.server.min_evaluate_nodes", _integer(1), "an integer >= 1", "1"),
+    Rule("strategy.server.min_available_nodes", _integer(1), "an integer >= 1", "1"),
+    Rule(
+        "tracker.mode",
+        _one_of("auto", "online", "offline", "disabled"),
+        "auto, online, offline or disabled",
+        "offline",
+    ),
+)
