@@ -32,7 +32,7 @@ from fedresearch.data.federated import FederatedData
 from fedresearch.data.partition import partition_rows, split_validation
 from fedresearch.data.source import Source, check_source
 from fedresearch.errors import InputError
-from fedresearch.local.objective import evaluate
+from fedresearch.local.objective import evaluate, loss_for
 from fedresearch.local.train import Schedule
 from fedresearch.local.update import LocalUpdate
 from fedresearch.runs.directory import MODEL, RECORD
@@ -191,7 +191,7 @@ class Experiment:
             model = copy.deepcopy(self.model).train()
             try:
                 with torch.random.fork_rng(devices=[]):
-                    self.update.objective(model, x[:size], y[:size]).backward()
+                    loss_for(y)(model(x[:size]), y[:size]).backward()
             except Exception as error:
                 hint = f" (the last batch of partitions {alone} is one sample; try another local.batch_size)"
                 raise InputError(

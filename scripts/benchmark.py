@@ -125,6 +125,7 @@ def measure(work: Workload, repeats: int) -> dict[str, float]:
                 model,
                 *data.train_samples(i),
                 update=LocalUpdate(),
+                config={},
                 optimizer=functools.partial(optimizer, lr=work.lr),
                 schedule=work.schedule,
                 generator=torch.Generator().manual_seed(i),

@@ -34,6 +34,7 @@ def test_training_is_the_plain_loop_bit_for_bit(optimizer, options):
         x,
         y,
         update=LocalUpdate(),
+        config={},
         optimizer=functools.partial(optimizer, **options),
         schedule=Schedule(epochs=3, steps=None, batch_size=5),
         generator=torch.Generator().manual_seed(1),

@@ -218,11 +218,14 @@ def test_interrupted_runs_say_so(tmp_path):
         ),  # a job in the background ignores it
     )
     metrics = tmp_path / "d" / "metrics.jsonl"
-    while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
-        assert process.poll() is None
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate()
+    try:
+        while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()  # whatever happens, nothing is left running
     assert process.returncode == 1
     assert err.splitlines()[-1] == "interrupted"
     assert "Traceback" not in err

@@ -2,6 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
+from torch.func import functional_call, grad, vmap
+
+from fedresearch.local.update import LocalUpdate
+from fedresearch.models.mlp import MLP
+from fedresearch.strategies.fedprox import ProximalUpdate
 
 DIABETES = [
     "dataset=diabetes",
@@ -162,10 +168,60 @@ def test_bulyan_without_malicious_nodes(run):
     np.testing.assert_allclose(stacked(result.arrays), models.mean(0), rtol=0, atol=1e-8)
 
 
+@pytest.mark.parametrize("mu", [0.1, 2.0])
+def test_fedprox_on_heterogeneous_quadratics(run, mu):
+    """With tau steps on F_i + mu/2 |x - x_t|^2, a round is ``x_t - sum_i p_i K_i (x_t - c_i)``, where
+    ``K_i = [I - (I - eta (H_i + mu I))^tau] (H_i + mu I)^-1 H_i``.
+    """
+    result = run(*DIABETES, "strategy=fedprox", f"strategy.server.proximal_mu={mu}")
+    shares, moves, minimisers = [], [], []
+    for partition_id in range(4):
+        x, y = (array.numpy() for array in result.experiment.data.train_samples(partition_id))
+        design = np.column_stack([x, np.ones(len(x))])
+        hessian, identity = 2 * design.T @ design / len(x), np.eye(design.shape[1])
+        penalised = hessian + mu * identity
+        moved = identity - np.linalg.matrix_power(identity - ETA_L * penalised, TAU)
+        shares.append(len(x))
+        moves.append(moved @ np.linalg.solve(penalised, hessian))
+        minimisers.append(np.linalg.lstsq(design, y[:, 0], rcond=None)[0])
+    point = initial(result.experiment)
+    for _ in range(3):
+        moved = sum(n * k @ (point - c) for n, k, c in zip(shares, moves, minimisers, strict=True))
+        point = point - moved / sum(shares)
+    np.testing.assert_allclose(stacked(result.arrays), point, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("update", [LocalUpdate(), ProximalUpdate()], ids=lambda update: type(update).__name__)
+def test_updates_of_a_cohort_are_those_of_its_clients(update):
+    """Three clients' gradients in one call of vmap, and one after another."""
+    generator = torch.Generator().manual_seed(0)
+    model = MLP((4,), 3, widths=[5]).double()
+    x = torch.randn(3, 6, 4, generator=generator, dtype=torch.float64)
+    y = torch.randint(0, 3, (3, 6), generator=generator)
+    anchor = dict(model.named_parameters())
+    fixed = update.begin(anchor, {"proximal-mu": 0.7})
+    params = {
+        name: torch.stack([p.detach() + torch.randn(p.shape, generator=generator).double() for _ in range(3)])
+        for name, p in anchor.items()
+    }
+
+    def objective(params, x, y):
+        return update.objective(lambda x: functional_call(model, params, (x,)), params, x, y, fixed)
+
+    cohort = vmap(grad(objective))(params, x, y)
+    for i in range(3):
+        alone = grad(objective)({name: p[i] for name, p in params.items()}, x[i], y[i])
+        for name, gradient in alone.items():
+            torch.testing.assert_close(cohort[name][i], gradient, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     "overrides",
-    [["strategy=fedavgm", "strategy.server.server_momentum=0.0"]],
-    ids=["FedAvgM without momentum"],
+    [
+        ["strategy=fedavgm", "strategy.server.server_momentum=0.0"],
+        ["strategy=fedprox", "strategy.server.proximal_mu=0"],
+    ],
+    ids=["FedAvgM without momentum", "FedProx without a penalty"],
 )
 def test_what_is_fedavg_bit_for_bit(run, overrides):
     fedavg, other = run("federation.num_rounds=3"), run("federation.num_rounds=3", *overrides)

@@ -72,6 +72,7 @@ def make_client_app(
                 x,
                 y,
                 update=update,
+                config={key: value for key, value in config.items() if isinstance(value, int | float)},
                 optimizer=_with_lr(optimizer, float(number(config, "lr"))),
                 schedule=schedule,
                 generator=torch.Generator().manual_seed(derive_seed(seed, "batches", *where)),

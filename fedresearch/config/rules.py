@@ -127,6 +127,7 @@ RULES = (
     Rule("strategy.server.configrecord_key", _one_of("config"), "config", "config"),
     Rule("strategy.server.server_learning_rate", _positive, "> 0 and below 1e38", "1.0"),
     Rule("strategy.server.server_momentum", _real(lambda v: 0 <= v < 1), "in [0, 1)", "0.9"),
+    Rule("strategy.server.proximal_mu", _not_negative, ">= 0 and below 1e38", "0.1"),
     Rule("strategy.server.eta", _positive, "> 0 and below 1e38", "0.1"),
     Rule("strategy.server.beta_1", _real(lambda v: 0 <= v < 1), "in [0, 1)", "0.9"),
     Rule("strategy.server.beta_2", _real(lambda v: 0 <= v < 1), "in [0, 1)", "0.99"),

@@ -1,6 +1,6 @@
 """One client's training in one round."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import repeat
 
@@ -55,6 +55,7 @@ def train(
     y: Tensor,
     *,
     update: LocalUpdate,
+    config: Mapping[str, float],
     optimizer: Callable[[Iterator[Tensor]], Optimizer],
     schedule: Schedule,
     generator: Generator,
@@ -69,6 +70,8 @@ def train(
         Inputs ``(n, *input_shape)`` and targets ``(n, ...)``, with n at least 1.
     update : LocalUpdate
         The client half of the strategy.
+    config : mapping of str to float
+        The numbers that the server sent.
     optimizer : callable
         Makes the optimizer of the given parameters; its state is new in every round.
     schedule : Schedule
@@ -84,12 +87,14 @@ def train(
         Steps taken.
     """
     model.train()
+    params = dict(model.named_parameters())
+    fixed = update.begin(params, config)
     stepper = optimizer(model.parameters())
     total = torch.zeros((), dtype=torch.float64)
     num_steps = 0
     for inputs, targets in schedule.batches(x, y, generator):
         stepper.zero_grad()
-        loss = update.objective(model, inputs, targets)
+        loss = update.objective(model, params, inputs, targets, fixed)
         loss.backward()
         stepper.step()
         total += loss.detach()
