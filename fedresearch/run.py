@@ -16,7 +16,7 @@ from fedresearch.data.federated import FederatedData
 from fedresearch.data.plot import label_distribution_png, partition_csv
 from fedresearch.errors import InputError
 from fedresearch.experiment import Experiment
-from fedresearch.runs.directory import MODEL, RunDirectory, finite, refuse_used, write_whole
+from fedresearch.runs.directory import MODEL, RunDirectory, finite_row, refuse_used, write_whole
 from fedresearch.runs.provenance import provenance
 from fedresearch.tracking.console import Console
 from fedresearch.tracking.tracker import RunInfo, TrackerGroup
@@ -107,13 +107,13 @@ def run_experiment(
         finally:
             trackers.finish(status, last)
         raise
-    run.close("finished", result={key: finite(value) for key, value in last.items()})
+    run.close("finished", result=finite_row(last))
     trackers.finish("finished", last)
 
 
 def diverged(row: Row) -> bool:
     """Return whether a row has a loss that is not finite."""
-    return any(name.endswith("/loss") and finite(value) is None for name, value in row.items())
+    return any(name.endswith("/loss") and value is None for name, value in finite_row(row).items())
 
 
 def report_small_partitions(data: FederatedData, batch_size: int) -> None:

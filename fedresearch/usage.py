@@ -2,6 +2,7 @@
 
 from argparse import ArgumentParser
 from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
 
 # Beside the package in a checkout, inside it when installed from a wheel.
@@ -47,14 +48,12 @@ def usage(arguments: Sequence[str] = ()) -> str:
         group, _, default = line.partition("#")[0].removeprefix("  - ").strip().partition(": ")
         if (CONF / group).is_dir() and default:
             groups += f"\n  {group}\n"
-            for path in sorted((path for folder in folders for path in (folder / group).glob("[!_]*.yaml")), key=_stem):
+            for path in sorted(
+                (path for folder in folders for path in (folder / group).glob("[!_]*.yaml")), key=attrgetter("stem")
+            ):
                 groups += f"  {'*' if path.stem == default else ' '} {path.stem:<20} {_description(path)}\n"
     keys = "".join(f"  {line}\n" if line else "\n" for line in config[start : config.index("hydra:")])
     return _TEMPLATE.format(groups=groups, keys=keys)
-
-
-def _stem(path: Path) -> str:
-    return path.stem
 
 
 def _description(path: Path) -> str:

@@ -1,6 +1,5 @@
 """The rules that a composed config is held to, one by one and together."""
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -50,12 +49,7 @@ def check(config: Config, choices: Mapping[str, str | None]) -> None:
         for group in GROUPS
         if not isinstance(choices.get(group), str)
     ]
-    lines += [
-        f"{rule.key} must be {rule.allowed}, got {shown(value)}; try {rule.key}={rule.example}"
-        for rule in RULES
-        for value in _values_at(plain, rule.key)
-        if not rule.holds(value)
-    ]
+    lines += [rule.refusal(value) for rule in RULES for value in _values_at(plain, rule.key) if not rule.holds(value)]
     for key in BUILT:
         node = next(_values_at(plain, key), None)
         if (
@@ -171,8 +165,3 @@ def _values_at(node: Any, key: str) -> Iterator[Any]:
             return
         node = node[name]
     yield node
-
-
-def shown(value: Any) -> str:
-    """Return a value as one would type it."""
-    return value or "''" if isinstance(value, str) else json.dumps(value)

@@ -12,8 +12,7 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from fedresearch.config.check import shown
-from fedresearch.config.rules import RULES
+from fedresearch.config.rules import RULES, shown
 from fedresearch.config.schema import GROUPS
 from fedresearch.errors import InputError
 
@@ -84,7 +83,7 @@ def _unknown_key(error: OmegaConfBaseException) -> str:
 def _wrong_type(error: ValidationError) -> str:
     for rule in RULES:
         if rule.key == error.full_key:
-            return f"{rule.key} must be {rule.allowed}, got {shown(error.value)}; try {rule.key}={rule.example}"
+            return rule.refusal(error.value)
     if not isinstance(error.value, dict) and "is not a subclass of" in str(error):
         section = error.full_key
         example = next((r for r in RULES if r.key.startswith(f"{section}.")), None)

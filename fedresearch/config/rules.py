@@ -1,5 +1,6 @@
 """What the value at a key may be, and one that may be typed instead."""
 
+import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,6 +12,15 @@ class Rule(NamedTuple):
     holds: Callable[[Any], bool]
     allowed: str
     example: str
+
+    def refusal(self, value: Any) -> str:
+        """Return the line that refuses a value."""
+        return f"{self.key} must be {self.allowed}, got {shown(value)}; try {self.key}={self.example}"
+
+
+def shown(value: Any) -> str:
+    """Return a value as one would type it."""
+    return value or "''" if isinstance(value, str) else json.dumps(value)
 
 
 def _integer(low: int) -> Callable[[Any], bool]:

@@ -79,7 +79,7 @@ class RunDirectory:
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append a round's row, whole or not at all; numbers that are not finite become null, which JSON can hold."""
-        line = json.dumps({key: finite(value) for key, value in row.items()}, allow_nan=False).encode() + b"\n"
+        line = json.dumps(finite_row(row), allow_nan=False).encode() + b"\n"
         size = self._metrics.tell()
         try:
             if self._metrics.write(line) < len(line):
@@ -124,9 +124,11 @@ def refuse_used(path: Path) -> None:
     )
 
 
-def finite(value: Any) -> Any:
-    """Return the value, or None for a number that is not finite."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def finite_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row with None for each number that is not finite."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()
+    }
 
 
 def now() -> str:

@@ -83,24 +83,32 @@ class FedAdagrad(_Adaptive):
         return v + squared
 
 
-class FedYogi(_Adaptive):
-    """FedYogi, with ``beta_2`` in [0, 1) the decay of the squares."""
+class _Decaying(_Adaptive):
+    """What the two share whose squares decay.
+
+    Parameters
+    ----------
+    beta_2 : float
+        Decay of the squares, in [0, 1).
+    **options
+        Of ``_Adaptive``.
+    """
 
     def __init__(self, *, beta_2: float, **options: Any) -> None:
         super().__init__(**options)
         self.beta_2 = beta_2
+
+
+class FedYogi(_Decaying):
+    """FedYogi."""
 
     def second_moment(self, v: Values, squared: Values) -> Values:
         """Return v moved towards the squares by a step whose size depends on them only."""
         return v - (1 - self.beta_2) * squared * np.sign(v - squared)
 
 
-class FedAdam(_Adaptive):
-    """FedAdam, with ``beta_2`` in [0, 1) the decay of the squares."""
-
-    def __init__(self, *, beta_2: float, **options: Any) -> None:
-        super().__init__(**options)
-        self.beta_2 = beta_2
+class FedAdam(_Decaying):
+    """FedAdam."""
 
     def second_moment(self, v: Values, squared: Values) -> Values:
         """Return the decaying mean of the squares."""
