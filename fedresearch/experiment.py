@@ -1,46 +1,43 @@
-"""From a config to an experiment's objects, and to its model again; the only caller of ``hydra.utils.instantiate``."""
+"""From a config to an experiment's objects, and to its model again."""
 
 import copy
-import functools
 import inspect
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import hydra.utils
 import safetensors.torch
 import torch
-from flwr.app import ArrayRecord
+from flwr.app import ArrayRecord, ConfigRecord, Context, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
-from hydra.errors import InstantiationException
-from torch.nn import Module
+from torch import Tensor
+from torch.nn import Module, Parameter
 
 from fedresearch.apps import flower
+from fedresearch.apps.buffers import BufferAveraging
 from fedresearch.apps.client_app import make_client_app
-from fedresearch.apps.records import load_arrays
+from fedresearch.apps.cohort import CohortGrid
+from fedresearch.apps.records import NUM_CLIENTS
 from fedresearch.apps.rounds import RoundLoop, Row
-from fedresearch.apps.sampling import UniformSampling
+from fedresearch.apps.sampling import Sampling, uniform
 from fedresearch.apps.server_app import make_server_app
+from fedresearch.building import Builder, one_line
 from fedresearch.config.check import cohort_size
 from fedresearch.config.schema import Config
 from fedresearch.data.federated import FederatedData
 from fedresearch.data.partition import partition_rows, split_validation
 from fedresearch.data.source import Source, check_source
 from fedresearch.errors import InputError
-from fedresearch.local.objective import evaluate, loss_for
+from fedresearch.local.objective import EVALUATION_BATCH, evaluate
+from fedresearch.local.parts import Names, buffers, forget_statistics
 from fedresearch.local.train import Schedule
 from fedresearch.local.update import LocalUpdate
 from fedresearch.runs.directory import MODEL, RECORD
 from fedresearch.seeding import derive_seed
 from fedresearch.tracking.tracker import Tracker
-
-# What a constructor raises when it refuses its arguments.
-_REFUSALS = (TypeError, ValueError, ImportError, RuntimeError, LookupError, ArithmeticError, MemoryError)
 
 
 class Experiment:
@@ -62,6 +59,7 @@ class Experiment:
         self.name = config.name or "-".join(
             str(choices[group]) for group in ("dataset", "partitioner", "model", "strategy")
         )
+        self._builder = Builder(choices)
 
     def build(self) -> None:
         """Build every part now, and try a step, so that what cannot work fails here."""
@@ -72,18 +70,16 @@ class Experiment:
     @cached_property
     def data(self) -> FederatedData:
         """The partitioned dataset."""
-        config = self.config
-        source = self._source()
+        config, source = self.config, self._source()
         options = dict(config.partitioner)
         seeded = "seed" in options
         seed = options.pop("seed", None)
         seed = derive_seed(config.seed, "partition") if seed is None else seed
-        make = self._build_partial("partitioner", options)
+        make = self._builder.partial("partitioner", options)
         takes_seed = seeded and "seed" in inspect.signature(make.func).parameters
-        partitioner = self._call("partitioner", make, **({"seed": seed} if takes_seed else {}))
         rows = partition_rows(
             source.train,
-            partitioner,
+            self._builder.call("partitioner", make, **({"seed": seed} if takes_seed else {})),
             num_supernodes=config.federation.num_supernodes,
             shuffle_seed=seed if seeded else None,
         )
@@ -94,7 +90,12 @@ class Experiment:
 
         splits = [split_validation(r, config.validation.fraction, validation_seed(i)) for i, r in enumerate(rows)]
         train, validation = zip(*splits, strict=True)
-        return FederatedData.build(source, train, validation, self._dtype)
+        return FederatedData.build(source, train, validation, getattr(torch, config.dtype))
+
+    @cached_property
+    def training_data(self) -> FederatedData:
+        """The clients' data; where the strategy pools what they train on, that is all with the first of them."""
+        return self.data.pooled() if self.config.strategy["pooled"] else self.data
 
     @cached_property
     def model(self) -> Module:
@@ -106,135 +107,182 @@ class Experiment:
     @cached_property
     def strategy(self) -> Strategy:
         """The server half of the strategy."""
-        return self._build("strategy", self.config.strategy["server"])
+        return self._new_strategy()
 
     @cached_property
     def update(self) -> LocalUpdate:
         """The client half of the strategy."""
-        return self._build("strategy", self.config.strategy["client"])
+        return self._builder.build("strategy", self.config.strategy["client"])
 
     @cached_property
-    def schedule(self) -> Schedule:
-        """How long a client trains."""
-        return Schedule(**asdict(self.config.local))
+    def personal(self) -> Names:
+        """What of the model's ``state_dict`` stays on the clients."""
+        personal: Names = self._builder.call("strategy", self.update.personal, model=self.model)
+        return personal | buffers(self.model) if self.config.strategy["buffers"] == "local" else personal
 
     @cached_property
     def client_app(self) -> ClientApp:
         """The ClientApp."""
-        options = dict(self.config.optimizer)
-        del options["lr"]  # comes with each message
-        optimizer = self._build_partial("optimizer", options)
-        # Refused arguments are told here, and not by the first client.
-        self._call("optimizer", optimizer, params=[torch.nn.Parameter(torch.zeros(1))], lr=self.config.optimizer["lr"])
-        return make_client_app(
-            model=self.model,
-            data=self.data,
-            update=self.update,
-            optimizer=optimizer,
-            schedule=self.schedule,
-            seed=self.config.seed,
+        local = self.config.local
+        return self._new_client_app(
+            self.model, self.training_data, Schedule(local.epochs, local.steps, local.batch_size)
         )
 
     @cached_property
     def grid(self) -> Grid:
         """Where the clients run."""
-        return self._build(
+        return self._builder.build(
             "hardware", self.config.hardware, client_app=self.client_app, num_supernodes=self.data.num_partitions
         )
 
     @cached_property
     def initial_arrays(self) -> ArrayRecord:
-        """The initial global model."""
-        return ArrayRecord(self.model.state_dict())
+        """The initial global model: what of the model is shared."""
+        return ArrayRecord({k: v for k, v in self._initial_state.items() if k not in self.personal})
 
     @cached_property
     def tracker(self) -> Tracker:
         """The chosen tracker."""
-        return self._build("tracker", self.config.tracker)
+        return self._builder.build("tracker", self.config.tracker)
 
     def server_app(self, log_row: Callable[[Row], None], finish: Callable[[ArrayRecord], None]) -> ServerApp:
         """Return the ServerApp that hands on each round's row, and the last global arrays."""
-        config, federation = self.config, self.config.federation
-
-        def sampling(purpose: Any, fraction: float, holds: Any) -> UniformSampling:
-            eligible = [i for i, rows in enumerate(holds) if len(rows)]
-            size = cohort_size(self.data.num_partitions, fraction) if fraction else 0
-            return UniformSampling(eligible, size, config.seed, purpose)
-
+        federation, data = self.config.federation, self.data
+        evaluating = federation.fraction_evaluate > 0
         loop = RoundLoop(
             strategy=self.strategy,
             num_rounds=federation.num_rounds,
-            train_sampling=sampling("train-sampling", federation.fraction_train, self.data.train),
-            evaluate_sampling=sampling("evaluate-sampling", federation.fraction_evaluate, self.data.validation),
+            train_cohort=self._train_cohort,
+            evaluate_cohort=Sampling(
+                uniform,
+                [len(rows) for rows in data.validation],
+                cohort_size(data.num_partitions, federation.fraction_evaluate) if evaluating else 0,
+                self.config.seed,
+                "evaluate-sampling",
+            ),
             evaluate_every=federation.evaluate_every,
-            train_config={"lr": float(config.optimizer["lr"])},
+            client_config=self._client_config,
             evaluate=self.evaluate,
             log=log_row,
         )
         return make_server_app(loop, self.initial_arrays, finish)
 
+    def state_dict(self, arrays: ArrayRecord) -> dict[str, Tensor]:
+        """Return the whole model of global arrays: what is not shared is as it was at the start."""
+        return self._initial_state | dict(arrays.to_torch_state_dict())
+
     def evaluate(self, arrays: ArrayRecord) -> Row:
         """Return the loss, and the accuracy where there are classes, of global arrays on the dataset's test split."""
-        load_arrays(self.model, arrays)
+        self.model.load_state_dict(self.state_dict(arrays))
         loss, accuracy = evaluate(self.model, self.data.test_x, self.data.test_y)
         return {"eval/loss": loss} | ({} if accuracy is None else {"eval/accuracy": accuracy})
 
+    @cached_property
+    def _initial_state(self) -> dict[str, Tensor]:
+        return {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+
+    @cached_property
+    def _train_cohort(self) -> Sampling:
+        return Sampling(
+            self._builder.partial("sampling", self.config.sampling),
+            [len(rows) for rows in self.training_data.train],
+            cohort_size(self.data.num_partitions, self.config.federation.fraction_train),
+            self.config.seed,
+            "train-sampling",
+        )
+
+    @cached_property
+    def _learning_rate(self) -> Callable[..., float]:
+        return self._builder.partial("schedule", self.config.optimizer["schedule"])
+
+    def _client_config(self, server_round: int) -> dict[str, float]:
+        """Return what a round's clients are told: the learning rate, and of how many clients they are some."""
+        lr = self._builder.call(
+            "schedule",
+            self._learning_rate,
+            lr=float(self.config.optimizer["lr"]),
+            server_round=server_round,
+            num_rounds=self.config.federation.num_rounds,
+        )
+        return {"lr": lr, NUM_CLIENTS: sum(len(rows) > 0 for rows in self.training_data.train)}
+
+    def _new_strategy(self) -> Strategy:
+        strategy: Strategy = self._builder.build("strategy", self.config.strategy["server"])
+        averaged = buffers(self.model) - self.personal
+        return BufferAveraging(strategy, averaged, self.config.strategy["weighted_by"]) if averaged else strategy
+
+    def _new_client_app(self, model: Module, data: FederatedData, schedule: Schedule) -> ClientApp:
+        options = {k: v for k, v in self.config.optimizer.items() if k not in ("lr", "schedule")}
+        optimizer = self._builder.partial("optimizer", options)
+        # Refused arguments are told here, and not by the first client.
+        self._builder.call("optimizer", optimizer, params=[Parameter(torch.zeros(1))], lr=self.config.optimizer["lr"])
+        return make_client_app(
+            model=model,
+            data=data,
+            update=self.update,
+            personal=self.personal,
+            optimizer=optimizer,
+            schedule=schedule,
+            keep_optimizer_state=self.config.local.keep_optimizer_state,
+            seed=self.config.seed,
+        )
+
     def _try_step(self) -> None:
-        """Try the model, a copy of it, on a batch of two and on one of one where some client has such a batch."""
-        batch_size = self.config.local.batch_size
-        sizes = [len(rows) for rows in self.data.train]
-        alone = [i for i, size in enumerate(sizes) if size == 1 or (batch_size and size % batch_size == 1)]
+        """Let a client answer round 1's message with two samples, and with one where some batch is one.
+
+        All is real, the model a copy, and what the server sends included; only the answer goes nowhere.
+        """
+        batch_size, data = self.config.local.batch_size, self.training_data
+        sizes = [len(rows) for rows in data.train]
         if not any(sizes):
             return
-        for size, partition_id in [(2, sizes.index(max(sizes))), *((1, i) for i in alone[:1])]:
-            x, y = self.data.train_samples(partition_id)
-            model = copy.deepcopy(self.model).train()
+        cohort = CohortGrid(self.grid, sorted(set(self._builder.call("sampling", self._train_cohort, server_round=1))))
+        config = ConfigRecord(dict(self._client_config(1)))
+        message, *_ = self._new_strategy().configure_train(1, self.initial_arrays, config, cohort)
+        alone = [i for i, size in enumerate(sizes) if size == 1 or (batch_size and size % batch_size == 1)]
+        for num_samples, partition_id in [(2, sizes.index(max(sizes))), *((1, i) for i in alone[:1])]:
+            few = data.sample(partition_id, num_samples)
+            app = self._new_client_app(copy.deepcopy(self.model), few, Schedule(None, 1, 0))
             try:
-                with torch.random.fork_rng(devices=[]):
-                    loss_for(y)(model(x[:size]), y[:size]).backward()
+                app(message, Context(1, 2, {"partition-id": 0}, RecordDict(), {}))
             except Exception as error:
                 hint = f" (the last batch of partitions {alone} is one sample; try another local.batch_size)"
-                raise InputError(
-                    f"model={self.choices['model']} cannot train on dataset={self.choices['dataset']}: "
-                    f"{one_line(error)}{hint if size == 1 else ''}"
-                ) from error
+                raise self._refusal("train", error, hint if num_samples == 1 else "") from error
+        alone = [i for i, rows in enumerate(self.data.validation) if len(rows) % EVALUATION_BATCH == 1]
+        if alone:
+            x, y = self.data.validation_samples(alone[0])
+            try:
+                evaluate(copy.deepcopy(self.model), x[:1], y[:1])
+            except Exception as error:
+                hint = f" (partitions {alone} validate on a batch of one sample; try another validation.fraction)"
+                raise self._refusal("be evaluated", error, hint) from error
 
-    @property
-    def _dtype(self) -> torch.dtype:
-        return getattr(torch, self.config.dtype)
+    def _refusal(self, doing: str, error: Exception, hint: str) -> InputError:
+        model, dataset, strategy = (self.choices[group] for group in ("model", "dataset", "strategy"))
+        return InputError(
+            f"model={model} cannot {doing} on dataset={dataset} with strategy={strategy}: {one_line(error)}{hint}"
+        )
 
     def _source(self) -> Source:
         """Load the dataset, and hold it to what its YAML declares."""
         options = dict(self.config.dataset)
         declared = options.pop("declares")
-        source = self._build("dataset", options)
+        source: Source = self._builder.build("dataset", options)
         check_source(source, declared, str(self.choices["dataset"]))
         return source
-
-    def _build(self, group: str, options: Mapping[str, Any], **objects: Any) -> Any:
-        return _build(f"{group}={self.choices.get(group)}", options, **objects)
-
-    def _build_partial(self, group: str, options: Mapping[str, Any]) -> "functools.partial[Any]":
-        """Return a plain partial: each call of Hydra's own costs a check of its target."""
-        made = self._build(group, {**options, "_partial_": True})
-        return functools.partial(made.func, *made.args, **made.keywords)
-
-    def _call(self, group: str, make: Callable[..., Any], **objects: Any) -> Any:
-        try:
-            return make(**objects)
-        except _REFUSALS as error:
-            raise InputError(f"{group}={self.choices.get(group)}: {one_line(error)}") from error
 
 
 def build_model(config: Config, choices: Mapping[str, str | None]) -> Module:
     """Build the model for the dataset's declared shape and classes; with dtype float64, all its floats are that."""
     declared = config.dataset["declares"]
-    model: Module = _build(
-        f"model={choices.get('model')}",
+    model: Module = Builder(choices).build(
+        "model",
         {key: value for key, value in config.model.items() if key != "requires"},
         input_shape=tuple(declared["input_shape"]),
         num_classes=declared["num_classes"],
     )
+    if config.strategy["buffers"] == "drop":
+        forget_statistics(model)
     return model.double() if config.dtype == "float64" else model
 
 
@@ -258,22 +306,3 @@ def load_model(directory: str | Path) -> Module:
     model = build_model(Config(**record["config"]), record["choices"])
     model.load_state_dict(safetensors.torch.load_file(directory / MODEL))
     return model.eval()
-
-
-def _build(option: str, config: Mapping[str, Any], **objects: Any) -> Any:
-    """Build what a config node describes; what its constructor refuses is told as the option's mistake."""
-    try:
-        return hydra.utils.instantiate(dict(config), _convert_="all", **objects)
-    except InstantiationException as error:
-        cause = error.__cause__
-        if isinstance(cause, InputError):
-            raise cause from None
-        if cause is None or isinstance(cause, _REFUSALS):
-            hint = "; run from the folder that holds it, or add that to PYTHONPATH" * isinstance(cause, ImportError)
-            raise InputError(f"{option}: {one_line(cause or error)}{hint}") from error
-        raise cause from None
-
-
-def one_line(error: BaseException) -> str:
-    """Return an error's text on one line."""
-    return " ".join(str(error).split()) or repr(error)

@@ -8,6 +8,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 from flwr.app import ArrayRecord, Context, RecordDict
+from torch import Tensor
 
 from fedresearch.apps.records import sha256
 from fedresearch.apps.rounds import Row
@@ -81,7 +82,7 @@ def run_experiment(
         last.update(row)
 
     def finish(arrays: ArrayRecord) -> None:
-        save_model(directory / MODEL, arrays)
+        save_model(directory / MODEL, experiment.state_dict(arrays))
         last.update(experiment.evaluate(arrays))  # the last round need not be one to evaluate in
 
     server_app = experiment.server_app(log_row, finish)
@@ -153,8 +154,8 @@ def save_label_distribution(data: FederatedData, num_classes: int, title: str, r
         run.write_bytes("partition.png", label_distribution_png(labels, num_classes, title))
 
 
-def save_model(path: Path, arrays: ArrayRecord) -> None:
-    """Write global arrays as a safetensors file, under the names of the model's ``state_dict``."""
-    tensors = {name: tensor.contiguous() for name, tensor in arrays.to_torch_state_dict().items()}
+def save_model(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Write a model's ``state_dict`` as a safetensors file."""
+    tensors = {name: tensor.contiguous() for name, tensor in state.items()}
     content = safetensors.torch.save(tensors)
     write_whole(path, lambda temporary: temporary.write_bytes(content))

@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from fedresearch.apps import flower
 from fedresearch.apps.client_app import make_client_app
 from fedresearch.apps.rounds import RoundLoop
-from fedresearch.apps.sampling import UniformSampling
+from fedresearch.apps.sampling import Sampling, uniform
 from fedresearch.data.federated import FederatedData
 from fedresearch.data.source import Samples, Source
 from fedresearch.hardware.in_process import InProcessGrid
@@ -103,17 +103,25 @@ def measure(work: Workload, repeats: int) -> dict[str, float]:
     initial = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     optimizer = torch.optim.SGD
     app = make_client_app(
-        model=model, data=data, update=LocalUpdate(), optimizer=optimizer, schedule=work.schedule, seed=0
+        model=model,
+        data=data,
+        update=LocalUpdate(),
+        personal=frozenset(),
+        optimizer=optimizer,
+        schedule=work.schedule,
+        keep_optimizer_state=False,
+        seed=0,
     )
     grid = InProcessGrid(app, len(rows))
-    sampling = UniformSampling(range(len(rows)), 10, 0, "train-sampling")
+    sampling = Sampling(uniform, work.sizes, 10, 0, "train-sampling")
+    stages = LocalUpdate().stages(model)
     loop = RoundLoop(
         strategy=FedAvg(min_train_nodes=1, min_available_nodes=1),
         num_rounds=0,
-        train_sampling=sampling,
-        evaluate_sampling=UniformSampling([], 0, 0, "evaluate-sampling"),
+        train_cohort=sampling,
+        evaluate_cohort=lambda _: [],
         evaluate_every=10**9,
-        train_config={"lr": work.lr},
+        client_config=lambda _: {"lr": work.lr},
         evaluate=lambda _: {},
         log=lambda _: None,
     )
@@ -125,6 +133,7 @@ def measure(work: Workload, repeats: int) -> dict[str, float]:
                 model,
                 *data.train_samples(i),
                 update=LocalUpdate(),
+                stages=stages,
                 config={},
                 optimizer=functools.partial(optimizer, lr=work.lr),
                 schedule=work.schedule,
@@ -147,10 +156,10 @@ def measure(work: Workload, repeats: int) -> dict[str, float]:
 
     arrays = ArrayRecord(initial)
     sides: dict[str, Callable[[int], object]] = {
-        "local_ours": lambda r: ours_local(sampling.cohort(r)),
-        "local_bare": lambda r: bare_local(sampling.cohort(r)),
+        "local_ours": lambda r: ours_local(sorted(sampling(r))),
+        "local_bare": lambda r: bare_local(sorted(sampling(r))),
         "round_ours": lambda r: loop._round(r, grid, arrays),
-        "round_bare": lambda r: bare_round(sampling.cohort(r)),
+        "round_bare": lambda r: bare_round(sorted(sampling(r))),
     }
     times: dict[str, list[float]] = {side: [] for side in sides}
     for repeat in range(repeats + 1):  # the first is a warm-up

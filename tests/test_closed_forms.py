@@ -93,20 +93,24 @@ def test_trajectory_on_heterogeneous_quadratics(run, tau):
     np.testing.assert_allclose([row["update/norm"] for row in result.rows], per_round, rtol=0, atol=1e-10)
 
 
-# H = (1, 4), c = (-1, 1), p = 1/2, eta = 0.1: the fixed points as in published work's closed form, computed by hand
-# from K_i = 1 - (1 - eta H_i)^tau. For tau = 1: (0.1 (-1) + 0.4 (1)) / (0.1 + 0.4) = 0.6, the true optimum.
-@pytest.mark.parametrize(("tau", "fixed_point"), [(1, 0.6), (2, 0.5421686747), (5, 0.3850046931), (20, 0.0647045082)])
-def test_fixed_point_drifts_from_the_optimum_with_more_local_steps(run, tmp_path, monkeypatch, tau, fixed_point):
-    """One sample a client: F_i = (x w - y)^2 has H = 2 x^2 and c = y / x."""
+@pytest.fixture
+def scalars(tmp_path, monkeypatch):
+    """Make ``dataset=scalar model=scalar``: one weight w, and clients that hold copies of one sample each.
+
+    With n_i copies of the sample (x_i, x_i c_i), x_i^2 = H_i / 2, client i's loss is H_i/2 (w - c_i)^2, and an epoch of
+    batches of one sample is n_i steps on its full gradient. H = (1, 4), c = (-1, 1); dataset.copies gives n_i.
+    """
     (tmp_path / "scalar_quadratics.py").write_text(
         textwrap.dedent(
             """
             import numpy as np, torch
             from fedresearch.data.source import Samples, Source
 
-            def load():
+            def load(copies):
                 x = torch.tensor([[0.5**0.5], [2.0**0.5]], dtype=torch.float64)
-                samples = Samples(x, x * torch.tensor([[-1.0], [1.0]]), np.array([0, 1]))
+                y = x * torch.tensor([[-1.0], [1.0]])
+                rows = np.repeat([0, 1], copies)
+                samples = Samples(x[rows], y[rows], rows)
                 return Source(samples, samples)
 
             class Scalar(torch.nn.Module):
@@ -120,29 +124,96 @@ def test_fixed_point_drifts_from_the_optimum_with_more_local_steps(run, tmp_path
         )
     )
     for group, text in {
-        "dataset": "_target_: scalar_quadratics.load\n"
+        "dataset": "_target_: scalar_quadratics.load\ncopies: [1, 1]\n"
         "declares: {input: vector, input_shape: [1], num_classes: 1, columns: [natural_id]}",
         "model": "_target_: scalar_quadratics.Scalar",
     }.items():
         (tmp_path / group).mkdir()
         (tmp_path / group / "scalar.yaml").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
-    result = run(
-        "dataset=scalar",
-        "model=scalar",
-        "partitioner=natural_id",
-        "dtype=float64",
-        "validation.fraction=0",
-        "federation.fraction_evaluate=0",
-        "federation.fraction_train=1",
-        "federation.num_rounds=150",
-        "local.batch_size=0",
-        "local.epochs=null",
-        f"local.steps={tau}",
-        "optimizer.lr=0.1",
-        config_dir=tmp_path,
-    )
+    return tmp_path
+
+
+SCALARS = [
+    "dataset=scalar",
+    "model=scalar",
+    "partitioner=natural_id",
+    "dtype=float64",
+    "validation.fraction=0",
+    "federation.num_supernodes=null",
+    "federation.fraction_evaluate=0",
+    "federation.fraction_train=1",
+    "optimizer.lr=0.1",
+]
+
+
+# K_i = 1 - (1 - eta H_i)^tau by hand, eta = 0.1. For tau = 1: (0.1 (-1) + 0.4 (1)) / (0.1 + 0.4) = 0.6, the optimum.
+@pytest.mark.parametrize(("tau", "fixed_point"), [(1, 0.6), (2, 0.5421686747), (5, 0.3850046931), (20, 0.0647045082)])
+def test_fixed_point_drifts_from_the_optimum_with_more_local_steps(run, scalars, tau, fixed_point):
+    steps = ["local.batch_size=0", "local.epochs=null", f"local.steps={tau}"]
+    result = run(*SCALARS, *steps, "federation.num_rounds=150", config_dir=scalars)
     assert result.arrays["w"].item() == pytest.approx(fixed_point, abs=5e-11)
+
+
+# Unequal steps: tau = (2, 5), so that p = (2/7, 5/7), or (1/2, 1/2) where clients are weighed equally.
+H, C, TAUS, STEP = np.array([1.0, 4.0]), np.array([-1.0, 1.0]), np.array([2, 5]), 0.1
+SHARES, EQUAL = TAUS / 7, np.array([0.5, 0.5])
+
+
+def balance(weights):
+    """Return where the clients' pulls towards their minimisers, of these weights, cancel."""
+    return (weights * C).sum() / weights.sum()
+
+
+def pull(mu=0.0, rho=0.0):
+    """Return, for each client, what share of its way to c_i it goes in its steps, and what its gradients weigh.
+
+    Both from the local recurrence itself, step by step: v = rho v + g, y = y - eta v on F_i + mu/2 |y - x|^2.
+    """
+
+    def displacement(gradient, tau):
+        moved = velocity = 0.0
+        for _ in range(tau):
+            velocity = rho * velocity + gradient(moved)
+            moved += STEP * velocity
+        return moved
+
+    ways = [displacement(lambda d, h=h: h * (1 - d) - mu * d, tau) for h, tau in zip(H, TAUS, strict=True)]
+    weights = [displacement(lambda d: 1 - mu * d, tau) / STEP for tau in TAUS]
+    return np.array(ways), np.array(weights)
+
+
+OPTIMUM = balance(SHARES * H)
+FIXED_POINTS = {
+    "strategy=fedavg": balance(SHARES * pull()[0]),
+    "strategy=fedavg strategy.weighted_by=uniform": balance(EQUAL * pull()[0]),
+    "strategy=fedprox strategy.server.proximal_mu=0.5": balance(SHARES * pull(mu=0.5)[0]),
+    "strategy=fednova": balance(SHARES * pull()[0] / TAUS),
+    "strategy=fednova strategy.weighted_by=uniform": balance(EQUAL * pull()[0] / TAUS),
+    "strategy=fednova optimizer.momentum=0.5": balance(SHARES * pull(rho=0.5)[0] / pull(rho=0.5)[1]),
+    "strategy=fednova strategy.server.proximal_mu=0.5": balance(SHARES * pull(mu=0.5)[0] / pull(mu=0.5)[1]),
+    "strategy=scaffold": OPTIMUM,
+    "strategy=scaffold strategy.client.option=I": OPTIMUM,
+    "strategy=scaffold optimizer.momentum=0.5": OPTIMUM,
+    "strategy=scaffold strategy.server.server_learning_rate=0.5": OPTIMUM,
+    "strategy=scaffold strategy.weighted_by=uniform": balance(EQUAL * H),
+    "strategy=feddyn strategy.server.alpha=0.5": balance(EQUAL * H),
+    "strategy=feddyn strategy.server.alpha=0.5 strategy.weighted_by=num-examples": OPTIMUM,
+}
+
+
+def test_the_fixed_points_tell_the_strategies_apart():
+    """FedNova has a bias of its own at a finite step size; with p_i ~ tau_i its point is unweighted FedAvg's."""
+    assert len({round(point, 6) for point in FIXED_POINTS.values()}) == len(FIXED_POINTS) - 6
+    assert abs(FIXED_POINTS["strategy=fednova"] - OPTIMUM) > 0.01
+
+
+@pytest.mark.parametrize("overrides", FIXED_POINTS)
+def test_fixed_points_with_unequal_local_steps(run, scalars, overrides):
+    steps = ["dataset.copies=[2,5]", "local.batch_size=1", "local.epochs=1", "federation.num_rounds=300"]
+    result = run(*SCALARS, *steps, *overrides.split(), config_dir=scalars)
+    assert [row["local/steps"] for row in result.rows] == [7] * 300
+    assert result.arrays["w"].item() == pytest.approx(FIXED_POINTS[overrides], abs=1e-8)
 
 
 THREE_ROUNDS = [*DIABETES, "federation.num_rounds=3", "local.steps=3", "optimizer.lr=0.05"]
@@ -281,3 +352,120 @@ def test_fedprox_on_heterogeneous_quadratics(run, mu):
     for _ in range(3):
         point = point - sum(p * k @ (point - c) for p, k, c in zip(shares, moves, minimisers, strict=True))
     np.testing.assert_allclose(stacked(result.arrays), point, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("option", ["I", "II"])
+def test_scaffolds_control_variates(run, option):
+    """Five rounds, two of four clients each: every client's variate, the server's and the model, by the algorithm."""
+    result = run(
+        *DIABETES,
+        "strategy=scaffold",
+        f"strategy.client.option={option}",
+        "strategy.server.server_learning_rate=0.7",
+        "strategy.weighted_by=uniform",
+        "federation.num_rounds=5",
+        "federation.fraction_train=0.5",
+        f"local.steps={TAU}",
+        f"optimizer.lr={ETA_L}",
+    )
+    experiment = result.experiment
+    _, hessians, minimisers = quadratics(experiment)
+    x = initial(experiment)
+    c, c_i = np.zeros_like(x), [np.zeros_like(x) for _ in range(4)]
+    drawn = [list(experiment._train_cohort(server_round)) for server_round in range(1, 6)]
+    assert len({tuple(sorted(cohort)) for cohort in drawn}) > 1
+    for cohort in drawn:
+        models, changes = [], []
+        for i in cohort:
+            y = x
+            for _ in range(TAU):
+                y = y - ETA_L * (hessians[i] @ (y - minimisers[i]) - c_i[i] + c)
+            new = hessians[i] @ (x - minimisers[i]) if option == "I" else c_i[i] - c + (x - y) / (TAU * ETA_L)
+            models.append(y)
+            changes.append(new - c_i[i])
+            c_i[i] = new
+        x = x + 0.7 * (np.mean(models, axis=0) - x)
+        c = c + 2 / 4 * np.mean(changes, axis=0)
+
+    kept = [
+        {name: array.numpy() for name, array in context.state["kept/control-variate"].items()}
+        for _, context in sorted(experiment.grid._contexts.items())
+    ]
+    assert len(kept) == 4
+    np.testing.assert_allclose([stacked(variate) for variate in kept], c_i, rtol=0, atol=1e-10)
+    server = experiment.strategy.variate.mean(experiment.initial_arrays, num_clients=4)
+    np.testing.assert_allclose(stacked(server), c, rtol=0, atol=1e-10)
+    np.testing.assert_allclose(stacked(result.arrays), x, rtol=0, atol=1e-10)
+
+
+def test_feddyn_with_some_of_the_clients(run):
+    """Acar et al. 2021, Algorithm 1, with three gradient steps for the argmin and two of four clients a round."""
+    alpha = 0.3
+    result = run(
+        *DIABETES,
+        "strategy=feddyn",
+        f"strategy.server.alpha={alpha}",
+        "federation.num_rounds=5",
+        "federation.fraction_train=0.5",
+        f"local.steps={TAU}",
+        f"optimizer.lr={ETA_L}",
+    )
+    _, hessians, minimisers = quadratics(result.experiment)
+    x = initial(result.experiment)
+    h, g = np.zeros_like(x), [np.zeros_like(x) for _ in range(4)]
+    for server_round in range(1, 6):
+        models = []
+        for i in result.experiment._train_cohort(server_round):
+            y = x
+            for _ in range(TAU):
+                y = y - ETA_L * (hessians[i] @ (y - minimisers[i]) - g[i] + alpha * (y - x))
+            g[i] = g[i] - alpha * (y - x)
+            models.append(y)
+        h = h - alpha / 4 * sum(y - x for y in models)
+        x = np.mean(models, axis=0) - h / alpha
+    np.testing.assert_allclose(stacked(result.arrays), x, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(("mu", "momentum"), [(0.0, 0.0), (0.0, 0.9), (0.4, 0.0)])
+def test_fednova_round_by_round(run, mu, momentum):
+    """Clients of 30 to 118 samples in batches of 20 take 2 to 6 steps; here with their gradients followed in NumPy."""
+    result = run(
+        *[override for override in DIABETES if not override.startswith("local.")],
+        "strategy=fednova",
+        f"strategy.server.proximal_mu={mu}",
+        f"optimizer.momentum={momentum}",
+        "local.epochs=1",
+        "local.batch_size=20",
+        "optimizer.lr=0.05",
+        "federation.num_rounds=2",
+    )
+    import torch
+
+    from fedresearch.seeding import derive_seed
+
+    problems = list(client_problems(result.experiment))
+    x, all_taus = initial(result.experiment), []
+    for server_round in (1, 2):
+        updates, weights, taus = [], [], []
+        for i, (design, targets) in enumerate(problems):
+            order = torch.Generator().manual_seed(derive_seed(0, "batches", server_round, i))
+            y, velocity, accumulated, weight_velocity = x, 0.0, 0.0, 0.0
+            batches = torch.randperm(len(targets), generator=order).split(20)
+            for batch in batches:
+                a, b = design[batch.numpy()], targets[batch.numpy()]
+                velocity = momentum * velocity + 2 * a.T @ (a @ y - b) / len(b) + mu * (y - x)
+                y = y - 0.05 * velocity
+                # the paper's recursions for |a_i|_1: momentum's counter, and the proximal term's discount
+                weight_velocity = momentum * weight_velocity + 1
+                accumulated = accumulated * (1 - 0.05 * mu) + weight_velocity
+            updates.append(x - y)
+            weights.append(accumulated)
+            taus.append(len(batches))
+        p = np.array([len(targets) for _, targets in problems]) / sum(len(targets) for _, targets in problems)
+        tau_eff = p @ np.array(taus if mu else weights)
+        x = x - tau_eff * sum(
+            share * update / weight for share, update, weight in zip(p, updates, weights, strict=True)
+        )
+        all_taus.append(taus)
+    assert len(set(all_taus[0])) > 1
+    np.testing.assert_allclose(stacked(result.arrays), x, rtol=0, atol=1e-10)

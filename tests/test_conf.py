@@ -6,7 +6,18 @@ import pytest
 import torch
 
 CONF = Path(__file__).parents[1] / "conf"
-GROUPS = ("dataset", "partitioner", "model", "optimizer", "strategy", "hardware", "tracker", "experiment")
+GROUPS = (
+    "dataset",
+    "partitioner",
+    "model",
+    "optimizer",
+    "schedule",
+    "strategy",
+    "sampling",
+    "hardware",
+    "tracker",
+    "experiment",
+)
 
 # What an option needs beside it; the others go with the defaults.
 WITH = {
@@ -19,6 +30,7 @@ WITH = {
     "model=cnn_mcmahan": ["dataset=mnist"],
     "model=lenet": ["dataset=cifar10"],
     "model=resnet18": ["dataset=cifar10"],
+    "strategy=fedbn": ["model=resnet18", "model.norm=batch", "local.batch_size=0"],
 }
 # What these load is tested in test_hub.py, on fixtures of the Hub's shape.
 FROM_THE_HUB = {"mnist", "fashion_mnist", "cifar10", "cifar100", "femnist", "shakespeare"}

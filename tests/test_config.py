@@ -36,7 +36,7 @@ def command(cwd, *arguments):
 MISTAKES = {
     "an option that does not exist": (
         ["strategy=fedavgg"],
-        "strategy=fedavgg does not exist, strategy may be bulyan, fedadagrad, ",
+        "strategy=fedavgg does not exist, strategy may be bulyan, centralised, ",
     ),
     "a group that does not exist": (["strateggy=fedavg"], "unknown key strateggy; the config has cache_dir, dataset, "),
     "a mistyped key": (

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fedresearch.local.objective import evaluate
-from fedresearch.local.train import Schedule, train
+from fedresearch.local.train import Schedule, drift, mean_gradient, train
 from fedresearch.local.update import LocalUpdate
 
 
@@ -29,11 +29,12 @@ def test_training_is_the_plain_loop_bit_for_bit(optimizer, options):
     ours, plain = nn.Linear(4, 3), nn.Linear(4, 3)
     plain.load_state_dict(ours.state_dict())
 
-    loss, num_steps = train(
+    trained = train(
         ours,
         x,
         y,
         update=LocalUpdate(),
+        stages=LocalUpdate().stages(ours),
         config={},
         optimizer=functools.partial(optimizer, **options),
         schedule=Schedule(epochs=3, steps=None, batch_size=5),
@@ -52,8 +53,8 @@ def test_training_is_the_plain_loop_bit_for_bit(optimizer, options):
             losses.append(batch_loss.item())
     assert torch.equal(ours.weight, plain.weight)
     assert torch.equal(ours.bias, plain.bias)
-    assert num_steps == len(losses) == 15
-    assert loss == pytest.approx(sum(losses) / len(losses), abs=1e-12)
+    assert trained.num_steps == len(losses) == 15
+    assert trained.loss == pytest.approx(sum(losses) / len(losses), abs=1e-12)
 
 
 @given(n=st.integers(1, 30), batch_size=st.integers(0, 40), epochs=st.integers(1, 3))
@@ -110,3 +111,31 @@ def test_evaluation_of_a_regression_over_several_batches():
     loss, accuracy = evaluate(model, torch.zeros(n, 1, dtype=torch.float64), targets)
     assert loss == pytest.approx((n - 1) * (2 * n - 1) / 6)
     assert accuracy is None
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize(
+    ("options", "mu", "expected"),
+    [
+        ({}, 0.0, 0.1 * 7),
+        ({"momentum": 0.9}, 0.0, 0.1 * sum((1 - 0.9**k) / (1 - 0.9) for k in range(1, 8))),
+        ({}, 0.5, (1 - (1 - 0.1 * 0.5) ** 7) / 0.5),
+    ],
+    ids=["plain", "momentum", "proximal"],
+)
+def test_what_the_gradients_of_seven_steps_weigh(options, mu, expected, weight_decay):
+    """Wang et al. 2020, arXiv:2007.07481: |a|_1 for SGD, with momentum and with a proximal term, times eta = 0.1."""
+    optimizer = functools.partial(torch.optim.SGD, lr=0.1, weight_decay=weight_decay, **options)
+    assert drift(optimizer, 7, mu) == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_mean_gradient_over_more_samples_than_one_pass_takes():
+    generator = torch.Generator().manual_seed(0)
+    x, y = samples(2500, generator)
+    model = nn.Linear(4, 3).double()
+    at = {name: torch.randn(p.shape, generator=generator).double() for name, p in model.named_parameters()}
+    logits = (x.double() @ at["weight"].T + at["bias"]).softmax(1)
+    residual = logits - F.one_hot(y, 3)
+    gradient = mean_gradient(model, at, x.double(), y)
+    torch.testing.assert_close(gradient["weight"], residual.T @ x.double() / 2500, rtol=0, atol=1e-12)
+    torch.testing.assert_close(gradient["bias"], residual.mean(0), rtol=0, atol=1e-12)

@@ -294,7 +294,7 @@ def test_a_model_that_cannot_train_is_told_before_the_run(faulty, tmp_path):
     done = faulty("width")
     assert done.returncode == 1
     assert done.stderr.startswith(
-        "error: model=sums cannot train on dataset=digits: mat1 and mat2 shapes cannot be mul"
+        "error: model=sums cannot train on dataset=digits with strategy=fedavg: mat1 and mat2 shapes cannot be mul"
     )
     assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "d").exists()

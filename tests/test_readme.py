@@ -1,5 +1,6 @@
 """README's commands, files and code run as they are written, only shorter."""
 
+import json
 import os
 import re
 import subprocess
@@ -46,6 +47,8 @@ def test_they_are_found():
     assert len(COMMANDS) >= 9
     assert set(FILES) == {
         "mine.py",
+        "clipping.py",
+        "my_conf/strategy/clipped.yaml",
         "my_conf/dataset/svhn.yaml",
         "my_conf/dataset/noise.yaml",
         "my_conf/model/net.yaml",
@@ -61,6 +64,23 @@ def test_commands_run(command, folder):
     elif not {"--help", "--cfg"} & set(arguments):
         arguments += SHORTER if "local.epochs=null" not in arguments else SHORTER[:1]
     execute(folder, sys.executable, *arguments)
+
+
+def test_the_strategy_does_what_it_says(folder):
+    """An outsider's strategy: with nothing to clip and the whole way to the mean it is FedAvg, up to one rounding."""
+
+    def losses(*overrides):
+        arguments = ["--config-dir", "my_conf", *overrides, "federation.num_rounds=2", "local.epochs=1", "tracker=none"]
+        arguments += ["dtype=float64", f"hydra.run.dir=outputs/{len(list(folder.glob('outputs/*')))}"]
+        printed = execute(folder, sys.executable, "-m", "fedresearch.main", *arguments)
+        rows = Path(printed.split()[-1], "metrics.jsonl").read_text().splitlines()
+        return [json.loads(row)["eval/loss"] for row in rows]
+
+    fedavg = losses("strategy=fedavg")
+    same = losses("strategy=clipped", "strategy.server.share=1.0", "strategy.client.max_norm=1e9")
+    assert same == pytest.approx(fedavg, rel=1e-9)
+    for other in ("strategy.server.share=0.5", "strategy.client.max_norm=0.1"):
+        assert losses("strategy=clipped", other) != pytest.approx(fedavg, rel=1e-2)
 
 
 def test_another_image_set_of_the_hub_composes(folder):

@@ -111,14 +111,15 @@ def test_its_run(run, overrides, cifar10):
             assert torch.equal(y, torch.cat([b["label"] for b in batches]))
             torch.testing.assert_close(x, torch.cat([b["img"] for b in batches]), rtol=0, atol=1e-6)
 
-    from fedresearch.apps.sampling import UniformSampling
+    from fedresearch.apps.sampling import Sampling, uniform
     from fedresearch.seeding import derive_seed
 
+    sampling = Sampling(uniform, [1] * 10, 5, 0, "train-sampling")
     net = Net()
     arrays = {name: torch.from_numpy(a.numpy()) for name, a in experiment.initial_arrays.items()}
     for server_round, row in enumerate(result.rows, start=1):
         states, losses, sizes = [], [], []
-        for i in UniformSampling(range(10), 5, 0, "train-sampling").cohort(server_round):
+        for i in sorted(sampling(server_round)):
             net.load_state_dict(arrays)
             x, y = data.train_samples(i)
             optimizer = torch.optim.Adam(net.parameters(), lr=0.01)

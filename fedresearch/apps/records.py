@@ -1,25 +1,43 @@
 """The keys of the records in a message, and arrays in and out of them."""
 
 import hashlib
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
-from torch.nn import Module
+from torch import Tensor
+
+Values = NDArray[np.floating[Any]]
 
 ARRAYS = "arrays"
 CONFIG = "config"
 METRICS = "metrics"
 NUM_EXAMPLES = "num-examples"
+UNIFORM = "uniform"  # 1: a weight that is the same for every client
 NUM_STEPS = "num-steps"
+NUM_CLIENTS = "num-clients"  # of all that may be drawn
 TRAIN_LOSS = "train_loss"
 EVAL_LOSS = "eval_loss"
 EVAL_ACC = "eval_acc"
+PERSONAL_LOSS = "personal_loss"
+PERSONAL_ACC = "personal_acc"
 
 
-def load_arrays(model: Module, arrays: ArrayRecord) -> None:
-    """Copy a record's arrays into a model's parameters and buffers."""
-    model.load_state_dict(arrays.to_torch_state_dict())
+def tensors(records: RecordDict, key: str) -> dict[str, Tensor]:
+    """Return the arrays at a key as tensors; none where there is no such record."""
+    return dict(records.array_records[key].to_torch_state_dict()) if key in records else {}
+
+
+def values(arrays: ArrayRecord) -> dict[str, Values]:
+    """Return a record's arrays as NumPy's, by name."""
+    return {name: array.numpy() for name, array in arrays.items()}
+
+
+def record(values: Mapping[str, Values]) -> ArrayRecord:
+    """Return NumPy arrays, or scalars, as a record."""
+    return ArrayRecord({name: Array(np.asarray(value)) for name, value in values.items()})
 
 
 def number(record: MetricRecord | ConfigRecord, key: str) -> int | float:
@@ -35,14 +53,12 @@ def cast_like(arrays: ArrayRecord, reference: ArrayRecord) -> ArrayRecord:
     Flower's averages turn the integer buffers of BatchNorm into floats, and some strategies promote float32.
     """
     cast = {}
-    for name, array in arrays.items():
+    for name, value in values(arrays).items():
         dtype = np.dtype(reference[name].dtype)
-        if np.dtype(array.dtype) == dtype:
-            cast[name] = array
-        else:
-            values = array.numpy()
-            cast[name] = Array(np.asarray(np.rint(values) if dtype.kind in "iu" else values).astype(dtype))
-    return ArrayRecord(cast)
+        cast[name] = (
+            value if value.dtype == dtype else np.asarray(np.rint(value) if dtype.kind in "iu" else value, dtype)
+        )
+    return record(cast)
 
 
 def sha256(arrays: ArrayRecord) -> str:

@@ -1,7 +1,9 @@
 """The round loop: Flower's strategy hooks, one row of numbers a round."""
 
+import copy
 import time
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,15 +19,18 @@ from fedresearch.apps.records import (
     EVAL_ACC,
     EVAL_LOSS,
     METRICS,
+    NUM_EXAMPLES,
     NUM_STEPS,
+    PERSONAL_ACC,
+    PERSONAL_LOSS,
     TRAIN_LOSS,
+    UNIFORM,
     cast_like,
     count_bytes,
     flatten,
     number,
     sha256,
 )
-from fedresearch.apps.sampling import UniformSampling
 
 Row = dict[str, Any]
 
@@ -42,12 +47,13 @@ class RoundLoop:
         The server half of the strategy. It is shown each round's cohort as if it were the whole federation.
     num_rounds : int
         Rounds to run.
-    train_sampling, evaluate_sampling : UniformSampling
-        Who trains, and who evaluates the new global model.
+    train_cohort, evaluate_cohort : callable
+        The partition ids that train in a round, and that evaluate the new global model. A client that is there twice
+        trains once and counts twice in the average.
     evaluate_every : int
         Evaluate in the rounds divisible by this.
-    train_config : dict
-        Sent to the clients that train.
+    client_config : callable
+        The numbers that a round's clients are sent.
     evaluate : callable
         The server's own evaluation of global arrays: numbers named ``eval/...``.
     log : callable
@@ -56,10 +62,10 @@ class RoundLoop:
 
     strategy: Strategy
     num_rounds: int
-    train_sampling: UniformSampling
-    evaluate_sampling: UniformSampling
+    train_cohort: Callable[[int], Sequence[int]]
+    evaluate_cohort: Callable[[int], Sequence[int]]
     evaluate_every: int
-    train_config: dict[str, Any]
+    client_config: Callable[[int], dict[str, float]]
     evaluate: Callable[[ArrayRecord], Row]
     log: Callable[[Row], None]
     _totals: dict[str, int] = field(default_factory=lambda: {"comm/bytes_down": 0, "comm/bytes_up": 0})
@@ -90,15 +96,19 @@ class RoundLoop:
         started = time.perf_counter()
         row: Row = {"round": server_round}
 
-        # A config record of its own each round: strategies write into it.
-        config = ConfigRecord(self.train_config)
-        cohort = CohortGrid(grid, self.train_sampling.cohort(server_round))
-        messages = list(self.strategy.configure_train(server_round, arrays, config, cohort))
+        drawn = Counter(self.train_cohort(server_round))
+        cohort = CohortGrid(grid, sorted(drawn))
+        messages = list(self.strategy.configure_train(server_round, arrays, self._config(server_round), cohort))
         replies = self._send(cohort, messages, row, "comm/")
         row |= {"clients/sampled": len(messages), "clients/failed": 0}
         origin = flatten(arrays)
         row |= _measure_updates(origin, replies)  # before aggregating: some strategies take the replies apart
-        aggregated, metrics = self.strategy.aggregate_train(server_round, replies)
+        counted = [
+            copy.deepcopy(reply) if again else reply
+            for reply in replies
+            for again in range(drawn[cohort.partition_of(reply.metadata.src_node_id)])
+        ]
+        aggregated, metrics = self.strategy.aggregate_train(server_round, counted)
         if metrics is not None:
             row["train/loss"] = float(number(metrics, TRAIN_LOSS))
         if aggregated is not None:
@@ -107,9 +117,9 @@ class RoundLoop:
 
         if server_round % self.evaluate_every == 0:
             row |= self.evaluate(arrays)
-            cohort = CohortGrid(grid, self.evaluate_sampling.cohort(server_round))
+            cohort = CohortGrid(grid, sorted(self.evaluate_cohort(server_round)))
             if cohort.partition_ids:
-                asked = self.strategy.configure_evaluate(server_round, arrays, ConfigRecord(), cohort)
+                asked = self.strategy.configure_evaluate(server_round, arrays, self._config(server_round), cohort)
                 replies = self._send(cohort, asked, row, "comm/evaluate_")
                 per_client = [reply.content.metric_records[METRICS] for reply in replies]
                 row |= _measure_clients(per_client, self.strategy.aggregate_evaluate(server_round, replies))
@@ -120,6 +130,10 @@ class RoundLoop:
         row["model/sha256"] = sha256(arrays)
         row["time/round_s"] = time.perf_counter() - started
         return row, arrays
+
+    def _config(self, server_round: int) -> ConfigRecord:
+        # A record of its own each time: strategies write into it.
+        return ConfigRecord(dict(self.client_config(server_round)))
 
     def _send(self, cohort: CohortGrid, messages: Iterable[Message], row: Row, prefix: str) -> list[Message]:
         """Send messages and return the replies, both in partition order; count their bytes under a prefix."""
@@ -158,15 +172,28 @@ def _measure_updates(origin: NDArray[np.float64], replies: list[Message]) -> Row
 
 
 def _measure_clients(per_client: list[MetricRecord], aggregated: MetricRecord | None) -> Row:
-    """Return the clients' metrics: weighted by the strategy, then mean, spread, 10th percentile and worst of them."""
+    """Return the clients' metrics: weighted by the strategy, then mean, spread, 10th percentile and worst of them.
+
+    Those of the global model are named ``clients/...``, those of the clients' own models ``personal/...``.
+    """
     assert aggregated is not None
     row: Row = {"clients/evaluated": len(per_client)}
-    row |= {f"clients/{key}": float(number(aggregated, key)) for key in aggregated}
-    for key, name, worst, tenth in ((EVAL_LOSS, "loss", max, 90), (EVAL_ACC, "accuracy", min, 10)):
+    weights = {NUM_EXAMPLES, UNIFORM}
+    for key in aggregated.keys() - weights - {PERSONAL_LOSS, PERSONAL_ACC}:
+        row[f"clients/{key}"] = float(number(aggregated, key))
+    for key, name, worst, tenth in (
+        (EVAL_LOSS, "clients/loss", max, 90),
+        (EVAL_ACC, "clients/accuracy", min, 10),
+        (PERSONAL_LOSS, "personal/loss", max, 90),
+        (PERSONAL_ACC, "personal/accuracy", min, 10),
+    ):
         values = [float(number(metrics, key)) for metrics in per_client if key in metrics]
         if values:
-            row[f"clients/{name}_mean"] = float(np.mean(values))
-            row[f"clients/{name}_std"] = float(np.std(values))
-            row[f"clients/{name}_p{tenth}"] = float(np.percentile(values, tenth))
-            row[f"clients/{name}_worst"] = worst(values)
+            row[f"{name}_mean"] = float(np.mean(values))
+            row[f"{name}_std"] = float(np.std(values))
+            row[f"{name}_p{tenth}"] = float(np.percentile(values, tenth))
+            row[f"{name}_worst"] = worst(values)
+    for key, name in ((PERSONAL_LOSS, "eval_loss"), (PERSONAL_ACC, "eval_acc")):
+        if key in aggregated:
+            row[f"personal/{name}"] = float(number(aggregated, key))
     return row

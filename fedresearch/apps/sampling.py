@@ -1,34 +1,94 @@
-"""Which clients take part in a round: drawn by partition id, from a generator of the round's own."""
+"""Which clients train in a round: drawn by partition id, from a generator of the round's own.
+
+A scheme is a function; its options are the arguments that its YAML gives. What all are called with:
+
+sizes : sequence of int
+    Training samples of each partition; those without any are never drawn.
+cohort_size : int
+    Clients a round, as ``federation.fraction_train`` says.
+server_round : int
+    From 1.
+seed : int
+    The round's own.
+
+They return partition ids; one that is there twice counts twice in the average.
+"""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fedresearch.seeding import Purpose, derive_seed
 
 
 @dataclass(frozen=True)
-class UniformSampling:
-    """Uniform sampling without replacement (McMahan et al. 2017, arXiv:1602.05629, Algorithm 1).
+class Sampling:
+    """A scheme on a federation: round to partition ids.
 
     Attributes
     ----------
-    eligible : sequence of int
-        Partition ids to draw from: those that hold data for the task.
-    cohort_size : int
-        Clients a round; 0: none. Where fewer are eligible, all of them take part.
+    scheme : callable
+        One of the functions below.
+    sizes, cohort_size
+        Its arguments.
     seed : int
         The run's seed.
     purpose : str
         ``"train-sampling"`` or ``"evaluate-sampling"``: neither draw depends on the other.
     """
 
-    eligible: Sequence[int]
+    scheme: Callable[..., Sequence[int]]
+    sizes: Sequence[int]
     cohort_size: int
     seed: int
     purpose: Purpose
 
-    def cohort(self, server_round: int) -> list[int]:
-        """Return a round's partition ids in ascending order."""
-        generator = random.Random(derive_seed(self.seed, self.purpose, server_round))
-        return sorted(generator.sample(self.eligible, min(self.cohort_size, len(self.eligible))))
+    def __call__(self, server_round: int) -> Sequence[int]:
+        """Return a round's partition ids."""
+        seed = derive_seed(self.seed, self.purpose, server_round)
+        return self.scheme(sizes=self.sizes, cohort_size=self.cohort_size, server_round=server_round, seed=seed)
+
+
+def uniform(*, sizes: Sequence[int], cohort_size: int, server_round: int, seed: int) -> list[int]:
+    """Draw uniformly without replacement (McMahan et al. 2017, arXiv:1602.05629, Algorithm 1).
+
+    Where fewer clients hold data than the cohort has places, all of them take part.
+    """
+    eligible = _eligible(sizes)
+    return random.Random(seed).sample(eligible, min(cohort_size, len(eligible)))
+
+
+def proportional(*, sizes: Sequence[int], cohort_size: int, server_round: int, seed: int) -> list[int]:
+    """Draw with replacement, in proportion to the clients' numbers of examples.
+
+    Averaged plainly, this is Scheme I of Li et al. 2020, "On the Convergence of FedAvg on Non-IID Data",
+    arXiv:1907.02189.
+    """
+    return random.Random(seed).choices(range(len(sizes)), weights=sizes, k=cohort_size)
+
+
+def fixed(
+    *, sizes: Sequence[int], cohort_size: int, server_round: int, seed: int, partition_ids: Sequence[int]
+) -> list[int]:
+    """Return the same clients in every round, whatever the size of the cohort.
+
+    Raises
+    ------
+    ValueError
+        If one of them does not exist or holds no data.
+    """
+    wrong = [i for i in partition_ids if not 0 <= i < len(sizes) or not sizes[i]]
+    if wrong:
+        raise ValueError(f"partition_ids must be of 0 to {len(sizes) - 1} and hold training data, got {wrong}")
+    return list(partition_ids)
+
+
+def round_robin(*, sizes: Sequence[int], cohort_size: int, server_round: int, seed: int) -> list[int]:
+    """Return the next clients in partition order, and after the last the first again."""
+    eligible = _eligible(sizes)
+    start = (server_round - 1) * cohort_size
+    return [eligible[i % len(eligible)] for i in range(start, start + min(cohort_size, len(eligible)))]
+
+
+def _eligible(sizes: Sequence[int]) -> list[int]:
+    return [i for i, size in enumerate(sizes) if size]

@@ -9,7 +9,18 @@ from fedresearch.config.schema import GROUPS, Config
 from fedresearch.errors import InputError
 
 # What is built from the config, by the dotted key of its node.
-BUILT = ("dataset", "partitioner", "model", "optimizer", "strategy.server", "strategy.client", "hardware", "tracker")
+BUILT = (
+    "dataset",
+    "partitioner",
+    "model",
+    "optimizer",
+    "optimizer.schedule",
+    "strategy.server",
+    "strategy.client",
+    "sampling",
+    "hardware",
+    "tracker",
+)
 # What the rest relies on, whatever the option.
 NEEDED = (
     "dataset.declares.input",

@@ -57,6 +57,10 @@ def _text(value: Any) -> bool:
     return isinstance(value, str)
 
 
+def _list_of_text(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_text, value))
+
+
 INPUTS = ("image", "vector", "tokens")
 
 # A rule applies where its key exists: an option that takes an argument of that name is held to it.
@@ -71,6 +75,7 @@ RULES = (
     Rule("local.epochs", _or_null(_integer(1)), "an integer >= 1, or null", "5"),
     Rule("local.steps", _or_null(_integer(1)), "an integer >= 1, or null", "10"),
     Rule("local.batch_size", _integer(0), "an integer >= 0 (0: the full batch)", "10"),
+    Rule("local.keep_optimizer_state", _boolean, "true or false", "false"),
     Rule("validation.fraction", _real(lambda v: 0 <= v < 1), "in [0, 1)", "0.2"),
     Rule("validation.seed", _or_null(_integer(0)), "an integer >= 0, or null", "42"),
     Rule("dataset.seed", _integer(0), "an integer >= 0", "0"),
@@ -130,9 +135,21 @@ RULES = (
         "[0.9,0.999]",
     ),
     Rule("optimizer.eps", _positive, "> 0", "1e-8"),
+    Rule("optimizer.schedule.step_size", _integer(1), "an integer >= 1", "10"),
+    Rule("optimizer.schedule.gamma", _positive, "> 0 and below 1e38", "0.5"),
+    Rule("optimizer.schedule.min_lr", _not_negative, ">= 0 and below 1e38", "0.0"),
+    Rule("sampling.partition_ids", _each(_integer(0)), "a list of integers >= 0", "[0,1]"),
     Rule("strategy.server.fraction_train", _real(lambda v: v == 1), "1.0 (see federation.fraction_train)", "1.0"),
     Rule("strategy.server.fraction_evaluate", _real(lambda v: v == 1), "1.0 (see federation.fraction_evaluate)", "1.0"),
-    Rule("strategy.server.weighted_by_key", _one_of("num-examples"), "num-examples", "num-examples"),
+    Rule("strategy.weighted_by", _one_of("num-examples", "uniform"), "num-examples or uniform", "num-examples"),
+    Rule("strategy.buffers", _one_of("average", "local", "drop"), "average, local or drop", "average"),
+    Rule("strategy.pooled", _boolean, "true or false", "false"),
+    Rule(
+        "strategy.server.weighted_by_key",
+        _one_of("num-examples", "uniform"),
+        "num-examples or uniform (see strategy.weighted_by)",
+        "num-examples",
+    ),
     Rule("strategy.server.arrayrecord_key", _one_of("arrays"), "arrays", "arrays"),
     Rule("strategy.server.configrecord_key", _one_of("config"), "config", "config"),
     Rule("strategy.server.server_learning_rate", _positive, "> 0 and below 1e38", "1.0"),
@@ -147,6 +164,17 @@ RULES = (
     Rule("strategy.server.client_learning_rate", _positive, "> 0 and below 1e38", "0.1"),
     Rule("strategy.server.num_malicious_nodes", _integer(0), "an integer >= 0", "1"),
     Rule("strategy.server.num_nodes_to_select", _integer(1), "an integer >= 1", "3"),
+    Rule("strategy.server.alpha", _positive, "> 0 and below 1e38", "0.01"),
+    Rule("strategy.client.alpha", _positive, "> 0 and below 1e38", "0.01"),
+    Rule("strategy.client.proximal_mu", _not_negative, ">= 0 and below 1e38", "0.1"),
+    Rule("strategy.client.option", _one_of("I", "II"), "I or II", "II"),
+    Rule("strategy.client.mu", _not_negative, ">= 0 and below 1e38", "1.0"),
+    Rule("strategy.client.temperature", _positive, "> 0 and below 1e38", "0.5"),
+    Rule("strategy.client.lam", _not_negative, ">= 0 and below 1e38", "1.0"),
+    Rule("strategy.client.head", _or_null(_list_of_text), "a list of the model's modules, or null", "[fc3]"),
+    Rule("strategy.client.head_epochs", _or_null(_integer(1)), "an integer >= 1, or null", "10"),
+    Rule("strategy.client.finetune_epochs", _or_null(_integer(1)), "an integer >= 1, or null", "5"),
+    Rule("strategy.client.personal_epochs", _or_null(_integer(1)), "an integer >= 1, or null", "5"),
     Rule("strategy.server.min_train_nodes", _integer(1), "an integer >= 1", "1"),
     Rule("strategy.server.min_evaluate_nodes", _integer(1), "an integer >= 1", "1"),
     Rule("strategy.server.min_available_nodes", _integer(1), "an integer >= 1", "1"),

@@ -29,6 +29,7 @@ class Local:
     epochs: int | None = MISSING
     steps: int | None = MISSING
     batch_size: int = MISSING
+    keep_optimizer_state: bool = MISSING
 
 
 @dataclass
@@ -55,11 +56,22 @@ class Config:
     model: Any = MISSING
     optimizer: Any = MISSING
     strategy: Any = MISSING
+    sampling: Any = MISSING
     hardware: Any = MISSING
     tracker: Any = MISSING
 
 
-GROUPS = ("dataset", "partitioner", "model", "optimizer", "strategy", "hardware", "tracker")
+GROUPS = (
+    "dataset",
+    "partitioner",
+    "model",
+    "optimizer",
+    "schedule",  # is optimizer.schedule in the config
+    "strategy",
+    "sampling",
+    "hardware",
+    "tracker",
+)
 
 # What the numbers of a run do not depend on.
 _NOT_NUMERICAL = ("name", "cache_dir", "hardware", "tracker")

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -64,6 +64,20 @@ class FederatedData:
         """Return views of one client's validation inputs and targets."""
         _, split, stop = self._bounds[partition_id]
         return self.x[split:stop], self.y[split:stop]
+
+    def pooled(self) -> "FederatedData":
+        """Return the same with all training samples on the first client; each validates on its own."""
+        ids = range(self.num_partitions)
+        parts = [self.train_samples(i) for i in ids] + [self.validation_samples(i) for i in ids]
+        x, y = (torch.cat(arrays) for arrays in zip(*parts, strict=True))
+        train = [np.concatenate(self.train), *([self.train[0][:0]] * (self.num_partitions - 1))]
+        return replace(self, train=train, x=x, y=y)
+
+    def sample(self, partition_id: int, num_samples: int) -> "FederatedData":
+        """Return one client with its first few training samples."""
+        x, y = self.train_samples(partition_id)
+        train = [self.train[partition_id][:num_samples]]
+        return replace(self, train=train, validation=[train[0][:0]], x=x[:num_samples], y=y[:num_samples])
 
     def targets(self) -> Iterator[Tensor]:
         """Yield each client's targets, of training and then of validation samples."""

@@ -8,7 +8,7 @@ from torch.nn import Module
 from torch.nn import functional as F
 
 # Samples in one forward pass of an evaluation. Fixed, so that sums are formed in one order everywhere.
-_EVALUATION_BATCH = 1024
+EVALUATION_BATCH = 1024
 
 
 def loss_for(targets: Tensor) -> Callable[..., Tensor]:
@@ -30,7 +30,7 @@ def evaluate(model: Module, x: Tensor, y: Tensor) -> tuple[float, float | None]:
     loss = loss_for(y)
     total, correct = 0.0, 0
     with torch.inference_mode():
-        for inputs, targets in zip(x.split(_EVALUATION_BATCH), y.split(_EVALUATION_BATCH), strict=True):
+        for inputs, targets in zip(x.split(EVALUATION_BATCH), y.split(EVALUATION_BATCH), strict=True):
             outputs = model(inputs)
             total += loss(outputs, targets).item() * len(targets)
             if not y.is_floating_point():

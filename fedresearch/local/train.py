@@ -1,15 +1,23 @@
 """One client's training in one round."""
 
-from collections.abc import Callable, Iterator, Mapping
+import copy
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
+from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
-from torch.nn import Module
+from torch.func import functional_call
+from torch.nn import Module, Parameter
 from torch.optim import Optimizer
 
-from fedresearch.local.update import LocalUpdate
+from fedresearch.local.forward import Forward
+from fedresearch.local.objective import EVALUATION_BATCH, loss_for
+from fedresearch.local.update import Groups, LocalUpdate, Stage, Start, Tensors
+
+MakeOptimizer = Callable[[list[Parameter]], Optimizer]
 
 
 @dataclass(frozen=True)
@@ -49,54 +57,171 @@ class Schedule:
             left -= len(inputs)
 
 
+class Trained(NamedTuple):
+    """What a client's training came to.
+
+    Attributes
+    ----------
+    loss : float
+        Mean over the steps of the batch's objective before the step.
+    num_steps : int
+        Steps taken.
+    sent, kept : mapping
+        What ``LocalUpdate.end`` returned.
+    optimizer_state : mapping
+        The optimizers' state after the last step, for another round to go on from.
+    """
+
+    loss: float
+    num_steps: int
+    sent: Groups
+    kept: Groups
+    optimizer_state: Tensors
+
+
 def train(
     model: Module,
     x: Tensor,
     y: Tensor,
     *,
     update: LocalUpdate,
+    stages: Sequence[Stage],
     config: Mapping[str, float],
-    optimizer: Callable[[Iterator[Tensor]], Optimizer],
+    optimizer: MakeOptimizer,
     schedule: Schedule,
     generator: Generator,
-) -> tuple[float, int]:
+    anchor: Tensors | None = None,
+    received: Groups | None = None,
+    kept: Groups | None = None,
+    optimizer_state: Tensors | None = None,
+) -> Trained:
     """Train a model in place on one client's samples.
 
     Parameters
     ----------
     model : Module
-        The model with the round's global parameters.
+        The model to start from.
     x, y : Tensor
         Inputs ``(n, *input_shape)`` and targets ``(n, ...)``, with n at least 1.
     update : LocalUpdate
         The client half of the strategy.
+    stages : sequence of Stage
+        What is trained, one after another.
     config : mapping of str to float
         The numbers that the server sent.
     optimizer : callable
-        Makes the optimizer of the given parameters; its state is new in every round.
+        Makes the optimizer of the given parameters.
     schedule : Schedule
-        Epochs or steps, and batch size.
+        Epochs or steps, and batch size; a stage may have epochs of its own.
     generator : torch.Generator
         Orders the samples.
+    anchor : mapping, optional
+        The global model's parameters, where the model starts from others.
+    received, kept : mapping, optional
+        What else the server sent, and what the client kept from its last round.
+    optimizer_state : mapping, optional
+        The optimizers' state to go on from; None: they start afresh in every round.
 
-    Returns
-    -------
-    loss : float
-        Mean over the steps of the batch's loss before the step.
-    num_steps : int
-        Steps taken.
+    Raises
+    ------
+    ValueError
+        If no stage trains anything; or if the update asks for the steps' drift, which an optimizer that does not start
+        afresh does not tell.
     """
     model.train()
-    params = dict(model.named_parameters())
-    fixed = update.begin(params, config)
-    stepper = optimizer(model.parameters())
+    forward = Forward(model)
+    params = forward.params
+    start = Start(
+        {name: tensor.detach().clone() for name, tensor in params.items()} if anchor is None else anchor,
+        config,
+        received or {},
+        kept or {},
+        lambda at: mean_gradient(model, at, x, y),
+    )
+    fixed = update.begin(start)
     total = torch.zeros((), dtype=torch.float64)
     num_steps = 0
-    for inputs, targets in schedule.batches(x, y, generator):
-        stepper.zero_grad()
-        loss = update.objective(model, params, inputs, targets, fixed)
-        loss.backward()
+    state: dict[str, Tensor] = {}
+    for number, stage in enumerate(stages):
+        trained = {name: tensor for name, tensor in params.items() if name in stage.trained}
+        if not trained:
+            continue
+        for name, tensor in params.items():
+            tensor.requires_grad_(name in trained)
+        stepper = optimizer(list(trained.values()))
+        _restore(stepper, trained, optimizer_state or {}, f"{number}/")
+        length = schedule if stage.epochs is None else Schedule(stage.epochs, None, schedule.batch_size)
+        for inputs, targets in length.batches(x, y, generator):
+            stepper.zero_grad()
+            loss = update.objective(forward, params, inputs, targets, fixed)
+            loss.backward()
+            gradients = {name: tensor.grad for name, tensor in trained.items() if tensor.grad is not None}
+            with torch.no_grad():
+                corrected = update.correct(gradients, trained, fixed)
+            if corrected is not gradients:
+                for name, gradient in corrected.items():
+                    trained[name].grad = gradient
+            stepper.step()
+            total += loss.detach()
+            num_steps += 1
+        state |= _state(stepper, trained, f"{number}/")
+    model.requires_grad_(True)
+    if not num_steps:
+        raise ValueError("no parameter is trained: all of them belong to the head")
+    end = update.end(
+        {name: tensor.detach() for name, tensor in params.items()},
+        fixed,
+        functools.partial(_no_drift if optimizer_state is not None else drift, optimizer, num_steps),
+    )
+    return Trained(total.item() / num_steps, num_steps, end.sent, end.kept, state)
+
+
+def mean_gradient(model: Module, params: Tensors, x: Tensor, y: Tensor) -> Tensors:
+    """Return the mean gradient of the loss over samples, at given parameters."""
+    leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in params.items()}
+    buffers = {name: tensor.clone() for name, tensor in model.named_buffers()}
+    num_parts = -(-len(y) // EVALUATION_BATCH)  # of about equal sizes: BatchNorm refuses one sample
+    for inputs, targets in zip(x.tensor_split(num_parts), y.tensor_split(num_parts), strict=True):
+        outputs = functional_call(model, (leaves, buffers), (inputs,))
+        (loss_for(y)(outputs, targets) * (len(targets) / len(y))).backward()
+    return {name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in leaves.items()}
+
+
+def drift(optimizer: MakeOptimizer, num_steps: int, mu: float) -> float:
+    """Return how far steps of an optimizer move a parameter against the gradient ``1 + mu * displacement``.
+
+    This is ``eta * |a|_1`` of Wang et al. 2020 (arXiv:2007.07481, Section 4) for any optimizer that is linear in its
+    gradients: ``eta * tau`` for plain SGD; with momentum rho, ``eta * sum_k (1 - rho^k) / (1 - rho)``; with a proximal
+    term, ``(1 - (1 - eta mu)^tau) / mu``. Weight decay counts as part of the gradients, as in the paper's experiments.
+    """
+    parameter = Parameter(torch.zeros(1, dtype=torch.float64))
+    stepper = optimizer([parameter])
+    displacement = 0.0
+    for _ in range(num_steps):
+        parameter.grad = torch.full_like(parameter, 1 - mu * displacement)
         stepper.step()
-        total += loss.detach()
-        num_steps += 1
-    return total.item() / num_steps, num_steps
+        displacement -= parameter.item()
+        parameter.data.zero_()  # nothing for weight decay to act on
+    return displacement
+
+
+def _no_drift(optimizer: MakeOptimizer, num_steps: int, mu: float) -> float:
+    raise ValueError(
+        "the strategy needs optimizers that start afresh in every round; try local.keep_optimizer_state=false"
+    )
+
+
+def _state(stepper: Optimizer, params: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {
+        f"{prefix}{name}/{key}": value
+        for name, tensor in params.items()
+        for key, value in stepper.state.get(tensor, {}).items()
+        if isinstance(value, Tensor)
+    }
+
+
+def _restore(stepper: Optimizer, params: Mapping[str, Tensor], state: Tensors, prefix: str) -> None:
+    for key, value in state.items():
+        if key.startswith(prefix):
+            name, _, entry = key.removeprefix(prefix).rpartition("/")
+            stepper.state[params[name]][entry] = copy.deepcopy(value)

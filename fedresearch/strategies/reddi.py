@@ -17,12 +17,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
-from numpy.typing import NDArray
 
-Values = NDArray[np.floating[Any]]
+from fedresearch.apps.records import Values, record, values
 
 
 class _Adaptive(FedAvg):
@@ -55,7 +54,7 @@ class _Adaptive(FedAvg):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Keep x_t, then do as FedAvg."""
-        self.current_arrays = {name: array.numpy() for name, array in arrays.items()}
+        self.current_arrays = values(arrays)
         return super().configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(
@@ -71,8 +70,8 @@ class _Adaptive(FedAvg):
             m, v = self.m.get(name, np.zeros_like(delta)), self.v.get(name, np.full_like(delta, self.tau**2))
             self.m[name] = m = self.beta_1 * m + (1 - self.beta_1) * delta
             self.v[name] = v = self.second_moment(v, delta**2)
-            stepped[name] = Array(np.asarray(x + self.eta * m / (np.sqrt(v) + self.tau)))
-        return ArrayRecord(stepped), metrics
+            stepped[name] = x + self.eta * m / (np.sqrt(v) + self.tau)
+        return record(stepped), metrics
 
 
 class FedAdagrad(_Adaptive):

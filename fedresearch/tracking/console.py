@@ -58,7 +58,8 @@ class Console:
                 self._bar, completed=row["round"], description=position, figures="  ".join(figures), refresh=True
             )
         else:
-            named = _named({name: present.get(name) for name in ("train/loss", "eval/loss", "eval/accuracy")})
+            shown = ("train/loss", "eval/loss", "eval/accuracy", "personal/accuracy_mean")
+            named = _named({name: present.get(name) for name in shown})
             self._print("  ".join([position, *named, *speed]))
 
     def log_model(self, path: Path) -> None:
@@ -92,7 +93,7 @@ def _named(figures: Mapping[str, float | None]) -> list[str]:
 
 def _figure(name: str, value: float) -> str:
     """Return an accuracy with four decimals, and a loss, which may have any size, with four digits."""
-    return f"{value:.4f}" if name.endswith("accuracy") else f"{value:<#8.4g}"
+    return f"{value:.4f}" if "accuracy" in name else f"{value:<#8.4g}"
 
 
 def _rate(per_second: float) -> str:
@@ -113,6 +114,8 @@ _RESULTS: dict[str, Callable[[Any], str]] = {
     "eval/accuracy": "{:.4f}".format,
     "clients/accuracy_mean": "{:.4f}".format,
     "clients/accuracy_worst": "{:.4f}".format,
+    "personal/accuracy_mean": "{:.4f}".format,
+    "personal/accuracy_worst": "{:.4f}".format,
     "comm/bytes_up_total": filesize.decimal,
     "comm/bytes_down_total": filesize.decimal,
     "time/total_s": _duration,

@@ -1,0 +1,42 @@
+"""A model as a function of its parameters."""
+
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn import Module
+
+from fedresearch.local.parts import layers
+from fedresearch.local.update import Tensors
+
+
+class Forward:
+    """A model that computes with the parameters it is given.
+
+    Parameters
+    ----------
+    model : Module
+        The model. Its own parameters, ``params``, take the short way.
+    """
+
+    def __init__(self, model: Module) -> None:
+        self._model = model
+        self.params = dict(model.named_parameters())
+
+    def __call__(self, params: Tensors, x: Tensor) -> Tensor:
+        """Return the outputs for inputs ``(b, *input_shape)``.
+
+        Only a pass with the model's own parameters moves its running statistics.
+        """
+        if params is self.params:
+            return self._model(x)
+        buffers = {name: tensor.clone() for name, tensor in self._model.named_buffers()}
+        return functional_call(self._model, (dict(params), buffers), (x,))
+
+    def features(self, params: Tensors, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the outputs, and what the model's last layer made them from, as ``(b, num_features)``."""
+        seen: list[Tensor] = []
+        hook = layers(self._model)[-1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        try:
+            outputs = self(params, x)
+        finally:
+            hook.remove()
+        return outputs, seen[-1].flatten(start_dim=1)

@@ -1,0 +1,26 @@
+"""FedBN (Li et al. 2021, "Federated Learning on Non-IID Features via Local Batch Normalization", arXiv:2102.07623).
+
+The server is FedAvg's, over all but the normalisation layers.
+"""
+
+from torch.nn import Module
+
+from fedresearch.local.parts import Names, normalisation
+from fedresearch.local.update import LocalUpdate
+
+
+class LocalNormalization(LocalUpdate):
+    """Train everything, keep the normalisation layers: their scales, shifts and running statistics."""
+
+    def personal(self, model: Module) -> Names:
+        """Return the normalisation layers.
+
+        Raises
+        ------
+        ValueError
+            If the model has none.
+        """
+        names = normalisation(model)
+        if not names:
+            raise ValueError("the model has no normalisation layer to keep; try model=resnet18 model.norm=batch")
+        return names

@@ -1,0 +1,95 @@
+"""FedDyn (Acar et al. 2021, "Federated Learning Based on Dynamic Regularization", arXiv:2111.04263), Algorithm 1.
+
+Client i keeps g_i, zero at first, and trains from the server's model x::
+
+    y_i  ~ argmin_y F_i(y) - <g_i, y> + alpha/2 |y - x|^2
+    g_i+ = g_i - alpha (y_i - x)
+
+The server keeps h, the mean of all g_i, and sends ``x+ = mean_S y_i - h+ / alpha``. Where clients are weighed by their
+examples, they weigh so in h too; the paper weighs them equally.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg
+
+from fedresearch.apps.records import ARRAYS, NUM_CLIENTS, number, record, values
+from fedresearch.local.update import End, Fixed, LocalUpdate, Start, Tensors
+from fedresearch.strategies.client_mean import ClientMean
+
+_LINEAR = "linear-term"
+
+
+class FedDyn(FedAvg):
+    """The server.
+
+    Parameters
+    ----------
+    alpha : float
+        Weight of the regulariser, above 0.
+    **options
+        Of :class:`flwr.serverapp.strategy.FedAvg`.
+    """
+
+    def __init__(self, *, alpha: float, **options: Any) -> None:
+        super().__init__(**options)
+        self.alpha = alpha
+        self.h = ClientMean(self.weighted_by_key)
+        self._arrays = ArrayRecord()
+        self._num_clients = 0
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Keep x, then do as FedAvg."""
+        self._arrays, self._num_clients = arrays, int(number(config, NUM_CLIENTS))
+        return super().configure_train(server_round, arrays, config, grid)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Average the models, and move the mean by h."""
+        replies = list(replies)
+        x = values(self._arrays)
+        models = [values(reply.content.array_records[ARRAYS]) for reply in replies]
+        changes = [{name: -self.alpha * (y[name] - x[name]) for name in x} for y in models]
+        self.h.add(zip(replies, changes, strict=True))
+        mean, metrics = super().aggregate_train(server_round, replies)
+        if mean is None:
+            return None, metrics
+        h = self.h.mean(self._arrays, self._num_clients)
+        return record({name: y - h[name] / self.alpha for name, y in values(mean).items()}), metrics
+
+
+class DynamicUpdate(LocalUpdate):
+    """The client.
+
+    Parameters
+    ----------
+    alpha : float
+        The server's.
+    """
+
+    def __init__(self, alpha: float) -> None:
+        self.alpha = alpha
+
+    def begin(self, start: Start) -> Fixed:
+        """Return x and g_i."""
+        zeros = {name: torch.zeros_like(tensor) for name, tensor in start.anchor.items()}
+        return {"x": start.anchor, "g": start.kept.get(_LINEAR, zeros)}
+
+    def correct(self, gradients: Tensors, params: Tensors, fixed: Fixed) -> Tensors:
+        """Subtract g_i and add ``alpha (y - x)``."""
+        x, g = fixed["x"], fixed["g"]
+        return {
+            name: gradient - g[name] + self.alpha * (params[name] - x[name]) for name, gradient in gradients.items()
+        }
+
+    def end(self, params: Tensors, fixed: Fixed, drift: Callable[[float], float]) -> End:
+        """Keep g_i; the server knows its change from the model."""
+        x, g = fixed["x"], fixed["g"]
+        return End(kept={_LINEAR: {name: g[name] - self.alpha * (params[name] - x[name]) for name in params}})

@@ -1,0 +1,28 @@
+"""FedPer (Arivazhagan et al. 2019, "Federated Learning with Personalization Layers", arXiv:1912.00818).
+
+The server is FedAvg's, over the body.
+"""
+
+from collections.abc import Sequence
+
+from torch.nn import Module
+
+from fedresearch.local.parts import Names, head
+from fedresearch.local.update import LocalUpdate
+
+
+class PersonalHead(LocalUpdate):
+    """Train body and head together, keep the head.
+
+    Parameters
+    ----------
+    head : sequence of str or None
+        Names of the modules that are the head; None: the model's last layer.
+    """
+
+    def __init__(self, head: Sequence[str] | None) -> None:
+        self.head = head
+
+    def personal(self, model: Module) -> Names:
+        """Return the head."""
+        return head(model, self.head)

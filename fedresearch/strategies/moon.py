@@ -1,0 +1,52 @@
+"""MOON (Li et al. 2021, "Model-Contrastive Federated Learning", arXiv:2103.16257). The server is FedAvg's.
+
+With z, z_glob and z_prev the features of a sample under the model in training, the global model and the client's model
+of its last round, the client minimises ``loss + mu l_con``, where (equation 3) ::
+
+    l_con = -log(exp(sim(z, z_glob)/tau) / (exp(sim(z, z_glob)/tau) + exp(sim(z, z_prev)/tau)))
+
+and sim is the cosine. The features are what the model's last layer reads; the paper's models end in a projection head
+that is part of the model. In a client's first round z_prev = z_glob, and l_con has no gradient.
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from fedresearch.local.objective import loss_for
+from fedresearch.local.update import End, Fixed, LocalUpdate, Model, Start, Tensors
+
+_PREVIOUS = "previous"
+
+
+class ContrastiveUpdate(LocalUpdate):
+    """The client.
+
+    Parameters
+    ----------
+    mu : float
+        Weight of the contrastive loss; 0 is FedAvg.
+    temperature : float
+        tau, above 0.
+    """
+
+    def __init__(self, mu: float, temperature: float) -> None:
+        self.mu, self.temperature = mu, temperature
+
+    def begin(self, start: Start) -> Fixed:
+        """Keep the global and the previous parameters."""
+        return {"global": start.anchor, "previous": start.kept.get(_PREVIOUS, start.anchor)}
+
+    def objective(self, model: Model, params: Tensors, x: Tensor, y: Tensor, fixed: Fixed) -> Tensor:
+        """Return the loss and the contrastive loss."""
+        outputs, z = model.features(params, x)
+        to_global, to_previous = (
+            F.cosine_similarity(z, model.features(fixed[which], x)[1].detach(), dim=1) / self.temperature
+            for which in ("global", "previous")
+        )
+        return loss_for(y)(outputs, y) + self.mu * F.softplus(to_previous - to_global).mean()
+
+    def end(self, params: Tensors, fixed: Fixed, drift: Callable[[float], float]) -> End:
+        """Keep the trained parameters."""
+        return End(kept={_PREVIOUS: {name: tensor.clone() for name, tensor in params.items()}})

@@ -1,0 +1,107 @@
+"""SCAFFOLD (Karimireddy et al. 2020, "Stochastic Controlled Averaging for Federated Learning", arXiv:1910.06378).
+
+Algorithm 1: client i descends ``g_i(y) - c_i + c``, where the control variate c_i estimates its gradient and c the mean
+of all clients' gradients; after K steps of size eta_l from x to y_i, ::
+
+    c_i+ = grad f_i(x)                              option I
+    c_i+ = c_i - c + (x - y_i) / (K eta_l)          option II
+    x+   = x + eta_g mean_S (y_i - x)
+    c+   = c + |S|/N mean_S (c_i+ - c_i)
+
+Two generalisations, each the paper's where the paper speaks: with momentum, ``K eta_l`` is what the steps' gradients
+weigh in all (``LocalUpdate.end``'s drift); and clients that are weighed by their examples weigh so in c too, without
+which the fixed point would not be the optimum. A client that was never drawn has c_i = 0.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg
+
+from fedresearch.apps.records import NUM_CLIENTS, number, record, values
+from fedresearch.local.update import End, Fixed, LocalUpdate, Start, Tensors
+from fedresearch.strategies.client_mean import ClientMean, take
+
+_VARIATE = "control-variate"
+_CHANGE = "control-variate-change"
+
+
+class Scaffold(FedAvg):
+    """The server.
+
+    Parameters
+    ----------
+    server_learning_rate : float
+        eta_g.
+    **options
+        Of :class:`flwr.serverapp.strategy.FedAvg`.
+    """
+
+    def __init__(self, *, server_learning_rate: float, **options: Any) -> None:
+        super().__init__(**options)
+        self.server_learning_rate = server_learning_rate
+        self.variate = ClientMean(self.weighted_by_key)
+        self._arrays = ArrayRecord()
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Send c along."""
+        self._arrays = arrays
+        variate = record(self.variate.mean(arrays, int(number(config, NUM_CLIENTS))))
+        messages = list(super().configure_train(server_round, arrays, config, grid))
+        for message in messages:
+            message.content[_VARIATE] = variate
+        return messages
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Step towards the mean model, and take the changes of the control variates in."""
+        replies = list(replies)
+        changes = [values(change) for change in take(replies, _CHANGE)]
+        self.variate.add(zip(replies, changes, strict=True))
+        mean, metrics = super().aggregate_train(server_round, replies)
+        if mean is None or self.server_learning_rate == 1:
+            return mean, metrics
+        x, y = values(self._arrays), values(mean)
+        return record({name: x[name] + self.server_learning_rate * (y[name] - x[name]) for name in x}), metrics
+
+
+class ScaffoldUpdate(LocalUpdate):
+    """The client.
+
+    Parameters
+    ----------
+    option : str
+        ``"I"``: the control variate is the gradient at the global model, over all of the client's samples, which costs
+        a further pass. ``"II"``: it is the mean gradient of the client's steps.
+    """
+
+    def __init__(self, option: str) -> None:
+        self._by_gradient = option == "I"
+
+    def begin(self, start: Start) -> Fixed:
+        """Return x, c, c_i, and the gradient at x where option I asks for it."""
+        zeros = {name: torch.zeros_like(tensor) for name, tensor in start.anchor.items()}
+        fixed = {"x": start.anchor, "c": zeros | dict(start.received[_VARIATE]), "c_i": start.kept.get(_VARIATE, zeros)}
+        return fixed | ({"gradient": start.gradient(start.anchor)} if self._by_gradient else {})
+
+    def correct(self, gradients: Tensors, params: Tensors, fixed: Fixed) -> Tensors:
+        """Subtract c_i and add c."""
+        c, c_i = fixed["c"], fixed["c_i"]
+        return {name: gradient + (c[name] - c_i[name]) for name, gradient in gradients.items()}
+
+    def end(self, params: Tensors, fixed: Fixed, drift: Callable[[float], float]) -> End:
+        """Send the change of c_i and keep it."""
+        x, c, c_i = fixed["x"], fixed["c"], fixed["c_i"]
+        if self._by_gradient:
+            new = fixed["gradient"]
+        else:
+            weight = drift(0.0)
+            new = {name: c_i[name] - c[name] + (x[name] - params[name]) / weight for name in params}
+        change = {name: new[name] - c_i[name] for name in params}
+        return End(sent={_CHANGE: change}, kept={_VARIATE: new})
