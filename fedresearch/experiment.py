@@ -10,7 +10,6 @@ from pathlib import Path
 import safetensors.torch
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, RecordDict
-from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
@@ -18,7 +17,7 @@ from torch.nn import Module, Parameter
 
 from fedresearch.apps import flower
 from fedresearch.apps.buffers import BufferAveraging
-from fedresearch.apps.client_app import make_client_app
+from fedresearch.apps.client_app import Clients
 from fedresearch.apps.cohort import CohortGrid
 from fedresearch.apps.records import NUM_CLIENTS
 from fedresearch.apps.rounds import RoundLoop, Row
@@ -121,7 +120,7 @@ class Experiment:
         return personal | buffers(self.model) if self.config.strategy["buffers"] == "local" else personal
 
     @cached_property
-    def client_app(self) -> ClientApp:
+    def client_app(self) -> Clients:
         """The ClientApp."""
         local = self.config.local
         return self._new_client_app(
@@ -211,12 +210,12 @@ class Experiment:
         averaged = buffers(self.model) - self.personal
         return BufferAveraging(strategy, averaged, self.config.strategy["weighted_by"]) if averaged else strategy
 
-    def _new_client_app(self, model: Module, data: FederatedData, schedule: Schedule) -> ClientApp:
+    def _new_client_app(self, model: Module, data: FederatedData, schedule: Schedule) -> Clients:
         options = {k: v for k, v in self.config.optimizer.items() if k not in ("lr", "schedule")}
         optimizer = self._builder.partial("optimizer", options)
         # Refused arguments are told here, and not by the first client.
         self._builder.call("optimizer", optimizer, params=[Parameter(torch.zeros(1))], lr=self.config.optimizer["lr"])
-        return make_client_app(
+        return Clients(
             model=model,
             data=data,
             update=self.update,

@@ -9,7 +9,6 @@ Both sides take turns on the same clients, so that a drift of the machine's spee
 """
 
 import argparse
-import functools
 import json
 import platform
 import statistics
@@ -28,13 +27,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedresearch.apps import flower
-from fedresearch.apps.client_app import make_client_app
+from fedresearch.apps.client_app import Clients
 from fedresearch.apps.rounds import RoundLoop
 from fedresearch.apps.sampling import Sampling, uniform
 from fedresearch.data.federated import FederatedData
 from fedresearch.data.source import Samples, Source
 from fedresearch.hardware.in_process import InProcessGrid
-from fedresearch.local.train import Schedule, train
+from fedresearch.local.train import Schedule, Task, train
 from fedresearch.local.update import LocalUpdate
 from fedresearch.models.lenet import LeNet
 from fedresearch.models.logistic import Logistic
@@ -102,7 +101,7 @@ def measure(work: Workload, repeats: int) -> dict[str, float]:
     model = work.model()
     initial = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     optimizer = torch.optim.SGD
-    app = make_client_app(
+    app = Clients(
         model=model,
         data=data,
         update=LocalUpdate(),
@@ -128,17 +127,9 @@ def measure(work: Workload, repeats: int) -> dict[str, float]:
 
     def ours_local(cohort: list[int]) -> None:
         for i in cohort:
-            model.load_state_dict(initial)
-            train(
-                model,
-                *data.train_samples(i),
-                update=LocalUpdate(),
-                stages=stages,
-                config={},
-                optimizer=functools.partial(optimizer, lr=work.lr),
-                schedule=work.schedule,
-                generator=torch.Generator().manual_seed(i),
-            )
+            x, y = data.train_samples(i)
+            task = Task(initial, x, y, LocalUpdate(), stages, {"lr": work.lr}, batches_seed=i, dropout_seed=i)
+            train(model, task, optimizer=optimizer, schedule=work.schedule)
 
     def bare_local(cohort: list[int]) -> None:
         for i in cohort:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fedresearch.local.objective import evaluate
-from fedresearch.local.train import Schedule, drift, mean_gradient, train
+from fedresearch.local.train import Schedule, Task, drift, mean_gradient, train
 from fedresearch.local.update import LocalUpdate
 
 
@@ -29,20 +29,13 @@ def test_training_is_the_plain_loop_bit_for_bit(optimizer, options):
     ours, plain = nn.Linear(4, 3), nn.Linear(4, 3)
     plain.load_state_dict(ours.state_dict())
 
-    trained = train(
-        ours,
-        x,
-        y,
-        update=LocalUpdate(),
-        stages=LocalUpdate().stages(ours),
-        config={},
-        optimizer=functools.partial(optimizer, **options),
-        schedule=Schedule(epochs=3, steps=None, batch_size=5),
-        generator=torch.Generator().manual_seed(1),
-    )
+    update, lr = LocalUpdate(), options.pop("lr")
+    task = Task(ours.state_dict(), x, y, update, update.stages(ours), {"lr": lr}, batches_seed=1, dropout_seed=0)
+    schedule = Schedule(epochs=3, steps=None, batch_size=5)
+    trained = train(ours, task, optimizer=functools.partial(optimizer, **options), schedule=schedule)
 
     order = torch.Generator().manual_seed(1)
-    stepper = optimizer(plain.parameters(), **options)
+    stepper = optimizer(plain.parameters(), lr=lr, **options)
     losses = []
     for _ in range(3):
         for batch in torch.randperm(23, generator=order).split(5):
@@ -54,7 +47,7 @@ def test_training_is_the_plain_loop_bit_for_bit(optimizer, options):
     assert torch.equal(ours.weight, plain.weight)
     assert torch.equal(ours.bias, plain.bias)
     assert trained.num_steps == len(losses) == 15
-    assert trained.loss == pytest.approx(sum(losses) / len(losses), abs=1e-12)
+    assert trained.loss == pytest.approx(sum(losses) / len(losses), rel=1e-6)  # float32, summed in another order
 
 
 @given(n=st.integers(1, 30), batch_size=st.integers(0, 40), epochs=st.integers(1, 3))

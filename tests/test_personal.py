@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from fedresearch.errors import InputError
 from fedresearch.experiment import Experiment
-from fedresearch.local.train import Schedule, train
+from fedresearch.local.train import Schedule, Task, train
 from fedresearch.local.update import LocalUpdate, Stage
 from fedresearch.models.mlp import MLP
 from fedresearch.seeding import derive_seed
@@ -173,21 +173,11 @@ def test_fedper_by_hand(run):
 def trained_alone(experiment, state, update, stages, server_round, partition_id):
     """Return the model after a client's own training in a round, without apps and grid."""
     model, local = copy.deepcopy(experiment.model), experiment.config.local
-    model.load_state_dict(state)
     x, y = experiment.data.train_samples(partition_id)
-    train(
-        model,
-        x,
-        y,
-        update=update,
-        stages=update.stages(model) if stages is None else stages,
-        config={},
-        optimizer=lambda params: torch.optim.SGD(params, lr=experiment.config.optimizer["lr"]),
-        schedule=Schedule(local.epochs, local.steps, local.batch_size),
-        generator=torch.Generator().manual_seed(
-            derive_seed(experiment.config.seed, "batches", server_round, partition_id)
-        ),
-    )
+    batches_seed = derive_seed(experiment.config.seed, "batches", server_round, partition_id)
+    stages = update.stages(model) if stages is None else stages
+    task = Task(state, x, y, update, stages, {"lr": experiment.config.optimizer["lr"]}, batches_seed, dropout_seed=0)
+    train(model, task, optimizer=torch.optim.SGD, schedule=Schedule(local.epochs, local.steps, local.batch_size))
     return model
 
 
@@ -256,17 +246,8 @@ def test_fedrep_trains_the_head_under_the_received_body_and_then_the_body_under_
     by_hand = copy.deepcopy(model)
     update = HeadThenBody(None, head_epochs=3)
     assert update.stages(model) == (Stage(frozenset(HEAD), 3), Stage(frozenset(BODY), None))
-    trained = train(
-        model,
-        x,
-        y,
-        update=update,
-        stages=update.stages(model),
-        config={},
-        optimizer=lambda params: torch.optim.SGD(params, lr=0.5),
-        schedule=Schedule(None, 2, 0),
-        generator=generator,
-    )
+    task = Task(by_hand.state_dict(), x, y, update, update.stages(model), {"lr": 0.5}, batches_seed=0, dropout_seed=0)
+    trained = train(model, task, optimizer=torch.optim.SGD, schedule=Schedule(None, 2, 0))
     assert trained.num_steps == 3 + 2
     params = dict(by_hand.named_parameters())
     for names, num_steps in ((HEAD, 3), (BODY, 2)):

@@ -234,14 +234,14 @@ def test_corner_cases_run(run, overrides):
 def test_a_failing_client_stops_the_run_and_is_named(run, monkeypatch):
     from fedresearch.apps import client_app
 
-    train_model = client_app.train_model
+    train = client_app.train
 
-    def fail(model, x, y, **options):
-        if len(y) > 2:  # more than the step that is tried before the run
+    def fail(model, task, **options):
+        if len(task.y) > 2:  # more than the step that is tried before the run
             raise ArithmeticError("not today")
-        return train_model(model, x, y, **options)
+        return train(model, task, **options)
 
-    monkeypatch.setattr(client_app, "train_model", fail)
+    monkeypatch.setattr(client_app, "train", fail)
     cohort = cohort_of(1)
     with pytest.raises(
         RuntimeError, match=rf"partition {cohort[0]} failed in round 1:\n(.|\n)*ArithmeticError: not today"

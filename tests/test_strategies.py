@@ -9,7 +9,7 @@ from torch.func import functional_call, grad, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
 from fedresearch.local.forward import Forward
-from fedresearch.local.train import Schedule, drift, mean_gradient, train
+from fedresearch.local.train import Schedule, Task, drift, mean_gradient, train
 from fedresearch.local.update import LocalUpdate, Start
 from fedresearch.models.mlp import MLP
 from fedresearch.strategies.ditto import DittoUpdate
@@ -56,22 +56,8 @@ def test_a_cohorts_round_is_that_of_its_clients(name):
 
     alone, ends = [], []
     for i in range(3):
-        model.load_state_dict(initial)
-        ends.append(
-            train(
-                model,
-                x[i],
-                y[i],
-                update=update,
-                stages=update.stages(model),
-                config=config,
-                optimizer=optimizer,
-                schedule=Schedule(None, STEPS, 0),
-                generator=generator,
-                received=received,
-                kept=kept[i],
-            )
-        )
+        task = Task(initial, x[i], y[i], update, update.stages(model), config, 0, 0, received=received, kept=kept[i])
+        ends.append(train(model, task, optimizer=torch.optim.SGD, schedule=Schedule(None, STEPS, 0)))
         alone.append({key: tensor.detach().clone() for key, tensor in model.named_parameters()})
 
     # begin and end are called once a client, objective and correct in every step: these run for all clients at once.
@@ -87,7 +73,7 @@ def test_a_cohorts_round_is_that_of_its_clients(name):
     params = {key: torch.stack([tensor] * 3) for key, tensor in initial.items()}
 
     def step(trained, params, x, y, fixed):
-        gradients = grad(lambda moving: update.objective(forward, params | moving, x, y, fixed))(trained)
+        gradients = grad(lambda moving: update.objective(forward, params | moving, x, y, fixed).mean())(trained)
         corrected = update.correct(gradients, trained, fixed)
         return {key: trained[key] - LR * gradient for key, gradient in corrected.items()}
 

@@ -1,12 +1,10 @@
 """The ClientApp: what a client does with a message."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from torch import Generator
 from torch.nn import Module
 from torch.optim import Optimizer
 
@@ -26,11 +24,10 @@ from fedresearch.apps.records import (
     tensors,
 )
 from fedresearch.data.federated import FederatedData
-from fedresearch.local.objective import evaluate as evaluate_model
+from fedresearch.local.objective import evaluate
 from fedresearch.local.parts import Names
-from fedresearch.local.train import Schedule, Trained
-from fedresearch.local.train import train as train_model
-from fedresearch.local.update import LocalUpdate, Stage, Tensors
+from fedresearch.local.train import Schedule, Task, Trained, train
+from fedresearch.local.update import LocalUpdate, Tensors
 from fedresearch.seeding import derive_seed
 
 # Records of a client's state: its parts of the global model, a model of its own, its optimizers; what the update keeps
@@ -39,18 +36,17 @@ _PARTS, _OWN, _KEPT = "parts", "own", "kept/"
 _OPTIMIZER, _OWN_OPTIMIZER = "optimizer", "own-optimizer"
 
 
-def make_client_app(
-    *,
-    model: Module,
-    data: FederatedData,
-    update: LocalUpdate,
-    personal: Names,
-    optimizer: Callable[..., Optimizer],
-    schedule: Schedule,
-    keep_optimizer_state: bool,
-    seed: int,
-) -> ClientApp:
-    """Return the ClientApp that trains and evaluates on the partition that its node is given.
+# Trains a model in place on tasks, one after another or together, and yields what each came to in their order.
+Trainer = Callable[..., Iterable[Trained]]
+
+
+def train_each(tasks: Iterable[Task], model: Module, **options: Any) -> Iterator[Trained]:
+    """Train one task after another; each result is to be read before the next is asked for."""
+    return (train(model, task, **options) for task in tasks)
+
+
+class Clients(ClientApp):
+    """The ClientApp that trains and evaluates on the partition that its node is given.
 
     Parameters
     ----------
@@ -71,112 +67,137 @@ def make_client_app(
     seed : int
         The run's seed. A client's draws follow from it, the round and the partition.
     """
-    app = ClientApp()
-    initial = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    stages, adaptation = update.stages(model), update.adaptation(model)
-    adapts = any(stage.trained for stage in adaptation)
-    has_own_model = bool(personal) or adapts or update.beside is not None
 
-    def fit(
-        message: Message,
-        context: Context,
-        start: Tensors,
+    def __init__(
+        self,
+        *,
+        model: Module,
+        data: FederatedData,
         update: LocalUpdate,
-        stages: Sequence[Stage],
-        which: tuple[int, ...] = (),
-        **options: Any,
-    ) -> Trained:
-        """Train the model from a start; ``which`` tells a round's trainings apart, ``options`` are those of train."""
+        personal: Names,
+        optimizer: Callable[..., Optimizer],
+        schedule: Schedule,
+        keep_optimizer_state: bool,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.model, self.data, self.update, self.personal = model, data, update, personal
+        self.optimizer, self.schedule = optimizer, schedule
+        self._keeps_optimizer_state = keep_optimizer_state
+        self._seed = seed
+        self._initial = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        self.stages = update.stages(model)
+        self._adaptation = [stage for stage in update.adaptation(model) if stage.trained]
+        self._has_own_model = bool(personal or self._adaptation or update.beside)
+        super().train()(lambda message, context: self.train_cohort([message], [context], train_each)[0])
+        super().evaluate()(self._evaluate)
+
+    def train_cohort(self, messages: Sequence[Message], contexts: Sequence[Context], trainer: Trainer) -> list[Message]:
+        """Return the clients' replies to a round's training messages; what they keep goes into their contexts."""
+        clients = list(zip(messages, contexts, strict=True))
+        # The messages of a round share their content, which is decoded once.
+        groups = {
+            id(message.content): {name: tensors(message.content, name) for name in message.content.array_records}
+            for message in messages
+        }
+        tasks = []
+        for message, context in clients:
+            received, state = dict(groups[id(message.content)]), context.state
+            task = self._task(
+                message,
+                context,
+                self._initial | received.pop(ARRAYS) | tensors(state, _PARTS),
+                update=self.update,
+                stages=self.stages,
+                received=received,
+                kept={name.removeprefix(_KEPT): tensors(state, name) for name in state if name.startswith(_KEPT)},
+                optimizer_state=self._optimizer_state(context, _OPTIMIZER),
+            )
+            tasks.append(task)
+        contents = [
+            self._leave(trained, context, len(task.y))
+            for task, trained, (_, context) in zip(tasks, self._run(trainer, tasks), clients, strict=True)
+        ]
+        if self.update.beside is not None:
+            own = [
+                self._task(
+                    message,
+                    context,
+                    {**task.start, **tensors(context.state, _OWN)},
+                    1,
+                    update=self.update.beside,
+                    stages=self.update.beside.stages(self.model),
+                    anchor=task.start,
+                    optimizer_state=self._optimizer_state(context, _OWN_OPTIMIZER),
+                )
+                for task, (message, context) in zip(tasks, clients, strict=True)
+            ]
+            for content, trained, (_, context) in zip(contents, self._run(trainer, own), clients, strict=True):
+                metrics = content.metric_records[METRICS]
+                metrics[NUM_STEPS] = number(metrics, NUM_STEPS) + trained.num_steps
+                context.state[_OWN] = ArrayRecord(dict(trained.state))
+                if self._keeps_optimizer_state:
+                    context.state[_OWN_OPTIMIZER] = ArrayRecord(dict(trained.optimizer_state))
+        return [Message(content, reply_to=message) for content, message in zip(contents, messages, strict=True)]
+
+    def _task(self, message: Message, context: Context, start: Tensors, *which: int, **options: Any) -> Task:
+        """Return a client's task; ``which`` tells those of one round apart, ``options`` are the task's."""
         partition_id = int(context.node_config["partition-id"])
         config = message.content.config_records[CONFIG]
         where = (int(number(config, "server-round")), partition_id, *which)
-        lr = float(number(config, "lr"))
-        x, y = data.train_samples(partition_id)
-        model.load_state_dict(start)
-        # A model's own draws (dropout) come from torch's global generator: seeded for this client, then put back.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(seed, "dropout", *where))
-            return train_model(
-                model,
-                x,
-                y,
-                update=update,
-                stages=stages,
-                config={key: value for key, value in config.items() if isinstance(value, int | float)},
-                optimizer=lambda parameters: optimizer(parameters, lr=lr),
-                schedule=schedule,
-                generator=Generator().manual_seed(derive_seed(seed, "batches", *where)),
-                **options,
-            )
-
-    @app.train()
-    def train(message: Message, context: Context) -> Message:
-        partition_id = int(context.node_config["partition-id"])
-        state, arrays = context.state, message.content.array_records
-        start = initial | tensors(message.content, ARRAYS) | tensors(state, _PARTS)
-        trained = fit(
-            message,
-            context,
-            start,
-            update,
-            stages,
-            received={name: tensors(message.content, name) for name in arrays if name != ARRAYS},
-            kept={name.removeprefix(_KEPT): tensors(state, name) for name in state if name.startswith(_KEPT)},
-            optimizer_state=tensors(state, _OPTIMIZER) if keep_optimizer_state else None,
+        x, y = self.data.train_samples(partition_id)
+        return Task(
+            start=start,
+            x=x,
+            y=y,
+            config={key: value for key, value in config.items() if isinstance(value, int | float)},
+            batches_seed=derive_seed(self._seed, "batches", *where),
+            dropout_seed=derive_seed(self._seed, "dropout", *where),
+            **options,
         )
-        num_steps, after = trained.num_steps, model.state_dict()
-        content = RecordDict({ARRAYS: ArrayRecord({k: v for k, v in after.items() if k not in personal})})
+
+    def _run(self, trainer: Trainer, tasks: Sequence[Task]) -> Iterable[Trained]:
+        return trainer(tasks, self.model, optimizer=self.optimizer, schedule=self.schedule)
+
+    def _optimizer_state(self, context: Context, key: str) -> Tensors | None:
+        return tensors(context.state, key) if self._keeps_optimizer_state else None
+
+    def _leave(self, trained: Trained, context: Context, num_examples: int) -> RecordDict:
+        """Return what a client sends, and put what it keeps into its context."""
+        state = context.state
+        content = RecordDict({ARRAYS: ArrayRecord({k: v for k, v in trained.state.items() if k not in self.personal})})
         for name, group in trained.sent.items():
             content[name] = ArrayRecord(dict(group))
-        if personal:
-            state[_PARTS] = ArrayRecord({k: v for k, v in after.items() if k in personal})
+        content[METRICS] = MetricRecord(
+            {TRAIN_LOSS: trained.loss, NUM_STEPS: trained.num_steps, NUM_EXAMPLES: num_examples, UNIFORM: 1}
+        )
+        if self.personal:
+            state[_PARTS] = ArrayRecord({k: v for k, v in trained.state.items() if k in self.personal})
         for name, group in trained.kept.items():
             state[_KEPT + name] = ArrayRecord(dict(group))
-        if keep_optimizer_state:
+        if self._keeps_optimizer_state:
             state[_OPTIMIZER] = ArrayRecord(dict(trained.optimizer_state))
-        if update.beside is not None:
-            anchor = {name: start[name] for name, _ in model.named_parameters()}
-            own = fit(
-                message,
-                context,
-                start | tensors(state, _OWN),
-                update.beside,
-                update.beside.stages(model),
-                (1,),
-                anchor=anchor,
-                optimizer_state=tensors(state, _OWN_OPTIMIZER) if keep_optimizer_state else None,
-            )
-            num_steps += own.num_steps
-            state[_OWN] = ArrayRecord(model.state_dict())
-            if keep_optimizer_state:
-                state[_OWN_OPTIMIZER] = ArrayRecord(dict(own.optimizer_state))
-        num_examples = len(data.train_samples(partition_id)[1])
-        content[METRICS] = MetricRecord(
-            {TRAIN_LOSS: trained.loss, NUM_STEPS: num_steps, NUM_EXAMPLES: num_examples, UNIFORM: 1}
-        )
-        return Message(content, reply_to=message)
+        return content
 
-    @app.evaluate()
-    def evaluate(message: Message, context: Context) -> Message:
+    def _evaluate(self, message: Message, context: Context) -> Message:
         partition_id = int(context.node_config["partition-id"])
-        x, y = data.validation_samples(partition_id)
-        received = initial | tensors(message.content, ARRAYS)
+        x, y = self.data.validation_samples(partition_id)
+        received = self._initial | tensors(message.content, ARRAYS)
         metrics = MetricRecord({NUM_EXAMPLES: len(y), UNIFORM: 1})
 
         def measure(loss_key: str, accuracy_key: str) -> None:
-            metrics[loss_key], accuracy = evaluate_model(model, x, y)
+            metrics[loss_key], accuracy = evaluate(self.model, x, y)
             if accuracy is not None:
                 metrics[accuracy_key] = accuracy
 
-        model.load_state_dict(received)
+        self.model.load_state_dict(received)
         measure(EVAL_LOSS, EVAL_ACC)
-        if has_own_model:
+        if self._has_own_model:
             own = received | tensors(context.state, _PARTS) | tensors(context.state, _OWN)
-            if adapts and len(data.train_samples(partition_id)[1]):
-                fit(message, context, own, LocalUpdate(), adaptation, (2,))
+            if self._adaptation and len(self.data.train_samples(partition_id)[1]):
+                task = self._task(message, context, own, 2, update=LocalUpdate(), stages=self._adaptation)
+                train(self.model, task, optimizer=self.optimizer, schedule=self.schedule)
             else:
-                model.load_state_dict(own)
+                self.model.load_state_dict(own)
             measure(PERSONAL_LOSS, PERSONAL_ACC)
         return Message(RecordDict({METRICS: metrics}), reply_to=message)
-
-    return app

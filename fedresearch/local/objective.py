@@ -1,7 +1,5 @@
 """What a model is trained for and judged by, told by the targets' type."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from torch.nn import Module
@@ -11,9 +9,11 @@ from torch.nn import functional as F
 EVALUATION_BATCH = 1024
 
 
-def loss_for(targets: Tensor) -> Callable[..., Tensor]:
-    """Return the loss for such targets: cross-entropy for class indices, mean squared error for floats."""
-    return F.mse_loss if targets.is_floating_point() else F.cross_entropy
+def losses(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return each sample's loss, ``(b,)``: cross-entropy for class indices, mean squared error for floats."""
+    if targets.is_floating_point():
+        return F.mse_loss(outputs, targets, reduction="none").flatten(start_dim=1).mean(dim=1)
+    return F.cross_entropy(outputs, targets, reduction="none")
 
 
 def evaluate(model: Module, x: Tensor, y: Tensor) -> tuple[float, float | None]:
@@ -27,12 +27,11 @@ def evaluate(model: Module, x: Tensor, y: Tensor) -> tuple[float, float | None]:
         Inputs ``(n, *input_shape)`` and targets ``(n, ...)``, with n at least 1.
     """
     model.eval()
-    loss = loss_for(y)
     total, correct = 0.0, 0
     with torch.inference_mode():
         for inputs, targets in zip(x.split(EVALUATION_BATCH), y.split(EVALUATION_BATCH), strict=True):
             outputs = model(inputs)
-            total += loss(outputs, targets).item() * len(targets)
+            total += losses(outputs, targets).mean().item() * len(targets)
             if not y.is_floating_point():
                 correct += int((outputs.argmax(dim=1) == targets).sum())
     return total / len(y), None if y.is_floating_point() else correct / len(y)

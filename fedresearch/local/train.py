@@ -5,6 +5,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -14,10 +15,10 @@ from torch.nn import Module, Parameter
 from torch.optim import Optimizer
 
 from fedresearch.local.forward import Forward
-from fedresearch.local.objective import EVALUATION_BATCH, loss_for
+from fedresearch.local.objective import EVALUATION_BATCH, losses
 from fedresearch.local.update import Groups, LocalUpdate, Stage, Start, Tensors
 
-MakeOptimizer = Callable[[list[Parameter]], Optimizer]
+MakeOptimizer = Callable[..., Optimizer]
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,10 @@ class Schedule:
     steps: int | None
     batch_size: int
 
+    def of(self, stage: Stage) -> "Schedule":
+        """Return a stage's, which may have epochs of its own."""
+        return self if stage.epochs is None else Schedule(stage.epochs, None, self.batch_size)
+
     def batches(self, x: Tensor, y: Tensor, generator: Generator) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield a client's batches, its samples in a new order in each epoch.
 
@@ -57,11 +62,52 @@ class Schedule:
             left -= len(inputs)
 
 
+class Task(NamedTuple):
+    """One client's training in one round.
+
+    Attributes
+    ----------
+    start : mapping of str to Tensor
+        The ``state_dict`` to start from.
+    x, y : Tensor
+        Inputs ``(n, *input_shape)`` and targets ``(n, ...)``, with n at least 1.
+    update : LocalUpdate
+        The client half of the strategy.
+    stages : sequence of Stage
+        What is trained, one after another.
+    config : mapping of str to float
+        The numbers that the server sent; ``"lr"`` is the learning rate.
+    batches_seed, dropout_seed : int
+        Of the order of the samples, and of the model's own draws.
+    anchor : mapping, optional
+        The global model's ``state_dict``, where the model starts from another.
+    received, kept : mapping
+        What else the server sent, and what the client kept from its last round.
+    optimizer_state : mapping, optional
+        The optimizers' state to go on from; None: they start afresh in every round.
+    """
+
+    start: Tensors
+    x: Tensor
+    y: Tensor
+    update: LocalUpdate
+    stages: Sequence[Stage]
+    config: Mapping[str, float]
+    batches_seed: int
+    dropout_seed: int
+    anchor: Tensors | None = None
+    received: Groups = MappingProxyType({})
+    kept: Groups = MappingProxyType({})
+    optimizer_state: Tensors | None = None
+
+
 class Trained(NamedTuple):
     """What a client's training came to.
 
     Attributes
     ----------
+    state : mapping of str to Tensor
+        The trained model's ``state_dict``; the next training may move its tensors.
     loss : float
         Mean over the steps of the batch's objective before the step.
     num_steps : int
@@ -72,6 +118,7 @@ class Trained(NamedTuple):
         The optimizers' state after the last step, for another round to go on from.
     """
 
+    state: Tensors
     loss: float
     num_steps: int
     sent: Groups
@@ -79,48 +126,19 @@ class Trained(NamedTuple):
     optimizer_state: Tensors
 
 
-def train(
-    model: Module,
-    x: Tensor,
-    y: Tensor,
-    *,
-    update: LocalUpdate,
-    stages: Sequence[Stage],
-    config: Mapping[str, float],
-    optimizer: MakeOptimizer,
-    schedule: Schedule,
-    generator: Generator,
-    anchor: Tensors | None = None,
-    received: Groups | None = None,
-    kept: Groups | None = None,
-    optimizer_state: Tensors | None = None,
-) -> Trained:
-    """Train a model in place on one client's samples.
+def train(model: Module, task: Task, *, optimizer: MakeOptimizer, schedule: Schedule) -> Trained:
+    """Train a model in place.
 
     Parameters
     ----------
     model : Module
-        The model to start from.
-    x, y : Tensor
-        Inputs ``(n, *input_shape)`` and targets ``(n, ...)``, with n at least 1.
-    update : LocalUpdate
-        The client half of the strategy.
-    stages : sequence of Stage
-        What is trained, one after another.
-    config : mapping of str to float
-        The numbers that the server sent.
+        The model, with any parameters.
+    task : Task
+        What it is to do.
     optimizer : callable
-        Makes the optimizer of the given parameters.
+        ``optimizer(parameters, lr=lr)``.
     schedule : Schedule
         Epochs or steps, and batch size; a stage may have epochs of its own.
-    generator : torch.Generator
-        Orders the samples.
-    anchor : mapping, optional
-        The global model's parameters, where the model starts from others.
-    received, kept : mapping, optional
-        What else the server sent, and what the client kept from its last round.
-    optimizer_state : mapping, optional
-        The optimizers' state to go on from; None: they start afresh in every round.
 
     Raises
     ------
@@ -128,52 +146,53 @@ def train(
         If no stage trains anything; or if the update asks for the steps' drift, which an optimizer that does not start
         afresh does not tell.
     """
+    x, y, update = task.x, task.y, task.update
+    make_optimizer = functools.partial(optimizer, lr=task.config["lr"])
+    generator = Generator().manual_seed(task.batches_seed)
+    model.load_state_dict(task.start)
     model.train()
     forward = Forward(model)
     params = forward.params
-    start = Start(
-        {name: tensor.detach().clone() for name, tensor in params.items()} if anchor is None else anchor,
-        config,
-        received or {},
-        kept or {},
-        lambda at: mean_gradient(model, at, x, y),
-    )
-    fixed = update.begin(start)
+    anchor = {name: (task.anchor or task.start)[name] for name in params}
+    gradient = functools.partial(mean_gradient, model, x=x, y=y)
     total = torch.zeros((), dtype=torch.float64)
     num_steps = 0
     state: dict[str, Tensor] = {}
-    for number, stage in enumerate(stages):
-        trained = {name: tensor for name, tensor in params.items() if name in stage.trained}
-        if not trained:
-            continue
-        for name, tensor in params.items():
-            tensor.requires_grad_(name in trained)
-        stepper = optimizer(list(trained.values()))
-        _restore(stepper, trained, optimizer_state or {}, f"{number}/")
-        length = schedule if stage.epochs is None else Schedule(stage.epochs, None, schedule.batch_size)
-        for inputs, targets in length.batches(x, y, generator):
-            stepper.zero_grad()
-            loss = update.objective(forward, params, inputs, targets, fixed)
-            loss.backward()
-            gradients = {name: tensor.grad for name, tensor in trained.items() if tensor.grad is not None}
-            with torch.no_grad():
-                corrected = update.correct(gradients, trained, fixed)
-            if corrected is not gradients:
-                for name, gradient in corrected.items():
-                    trained[name].grad = gradient
-            stepper.step()
-            total += loss.detach()
-            num_steps += 1
-        state |= _state(stepper, trained, f"{number}/")
-    model.requires_grad_(True)
+    # A model's own draws (dropout) come from torch's global generator: seeded for this task, then put back.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(task.dropout_seed)
+        fixed = update.begin(Start(anchor, task.config, task.received, task.kept, gradient))
+        for number, stage in enumerate(task.stages):
+            trained = {name: tensor for name, tensor in params.items() if name in stage.trained}
+            if not trained:
+                continue
+            for name, tensor in params.items():
+                tensor.requires_grad_(name in trained)
+            stepper = make_optimizer(list(trained.values()))
+            _restore(stepper, trained, task.optimizer_state or {}, f"{number}/")
+            for inputs, targets in schedule.of(stage).batches(x, y, generator):
+                stepper.zero_grad()
+                loss = update.objective(forward, params, inputs, targets, fixed).mean()
+                loss.backward()
+                gradients = {name: tensor.grad for name, tensor in trained.items() if tensor.grad is not None}
+                with torch.no_grad():
+                    corrected = update.correct(gradients, trained, fixed)
+                if corrected is not gradients:
+                    for name, gradient_ in corrected.items():
+                        trained[name].grad = gradient_
+                stepper.step()
+                total += loss.detach()
+                num_steps += 1
+            state |= _state(stepper, trained, f"{number}/")
+        model.requires_grad_(True)
     if not num_steps:
         raise ValueError("no parameter is trained: all of them belong to the head")
     end = update.end(
         {name: tensor.detach() for name, tensor in params.items()},
         fixed,
-        functools.partial(_no_drift if optimizer_state is not None else drift, optimizer, num_steps),
+        functools.partial(drift if task.optimizer_state is None else _no_drift, make_optimizer, num_steps),
     )
-    return Trained(total.item() / num_steps, num_steps, end.sent, end.kept, state)
+    return Trained(model.state_dict(), total.item() / num_steps, num_steps, end.sent, end.kept, state)
 
 
 def mean_gradient(model: Module, params: Tensors, x: Tensor, y: Tensor) -> Tensors:
@@ -183,7 +202,7 @@ def mean_gradient(model: Module, params: Tensors, x: Tensor, y: Tensor) -> Tenso
     num_parts = -(-len(y) // EVALUATION_BATCH)  # of about equal sizes: BatchNorm refuses one sample
     for inputs, targets in zip(x.tensor_split(num_parts), y.tensor_split(num_parts), strict=True):
         outputs = functional_call(model, (leaves, buffers), (inputs,))
-        (loss_for(y)(outputs, targets) * (len(targets) / len(y))).backward()
+        (losses(outputs, targets).sum() / len(y)).backward()
     return {name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in leaves.items()}
 
 

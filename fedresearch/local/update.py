@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor
 from torch.nn import Module
 
-from fedresearch.local.objective import loss_for
+from fedresearch.local.objective import losses
 from fedresearch.local.parts import Names, parameters
 
 # A model's parameters, or what goes with them, by name.
@@ -110,7 +110,7 @@ class LocalUpdate:
         return {}
 
     def objective(self, model: Model, params: Tensors, x: Tensor, y: Tensor, fixed: Fixed) -> Tensor:
-        """Return the scalar that one local step descends.
+        """Return, for each sample of a batch, what a local step descends the mean of: ``(b,)``.
 
         Parameters
         ----------
@@ -123,7 +123,7 @@ class LocalUpdate:
         fixed : mapping
             What ``begin`` returned.
         """
-        return loss_for(y)(model(params, x), y)
+        return losses(model(params, x), y)
 
     def correct(self, gradients: Tensors, params: Tensors, fixed: Fixed) -> Tensors:
         """Return what the optimizer is given for the gradients of the objective at ``params``.

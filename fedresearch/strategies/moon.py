@@ -14,7 +14,7 @@ from collections.abc import Callable
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedresearch.local.objective import loss_for
+from fedresearch.local.objective import losses
 from fedresearch.local.update import End, Fixed, LocalUpdate, Model, Start, Tensors
 
 _PREVIOUS = "previous"
@@ -39,13 +39,13 @@ class ContrastiveUpdate(LocalUpdate):
         return {"global": start.anchor, "previous": start.kept.get(_PREVIOUS, start.anchor)}
 
     def objective(self, model: Model, params: Tensors, x: Tensor, y: Tensor, fixed: Fixed) -> Tensor:
-        """Return the loss and the contrastive loss."""
+        """Return the losses and the contrastive losses."""
         outputs, z = model.features(params, x)
         to_global, to_previous = (
             F.cosine_similarity(z, model.features(fixed[which], x)[1].detach(), dim=1) / self.temperature
             for which in ("global", "previous")
         )
-        return loss_for(y)(outputs, y) + self.mu * F.softplus(to_previous - to_global).mean()
+        return losses(outputs, y) + self.mu * F.softplus(to_previous - to_global)
 
     def end(self, params: Tensors, fixed: Fixed, drift: Callable[[float], float]) -> End:
         """Keep the trained parameters."""
