@@ -10,7 +10,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, RecordDict
-from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp import ServerApp
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 from torch.nn import Module, Parameter
@@ -30,6 +30,7 @@ from fedresearch.data.federated import FederatedData
 from fedresearch.data.partition import partition_rows, split_validation
 from fedresearch.data.source import Source, check_source
 from fedresearch.errors import InputError
+from fedresearch.hardware.in_process import InProcessGrid
 from fedresearch.local.objective import EVALUATION_BATCH, evaluate
 from fedresearch.local.parts import Names, buffers, forget_statistics
 from fedresearch.local.train import Schedule
@@ -128,7 +129,7 @@ class Experiment:
         )
 
     @cached_property
-    def grid(self) -> Grid:
+    def grid(self) -> InProcessGrid:
         """Where the clients run."""
         return self._builder.build(
             "hardware", self.config.hardware, client_app=self.client_app, num_supernodes=self.data.num_partitions
@@ -243,7 +244,7 @@ class Experiment:
             few = data.sample(partition_id, num_samples)
             app = self._new_client_app(copy.deepcopy(self.model), few, Schedule(None, 1, 0))
             try:
-                app(message, Context(1, 2, {"partition-id": 0}, RecordDict(), {}))
+                self.grid.try_out(app, message, Context(1, 2, {"partition-id": 0}, RecordDict(), {}))
             except Exception as error:
                 hint = f" (the last batch of partitions {alone} is one sample; try another local.batch_size)"
                 raise self._refusal("train", error, hint if num_samples == 1 else "") from error

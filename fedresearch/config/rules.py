@@ -178,6 +178,8 @@ RULES = (
     Rule("strategy.server.min_train_nodes", _integer(1), "an integer >= 1", "1"),
     Rule("strategy.server.min_evaluate_nodes", _integer(1), "an integer >= 1", "1"),
     Rule("strategy.server.min_available_nodes", _integer(1), "an integer >= 1", "1"),
+    Rule("hardware.chunk", _or_null(_integer(1)), "an integer >= 1, or null", "10"),
+    Rule("hardware.compile", _boolean, "true or false", "true"),
     Rule(
         "tracker.mode",
         _one_of("auto", "online", "offline", "disabled"),

@@ -117,4 +117,6 @@ def digest(config: Config, *, without: tuple[str, ...] = ()) -> str:
         Further sections that do not count: ``("seed",)`` gives the digest of an ablation's cell.
     """
     plain = {k: v for k, v in asdict(config).items() if k not in _NOT_NUMERICAL + without}
+    if "chunk" in config.hardware:  # the one hardware whose sums are formed in another order
+        plain["chunk"] = config.hardware["chunk"]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]

@@ -62,9 +62,7 @@ class InProcessGrid(Grid):
         """Let the addressed clients work, one after another, and return the messages' ids."""
         message_ids = []
         for message in messages:
-            self._num_messages += 1
-            message_ids.append(str(self._num_messages))
-            set_message_id(message, message_ids[-1])
+            message_ids.append(self._number(message))
             self._replies[message_ids[-1]] = self._reply(message)
         return message_ids
 
@@ -76,17 +74,29 @@ class InProcessGrid(Grid):
         """Push and pull in one; there is nothing to wait for."""
         return self.pull_messages(self.push_messages(messages))
 
-    def _reply(self, message: Message) -> Message:
+    def try_out(self, app: ClientApp, message: Message, context: Context) -> None:
+        """Let an app answer a message as its clients would here, and keep nothing of it."""
+        app(message, context)
+
+    def _number(self, message: Message) -> str:
+        self._num_messages += 1
+        set_message_id(message, str(self._num_messages))
+        return str(self._num_messages)
+
+    def _context(self, message: Message) -> Context:
         node_id = message.metadata.dst_node_id
         if node_id not in self._contexts:
             node_config: UserConfig = {"partition-id": node_id - _FIRST_NODE_ID, "num-partitions": self._num_supernodes}
             self._contexts[node_id] = Context(message.metadata.run_id, node_id, node_config, RecordDict(), {})
+        return self._contexts[node_id]
+
+    def _reply(self, message: Message) -> Message:
         # The messages of a round share one content, and a failed client's state is as it was before: copies of both.
         # Array payloads are immutable bytes, which a deep copy shares.
-        context = copy.deepcopy(self._contexts[node_id])
+        context = copy.deepcopy(self._context(message))
         try:
             reply = self._client_app(copy.deepcopy(message), context)
         except Exception:
             return client_error(traceback.format_exc(), reply_to=message)
-        self._contexts[node_id] = context
+        self._contexts[context.node_id] = context
         return reply

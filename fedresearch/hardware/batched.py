@@ -1,0 +1,67 @@
+"""The clients in this process, many at once."""
+
+import copy
+import traceback
+from collections.abc import Iterable
+
+from flwr.app import Context, Message, MessageType
+from flwr.clientapp import ClientApp
+
+from fedresearch.apps.client_app import Clients
+from fedresearch.apps.flower import client_error
+from fedresearch.errors import InputError
+from fedresearch.hardware.in_process import InProcessGrid
+from fedresearch.local.cohort import CohortTrainer
+
+
+class BatchedGrid(InProcessGrid):
+    """A Grid whose clients train together, many steps in one call; all else they do one after another.
+
+    Parameters
+    ----------
+    client_app : Clients
+        What every client runs.
+    num_supernodes : int
+        Number of clients.
+    chunk : int or None
+        Clients a call; None: as many as fit a core's cache.
+    compile : bool
+        Whether to compile the step.
+    """
+
+    def __init__(self, client_app: Clients, num_supernodes: int, chunk: int | None, compile: bool) -> None:
+        super().__init__(client_app, num_supernodes)
+        self._clients = client_app
+        self._largest = max(len(rows) for rows in client_app.data.train)
+        self._trainer = CohortTrainer(chunk, compile, self._largest)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Let the addressed clients train together, and do all else one after another."""
+        messages = list(messages)
+        if any(message.metadata.message_type != MessageType.TRAIN for message in messages):
+            return super().push_messages(messages)
+        message_ids = [self._number(message) for message in messages]
+        contexts = [copy.deepcopy(self._context(message)) for message in messages]
+        try:
+            replies = self._clients.train_cohort(messages, contexts, self._trainer)
+        except Exception:
+            replies = [client_error(traceback.format_exc(), reply_to=message) for message in messages]
+        else:
+            self._contexts |= {context.node_id: context for context in contexts}
+        self._replies |= dict(zip(message_ids, replies, strict=True))
+        return message_ids
+
+    def try_out(self, app: ClientApp, message: Message, context: Context) -> None:
+        """Let two clients of an app train together, uncompiled.
+
+        Raises
+        ------
+        InputError
+            If the model cannot be batched.
+        """
+        assert isinstance(app, Clients)
+        super().try_out(app, message, context)
+        try:
+            app.train_cohort([message] * 2, [context, copy.deepcopy(context)], CohortTrainer(2, False, self._largest))
+        except Exception as error:
+            raise InputError(f"clients cannot be batched ({error}); try hardware=cpu") from error
