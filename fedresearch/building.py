@@ -1,7 +1,7 @@
 """Objects from config nodes; the only caller of ``hydra.utils.instantiate``."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import hydra.utils
@@ -38,8 +38,21 @@ class Builder:
                 raise InputError(f"{self._option(group)}: {one_line(cause or error)}{hint}") from error
             raise cause from None
 
-    def partial(self, group: str, node: Mapping[str, Any]) -> "functools.partial[Any]":
-        """Return a plain partial of what a node describes: each call of Hydra's own costs a check of its target."""
+    def partial(self, group: str, node: Mapping[str, Any], given: Collection[str] = ()) -> "functools.partial[Any]":
+        """Return a plain partial of what a node describes: each call of Hydra's own costs a check of its target.
+
+        Parameters
+        ----------
+        group : str
+            The config group.
+        node : mapping
+            Describes the callable, and some of its arguments.
+        given : collection of str
+            The arguments that its calls will give.
+        """
+        for key in given:
+            if key in node:
+                raise InputError(f"{self._option(group)}: {key} cannot be set, the run gives it; remove {key}")
         made = self.build(group, {**node, "_partial_": True})
         return functools.partial(made.func, *made.args, **made.keywords)
 

@@ -1,6 +1,7 @@
 """From a config to an experiment's objects, and to its model again."""
 
 import copy
+import gc
 import inspect
 import json
 from collections.abc import Callable, Mapping
@@ -19,7 +20,7 @@ from fedresearch.apps import flower
 from fedresearch.apps.buffers import BufferAveraging
 from fedresearch.apps.client_app import Clients
 from fedresearch.apps.cohort import CohortGrid
-from fedresearch.apps.records import NUM_CLIENTS
+from fedresearch.apps.records import LR, NUM_CLIENTS
 from fedresearch.apps.rounds import RoundLoop, Row
 from fedresearch.apps.sampling import Sampling, uniform
 from fedresearch.apps.server_app import make_server_app
@@ -32,7 +33,7 @@ from fedresearch.data.source import Source, check_source
 from fedresearch.errors import InputError
 from fedresearch.hardware.in_process import InProcessGrid
 from fedresearch.local.objective import EVALUATION_BATCH, evaluate
-from fedresearch.local.parts import Names, buffers, forget_statistics
+from fedresearch.local.parts import Names, buffers, forget_statistics, parameters
 from fedresearch.local.train import Schedule
 from fedresearch.local.update import LocalUpdate
 from fedresearch.runs.directory import MODEL, RECORD
@@ -65,7 +66,10 @@ class Experiment:
         """Build every part now, and try a step, so that what cannot work fails here."""
         # The initial arrays before anything trains: the clients use the same instance of the model.
         _ = self.initial_arrays, self.data, self.strategy, self.grid, self.tracker
+        for server_round in range(1, self.config.federation.num_rounds + 1):
+            self._client_config(server_round)
         self._try_step()
+        gc.freeze()  # all of this lives as long as the run: Flower's q-FedAvg collects garbage once a client
 
     @cached_property
     def data(self) -> FederatedData:
@@ -112,7 +116,13 @@ class Experiment:
     @cached_property
     def update(self) -> LocalUpdate:
         """The client half of the strategy."""
-        return self._builder.build("strategy", self.config.strategy["client"])
+        update = self._builder.build("strategy", self.config.strategy["client"])
+        if not isinstance(update, LocalUpdate):
+            raise InputError(
+                f"strategy={self.choices['strategy']}: strategy.client must be a fedresearch.local.update.LocalUpdate, "
+                f"got {type(update).__name__}"
+            )
+        return update
 
     @cached_property
     def personal(self) -> Names:
@@ -161,6 +171,7 @@ class Experiment:
                 "evaluate-sampling",
             ),
             evaluate_every=federation.evaluate_every,
+            parameters=parameters(self.model),
             client_config=self._client_config,
             evaluate=self.evaluate,
             log=log_row,
@@ -184,7 +195,9 @@ class Experiment:
     @cached_property
     def _train_cohort(self) -> Sampling:
         return Sampling(
-            self._builder.partial("sampling", self.config.sampling),
+            self._builder.partial(
+                "sampling", self.config.sampling, given=("sizes", "cohort_size", "server_round", "seed")
+            ),
             [len(rows) for rows in self.training_data.train],
             cohort_size(self.data.num_partitions, self.config.federation.fraction_train),
             self.config.seed,
@@ -193,7 +206,9 @@ class Experiment:
 
     @cached_property
     def _learning_rate(self) -> Callable[..., float]:
-        return self._builder.partial("schedule", self.config.optimizer["schedule"])
+        return self._builder.partial(
+            "schedule", self.config.optimizer["schedule"], given=("lr", "server_round", "num_rounds")
+        )
 
     def _client_config(self, server_round: int) -> dict[str, float]:
         """Return what a round's clients are told: the learning rate, and of how many clients they are some."""
@@ -204,10 +219,20 @@ class Experiment:
             server_round=server_round,
             num_rounds=self.config.federation.num_rounds,
         )
-        return {"lr": lr, NUM_CLIENTS: sum(len(rows) > 0 for rows in self.training_data.train)}
+        if not 0 < lr < 1e38:  # within float32
+            raise InputError(
+                f"schedule={self.choices['schedule']}: the learning rate must be > 0 and below 1e38, got {lr} in round "
+                f"{server_round}; see optimizer.schedule.*"
+            )
+        return {LR: lr, NUM_CLIENTS: sum(len(rows) > 0 for rows in self.training_data.train)}
 
     def _new_strategy(self) -> Strategy:
-        strategy: Strategy = self._builder.build("strategy", self.config.strategy["server"])
+        strategy = self._builder.build("strategy", self.config.strategy["server"])
+        if not isinstance(strategy, Strategy):
+            raise InputError(
+                f"strategy={self.choices['strategy']}: strategy.server must be a flwr.serverapp.strategy.Strategy, "
+                f"got {type(strategy).__name__}"
+            )
         averaged = buffers(self.model) - self.personal
         return BufferAveraging(strategy, averaged, self.config.strategy["weighted_by"]) if averaged else strategy
 
@@ -216,7 +241,9 @@ class Experiment:
         optimizer = self._builder.partial("optimizer", options)
         # Refused arguments are told here, and not by the first client.
         self._builder.call("optimizer", optimizer, params=[Parameter(torch.zeros(1))], lr=self.config.optimizer["lr"])
-        return Clients(
+        return self._builder.call(
+            "strategy",
+            Clients,
             model=model,
             data=data,
             update=self.update,

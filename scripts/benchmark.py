@@ -120,6 +120,7 @@ def measure(work: Workload, repeats: int) -> dict[str, float]:
         train_cohort=sampling,
         evaluate_cohort=lambda _: [],
         evaluate_every=10**9,
+        parameters=frozenset(initial),
         client_config=lambda _: {"lr": work.lr},
         evaluate=lambda _: {},
         log=lambda _: None,

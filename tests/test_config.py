@@ -39,6 +39,40 @@ MISTAKES = {
         "strategy=fedavgg does not exist, strategy may be bulyan, centralised, ",
     ),
     "a group that does not exist": (["strateggy=fedavg"], "unknown key strateggy; the config has cache_dir, dataset, "),
+    "more attackers than the cohort bears": (
+        ["strategy=krum", "strategy.server.num_malicious_nodes=2"],
+        "strategy.server.num_malicious_nodes=2 needs 2 * 2 + 3 = 7 clients, got the 5 clients of a round (federation."
+        "fraction_train of federation.num_supernodes); try strategy.server.num_malicious_nodes=1 or federation.fr",
+    ),
+    "more models than the cohort sends": (
+        ["strategy=multikrum", "strategy.server.num_nodes_to_select=9"],
+        "num_nodes_to_select=9 is more than the 5 clients of a round (federation.fraction_train of federation.num_sup",
+    ),
+    "weights that contradict each other": (
+        ["strategy.server.weighted_by_key=uniform"],
+        "strategy.server.weighted_by_key=uniform is not what strategy.weighted_by says; try strategy.weighted_by=num-",
+    ),
+    "a weight that does not exist": (
+        ["strategy.weighted_by=loss"],
+        "strategy.weighted_by must be num-examples or uniform, got loss; try strategy.weighted_by=num-examples",
+    ),
+    "a schedule as a value": (["optimizer.schedule=cosine"], "without _partial_ and _args_; try schedule=cosine"),
+    "a schedule's options where they are not": (
+        ["schedule=step", "schedule.gamma=0.1"],
+        "unknown key schedule; the config has cache_dir, dataset, dtype",
+    ),
+    "an option of SCAFFOLD that does not exist": (
+        ["strategy=scaffold", "strategy.client.option=3"],
+        "strategy.client.option must be I or II, got 3; try strategy.client.option=II",
+    ),
+    "FedDyn without its regulariser": (
+        ["strategy=feddyn", "strategy.server.alpha=0"],
+        "strategy.server.alpha must be > 0 and below 1e38, got 0; try strategy.server.alpha=0.01",
+    ),
+    "a head that is a number": (
+        ["strategy=fedper", "strategy.client.head=3"],
+        "strategy.client.head must be a list of the model's modules, or null, got 3; try strategy.client.head=[fc3]",
+    ),
     "a mistyped key": (
         ["federation.num_round=3"],
         "unknown key federation.num_round; federation has evaluate_every, fraction_evaluate, fraction_train, "

@@ -132,3 +132,17 @@ def test_the_mean_gradient_over_more_samples_than_one_pass_takes():
     gradient = mean_gradient(model, at, x.double(), y)
     torch.testing.assert_close(gradient["weight"], residual.T @ x.double() / 2500, rtol=0, atol=1e-12)
     torch.testing.assert_close(gradient["bias"], residual.mean(0), rtol=0, atol=1e-12)
+
+
+def test_the_mean_gradient_leaves_the_running_statistics_alone():
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    x, y = samples(8, torch.Generator().manual_seed(0))
+    mean_gradient(model, dict(model.named_parameters()), x, y)
+    assert torch.equal(model[1].running_mean, torch.zeros(3))
+    assert model[1].num_batches_tracked == 0
+
+
+def test_steps_that_cancel_out_are_refused():
+    """With lr 1 and mu 2 each displacement is taken back: 1, 0, 1, 0, ..."""
+    with pytest.raises(ValueError, match=r"the local steps cancel out: lr \* mu must be below 1, got mu=2"):
+        drift(functools.partial(torch.optim.SGD, lr=1.0), 2, 2.0)

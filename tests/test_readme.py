@@ -49,6 +49,7 @@ def test_they_are_found():
         "mine.py",
         "clipping.py",
         "my_conf/strategy/clipped.yaml",
+        "my_conf/schedule/warmup.yaml",
         "my_conf/dataset/svhn.yaml",
         "my_conf/dataset/noise.yaml",
         "my_conf/model/net.yaml",

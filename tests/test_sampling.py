@@ -111,11 +111,12 @@ def test_fixed_is_the_same_in_every_round_whatever_the_cohort():
     assert draws(fixed, 4, partition_ids=[3, 0, 5]) == [[3, 0, 5]] * 4
 
 
-@pytest.mark.parametrize(("partition_ids", "wrong"), [([0, 7], [7]), ([1, 3, -1], [1, -1]), ([4], [4])])
-def test_fixed_refuses_who_does_not_exist_or_holds_nothing(partition_ids, wrong):
+@pytest.mark.parametrize(("partition_ids", "wrong"), [([0, 7], "[7]"), ([1, 3, -1], "[1, -1]"), ([], "none")])
+def test_who_does_not_exist_or_holds_nothing_is_refused_whatever_the_scheme(partition_ids, wrong):
+    sampling = Sampling(lambda **_: partition_ids, SIZES, 2, 0, "train-sampling")
     with pytest.raises(ValueError) as error:  # noqa: PT011 (the whole text is compared)
-        fixed(sizes=SIZES, cohort_size=2, server_round=1, seed=0, partition_ids=partition_ids)
-    assert str(error.value) == f"partition_ids must be of 0 to 6 and hold training data, got {wrong}"
+        sampling(1)
+    assert str(error.value) == f"partition ids must be of 0 to 6 and hold training data, got {wrong}"
 
 
 def test_round_robin_goes_round_by_hand():
@@ -204,7 +205,7 @@ def test_a_partition_that_does_not_exist_is_refused_in_one_line(compose):
     experiment = Experiment(*compose("sampling=fixed", "sampling.partition_ids=[99]", "tracker=none"))
     with pytest.raises(InputError) as error:
         experiment.build()
-    assert str(error.value) == "sampling=fixed: partition_ids must be of 0 to 9 and hold training data, got [99]"
+    assert str(error.value) == "sampling=fixed: partition ids must be of 0 to 9 and hold training data, got [99]"
 
 
 def test_a_scheme_of_ones_own_is_a_function_and_a_yaml(run, tmp_path, monkeypatch):

@@ -26,8 +26,8 @@ UPDATES = {
     "FedProx": ProximalUpdate(),
     "SCAFFOLD I": ScaffoldUpdate("I"),
     "SCAFFOLD II": ScaffoldUpdate("II"),
-    "FedNova": NormalizedUpdate(0.7),
-    "FedDyn": DynamicUpdate(0.3),
+    "FedNova": NormalizedUpdate(),
+    "FedDyn": DynamicUpdate(),
     "MOON": ContrastiveUpdate(mu=2.0, temperature=0.5),
     "FedRep": HeadThenBody(head=None, head_epochs=2),
     "FedBABU": BodyOnly(head=None, finetune_epochs=1),
@@ -48,7 +48,7 @@ def test_a_cohorts_round_is_that_of_its_clients(name):
     model = MLP((4,), 3, widths=[5]).double()
     initial = {key: tensor.detach().clone() for key, tensor in model.named_parameters()}
     x, y = random(3, 6, 4), torch.randint(0, 3, (3, 6), generator=generator)
-    config = {"lr": LR, "proximal-mu": MU}
+    config = {"lr": LR, "proximal-mu": MU, "alpha": 0.3}
     received = {"control-variate": {key: random(*t.shape) for key, t in initial.items()}}
     groups = ("control-variate", "linear-term", "previous")
     kept = [{group: {key: random(*t.shape) for key, t in initial.items()} for group in groups} for _ in range(3)]
@@ -164,3 +164,147 @@ def test_a_forward_pass_with_other_parameters_leaves_the_statistics_alone():
     expected = functional_call(model, others, (x,))  # moves them
     torch.testing.assert_close(outputs, expected)
     assert not torch.equal(model[1].running_mean, torch.zeros(4))
+
+
+def test_moon_by_its_equation(run):
+    """Two rounds of two steps each on everything that two clients hold, with equation 3 written out."""
+    mu, temperature, lr = 3.0, 0.4, 0.2
+    result = run(
+        "strategy=moon",
+        f"strategy.client.mu={mu}",
+        f"strategy.client.temperature={temperature}",
+        "partitioner=linear",
+        "federation.num_supernodes=2",
+        "federation.num_rounds=2",
+        "federation.fraction_train=1",
+        "model.widths=[32]",
+        "local.epochs=null",
+        "local.steps=2",
+        "local.batch_size=0",
+        f"optimizer.lr={lr}",
+        "dtype=float64",
+    )
+    experiment = result.experiment
+    w = {name: torch.from_numpy(array.numpy()) for name, array in experiment.initial_arrays.items()}
+    first, last = sorted({name.rpartition(".")[0] for name in w})
+
+    def features(params, x):
+        return (x.flatten(1) @ params[f"{first}.weight"].T + params[f"{first}.bias"]).relu()
+
+    def cosine(a, b):
+        return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))
+
+    samples = [experiment.data.train_samples(i) for i in range(2)]
+    sizes = [len(y) for _, y in samples]
+    assert sizes[0] != sizes[1]
+    previous = [w, w]
+    for _ in range(2):
+        models = []
+        for i, (x, y) in enumerate(samples):
+            params = w
+            for _ in range(2):
+                leaves = {name: tensor.clone().requires_grad_() for name, tensor in params.items()}
+                z = features(leaves, x)
+                to_global = (cosine(z, features(w, x)) / temperature).exp()
+                to_previous = (cosine(z, features(previous[i], x)) / temperature).exp()
+                contrastive = -(to_global / (to_global + to_previous)).log().mean()
+                outputs = z @ leaves[f"{last}.weight"].T + leaves[f"{last}.bias"]
+                (torch.nn.functional.cross_entropy(outputs, y) + mu * contrastive).backward()
+                params = {name: leaf.detach() - lr * leaf.grad for name, leaf in leaves.items()}
+            models.append(params)
+            previous[i] = params
+        w = {name: sum(n * model[name] for n, model in zip(sizes, models, strict=True)) / sum(sizes) for name in w}
+    for name, array in result.arrays.items():
+        np.testing.assert_allclose(array, w[name].numpy(), rtol=0, atol=1e-10)
+
+
+MODELS = """
+from torch import nn
+
+class Tied(nn.Module):
+    def __init__(self, input_shape, num_classes):
+        super().__init__()
+        self.a, self.b, self.last = nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, num_classes)
+        self.b.weight = self.a.weight
+
+    def forward(self, x):
+        return self.last(self.b(self.a(x.flatten(1)).relu()).relu())
+
+class Frozen(Tied):
+    def __init__(self, input_shape, num_classes):
+        super().__init__(input_shape, num_classes)
+        self.a.requires_grad_(False)
+"""
+
+
+@pytest.fixture
+def models(tmp_path, monkeypatch):
+    """Return a folder with a model of tied weights, and one that has a frozen layer besides."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "odd_models.py").write_text(MODELS)
+    for name in ("Tied", "Frozen"):
+        (tmp_path / "model" / f"{name.lower()}.yaml").write_text(f"_target_: odd_models.{name}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedavgm", "fedadam_reddi", "feddyn", "krum", "scaffold", "fednova"])
+def test_tied_weights_stay_tied_and_move(run, models, strategy):
+    options = ["model=tied", f"strategy={strategy}", "federation.num_rounds=2", "local.epochs=1", "dtype=float64"]
+    result = run(*options, config_dir=models)
+    np.testing.assert_allclose(result.arrays["a.weight"], result.arrays["b.weight"], rtol=0, atol=1e-12)
+    initial = result.experiment.initial_arrays["a.weight"].numpy()
+    assert np.abs(result.arrays["a.weight"] - initial).max() > 1e-3
+
+
+@pytest.mark.parametrize("hardware", ["cpu", "batched"])
+@pytest.mark.parametrize("strategy", ["fedavg", "scaffold", "fedrep", "fedbabu", "ditto"])
+def test_frozen_parameters_do_not_move(run, models, strategy, hardware):
+    options = ["model=frozen", f"strategy={strategy}", "federation.num_rounds=2", "local.epochs=1"]
+    options += ["hardware=batched", "hardware.compile=false"] if hardware == "batched" else []
+    result = run(*options, config_dir=models)
+    initial = result.experiment.initial_arrays
+    # The mean of equal numbers may differ in the last bit.
+    np.testing.assert_allclose(result.arrays["a.weight"], initial["a.weight"].numpy(), rtol=0, atol=1e-7)
+    assert np.abs(result.arrays["b.bias"] - initial["b.bias"].numpy()).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (
+            ["strategy=scaffold", "optimizer=adam"],
+            "needs an optimizer that is linear in its gradients; try optimizer=s",
+        ),
+        (["strategy=fednova", "optimizer=adagrad"], "needs an optimizer that is linear in its gradients; try optimi"),
+        (["strategy=moon", "model=logistic"], "strategy=moon: the model has one layer, so that its features are its"),
+        (["strategy=fedper", "model=logistic"], "strategy=fedper: the head is the whole model, so that nothing is sh"),
+        (["strategy.client._target_=builtins.dict"], "strategy.client must be a fedresearch.local.update.LocalUpdate,"),
+        (["strategy.server._target_=builtins.dict"], "strategy.server must be a flwr.serverapp.strategy.Strategy, g"),
+        (["+sampling.seed=1"], "sampling=uniform: seed cannot be set, the run gives it; remove seed"),
+        (["+optimizer.schedule.lr=1"], "schedule=constant: lr cannot be set, the run gives it; remove lr"),
+        (
+            ["schedule=step", "optimizer.schedule.step_size=1", "optimizer.schedule.gamma=1e-200"],
+            "schedule=step: the learning rate must be > 0 and below 1e38, got 0.0 in round 3",
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_cannot_be_is_refused_before_the_run(compose, overrides, said):
+    from fedresearch.errors import InputError
+    from fedresearch.experiment import Experiment
+
+    experiment = Experiment(*compose(*overrides, "tracker=none"))
+    with pytest.raises(InputError) as error:
+        experiment.build()
+    assert said in str(error.value)
+
+
+def test_clients_are_told_how_many_hold_data(compose):
+    from fedresearch.experiment import Experiment
+
+    options = ["partitioner.alpha=0.02", "partitioner.min_partition_size=0", "federation.num_supernodes=40"]
+    experiment = Experiment(*compose(*options, "tracker=none"))
+    holding = sum(len(rows) > 0 for rows in experiment.data.train)
+    assert 0 < holding < 40
+    assert experiment._client_config(1)["num-clients"] == holding

@@ -1,7 +1,7 @@
 """The keys of the records in a message, and arrays in and out of them."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,8 @@ METRICS = "metrics"
 NUM_EXAMPLES = "num-examples"
 UNIFORM = "uniform"  # 1: a weight that is the same for every client
 NUM_STEPS = "num-steps"
-NUM_CLIENTS = "num-clients"  # of all that may be drawn
+LR = "lr"
+NUM_CLIENTS = "num-clients"  # that hold training data, drawn or not
 TRAIN_LOSS = "train_loss"
 EVAL_LOSS = "eval_loss"
 EVAL_ACC = "eval_acc"
@@ -71,10 +72,9 @@ def sha256(arrays: ArrayRecord) -> str:
     return sha.hexdigest()
 
 
-def flatten(arrays: ArrayRecord) -> NDArray[np.float64]:
-    """Return all floating-point arrays as one vector, in double precision."""
-    values = (arrays[name].numpy() for name in sorted(arrays))
-    parts = [v.ravel().astype(np.float64) for v in values if v.dtype.kind == "f"]
+def flatten(arrays: ArrayRecord, names: Collection[str]) -> NDArray[np.float64]:
+    """Return the arrays of some names as one vector, in double precision."""
+    parts = [arrays[name].numpy().ravel().astype(np.float64) for name in sorted(arrays) if name in names]
     return np.concatenate(parts) if parts else np.zeros(0)
 
 

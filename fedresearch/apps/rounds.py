@@ -18,6 +18,7 @@ from fedresearch.apps.records import (
     ARRAYS,
     EVAL_ACC,
     EVAL_LOSS,
+    LR,
     METRICS,
     NUM_EXAMPLES,
     NUM_STEPS,
@@ -31,6 +32,7 @@ from fedresearch.apps.records import (
     number,
     sha256,
 )
+from fedresearch.local.parts import Names
 
 Row = dict[str, Any]
 
@@ -52,6 +54,8 @@ class RoundLoop:
         trains once and counts twice in the average.
     evaluate_every : int
         Evaluate in the rounds divisible by this.
+    parameters : set of str
+        The arrays that are no buffers: whose movement is measured.
     client_config : callable
         The numbers that a round's clients are sent.
     evaluate : callable
@@ -65,6 +69,7 @@ class RoundLoop:
     train_cohort: Callable[[int], Sequence[int]]
     evaluate_cohort: Callable[[int], Sequence[int]]
     evaluate_every: int
+    parameters: Names
     client_config: Callable[[int], dict[str, float]]
     evaluate: Callable[[ArrayRecord], Row]
     log: Callable[[Row], None]
@@ -96,13 +101,17 @@ class RoundLoop:
         started = time.perf_counter()
         row: Row = {"round": server_round}
 
+        config = self._config(server_round)
+        row["local/lr"] = float(number(config, LR))
         drawn = Counter(self.train_cohort(server_round))
         cohort = CohortGrid(grid, sorted(drawn))
-        messages = list(self.strategy.configure_train(server_round, arrays, self._config(server_round), cohort))
+        messages = list(self.strategy.configure_train(server_round, arrays, config, cohort))
         replies = self._send(cohort, messages, row, "comm/")
         row |= {"clients/sampled": len(messages), "clients/failed": 0}
-        origin = flatten(arrays)
-        row |= _measure_updates(origin, replies)  # before aggregating: some strategies take the replies apart
+        origin = flatten(arrays, self.parameters)
+        row |= _measure_updates(
+            origin, replies, self.parameters
+        )  # before aggregating: some strategies take the replies apart
         counted = [
             copy.deepcopy(reply) if again else reply
             for reply in replies
@@ -113,7 +122,7 @@ class RoundLoop:
             row["train/loss"] = float(number(metrics, TRAIN_LOSS))
         if aggregated is not None:
             arrays = cast_like(aggregated, arrays)
-        row["update/norm"] = float(np.linalg.norm(flatten(arrays) - origin))
+        row["update/norm"] = float(np.linalg.norm(flatten(arrays, self.parameters) - origin))
 
         if server_round % self.evaluate_every == 0:
             row |= self.evaluate(arrays)
@@ -153,14 +162,14 @@ class RoundLoop:
         return replies
 
 
-def _measure_updates(origin: NDArray[np.float64], replies: list[Message]) -> Row:
+def _measure_updates(origin: NDArray[np.float64], replies: list[Message], names: Names) -> Row:
     """Return the local steps, and how far the clients' updates agree: their mean pairwise cosine.
 
     With unit vectors u_i, the sum over pairs is ``(|sum u_i|^2 - n) / 2``: one vector is kept, not one a client.
     """
     total, count = np.zeros_like(origin), 0
     for reply in replies:
-        update = flatten(reply.content.array_records[ARRAYS]) - origin
+        update = flatten(reply.content.array_records[ARRAYS], names) - origin
         norm = np.linalg.norm(update)
         if norm > 0:
             total += update / norm

@@ -11,7 +11,7 @@ server_round : int
 seed : int
     The round's own.
 
-They return partition ids; one that is there twice counts twice in the average.
+They return partition ids; one that is there twice counts twice in the average. Who evaluates is always drawn uniformly.
 """
 
 import random
@@ -44,9 +44,21 @@ class Sampling:
     purpose: Purpose
 
     def __call__(self, server_round: int) -> Sequence[int]:
-        """Return a round's partition ids."""
+        """Return a round's partition ids.
+
+        Raises
+        ------
+        ValueError
+            If one of them does not exist or holds no data, or if there is none where some were asked for.
+        """
         seed = derive_seed(self.seed, self.purpose, server_round)
-        return self.scheme(sizes=self.sizes, cohort_size=self.cohort_size, server_round=server_round, seed=seed)
+        drawn = self.scheme(sizes=self.sizes, cohort_size=self.cohort_size, server_round=server_round, seed=seed)
+        wrong = [i for i in drawn if i not in range(len(self.sizes)) or not self.sizes[i]]
+        if wrong or (self.cohort_size and not drawn and any(self.sizes)):
+            raise ValueError(
+                f"partition ids must be of 0 to {len(self.sizes) - 1} and hold training data, got {wrong or 'none'}"
+            )
+        return drawn
 
 
 def uniform(*, sizes: Sequence[int], cohort_size: int, server_round: int, seed: int) -> list[int]:
@@ -70,16 +82,7 @@ def proportional(*, sizes: Sequence[int], cohort_size: int, server_round: int, s
 def fixed(
     *, sizes: Sequence[int], cohort_size: int, server_round: int, seed: int, partition_ids: Sequence[int]
 ) -> list[int]:
-    """Return the same clients in every round, whatever the size of the cohort.
-
-    Raises
-    ------
-    ValueError
-        If one of them does not exist or holds no data.
-    """
-    wrong = [i for i in partition_ids if not 0 <= i < len(sizes) or not sizes[i]]
-    if wrong:
-        raise ValueError(f"partition_ids must be of 0 to {len(sizes) - 1} and hold training data, got {wrong}")
+    """Return the same clients in every round, whatever the size of the cohort."""
     return list(partition_ids)
 
 

@@ -28,7 +28,13 @@ NEEDED = (
     "dataset.declares.num_classes",
     "dataset.declares.columns",
     "optimizer.lr",
+    "strategy.weighted_by",
+    "strategy.buffers",
+    "strategy.pooled",
 )
+
+
+_FROM_PARTS = {"strategy": ", as `defaults: [_cohort, _self_]` does"}
 
 
 def cohort_size(num_supernodes: int, fraction: float) -> int:
@@ -68,12 +74,16 @@ def check(config: Config, choices: Mapping[str, str | None]) -> None:
             or not isinstance(node.get("_target_"), str)
             or {"_partial_", "_args_"} & node.keys()
         ):
-            group = key.partition(".")[0]
+            group = "schedule" if key == "optimizer.schedule" else key.partition(".")[0]
             lines.append(
                 f"{group}={choices.get(group)}: {key} must be a section with a _target_, without _partial_ and _args_; "
-                "see --help for options"
+                + (f"try {group}={node}" if isinstance(node, str) else "see --help for options")
             )
-    lines += [f"{key} is missing; its option's YAML must give it" for key in NEEDED if not [*_values_at(plain, key)]]
+    lines += [
+        f"{key} is missing; its option's YAML must give it{_FROM_PARTS.get(key.partition('.')[0], '')}"
+        for key in NEEDED
+        if not [*_values_at(plain, key)]
+    ]
     # Values that are wrong alone are told alone: what follows takes each value for a possible one.
     lines = lines or [*_cross_check(config, choices)]
     if lines:
@@ -95,6 +105,13 @@ def _cross_check(config: Config, choices: Mapping[str, str | None]) -> Iterator[
         )
     yield from _check_partitions(config, choices)
     yield from _check_cohorts(config)
+    yield from _check_robust_rule(config)
+    weighted_by = config.strategy["weighted_by"]
+    if config.strategy["server"].get("weighted_by_key", weighted_by) != weighted_by:
+        yield (
+            f"strategy.server.weighted_by_key={config.strategy['server']['weighted_by_key']} is not what "
+            f"strategy.weighted_by says; try strategy.weighted_by={weighted_by} alone"
+        )
     declares, requires = config.dataset["declares"], config.model.get("requires", {})
     if declares["input"] not in requires.get("input", [declares["input"]]):
         yield (
@@ -167,6 +184,31 @@ def _check_cohorts(config: Config) -> Iterator[str]:
                     f"(federation.fraction_{phase} of federation.num_supernodes={federation.num_supernodes}); "
                     f"try strategy.server.{key}={cohort}"
                 )
+
+
+def _check_robust_rule(config: Config) -> Iterator[str]:
+    """Hold a robust rule to the cohort that it needs against so many attackers."""
+    federation, strategy = config.federation, config.strategy
+    if federation.num_supernodes is None:
+        return
+    cohort = 1 if strategy["pooled"] else cohort_size(federation.num_supernodes, federation.fraction_train)
+    server = strategy["server"]
+    clients = f"the {cohort} clients of a round (federation.fraction_train of federation.num_supernodes)"
+    if "min_cohort" in strategy:
+        factor, least = strategy["min_cohort"]
+        malicious = server["num_malicious_nodes"]
+        if cohort < factor * malicious + least:
+            fitting = (cohort - least) // factor
+            other = f"strategy.server.num_malicious_nodes={fitting} or " if fitting >= 0 else ""
+            yield (
+                f"strategy.server.num_malicious_nodes={malicious} needs {factor} * {malicious} + {least} = "
+                f"{factor * malicious + least} clients, got {clients}; try {other}federation.fraction_train=1"
+            )
+    if server.get("num_nodes_to_select", 0) > cohort:
+        yield (
+            f"strategy.server.num_nodes_to_select={server['num_nodes_to_select']} is more than {clients}; "
+            f"try strategy.server.num_nodes_to_select={cohort}"
+        )
 
 
 def _values_at(node: Any, key: str) -> Iterator[Any]:

@@ -55,7 +55,7 @@ def explain(error: Exception) -> InputError | None:
     elif isinstance(error, ValueError) and str(error).startswith("Config group override must be"):
         line = "a config group needs an option and cannot be null; see --help for the options"
     elif isinstance(cause, HydraException | OmegaConfBaseException):
-        line = str(cause).splitlines()[0]
+        line = " ".join(str(cause).splitlines()[:2])
     elif isinstance(error, OSError) and error.errno in _DISK_TROUBLE:
         line = f"{error.strerror}{f': {error.filename}' if error.filename else ''}; try another hydra.run.dir"
     else:
@@ -77,6 +77,8 @@ def _unknown_key(error: OmegaConfBaseException) -> str:
     prefix = f"{section}." if section else ""
     close = get_close_matches(name, known, n=1)
     hint = f"; did you mean {prefix}{close[0]}?" if close else ""
+    if error.full_key == "schedule":
+        hint = "; its options are optimizer.schedule.*, and its file begins with the line # @package optimizer.schedule"
     return f"unknown key {error.full_key}; {section or 'the config'} has {', '.join(known)}{hint}"
 
 

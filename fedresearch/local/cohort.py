@@ -141,7 +141,7 @@ class CohortTrainer:
                 params[name] = self._stack([finished[member][name] for member in range(len(tasks))], chunk)
             num_steps = [done + steps for done, steps in zip(num_steps, lengths, strict=True)]
         if not all(num_steps):
-            raise ValueError("no parameter is trained: all of them belong to the head")
+            raise ValueError("no parameter is trained: all are frozen")
         results = []
         for member, task in enumerate(tasks):
             own = {name: tensor[member] for name, tensor in params.items()}

@@ -39,4 +39,6 @@ class Forward:
             outputs = self(params, x)
         finally:
             hook.remove()
+        if not seen:
+            raise ValueError("the model does not call its last layer, so that its features cannot be read")
         return outputs, seen[-1].flatten(start_dim=1)

@@ -2,20 +2,25 @@
 
 from collections.abc import Collection, Sequence
 
-from torch.nn import GroupNorm, LayerNorm, Module
+from torch.nn import Module
 from torch.nn.modules.batchnorm import _NormBase
 
 Names = frozenset[str]
 
 
 def parameters(model: Module) -> Names:
-    """Return the names of the parameters."""
+    """Return the names of the parameters; of one that has several, the first."""
     return frozenset(name for name, _ in model.named_parameters())
+
+
+def trainable(model: Module) -> Names:
+    """Return the names of the parameters that are not frozen."""
+    return frozenset(name for name, tensor in model.named_parameters() if tensor.requires_grad)
 
 
 def buffers(model: Module) -> Names:
     """Return the names of the buffers: the running statistics of BatchNorm, above all."""
-    return frozenset(model.state_dict()) - parameters(model)
+    return frozenset(model.state_dict()) - {name for name, _ in model.named_parameters(remove_duplicate=False)}
 
 
 def layers(model: Module) -> Sequence[Module]:
@@ -45,13 +50,13 @@ def head(model: Module, modules: Sequence[str] | None) -> Names:
     for name in modules:
         if not name or name not in named or not _of(model, [named[name]]):
             allowed = [known for known, module in named.items() if known and _of(model, [module])]
-            raise ValueError(f"the head may be made of {', '.join(allowed)}, got {name}")
+            raise ValueError(f"the head may be made of {', '.join(allowed)}, got {name or 'nothing'}")
     return _of(model, [named[name] for name in modules])
 
 
 def normalisation(model: Module) -> Names:
-    """Return the names of all that normalisation layers hold: scales, shifts and running statistics."""
-    return _of(model, [m for m in model.modules() if isinstance(m, _NormBase | GroupNorm | LayerNorm)])
+    """Return the names of all that BatchNorm layers hold: scales, shifts and running statistics."""
+    return _of(model, [module for module in model.modules() if isinstance(module, _NormBase)])
 
 
 def forget_statistics(model: Module) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
@@ -155,6 +156,7 @@ def train(model: Module, task: Task, *, optimizer: MakeOptimizer, schedule: Sche
     params = forward.params
     anchor = {name: (task.anchor or task.start)[name] for name in params}
     gradient = functools.partial(mean_gradient, model, x=x, y=y)
+    required = {name: tensor.requires_grad for name, tensor in params.items()}
     total = torch.zeros((), dtype=torch.float64)
     num_steps = 0
     state: dict[str, Tensor] = {}
@@ -177,6 +179,8 @@ def train(model: Module, task: Task, *, optimizer: MakeOptimizer, schedule: Sche
                 gradients = {name: tensor.grad for name, tensor in trained.items() if tensor.grad is not None}
                 with torch.no_grad():
                     corrected = update.correct(gradients, trained, fixed)
+                if corrected.keys() != gradients.keys():
+                    raise ValueError(f"correct must return what it is given, {[*gradients]}, got {[*corrected]}")
                 if corrected is not gradients:
                     for name, gradient_ in corrected.items():
                         trained[name].grad = gradient_
@@ -184,9 +188,10 @@ def train(model: Module, task: Task, *, optimizer: MakeOptimizer, schedule: Sche
                 total += loss.detach()
                 num_steps += 1
             state |= _state(stepper, trained, f"{number}/")
-        model.requires_grad_(True)
+        for name, tensor in params.items():
+            tensor.requires_grad_(required[name])
     if not num_steps:
-        raise ValueError("no parameter is trained: all of them belong to the head")
+        raise ValueError("no parameter is trained: all are frozen")
     end = update.end(
         {name: tensor.detach() for name, tensor in params.items()},
         fixed,
@@ -212,16 +217,29 @@ def drift(optimizer: MakeOptimizer, num_steps: int, mu: float) -> float:
     This is ``eta * |a|_1`` of Wang et al. 2020 (arXiv:2007.07481, Section 4) for any optimizer that is linear in its
     gradients: ``eta * tau`` for plain SGD; with momentum rho, ``eta * sum_k (1 - rho^k) / (1 - rho)``; with a proximal
     term, ``(1 - (1 - eta mu)^tau) / mu``. Weight decay counts as part of the gradients, as in the paper's experiments.
+
+    Raises
+    ------
+    ValueError
+        If the optimizer is not linear in its gradients, or if its steps cancel out.
     """
-    parameter = Parameter(torch.zeros(1, dtype=torch.float64))
+    # Two parameters, one against twice the gradient, with nothing for weight decay to act on.
+    parameter, gradient = Parameter(torch.zeros(2, dtype=torch.float64)), torch.tensor([1.0, 2.0], dtype=torch.float64)
     stepper = optimizer([parameter])
-    displacement = 0.0
+    displacement = torch.zeros_like(gradient)
     for _ in range(num_steps):
-        parameter.grad = torch.full_like(parameter, 1 - mu * displacement)
+        parameter.grad = gradient - mu * displacement
         stepper.step()
-        displacement -= parameter.item()
-        parameter.data.zero_()  # nothing for weight decay to act on
-    return displacement
+        displacement -= parameter.detach()
+        parameter.data.zero_()
+    once, twice = displacement.tolist()
+    if not math.isclose(2 * once, twice, rel_tol=1e-9):
+        raise ValueError("the strategy needs an optimizer that is linear in its gradients; try optimizer=sgd")
+    if once <= 0:
+        raise ValueError(
+            f"the local steps cancel out: lr * mu must be below 1, got mu={mu}; try a smaller optimizer.lr"
+        )
+    return once
 
 
 def _no_drift(optimizer: MakeOptimizer, num_steps: int, mu: float) -> float:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from fedresearch.local.objective import losses
-from fedresearch.local.parts import Names, parameters
+from fedresearch.local.parts import Names, trainable
 
 # A model's parameters, or what goes with them, by name.
 Tensors = Mapping[str, Tensor]
@@ -99,7 +99,7 @@ class LocalUpdate:
 
     def stages(self, model: Module) -> tuple[Stage, ...]:
         """Return what a client trains in its round, one stage after another."""
-        return (Stage(parameters(model)),)
+        return (Stage(trainable(model)),)
 
     def adaptation(self, model: Module) -> tuple[Stage, ...]:
         """Return what a client trains, on its training data, before it evaluates the model as its own."""

@@ -6,7 +6,7 @@ from where it left it, on ``F_k(v) + lambda/2 |v - w|^2``.
 
 from torch.nn import Module
 
-from fedresearch.local.parts import parameters
+from fedresearch.local.parts import trainable
 from fedresearch.local.update import Fixed, LocalUpdate, Stage, Start, Tensors
 from fedresearch.strategies.fedprox import attract
 
@@ -31,7 +31,7 @@ class _Attracted(LocalUpdate):
         self.lam, self.epochs = lam, epochs
 
     def stages(self, model: Module) -> tuple[Stage, ...]:
-        return (Stage(parameters(model), self.epochs),)
+        return (Stage(trainable(model), self.epochs),)
 
     def begin(self, start: Start) -> Fixed:
         return {"w": start.anchor}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch.nn import Module
 
-from fedresearch.local.parts import parameters
+from fedresearch.local.parts import trainable
 from fedresearch.local.update import Stage
 from fedresearch.strategies.fedper import PersonalHead
 
@@ -30,8 +30,8 @@ class BodyOnly(PersonalHead):
 
     def stages(self, model: Module) -> tuple[Stage, ...]:
         """Return the body's training."""
-        return (Stage(parameters(model) - self.personal(model)),)
+        return (Stage(trainable(model) - self.personal(model)),)
 
     def adaptation(self, model: Module) -> tuple[Stage, ...]:
         """Return the head's."""
-        return (Stage(self.personal(model), self.finetune_epochs),)
+        return (Stage(self.personal(model) & trainable(model), self.finetune_epochs),)

@@ -1,6 +1,6 @@
 """FedBN (Li et al. 2021, "Federated Learning on Non-IID Features via Local Batch Normalization", arXiv:2102.07623).
 
-The server is FedAvg's, over all but the normalisation layers.
+The server is FedAvg's, over all but the BatchNorm layers.
 """
 
 from torch.nn import Module
@@ -10,10 +10,10 @@ from fedresearch.local.update import LocalUpdate
 
 
 class LocalNormalization(LocalUpdate):
-    """Train everything, keep the normalisation layers: their scales, shifts and running statistics."""
+    """Train everything, keep the BatchNorm layers: their scales, shifts and running statistics."""
 
     def personal(self, model: Module) -> Names:
-        """Return the normalisation layers.
+        """Return the BatchNorm layers.
 
         Raises
         ------
@@ -22,5 +22,5 @@ class LocalNormalization(LocalUpdate):
         """
         names = normalisation(model)
         if not names:
-            raise ValueError("the model has no normalisation layer to keep; try model=resnet18 model.norm=batch")
+            raise ValueError("the model has no BatchNorm layer to keep; try model=resnet18 model.norm=batch")
         return names

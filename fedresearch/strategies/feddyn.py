@@ -22,6 +22,7 @@ from fedresearch.local.update import End, Fixed, LocalUpdate, Start, Tensors
 from fedresearch.strategies.client_mean import ClientMean
 
 _LINEAR = "linear-term"
+_ALPHA = "alpha"
 
 
 class FedDyn(FedAvg):
@@ -45,8 +46,9 @@ class FedDyn(FedAvg):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Keep x, then do as FedAvg."""
+        """Keep x, and send alpha along."""
         self._arrays, self._num_clients = arrays, int(number(config, NUM_CLIENTS))
+        config[_ALPHA] = self.alpha
         return super().configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(
@@ -66,30 +68,19 @@ class FedDyn(FedAvg):
 
 
 class DynamicUpdate(LocalUpdate):
-    """The client.
-
-    Parameters
-    ----------
-    alpha : float
-        The server's.
-    """
-
-    def __init__(self, alpha: float) -> None:
-        self.alpha = alpha
+    """The client."""
 
     def begin(self, start: Start) -> Fixed:
-        """Return x and g_i."""
+        """Return x, g_i and alpha."""
         zeros = {name: torch.zeros_like(tensor) for name, tensor in start.anchor.items()}
-        return {"x": start.anchor, "g": start.kept.get(_LINEAR, zeros)}
+        return {"x": start.anchor, "g": start.kept.get(_LINEAR, zeros), "alpha": start.config[_ALPHA]}
 
     def correct(self, gradients: Tensors, params: Tensors, fixed: Fixed) -> Tensors:
         """Subtract g_i and add ``alpha (y - x)``."""
-        x, g = fixed["x"], fixed["g"]
-        return {
-            name: gradient - g[name] + self.alpha * (params[name] - x[name]) for name, gradient in gradients.items()
-        }
+        x, g, alpha = fixed["x"], fixed["g"], fixed["alpha"]
+        return {name: gradient - g[name] + alpha * (params[name] - x[name]) for name, gradient in gradients.items()}
 
     def end(self, params: Tensors, fixed: Fixed, drift: Callable[[float], float]) -> End:
         """Keep g_i; the server knows its change from the model."""
-        x, g = fixed["x"], fixed["g"]
-        return End(kept={_LINEAR: {name: g[name] - self.alpha * (params[name] - x[name]) for name in params}})
+        x, g, alpha = fixed["x"], fixed["g"], fixed["alpha"]
+        return End(kept={_LINEAR: {name: g[name] - alpha * (params[name] - x[name]) for name in params}})

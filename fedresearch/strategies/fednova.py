@@ -24,6 +24,7 @@ from fedresearch.strategies.client_mean import take
 from fedresearch.strategies.fedprox import attract
 
 _WEIGHT = "gradient-weight"
+_MU = "proximal-mu"
 
 
 class FedNova(FedAvg):
@@ -45,8 +46,9 @@ class FedNova(FedAvg):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Keep x, then do as FedAvg."""
+        """Keep x, and send mu along."""
         self._arrays = arrays
+        config[_MU] = self.proximal_mu
         return super().configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(
@@ -67,26 +69,17 @@ class FedNova(FedAvg):
 
 
 class NormalizedUpdate(LocalUpdate):
-    """The client: the loss with or without a proximal term, and what its gradients weighed.
-
-    Parameters
-    ----------
-    proximal_mu : float
-        The server's.
-    """
-
-    def __init__(self, proximal_mu: float) -> None:
-        self.proximal_mu = proximal_mu
+    """The client: the loss with or without a proximal term, and what its gradients weighed."""
 
     def begin(self, start: Start) -> Fixed:
-        """Keep x and the learning rate."""
-        return {"x": start.anchor, "lr": start.config["lr"]}
+        """Keep x, mu and the learning rate."""
+        return {"x": start.anchor, "mu": start.config[_MU], "lr": start.config["lr"]}
 
     def correct(self, gradients: Tensors, params: Tensors, fixed: Fixed) -> Tensors:
         """Add ``mu (w - x)``."""
-        return attract(gradients, params, fixed["x"], self.proximal_mu) if self.proximal_mu else gradients
+        return attract(gradients, params, fixed["x"], fixed["mu"])
 
     def end(self, params: Tensors, fixed: Fixed, drift: Callable[[float], float]) -> End:
         """Send ``|a_i|_1``."""
-        weight = drift(self.proximal_mu) / fixed["lr"]
+        weight = drift(fixed["mu"]) / fixed["lr"]
         return End(sent={_WEIGHT: {"a": torch.tensor(weight, dtype=torch.float64)}})

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch.nn import Module
 
-from fedresearch.local.parts import Names, head
+from fedresearch.local.parts import Names, head, parameters
 from fedresearch.local.update import LocalUpdate
 
 
@@ -24,5 +24,14 @@ class PersonalHead(LocalUpdate):
         self.head = head
 
     def personal(self, model: Module) -> Names:
-        """Return the head."""
-        return head(model, self.head)
+        """Return the head.
+
+        Raises
+        ------
+        ValueError
+            If the model has no such module, or nothing beside its head.
+        """
+        names = head(model, self.head)
+        if parameters(model) <= names:
+            raise ValueError("the head is the whole model, so that nothing is shared; try strategy=local_only")
+        return names

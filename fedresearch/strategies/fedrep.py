@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch.nn import Module
 
-from fedresearch.local.parts import parameters
+from fedresearch.local.parts import trainable
 from fedresearch.local.update import Stage
 from fedresearch.strategies.fedper import PersonalHead
 
@@ -29,5 +29,5 @@ class HeadThenBody(PersonalHead):
 
     def stages(self, model: Module) -> tuple[Stage, ...]:
         """Return the head's training and the body's."""
-        head = self.personal(model)
-        return (Stage(head, self.head_epochs), Stage(parameters(model) - head))
+        head, moving = self.personal(model), trainable(model)
+        return (Stage(head & moving, self.head_epochs), Stage(moving - head))

@@ -12,10 +12,12 @@ that is part of the model. In a client's first round z_prev = z_glob, and l_con 
 from collections.abc import Callable
 
 from torch import Tensor
+from torch.nn import Module
 from torch.nn import functional as F
 
 from fedresearch.local.objective import losses
-from fedresearch.local.update import End, Fixed, LocalUpdate, Model, Start, Tensors
+from fedresearch.local.parts import layers
+from fedresearch.local.update import End, Fixed, LocalUpdate, Model, Stage, Start, Tensors
 
 _PREVIOUS = "previous"
 
@@ -34,6 +36,18 @@ class ContrastiveUpdate(LocalUpdate):
     def __init__(self, mu: float, temperature: float) -> None:
         self.mu, self.temperature = mu, temperature
 
+    def stages(self, model: Module) -> tuple[Stage, ...]:
+        """Return the training of everything.
+
+        Raises
+        ------
+        ValueError
+            If the model has one layer, whose features are its inputs.
+        """
+        if len(layers(model)) < 2:
+            raise ValueError("the model has one layer, so that its features are its inputs; try model=mlp")
+        return super().stages(model)
+
     def begin(self, start: Start) -> Fixed:
         """Keep the global and the previous parameters."""
         return {"global": start.anchor, "previous": start.kept.get(_PREVIOUS, start.anchor)}
@@ -42,7 +56,7 @@ class ContrastiveUpdate(LocalUpdate):
         """Return the losses and the contrastive losses."""
         outputs, z = model.features(params, x)
         to_global, to_previous = (
-            F.cosine_similarity(z, model.features(fixed[which], x)[1].detach(), dim=1) / self.temperature
+            F.cosine_similarity(z, model.features(fixed[which], x)[1], dim=1) / self.temperature
             for which in ("global", "previous")
         )
         return losses(outputs, y) + self.mu * F.softplus(to_previous - to_global)

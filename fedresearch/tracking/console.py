@@ -110,12 +110,12 @@ def _duration(seconds: float) -> str:
 
 
 _RESULTS: dict[str, Callable[[Any], str]] = {
+    "personal/accuracy_mean": "{:.4f}".format,  # where there is one, the one that counts
+    "personal/accuracy_worst": "{:.4f}".format,
     "eval/loss": "{:#.4g}".format,
     "eval/accuracy": "{:.4f}".format,
     "clients/accuracy_mean": "{:.4f}".format,
     "clients/accuracy_worst": "{:.4f}".format,
-    "personal/accuracy_mean": "{:.4f}".format,
-    "personal/accuracy_worst": "{:.4f}".format,
     "comm/bytes_up_total": filesize.decimal,
     "comm/bytes_down_total": filesize.decimal,
     "time/total_s": _duration,
