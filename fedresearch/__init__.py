@@ -25,6 +25,6 @@ def load_model(directory: str | Path) -> "Module":
     InputError
         If the directory holds no finished run.
     """
-    from fedresearch.experiment import load_model  # torch takes seconds to import; the command line must not wait
+    from fedresearch.model import load_model  # torch takes seconds to import; the command line must not wait
 
     return load_model(directory)

@@ -1,16 +1,13 @@
-"""From a config to an experiment's objects, and to its model again."""
+"""From a config to an experiment's objects."""
 
 import copy
 import gc
 import inspect
-import json
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from pathlib import Path
 
-import safetensors.torch
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp import ServerApp
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
@@ -24,7 +21,7 @@ from fedresearch.apps.records import LR, NUM_CLIENTS
 from fedresearch.apps.rounds import RoundLoop, Row
 from fedresearch.apps.sampling import Sampling, uniform
 from fedresearch.apps.server_app import make_server_app
-from fedresearch.building import Builder, one_line
+from fedresearch.building import Builder
 from fedresearch.config.check import cohort_size
 from fedresearch.config.schema import Config
 from fedresearch.data.federated import FederatedData
@@ -32,11 +29,12 @@ from fedresearch.data.partition import partition_rows, split_validation
 from fedresearch.data.source import Source, check_source
 from fedresearch.errors import InputError
 from fedresearch.hardware.in_process import InProcessGrid
-from fedresearch.local.objective import EVALUATION_BATCH, evaluate
-from fedresearch.local.parts import Names, buffers, forget_statistics, parameters
+from fedresearch.local.objective import evaluate
+from fedresearch.local.parts import Names, buffers, parameters
 from fedresearch.local.train import Schedule
 from fedresearch.local.update import LocalUpdate
-from fedresearch.runs.directory import MODEL, RECORD
+from fedresearch.model import build_model
+from fedresearch.rehearsal import CannotTakePart, rehearse
 from fedresearch.seeding import derive_seed
 from fedresearch.tracking.tracker import Tracker
 
@@ -68,7 +66,7 @@ class Experiment:
         _ = self.initial_arrays, self.data, self.strategy, self.grid, self.tracker
         for server_round in range(1, self.config.federation.num_rounds + 1):
             self._client_config(server_round)
-        self._try_step()
+        self._rehearse()
         gc.freeze()  # all of this lives as long as the run: Flower's q-FedAvg collects garbage once a client
 
     @cached_property
@@ -254,41 +252,28 @@ class Experiment:
             seed=self.config.seed,
         )
 
-    def _try_step(self) -> None:
-        """Let a client answer round 1's message with two samples, and with one where some batch is one.
-
-        All is real, the model a copy, and what the server sends included; only the answer goes nowhere.
-        """
-        batch_size, data = self.config.local.batch_size, self.training_data
-        sizes = [len(rows) for rows in data.train]
-        if not any(sizes):
+    def _rehearse(self) -> None:
+        """Let a client answer the first message, all real but the model a copy."""
+        if not any(len(rows) for rows in self.training_data.train):
             return
-        cohort = CohortGrid(self.grid, sorted(set(self._builder.call("sampling", self._train_cohort, server_round=1))))
+        drawn = self._builder.call("sampling", self._train_cohort, server_round=1)
+        cohort = CohortGrid(self.grid, sorted(set(drawn)))
         config = ConfigRecord(dict(self._client_config(1)))
         message, *_ = self._new_strategy().configure_train(1, self.initial_arrays, config, cohort)
-        alone = [i for i, size in enumerate(sizes) if size == 1 or (batch_size and size % batch_size == 1)]
-        for num_samples, partition_id in [(2, sizes.index(max(sizes))), *((1, i) for i in alone[:1])]:
-            few = data.sample(partition_id, num_samples)
-            app = self._new_client_app(copy.deepcopy(self.model), few, Schedule(None, 1, 0))
-            try:
-                self.grid.try_out(app, message, Context(1, 2, {"partition-id": 0}, RecordDict(), {}))
-            except Exception as error:
-                hint = f" (the last batch of partitions {alone} is one sample; try another local.batch_size)"
-                raise self._refusal("train", error, hint if num_samples == 1 else "") from error
-        alone = [i for i, rows in enumerate(self.data.validation) if len(rows) % EVALUATION_BATCH == 1]
-        if alone:
-            x, y = self.data.validation_samples(alone[0])
-            try:
-                evaluate(copy.deepcopy(self.model), x[:1], y[:1])
-            except Exception as error:
-                hint = f" (partitions {alone} validate on a batch of one sample; try another validation.fraction)"
-                raise self._refusal("be evaluated", error, hint) from error
-
-    def _refusal(self, doing: str, error: Exception, hint: str) -> InputError:
         model, dataset, strategy = (self.choices[group] for group in ("model", "dataset", "strategy"))
-        return InputError(
-            f"model={model} cannot {doing} on dataset={dataset} with strategy={strategy}: {one_line(error)}{hint}"
-        )
+        try:
+            rehearse(
+                message,
+                self.grid,
+                lambda data: self._new_client_app(copy.deepcopy(self.model), data, Schedule(None, 1, 0)),
+                self.training_data,
+                self.data,
+                self.config.local.batch_size,
+            )
+        except CannotTakePart as error:
+            raise InputError(
+                f"model={model} cannot {error.doing} on dataset={dataset} with strategy={strategy}: {error}"
+            ) from error
 
     def _source(self) -> Source:
         """Load the dataset, and hold it to what its YAML declares."""
@@ -297,39 +282,3 @@ class Experiment:
         source: Source = self._builder.build("dataset", options)
         check_source(source, declared, str(self.choices["dataset"]))
         return source
-
-
-def build_model(config: Config, choices: Mapping[str, str | None]) -> Module:
-    """Build the model for the dataset's declared shape and classes; with dtype float64, all its floats are that."""
-    declared = config.dataset["declares"]
-    model: Module = Builder(choices).build(
-        "model",
-        {key: value for key, value in config.model.items() if key != "requires"},
-        input_shape=tuple(declared["input_shape"]),
-        num_classes=declared["num_classes"],
-    )
-    if config.strategy["buffers"] == "drop":
-        forget_statistics(model)
-    return model.double() if config.dtype == "float64" else model
-
-
-def load_model(directory: str | Path) -> Module:
-    """Return the final global model of a finished run, in evaluation mode.
-
-    Parameters
-    ----------
-    directory : path
-        The run's directory.
-
-    Raises
-    ------
-    InputError
-        If the directory holds no finished run.
-    """
-    directory = Path(directory)
-    if not (directory / MODEL).is_file():
-        raise InputError(f"{directory} holds no {MODEL}: it is not the directory of a finished run")
-    record = json.loads((directory / RECORD).read_text(encoding="utf-8"))
-    model = build_model(Config(**record["config"]), record["choices"])
-    model.load_state_dict(safetensors.torch.load_file(directory / MODEL))
-    return model.eval()

@@ -49,7 +49,8 @@ def test_the_groups_are_the_folders():
 
 @pytest.mark.parametrize(("group", "option"), ALL)
 def test_every_option_composes_is_checked_and_built(compose, group, option, tmp_path):
-    from fedresearch.experiment import Experiment, build_model
+    from fedresearch.experiment import Experiment
+    from fedresearch.model import build_model
 
     config, choices = compose(f"{group}={option}", *WITH.get(f"{group}={option}", []), f"cache_dir={tmp_path}")
     assert choices[group] == option
