@@ -140,3 +140,22 @@ def test_the_compiled_step_stays_within_a_hundred_thousandth(run):
     """Relative to the largest of each array's entries, in float32, after five rounds."""
     options = ["federation.num_supernodes=20", "federation.num_rounds=5", "model=logistic", "local.epochs=1"]
     nearly_equal(run(*options), run(*options, "hardware=batched"), 1e-5)
+
+
+def test_without_a_compiler_the_step_runs_uncompiled_and_says_so_once(run, monkeypatch, caplog):
+    import torch
+
+    attempts = []
+
+    def broken(*_):
+        attempts.append(1)
+        raise torch._dynamo.exc.TorchDynamoException("No working C++ compiler found\nand much more")
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: broken)
+    options = ["federation.num_supernodes=6", "federation.num_rounds=2", "local.epochs=1", "model=logistic"]
+    result = run(*options, "hardware=batched")
+    assert len(attempts) == 1
+    assert [record.message for record in caplog.records] == [
+        "the step could not be compiled and runs uncompiled: No working C++ compiler found"
+    ]
+    nearly_equal(run(*options), result, 1e-5)

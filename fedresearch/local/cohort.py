@@ -181,17 +181,18 @@ class CohortTrainer:
         return self._compiled[key]
 
     def _or_eager(self, gradients: Gradients) -> Gradients:
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # that there is no CUDA is no news
         compiled = torch.compile(gradients, dynamic=False)
 
         def call(*arguments: Any) -> tuple[Tensors, Tensor]:
-            try:
-                return compiled(*arguments)
-            except torch._dynamo.exc.TorchDynamoException as error:
-                log.warning(
-                    "the step could not be compiled (%s); it runs uncompiled", str(error).strip().split("\n")[0]
-                )
-                self._compiles = False
-                return gradients(*arguments)
+            if self._compiles:
+                try:
+                    return compiled(*arguments)
+                except torch._dynamo.exc.TorchDynamoException as error:
+                    self._compiles = False
+                    reason = str(error).strip().split("\n")[0]
+                    log.warning("the step could not be compiled and runs uncompiled: %s", reason)
+            return gradients(*arguments)
 
         return call
 
