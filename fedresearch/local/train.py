@@ -16,7 +16,8 @@ from torch.nn import Module, Parameter
 from torch.optim import Optimizer
 
 from fedresearch.local.forward import Forward
-from fedresearch.local.objective import EVALUATION_BATCH, losses
+from fedresearch.local.objective import EVALUATION_BATCH
+from fedresearch.local.objective import losses as losses_of
 from fedresearch.local.update import Groups, LocalUpdate, Stage, Start, Tensors
 
 MakeOptimizer = Callable[..., Optimizer]
@@ -160,9 +161,11 @@ def train(model: Module, task: Task, *, optimizer: MakeOptimizer, schedule: Sche
     total = torch.zeros((), dtype=torch.float64)
     num_steps = 0
     state: dict[str, Tensor] = {}
+    shares: dict[int, Tensor] = {}
+    no_grad = torch.no_grad()
     # A model's own draws (dropout) come from torch's global generator: seeded for this task, then put back.
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(task.dropout_seed)
+        torch.default_generator.manual_seed(task.dropout_seed)
         fixed = update.begin(Start(anchor, task.config, task.received, task.kept, gradient))
         for number, stage in enumerate(task.stages):
             trained = {name: tensor for name, tensor in params.items() if name in stage.trained}
@@ -170,22 +173,26 @@ def train(model: Module, task: Task, *, optimizer: MakeOptimizer, schedule: Sche
                 continue
             for name, tensor in params.items():
                 tensor.requires_grad_(name in trained)
+            moving = list(trained.items())
             stepper = make_optimizer(list(trained.values()))
             _restore(stepper, trained, task.optimizer_state or {}, f"{number}/")
             for inputs, targets in schedule.of(stage).batches(x, y, generator):
                 stepper.zero_grad()
-                loss = update.objective(forward, params, inputs, targets, fixed).mean()
-                loss.backward()
-                gradients = {name: tensor.grad for name, tensor in trained.items() if tensor.grad is not None}
-                with torch.no_grad():
+                losses = update.objective(forward, params, inputs, targets, fixed)
+                if len(targets) not in shares:
+                    shares[len(targets)] = torch.full_like(losses, 1 / len(targets), requires_grad=False)
+                weights = shares[len(targets)]
+                losses.backward(weights)  # of their mean, which autograd need not know
+                gradients = {name: tensor.grad for name, tensor in moving if tensor.grad is not None}
+                with no_grad:
                     corrected = update.correct(gradients, trained, fixed)
-                if corrected.keys() != gradients.keys():
-                    raise ValueError(f"correct must return what it is given, {[*gradients]}, got {[*corrected]}")
                 if corrected is not gradients:
+                    if corrected.keys() != gradients.keys():
+                        raise ValueError(f"correct must return what it is given, {[*gradients]}, got {[*corrected]}")
                     for name, gradient_ in corrected.items():
                         trained[name].grad = gradient_
                 stepper.step()
-                total += loss.detach()
+                total += losses.detach().dot(weights)
                 num_steps += 1
             state |= _state(stepper, trained, f"{number}/")
         for name, tensor in params.items():
@@ -207,7 +214,7 @@ def mean_gradient(model: Module, params: Tensors, x: Tensor, y: Tensor) -> Tenso
     num_parts = -(-len(y) // EVALUATION_BATCH)  # of about equal sizes: BatchNorm refuses one sample
     for inputs, targets in zip(x.tensor_split(num_parts), y.tensor_split(num_parts), strict=True):
         outputs = functional_call(model, (leaves, buffers), (inputs,))
-        (losses(outputs, targets).sum() / len(y)).backward()
+        (losses_of(outputs, targets).sum() / len(y)).backward()
     return {name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in leaves.items()}
 
 
