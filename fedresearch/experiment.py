@@ -203,6 +203,10 @@ class Experiment:
         )
 
     @cached_property
+    def _num_clients(self) -> int:
+        return sum(len(rows) > 0 for rows in self.training_data.train)
+
+    @cached_property
     def _learning_rate(self) -> Callable[..., float]:
         return self._builder.partial(
             "schedule", self.config.optimizer["schedule"], given=("lr", "server_round", "num_rounds")
@@ -222,7 +226,7 @@ class Experiment:
                 f"schedule={self.choices['schedule']}: the learning rate must be > 0 and below 1e38, got {lr} in round "
                 f"{server_round}; see optimizer.schedule.*"
             )
-        return {LR: lr, NUM_CLIENTS: sum(len(rows) > 0 for rows in self.training_data.train)}
+        return {LR: lr, NUM_CLIENTS: self._num_clients}
 
     def _new_strategy(self) -> Strategy:
         strategy = self._builder.build("strategy", self.config.strategy["server"])

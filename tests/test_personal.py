@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from fedresearch.apps.records import values
 from fedresearch.errors import InputError
 from fedresearch.experiment import Experiment
 from fedresearch.local.train import Schedule, Task, train
@@ -46,10 +47,6 @@ DIABETES = [
     "local.epochs=null",
     "optimizer.lr=0.05",
 ]
-
-
-def values(arrays):
-    return {name: array.numpy() for name, array in arrays.items()}
 
 
 def state_of(experiment, partition_id):

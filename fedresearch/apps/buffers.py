@@ -3,11 +3,11 @@
 from collections.abc import Iterable
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fedresearch.apps.records import ARRAYS, METRICS, number
+from fedresearch.apps.records import ARRAYS, METRICS, number, record, values
 from fedresearch.local.parts import Names
 
 
@@ -48,16 +48,13 @@ class BufferAveraging(Strategy):
         for reply in replies:
             weights.append(float(number(reply.content.metric_records[METRICS], self._key)))
             reply.content[ARRAYS], rest = self._split(reply.content.array_records[ARRAYS])
-            buffers.append(rest)
+            buffers.append(values(rest))
         arrays, metrics = self._strategy.aggregate_train(server_round, replies)
         if arrays is None:
             return None, metrics
-        mean = {
-            name: Array(np.asarray(np.average([rest[name].numpy() for rest in buffers], axis=0, weights=weights)))
-            for name in buffers[0]
-        }
+        mean = {name: np.average([rest[name] for rest in buffers], axis=0, weights=weights) for name in buffers[0]}
         # A record of its own: strategies keep theirs for the next round.
-        return ArrayRecord({**arrays, **mean}), metrics
+        return ArrayRecord({**arrays, **record(mean)}), metrics
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

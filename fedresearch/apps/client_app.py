@@ -87,6 +87,7 @@ class Clients(ClientApp):
         self._seed = seed
         self._initial = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         self.stages = update.stages(model)
+        self._beside_stages = update.beside.stages(model) if update.beside else ()
         self._adaptation = [stage for stage in update.adaptation(model) if stage.trained]
         self._has_own_model = bool(personal or self._adaptation or update.beside)
         super().train()(lambda message, context: self.train_cohort([message], [context], train_each)[0])
@@ -126,7 +127,7 @@ class Clients(ClientApp):
                     {**task.start, **tensors(context.state, _OWN)},
                     1,
                     update=self.update.beside,
-                    stages=self.update.beside.stages(self.model),
+                    stages=self._beside_stages,
                     anchor=task.start,
                     optimizer_state=self._optimizer_state(context, _OWN_OPTIMIZER),
                 )

@@ -109,9 +109,8 @@ class RoundLoop:
         replies = self._send(cohort, messages, row, "comm/")
         row |= {"clients/sampled": len(messages), "clients/failed": 0}
         origin = flatten(arrays, self.parameters)
-        row |= _measure_updates(
-            origin, replies, self.parameters
-        )  # before aggregating: some strategies take the replies apart
+        # Before aggregating: some strategies take the replies apart.
+        row |= _measure_updates(origin, replies, self.parameters)
         counted = [
             copy.deepcopy(reply) if again else reply
             for reply in replies

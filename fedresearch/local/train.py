@@ -173,7 +173,6 @@ def train(model: Module, task: Task, *, optimizer: MakeOptimizer, schedule: Sche
                 continue
             for name, tensor in params.items():
                 tensor.requires_grad_(name in trained)
-            moving = list(trained.items())
             stepper = make_optimizer(list(trained.values()))
             _restore(stepper, trained, task.optimizer_state or {}, f"{number}/")
             for inputs, targets in schedule.of(stage).batches(x, y, generator):
@@ -183,7 +182,7 @@ def train(model: Module, task: Task, *, optimizer: MakeOptimizer, schedule: Sche
                     shares[len(targets)] = torch.full_like(losses, 1 / len(targets), requires_grad=False)
                 weights = shares[len(targets)]
                 losses.backward(weights)  # of their mean, which autograd need not know
-                gradients = {name: tensor.grad for name, tensor in moving if tensor.grad is not None}
+                gradients = {name: tensor.grad for name, tensor in trained.items() if tensor.grad is not None}
                 with no_grad:
                     corrected = update.correct(gradients, trained, fixed)
                 if corrected is not gradients:
@@ -219,7 +218,7 @@ def mean_gradient(model: Module, params: Tensors, x: Tensor, y: Tensor) -> Tenso
 
 
 def drift(optimizer: MakeOptimizer, num_steps: int, mu: float) -> float:
-    """Return how far steps of an optimizer move a parameter against the gradient ``1 + mu * displacement``.
+    """Return how far steps of an optimizer move a parameter against the gradient ``1 - mu * displacement``.
 
     This is ``eta * |a|_1`` of Wang et al. 2020 (arXiv:2007.07481, Section 4) for any optimizer that is linear in its
     gradients: ``eta * tau`` for plain SGD; with momentum rho, ``eta * sum_k (1 - rho^k) / (1 - rho)``; with a proximal

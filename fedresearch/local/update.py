@@ -14,7 +14,7 @@ from fedresearch.local.parts import Names, trainable
 Tensors = Mapping[str, Tensor]
 # Several of these, each under a name of its own: what a message carries beside the model, what a client keeps.
 Groups = Mapping[str, Tensors]
-# What stays the same during a round: tensors, in mappings of mappings.
+# What stays the same during a round: tensors and numbers, in mappings of mappings.
 Fixed = Mapping[str, Any]
 
 
@@ -86,8 +86,9 @@ class LocalUpdate:
     """Plain local training, FedAvg's (McMahan et al. 2017, arXiv:1602.05629, ClientUpdate): minimise the loss.
 
     A strategy overrides what it changes. ``begin``, ``objective``, ``correct`` and ``end`` are pure: they read their
-    arguments and return tensors, so that they can be called for one client or, under ``torch.func.vmap``, for many at
-    once. ``personal``, ``stages`` and ``adaptation`` say which parts of the model are whose, and are asked once.
+    arguments and return tensors. ``begin`` and ``end`` are called once a client; ``objective`` and ``correct`` in every
+    step, for one client or, under ``torch.func.vmap``, for many at once. ``personal``, ``stages`` and ``adaptation``
+    say which parts of the model are whose, and are asked once.
     """
 
     beside: "LocalUpdate | None" = None
