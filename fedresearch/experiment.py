@@ -28,7 +28,7 @@ from fedresearch.data.federated import FederatedData
 from fedresearch.data.partition import partition_rows, split_validation
 from fedresearch.data.source import Source, check_source
 from fedresearch.errors import InputError
-from fedresearch.hardware.in_process import InProcessGrid
+from fedresearch.hardware.ordered import OrderedGrid
 from fedresearch.local.objective import evaluate
 from fedresearch.local.parts import Names, buffers, parameters
 from fedresearch.local.train import Schedule
@@ -137,7 +137,7 @@ class Experiment:
         )
 
     @cached_property
-    def grid(self) -> InProcessGrid:
+    def grid(self) -> OrderedGrid:
         """Where the clients run."""
         return self._builder.build(
             "hardware", self.config.hardware, client_app=self.client_app, num_supernodes=self.data.num_partitions
@@ -194,7 +194,7 @@ class Experiment:
     def _train_cohort(self) -> Sampling:
         return Sampling(
             self._builder.partial(
-                "sampling", self.config.sampling, given=("sizes", "cohort_size", "server_round", "seed")
+                "sampling", self.config.sampling, given=("sizes", "eligible", "cohort_size", "server_round", "seed")
             ),
             [len(rows) for rows in self.training_data.train],
             cohort_size(self.data.num_partitions, self.config.federation.fraction_train),

@@ -7,7 +7,7 @@ from flwr.app import Context, Message, RecordDict
 from fedresearch.apps.client_app import Clients
 from fedresearch.building import one_line
 from fedresearch.data.federated import FederatedData
-from fedresearch.hardware.in_process import InProcessGrid
+from fedresearch.hardware.ordered import OrderedGrid
 from fedresearch.local.objective import EVALUATION_BATCH, evaluate
 
 
@@ -21,7 +21,7 @@ class CannotTakePart(Exception):
 
 def rehearse(
     message: Message,
-    grid: InProcessGrid,
+    grid: OrderedGrid,
     clients_on: Callable[[FederatedData], Clients],
     training_data: FederatedData,
     data: FederatedData,
@@ -33,7 +33,7 @@ def rehearse(
     ----------
     message : Message
         The first that the server sends.
-    grid : InProcessGrid
+    grid : OrderedGrid
         Where clients run.
     clients_on : callable
         Makes clients that take one step, on given data.

@@ -99,7 +99,8 @@ def run_experiment(
                 num_rounds=config.federation.num_rounds,
             )
         )
-        server_app(experiment.grid, Context(1, 0, {}, RecordDict(), {}))
+        with experiment.grid as grid:
+            server_app(grid, Context(1, 0, {}, RecordDict(), {}))
         trackers.log_model(directory / MODEL)
     except BaseException as error:
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"

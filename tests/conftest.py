@@ -86,7 +86,8 @@ def run(compose: Callable[..., Any]) -> Callable[..., Result]:
         rows: list[dict[str, Any]] = []
         last: list[ArrayRecord] = []
         app = experiment.server_app(rows.append, last.append)
-        app(experiment.grid, Context(1, 0, {}, RecordDict(), {}))
+        with experiment.grid as grid:
+            app(grid, Context(1, 0, {}, RecordDict(), {}))
         return Result(rows, {name: array.numpy() for name, array in last[0].items()}, experiment)
 
     return run_

@@ -227,7 +227,7 @@ def test_each_client_evaluates_the_global_parameters_with_its_own_statistics(nor
         mean, var = (torch.from_numpy(statistic) for statistic in statistics(experiment, i))
         x, y = experiment.data.validation_samples(i)
         losses.append(F.cross_entropy(forward(params, x, mean, var), y).item())
-        kept = experiment.grid._contexts[i + 2].state["parts"]
+        kept = experiment.grid.states[i + 2]["parts"]
         assert set(kept) == set(BUFFERS)
         np.testing.assert_allclose(kept["norm.running_mean"].numpy(), mean.numpy(), rtol=0, atol=1e-12)
     row = result.rows[0]

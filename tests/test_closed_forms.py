@@ -388,8 +388,8 @@ def test_scaffolds_control_variates(run, option):
         c = c + 2 / 4 * np.mean(changes, axis=0)
 
     kept = [
-        {name: array.numpy() for name, array in context.state["kept/control-variate"].items()}
-        for _, context in sorted(experiment.grid._contexts.items())
+        {name: array.numpy() for name, array in state["kept/control-variate"].items()}
+        for _, state in sorted(experiment.grid.states.items())
     ]
     assert len(kept) == 4
     np.testing.assert_allclose([stacked(variate) for variate in kept], c_i, rtol=0, atol=1e-10)

@@ -39,12 +39,13 @@ def test_a_batched_cohort_is_its_clients_up_to_rounding(run, strategy):
     options = [*SMALL, "dtype=float64", f"strategy={strategy}"]
     alone, together = run(*options), run(*options, *EAGER)
     nearly_equal(alone, together, 1e-12)
-    for node_id, context in alone.experiment.grid._contexts.items():
-        state = together.experiment.grid._contexts[node_id].state
-        assert context.state.keys() == state.keys()
-        for key, record in context.state.array_records.items():
+    kept, other = alone.experiment.grid.states, together.experiment.grid.states
+    assert kept.keys() == other.keys()
+    for node_id, state in kept.items():
+        assert state.keys() == other[node_id].keys()
+        for key, record in state.array_records.items():
             for name, array in record.items():
-                np.testing.assert_allclose(state[key][name].numpy(), array.numpy(), rtol=0, atol=1e-11)
+                np.testing.assert_allclose(other[node_id][key][name].numpy(), array.numpy(), rtol=0, atol=1e-11)
 
 
 @pytest.mark.parametrize(

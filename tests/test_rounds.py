@@ -127,26 +127,6 @@ def ask(grid, fail=-1, nodes=None):
     return list(replies)
 
 
-def test_the_grid_keeps_order_and_state():
-    grid = InProcessGrid(counting_app(), 4)
-    nodes = list(grid.get_node_ids())
-    first = ask(grid)
-    assert [r.content["metrics"]["partition"] for r in first] == [0, 1, 2, 3]
-    assert [r.metadata.src_node_id for r in first] == nodes
-    second = ask(grid, nodes=nodes[1:3])
-    assert [r.content["metrics"]["n"] for r in second] == [2, 2]
-
-
-def test_a_client_that_raises_is_an_error_reply_and_its_state_is_as_before():
-    grid = InProcessGrid(counting_app(), 3)
-    ask(grid)
-    replies = ask(grid, fail=1)
-    assert [r.has_error() for r in replies] == [False, True, False]
-    assert replies[1].error.code == 2
-    assert "ValueError: told to" in replies[1].error.reason
-    assert [r.content["metrics"]["n"] for r in ask(grid)] == [3, 2, 3]
-
-
 def test_a_cohort_is_a_grid_of_its_own():
     grid = InProcessGrid(counting_app(), 5)
     cohort = CohortGrid(grid, [1, 4])

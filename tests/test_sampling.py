@@ -63,14 +63,14 @@ def stacked(arrays):
     sizes=st.lists(st.integers(0, 4), min_size=1, max_size=12), cohort_size=st.integers(1, 12), seed=st.integers(0, 99)
 )
 def test_uniform_draws_nobody_twice_and_nobody_without_data(sizes, cohort_size, seed):
-    drawn = uniform(sizes=sizes, cohort_size=cohort_size, server_round=1, seed=seed)
+    drawn = draws(uniform, 1, sizes=sizes, cohort_size=cohort_size, seed=seed)[0]
     eligible = {i for i, size in enumerate(sizes) if size}
     assert len(set(drawn)) == len(drawn) == min(cohort_size, len(eligible))
     assert set(drawn) <= eligible
 
 
 def test_uniform_takes_all_where_fewer_hold_data_than_there_are_places():
-    assert sorted(uniform(sizes=SIZES, cohort_size=6, server_round=1, seed=0)) == ELIGIBLE
+    assert sorted(draws(uniform, 1, cohort_size=6)[0]) == ELIGIBLE
 
 
 def test_uniform_draws_every_client_and_every_pair_equally_often():
@@ -104,7 +104,7 @@ def test_proportional_draws_with_replacement():
 
 
 def test_proportional_fills_the_cohort_where_one_client_holds_all():
-    assert proportional(sizes=[0, 6, 0], cohort_size=3, server_round=1, seed=0) == [1, 1, 1]
+    assert draws(proportional, 1, sizes=[0, 6, 0], cohort_size=3) == [[1, 1, 1]]
 
 
 def test_fixed_is_the_same_in_every_round_whatever_the_cohort():
@@ -197,8 +197,7 @@ def test_round_robin_trains_one_cohort_after_another(run):
     options = ["sampling=round_robin", "strategy=local_only", "federation.num_supernodes=5"]
     for num_rounds, expected in ((1, {0, 1}), (2, {0, 1, 2, 3}), (3, {0, 1, 2, 3, 4})):
         result = run(*FAST_DIGITS, *options, f"federation.num_rounds={num_rounds}", "federation.fraction_train=0.4")
-        contexts = result.experiment.grid._contexts.values()
-        assert {c.node_config["partition-id"] for c in contexts if c.state.array_records} == expected
+        assert {node_id - 2 for node_id in result.experiment.grid.states} == expected
 
 
 def test_a_partition_that_does_not_exist_is_refused_in_one_line(compose):
@@ -210,7 +209,7 @@ def test_a_partition_that_does_not_exist_is_refused_in_one_line(compose):
 
 def test_a_scheme_of_ones_own_is_a_function_and_a_yaml(run, tmp_path, monkeypatch):
     (tmp_path / "my_sampling.py").write_text(
-        "def largest(*, sizes, cohort_size, server_round, seed, among):\n"
+        "def largest(*, sizes, eligible, cohort_size, server_round, seed, among):\n"
         "    return sorted(range(len(sizes)), key=lambda i: -sizes[i])[:among][:cohort_size]\n"
     )
     (tmp_path / "sampling").mkdir()
@@ -261,7 +260,7 @@ def test_a_control_variate_takes_a_client_drawn_twice_in_once(run):
     )
     assert min(row["clients/sampled"] for row in result.rows) < 4
     experiment = result.experiment
-    kept = [c.state["kept/control-variate"] for c in experiment.grid._contexts.values() if c.state.array_records]
+    kept = [state["kept/control-variate"] for state in experiment.grid.states.values()]
     mean = sum(stacked(values(variate)) for variate in kept) / 4  # uniform; who was never drawn counts with zeros
     c = experiment.strategy.variate.mean(experiment.initial_arrays, 4)
     np.testing.assert_allclose(stacked(c), mean, rtol=0, atol=1e-10)

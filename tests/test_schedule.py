@@ -223,7 +223,7 @@ def test_the_stages_of_a_round_keep_an_optimizer_each(run):
     """FedRep trains the head first, then the body: two optimizers, each parameter's momentum in one of them."""
     options = ["strategy=fedrep", "optimizer.momentum=0.5", "local.keep_optimizer_state=true", "optimizer.lr=0.01"]
     result = run(*options, "model.widths=[8]", "local.epochs=1", "federation.num_rounds=2")
-    kept = [c.state["optimizer"] for c in result.experiment.grid._contexts.values() if "optimizer" in c.state]
+    kept = [state["optimizer"] for state in result.experiment.grid.states.values()]
     assert kept
     for state in kept:
         assert set(state) == {

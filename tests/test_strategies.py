@@ -148,8 +148,8 @@ def test_float32_stays_float32(run, strategy):
     result = run(f"strategy={strategy}", "federation.num_rounds=2", "local.epochs=1")
     assert {array.dtype.name for array in result.arrays.values()} == {"float32"}
     assert all(np.isfinite(row["eval/loss"]) for row in result.rows)
-    for context in result.experiment.grid._contexts.values():
-        for record in context.state.array_records.values():
+    for state in result.experiment.grid.states.values():
+        for record in state.array_records.values():
             assert {array.dtype for array in record.values()} == {"float32"}
 
 

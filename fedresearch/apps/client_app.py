@@ -1,10 +1,12 @@
 """The ClientApp: what a client does with a message."""
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
@@ -81,6 +83,17 @@ class Clients(ClientApp):
         seed: int,
     ) -> None:
         super().__init__()
+        self._remake = functools.partial(
+            Clients,
+            model=model,
+            data=data.of_clients(),
+            update=update,
+            personal=personal,
+            optimizer=optimizer,
+            schedule=schedule,
+            keep_optimizer_state=keep_optimizer_state,
+            seed=seed,
+        )
         self.model, self.data, self.update, self.personal = model, data, update, personal
         self.optimizer, self.schedule = optimizer, schedule
         self._keeps_optimizer_state = keep_optimizer_state
@@ -89,6 +102,7 @@ class Clients(ClientApp):
         self.stages = update.stages(model)
         self._beside_stages = update.beside.stages(model) if update.beside else ()
         self._adaptation = [stage for stage in update.adaptation(model) if stage.trained]
+        self._last_read: tuple[RecordDict | None, dict[str, dict[str, Tensor]]] = None, {}
         self._has_own_model = bool(personal or self._adaptation or update.beside)
         super().train()(lambda message, context: self.train_cohort([message], [context], train_each)[0])
         super().evaluate()(self._evaluate)
@@ -96,14 +110,9 @@ class Clients(ClientApp):
     def train_cohort(self, messages: Sequence[Message], contexts: Sequence[Context], trainer: Trainer) -> list[Message]:
         """Return the clients' replies to a round's training messages; what they keep goes into their contexts."""
         clients = list(zip(messages, contexts, strict=True))
-        # The messages of a round share their content, which is decoded once.
-        groups = {
-            id(message.content): {name: tensors(message.content, name) for name in message.content.array_records}
-            for message in messages
-        }
         tasks = []
         for message, context in clients:
-            received, state = dict(groups[id(message.content)]), context.state
+            received, state = dict(self._read(message.content)), context.state
             task = self._task(
                 message,
                 context,
@@ -140,6 +149,21 @@ class Clients(ClientApp):
                 if self._keeps_optimizer_state:
                     context.state[_OWN_OPTIMIZER] = ArrayRecord(dict(trained.optimizer_state))
         return [Message(content, reply_to=message) for content, message in zip(contents, messages, strict=True)]
+
+    def __reduce__(self) -> tuple[Callable[[], "Clients"], tuple[()]]:
+        """Pickle what it is made from: the routes are closures. A copy starts with the initial weights."""
+        self.model.load_state_dict(self._initial)
+        return self._remake, ()
+
+    def cost(self, partition_id: int) -> int:
+        """Return how long a client takes, compared with others: its number of samples."""
+        return len(self.data.train[partition_id]) + len(self.data.validation[partition_id])
+
+    def _read(self, content: RecordDict) -> dict[str, dict[str, Tensor]]:
+        """Return a message's arrays as tensors; the messages of a round share their content, which is decoded once."""
+        if content is not self._last_read[0]:
+            self._last_read = content, {name: tensors(content, name) for name in content.array_records}
+        return self._last_read[1]
 
     def _task(self, message: Message, context: Context, start: Tensors, *which: int, **options: Any) -> Task:
         """Return a client's task; ``which`` tells those of one round apart, ``options`` are the task's."""
@@ -183,7 +207,7 @@ class Clients(ClientApp):
     def _evaluate(self, message: Message, context: Context) -> Message:
         partition_id = int(context.node_config["partition-id"])
         x, y = self.data.validation_samples(partition_id)
-        received = self._initial | tensors(message.content, ARRAYS)
+        received = self._initial | self._read(message.content)[ARRAYS]
         metrics = MetricRecord({NUM_EXAMPLES: len(y), UNIFORM: 1})
 
         def measure(loss_key: str, accuracy_key: str) -> None:

@@ -25,7 +25,8 @@ class CohortGrid(Grid):
     def __init__(self, grid: Grid, partition_ids: Sequence[int]) -> None:
         self.partition_ids = partition_ids
         self._grid = grid
-        node_ids = list(grid.get_node_ids())
+        node_ids = grid.get_node_ids()
+        node_ids = node_ids if isinstance(node_ids, Sequence) else list(node_ids)
         self._partition_of = {node_ids[partition_id]: partition_id for partition_id in partition_ids}
 
     def partition_of(self, node_id: int) -> int:

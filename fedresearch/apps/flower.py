@@ -7,13 +7,13 @@ what is used here to its contract.
 import logging
 from importlib.metadata import version
 
-from flwr.app import Error, Message
+from flwr.app import Error, Message, Metadata, RecordDict
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedresearch.errors import InputError
 
-__all__ = ["TESTED", "Run", "be_server", "check_version", "client_error", "quieten", "set_message_id"]
+__all__ = ["TESTED", "Run", "be_server", "check_version", "client_error", "message", "quieten", "set_message_id"]
 
 TESTED = ("1.41", "1.42")
 
@@ -55,6 +55,11 @@ def be_server(run_id: int) -> None:
 def set_message_id(message: Message, message_id: str) -> None:
     """Give a message its number, which elsewhere the SuperLink does."""
     message.metadata.__dict__["_message_id"] = message_id
+
+
+def message(metadata: Metadata, content: RecordDict) -> Message:
+    """Return a message put together again."""
+    return Message(content, metadata=metadata)  # type: ignore[call-overload]
 
 
 def client_error(reason: str, reply_to: Message) -> Message:

@@ -3,7 +3,9 @@
 A scheme is a function; its options are the arguments that its YAML gives. What all are called with:
 
 sizes : sequence of int
-    Training samples of each partition; those without any are never drawn.
+    Training samples of each partition.
+eligible : sequence of int
+    The partitions that hold any, in order: all others are never drawn.
 cohort_size : int
     Clients a round, as ``federation.fraction_train`` says.
 server_round : int
@@ -17,6 +19,7 @@ They return partition ids; one that is there twice counts twice in the average. 
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from fedresearch.seeding import Purpose, derive_seed
 
@@ -52,25 +55,38 @@ class Sampling:
             If one of them does not exist or holds no data, or if there is none where some were asked for.
         """
         seed = derive_seed(self.seed, self.purpose, server_round)
-        drawn = self.scheme(sizes=self.sizes, cohort_size=self.cohort_size, server_round=server_round, seed=seed)
+        drawn = self.scheme(
+            sizes=self.sizes,
+            eligible=self._eligible,
+            cohort_size=self.cohort_size,
+            server_round=server_round,
+            seed=seed,
+        )
         wrong = [i for i in drawn if i not in range(len(self.sizes)) or not self.sizes[i]]
-        if wrong or (self.cohort_size and not drawn and any(self.sizes)):
+        if wrong or (self.cohort_size and not drawn and self._eligible):
             raise ValueError(
                 f"partition ids must be of 0 to {len(self.sizes) - 1} and hold training data, got {wrong or 'none'}"
             )
         return drawn
 
+    @cached_property
+    def _eligible(self) -> list[int]:
+        return [i for i, size in enumerate(self.sizes) if size]
 
-def uniform(*, sizes: Sequence[int], cohort_size: int, server_round: int, seed: int) -> list[int]:
+
+def uniform(
+    *, sizes: Sequence[int], eligible: Sequence[int], cohort_size: int, server_round: int, seed: int
+) -> list[int]:
     """Draw uniformly without replacement (McMahan et al. 2017, arXiv:1602.05629, Algorithm 1).
 
     Where fewer clients hold data than the cohort has places, all of them take part.
     """
-    eligible = _eligible(sizes)
     return random.Random(seed).sample(eligible, min(cohort_size, len(eligible)))
 
 
-def proportional(*, sizes: Sequence[int], cohort_size: int, server_round: int, seed: int) -> list[int]:
+def proportional(
+    *, sizes: Sequence[int], eligible: Sequence[int], cohort_size: int, server_round: int, seed: int
+) -> list[int]:
     """Draw with replacement, in proportion to the clients' numbers of examples.
 
     Averaged plainly, this is Scheme I of Li et al. 2020, "On the Convergence of FedAvg on Non-IID Data",
@@ -80,18 +96,21 @@ def proportional(*, sizes: Sequence[int], cohort_size: int, server_round: int, s
 
 
 def fixed(
-    *, sizes: Sequence[int], cohort_size: int, server_round: int, seed: int, partition_ids: Sequence[int]
+    *,
+    sizes: Sequence[int],
+    eligible: Sequence[int],
+    cohort_size: int,
+    server_round: int,
+    seed: int,
+    partition_ids: Sequence[int],
 ) -> list[int]:
     """Return the same clients in every round, whatever the size of the cohort."""
     return list(partition_ids)
 
 
-def round_robin(*, sizes: Sequence[int], cohort_size: int, server_round: int, seed: int) -> list[int]:
+def round_robin(
+    *, sizes: Sequence[int], eligible: Sequence[int], cohort_size: int, server_round: int, seed: int
+) -> list[int]:
     """Return the next clients in partition order, and after the last the first again."""
-    eligible = _eligible(sizes)
     start = (server_round - 1) * cohort_size
     return [eligible[i % len(eligible)] for i in range(start, start + min(cohort_size, len(eligible)))]
-
-
-def _eligible(sizes: Sequence[int]) -> list[int]:
-    return [i for i, size in enumerate(sizes) if size]

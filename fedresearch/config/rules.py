@@ -177,6 +177,8 @@ RULES = (
     Rule("strategy.server.min_evaluate_nodes", _integer(1), "an integer >= 1", "1"),
     Rule("strategy.server.min_available_nodes", _integer(1), "an integer >= 1", "1"),
     Rule("hardware.chunk", _or_null(_integer(1)), "an integer >= 1, or null", "10"),
+    Rule("hardware.workers", lambda v: v == "auto" or _integer(1)(v), "an integer >= 1, or auto", "2"),
+    Rule("hardware.threads", _integer(1), "an integer >= 1", "1"),
     Rule("hardware.compile", _boolean, "true or false", "true"),
     Rule(
         "tracker.mode",

@@ -117,6 +117,9 @@ def digest(config: Config, *, without: tuple[str, ...] = ()) -> str:
         Further sections that do not count: ``("seed",)`` gives the digest of an ablation's cell.
     """
     plain = {k: v for k, v in asdict(config).items() if k not in _NOT_NUMERICAL + without}
-    if "chunk" in config.hardware:  # the one hardware whose sums are formed in another order
-        plain["chunk"] = config.hardware["chunk"]
+    hardware = config.hardware
+    if "chunk" in hardware:  # sums are formed in another order, as with several threads
+        plain["chunk"] = hardware["chunk"]
+    if hardware.get("threads", 1) > 1:
+        plain["threads"] = hardware["threads"]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]

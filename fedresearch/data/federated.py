@@ -1,16 +1,18 @@
 """A dataset shared out among clients: arrays held once, and where in them each client's samples are."""
 
 import hashlib
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from fedresearch.data.partition import Rows
-from fedresearch.data.source import Source
+from fedresearch.data.source import Rows, Source
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,15 @@ class FederatedData:
         train = [np.concatenate(self.train), *([self.train[0][:0]] * (self.num_partitions - 1))]
         return replace(self, train=train, x=x, y=y)
 
+    def of_clients(self) -> "FederatedData":
+        """Return the same without the server's test split."""
+        return replace(self, test_x=self.test_x[:0], test_y=self.test_y[:0])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the samples as NumPy's arrays, which pickle protocol 5 can leave where they are."""
+        arrays = (self.x, self.y, self.test_x, self.test_y)
+        return _remake, (self.train, self.validation, *(array.numpy() for array in arrays))
+
     def sample(self, partition_id: int, num_samples: int) -> "FederatedData":
         """Return one client with its first few training samples."""
         x, y = self.train_samples(partition_id)
@@ -97,6 +108,12 @@ class FederatedData:
         sizes = [(len(t), len(v)) for t, v in zip(self.train, self.validation, strict=True)]
         starts = np.cumsum([0, *(t + v for t, v in sizes)]).tolist()
         return [(start, start + t, start + t + v) for start, (t, v) in zip(starts, sizes, strict=False)]
+
+
+def _remake(train: Sequence[Rows], validation: Sequence[Rows], *arrays: NDArray[Any]) -> FederatedData:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nobody writes into samples
+        return FederatedData(train, validation, *map(torch.from_numpy, arrays))
 
 
 def _sha256(parts: Sequence[Rows]) -> str:

@@ -9,10 +9,8 @@ import numpy as np
 from flwr_datasets.partitioner import Partitioner
 from numpy.typing import NDArray
 
-from fedresearch.data.source import Samples
+from fedresearch.data.source import Rows, Samples
 from fedresearch.errors import InputError
-
-Rows = NDArray[np.int64]
 
 
 def partition_rows(

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from fedresearch.errors import InputError
 
+# Rows of an array.
+Rows = NDArray[np.int64]
+
 
 @dataclass(frozen=True)
 class Samples:

@@ -2,7 +2,7 @@
 
 import copy
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from flwr.app import Context, Message, MessageType
 from flwr.clientapp import ClientApp
@@ -35,21 +35,18 @@ class BatchedGrid(InProcessGrid):
         self._largest = max(len(rows) for rows in client_app.data.train)
         self._trainer = CohortTrainer(chunk, compile, self._largest)
 
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Let the addressed clients train together, and do all else one after another."""
-        messages = list(messages)
+    def _answer(self, messages: Sequence[Message]) -> Iterable[Message]:
+        """Let the clients train together, and do all else one after another."""
         if any(message.metadata.message_type != MessageType.TRAIN for message in messages):
-            return super().push_messages(messages)
-        message_ids = [self._number(message) for message in messages]
-        contexts = [copy.deepcopy(self._context(message)) for message in messages]
+            return super()._answer(messages)
+        contexts = [self._context(message) for message in messages]
         try:
             replies = self._clients.train_cohort(messages, contexts, self._trainer)
         except Exception:
-            replies = [client_error(traceback.format_exc(), reply_to=message) for message in messages]
-        else:
-            self._contexts |= {context.node_id: context for context in contexts}
-        self._replies |= dict(zip(message_ids, replies, strict=True))
-        return message_ids
+            return [client_error(traceback.format_exc(), reply_to=message) for message in messages]
+        for context in contexts:
+            self._keep(context.node_id, context.state)
+        return replies
 
     def try_out(self, app: ClientApp, message: Message, context: Context) -> None:
         """Let two clients of an app train together, uncompiled.

@@ -1,0 +1,133 @@
+"""What the hardware of one machine or cluster has in common: a Grid in partition order."""
+
+import traceback
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Self
+
+import torch
+from flwr.app import Context, Message, RecordDict, UserConfig
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+
+from fedresearch.apps.flower import Run, be_server, client_error, set_message_id
+
+# Node 1 is the server, as on a SuperLink.
+_FIRST_NODE_ID = 2
+
+
+class OrderedGrid(Grid):
+    """A Grid that keeps what clients keep, with node ids, messages and replies all in partition order.
+
+    It is a context manager: clients answer while it is open. The messages of a round share one content, and a client
+    that fails keeps the state that it had. Our own :class:`Clients` leave a content as it is and replace the records of
+    their state; any other ClientApp is given copies.
+
+    Everything runs on one torch thread, so that sums are formed in one order on any number of cores.
+
+    Parameters
+    ----------
+    client_app : ClientApp
+        What every client runs.
+    num_supernodes : int
+        Number of clients. One that was never sent a message, or keeps nothing, costs nothing.
+    run_config : mapping, optional
+        What clients find as ``context.run_config``.
+
+    Attributes
+    ----------
+    states : dict of int to RecordDict
+        What clients keep from one message to the next, by node id.
+    """
+
+    def __init__(self, client_app: ClientApp, num_supernodes: int, run_config: UserConfig | None = None) -> None:
+        torch.set_num_threads(1)
+        self._client_app = client_app
+        self._num_supernodes = num_supernodes
+        self._run_config = run_config or {}
+        self.states: dict[int, RecordDict] = {}
+        self._replies: dict[str, Message] = {}
+        self._num_messages = 0
+        self._run: Run | None = None
+        be_server(run_id=1)
+
+    def __enter__(self) -> Self:
+        """Get ready for messages."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Let go of whatever the clients run on."""
+
+    def set_run(self, run: Run) -> None:
+        """Keep the run."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """Return the run."""
+        assert self._run is not None, "set_run comes first"
+        return self._run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Return a message to one node."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Sequence[int]:
+        """Return all node ids in partition order."""
+        return range(_FIRST_NODE_ID, _FIRST_NODE_ID + self._num_supernodes)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Let the addressed clients work, and return the messages' ids."""
+        messages = list(messages)
+        for message in messages:
+            self._num_messages += 1
+            set_message_id(message, str(self._num_messages))
+        message_ids = [message.metadata.message_id for message in messages]
+        self._replies |= dict(zip(message_ids, self._answer(messages), strict=True))
+        return message_ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return the replies to messages, in the messages' order."""
+        return [self._replies.pop(message_id) for message_id in message_ids]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Push and pull in one; there is nothing to wait for."""
+        return self.pull_messages(self.push_messages(messages))
+
+    def try_out(self, app: ClientApp, message: Message, context: Context) -> None:
+        """Let an app answer a message as its clients would here, and keep nothing of it."""
+        app(message, context)
+
+    @abstractmethod
+    def _answer(self, messages: Sequence[Message]) -> Iterable[Message]:
+        """Return the clients' replies in the messages' order, and keep what they put into their contexts."""
+
+    def _context(self, message: Message) -> Context:
+        """Return the context of a message's client."""
+        node_id = message.metadata.dst_node_id
+        return Context(
+            message.metadata.run_id,
+            node_id,
+            {"partition-id": node_id - _FIRST_NODE_ID, "num-partitions": self._num_supernodes},
+            RecordDict(dict(self.states.get(node_id, {}))),
+            self._run_config,
+        )
+
+    def _keep(self, node_id: int, state: RecordDict) -> None:
+        if state:
+            self.states[node_id] = state
+        else:
+            self.states.pop(node_id, None)
+
+
+def answer(app: ClientApp, message: Message, context: Context) -> Message:
+    """Return a client's reply; where it raises, Flower's error."""
+    try:
+        return app(message, context)
+    except Exception:
+        return client_error(traceback.format_exc(), reply_to=message)

@@ -1,0 +1,115 @@
+"""The clients on several workers at once: who runs whom, and what happens when a worker dies."""
+
+import logging
+from abc import abstractmethod
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+from flwr.app import Context, Message, Metadata, RecordDict, UserConfig
+from flwr.clientapp import ClientApp
+
+from fedresearch.apps.client_app import Clients
+from fedresearch.apps.flower import client_error
+from fedresearch.hardware.ordered import OrderedGrid
+
+log = logging.getLogger("fedresearch")
+
+# A client's round is given up when this many workers have died of it.
+_MAX_DEATHS = 3
+
+
+class WorkerDied(Exception):
+    """A worker is no more; the text says of what."""
+
+
+class Worker(Protocol):
+    """A process, here or elsewhere, that runs clients one after another in the order in which it is given them."""
+
+    tasks: deque[int]
+    """What it was given and has not answered; it is at work on the first."""
+
+    def submit(self, task: int, metadata: Metadata, content: Any, context: Context) -> None:
+        """Give it a message, whose content was published, or raise :class:`WorkerDied`."""
+
+    def result(self) -> tuple[Message, RecordDict]:
+        """Return the reply to its first task, and the client's state after it, or raise :class:`WorkerDied`."""
+
+    def stop(self) -> None:
+        """End it, whatever it is doing."""
+
+
+class PoolGrid(OrderedGrid):
+    """A Grid whose clients run on workers: those that take longest first, each on the first worker that is free.
+
+    A worker that dies is replaced, and its client runs again from the state that it had: the round's numbers are the
+    same. A client whose workers keep dying is an error reply, as one that raises.
+    """
+
+    def __init__(self, client_app: ClientApp, num_supernodes: int, run_config: UserConfig | None = None) -> None:
+        super().__init__(client_app, num_supernodes, run_config)
+        self._cost = client_app.cost if isinstance(client_app, Clients) else lambda _: 1
+        self._workers: list[Any] = []
+
+    @abstractmethod
+    def _renew(self) -> None:
+        """Start as many workers as there should be and are not."""
+
+    @abstractmethod
+    def _publish(self, content: RecordDict) -> Any:
+        """Put a content where every worker can read it."""
+
+    @abstractmethod
+    def _ready(self) -> Iterable[Worker]:
+        """Wait until a worker has a result, or has died, and return those that have."""
+
+    def _answer(self, messages: Sequence[Message]) -> Iterable[Message]:
+        contexts = [self._context(message) for message in messages]
+        contents = {id(message.content): message.content for message in messages}
+        published = {key: self._publish(content) for key, content in contents.items()}
+        costs = [self._cost(int(context.node_config["partition-id"])) for context in contexts]
+        waiting = deque(sorted(range(len(messages)), key=lambda i: -costs[i]))
+        replies: dict[int, Message] = {}
+        deaths: Counter[int] = Counter()
+
+        def bury(worker: Worker, reason: str) -> None:
+            self._workers.remove(worker)
+            for task in reversed(worker.tasks):
+                waiting.appendleft(task)
+            if not worker.tasks:
+                return
+            task = worker.tasks[0]
+            deaths[task] += 1
+            partition_id = contexts[task].node_config["partition-id"]
+            log.warning("a worker died (%s) at the client of partition %s", reason, partition_id)
+            if deaths[task] == _MAX_DEATHS:
+                waiting.popleft()
+                replies[task] = client_error(f"{_MAX_DEATHS} workers died of it ({reason})", reply_to=messages[task])
+
+        def give() -> None:
+            # While many wait, a worker has its next task at hand when it is done with one.
+            for ahead in (1, 2):
+                for worker in list(self._workers):
+                    if len(worker.tasks) < ahead and len(waiting) > (ahead - 1) * len(self._workers):
+                        task = waiting.popleft()
+                        worker.tasks.append(task)
+                        content = published[id(messages[task].content)]
+                        try:
+                            worker.submit(task, messages[task].metadata, content, contexts[task])
+                        except WorkerDied as error:
+                            bury(worker, str(error))
+
+        while len(replies) < len(messages):
+            self._renew()
+            give()
+            for worker in self._ready() if self._workers else ():
+                try:
+                    reply, state = worker.result()
+                except WorkerDied as error:
+                    bury(worker, str(error))
+                    continue
+                task = worker.tasks.popleft()
+                replies[task] = reply
+                if not reply.has_error():
+                    self._keep(contexts[task].node_id, state)
+        return [replies[i] for i in range(len(messages))]

@@ -1,0 +1,70 @@
+"""Objects that several processes read from one piece of memory."""
+
+import mmap
+import os
+import pickle
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+_ALIGNMENT = 64
+
+
+class Shared:
+    """An object, pickled once into memory that has no name: nothing of it can be left behind.
+
+    Parameters
+    ----------
+    content : Any
+        The object. NumPy arrays in it are not copied again by those who map it.
+
+    Attributes
+    ----------
+    fd : int
+        The memory's file descriptor, for :func:`mapped`.
+    sizes : list of int
+        Bytes of the parts in it.
+    """
+
+    def __init__(self, content: Any) -> None:
+        buffers: list[pickle.PickleBuffer] = []
+        head = pickle.dumps(content, protocol=5, buffer_callback=buffers.append)
+        parts = [memoryview(head), *(buffer.raw() for buffer in buffers)]
+        self.sizes = [part.nbytes for part in parts]
+        self.fd = _anonymous_file()
+        *starts, total = _bounds(self.sizes)
+        os.ftruncate(self.fd, total)
+        with mmap.mmap(self.fd, total) as memory:
+            for start, part in zip(starts, parts, strict=True):
+                memory[start : start + part.nbytes] = part
+
+    def close(self) -> None:
+        """Let go of the memory; who has mapped it keeps it."""
+        os.close(self.fd)
+
+
+def mapped(fd: int, sizes: Sequence[int]) -> list[memoryview]:
+    """Return the parts of shared memory, and close its descriptor; what is written into them stays in this process."""
+    *starts, total = _bounds(sizes)
+    memory = memoryview(mmap.mmap(fd, total, access=mmap.ACCESS_COPY))
+    os.close(fd)
+    return [memory[start : start + size] for start, size in zip(starts, sizes, strict=True)]
+
+
+def load(parts: Sequence[memoryview]) -> Any:
+    """Return a new copy of the object; its NumPy arrays are views of the memory."""
+    return pickle.loads(parts[0], buffers=parts[1:])
+
+
+def _bounds(sizes: Sequence[int]) -> list[int]:
+    bounds = [0]
+    for size in sizes:
+        bounds.append(-(-(bounds[-1] + size) // _ALIGNMENT) * _ALIGNMENT)
+    return bounds
+
+
+def _anonymous_file() -> int:
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("fedresearch")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())

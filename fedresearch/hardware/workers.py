@@ -1,0 +1,194 @@
+"""The clients on the cores of this machine: persistent processes, one client at a time each."""
+
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+import traceback
+from collections import deque
+from collections.abc import Iterable
+from multiprocessing import forkserver, reduction
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import torch
+from flwr.app import Context, Message, Metadata, RecordDict, UserConfig
+from flwr.clientapp import ClientApp
+
+from fedresearch.apps import flower
+from fedresearch.apps.client_app import Clients
+from fedresearch.hardware.ordered import answer
+from fedresearch.hardware.pool import PoolGrid, Worker, WorkerDied
+from fedresearch.hardware.shared import Shared, load, mapped
+
+_STOP_TIMEOUT_S = 5
+
+
+class WorkerGrid(PoolGrid):
+    """A Grid whose clients run in processes of their own.
+
+    The processes are started once. What the ClientApp holds, and each round's global arrays, are pickled once into
+    memory that all of them map.
+
+    Parameters
+    ----------
+    client_app : ClientApp
+        What every client runs; it must be picklable.
+    num_supernodes : int
+        Number of clients.
+    workers : int or "auto"
+        Number of processes; auto: the cores that this process may use, and no more than clients.
+    threads : int
+        Torch threads of a process. With more than one, sums may be formed in another order.
+    run_config : mapping, optional
+        What clients find as ``context.run_config``.
+    """
+
+    def __init__(
+        self,
+        client_app: ClientApp,
+        num_supernodes: int,
+        workers: int | Literal["auto"] = "auto",
+        threads: int = 1,
+        run_config: UserConfig | None = None,
+    ) -> None:
+        super().__init__(client_app, num_supernodes, run_config)
+        self._num_workers = min(max(1, num_cores() // threads), num_supernodes) if workers == "auto" else workers
+        self._threads = threads
+        self._starter = multiprocessing.get_context("forkserver")
+        self._starter.set_forkserver_preload([__name__])
+        forkserver.ensure_running()  # imports take seconds: let them begin
+        self._app: Shared | None = None
+        self._published: list[Shared] = []
+
+    def __enter__(self) -> Self:
+        """Start the processes; they get ready while this one goes on."""
+        self._app = Shared(self._client_app)
+        self._renew()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the processes, whatever they are doing."""
+        for worker in self._workers:
+            worker.stop()
+        self._workers.clear()
+        self._forget()
+        if self._app is not None:
+            self._app.close()
+
+    def _answer(self, messages: Any) -> Iterable[Message]:
+        try:
+            return super()._answer(messages)
+        finally:
+            self._forget()
+
+    def _forget(self) -> None:
+        while self._published:
+            self._published.pop().close()
+
+    def _renew(self) -> None:
+        assert self._app is not None, "the grid is not open"
+        while len(self._workers) < self._num_workers:
+            self._workers.append(_Process(self._starter, self._app, self._threads))
+
+    def _publish(self, content: RecordDict) -> Shared:
+        self._published.append(Shared(content))
+        return self._published[-1]
+
+    def _ready(self) -> Iterable[Worker]:
+        ready = wait([worker.connection for worker in self._workers])
+        return [worker for worker in self._workers if worker.connection in ready]
+
+
+class _Process:
+    """A worker process, seen from the main one."""
+
+    def __init__(self, starter: ForkServerContext, app: Shared, threads: int) -> None:
+        self.tasks: deque[int] = deque()
+        self.connection, theirs = starter.Pipe()
+        self._process = starter.Process(target=_work, args=(theirs, threads), daemon=True)
+        self._process.start()
+        theirs.close()
+        self._share(app)
+
+    def submit(self, task: int, metadata: Metadata, content: Shared, context: Context) -> None:
+        try:
+            if content is not self._has:
+                self._share(content)
+            self.connection.send_bytes(pickle.dumps((metadata, context), protocol=5))
+        except OSError:
+            raise WorkerDied(self._end()) from None
+
+    def result(self) -> tuple[Message, RecordDict]:
+        try:
+            reply, state = pickle.loads(self.connection.recv_bytes())
+        except (EOFError, OSError):
+            raise WorkerDied(self._end()) from None
+        if isinstance(reply, str):
+            raise RuntimeError(f"a worker could not start:\n{reply}")
+        return reply, state
+
+    def stop(self) -> None:
+        self.connection.close()  # at which the process ends itself
+        self._process.join(_STOP_TIMEOUT_S)
+        if self._process.is_alive():
+            self._process.kill()
+
+    def _share(self, shared: Shared) -> None:
+        self._has = shared
+        self.connection.send_bytes(pickle.dumps(shared.sizes))
+        reduction.send_handle(self.connection, shared.fd, self._process.pid)
+
+    def _end(self) -> str:
+        self.stop()
+        code = self._process.exitcode
+        return f"exit code {code}" if code is None or code >= 0 else f"killed by signal {-code}, {_meaning(-code)}"
+
+
+def _meaning(number: int) -> str:
+    return f"{signal.strsignal(number)}" + ": out of memory?" * (number == signal.SIGKILL)
+
+
+def num_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _work(connection: Connection, threads: int) -> None:
+    """Answer messages until the main process closes the connection, or is no more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the main process ends this one
+    torch.set_num_threads(threads)
+    flower.quieten()
+    inbox: SimpleQueue[Any] = SimpleQueue()
+    threading.Thread(target=_receive, args=(connection, inbox), daemon=True).start()
+    try:
+        app = load(inbox.get())
+    except Exception:
+        connection.send_bytes(pickle.dumps((traceback.format_exc(), None)))
+        return
+    while True:
+        item = inbox.get()
+        if isinstance(item, list):
+            parts, content = item, load(item)
+            continue
+        metadata, context = item
+        reply = answer(app, flower.message(metadata, content), context)
+        connection.send_bytes(pickle.dumps((reply, context.state), protocol=5))
+        if not isinstance(app, Clients):  # which may have written into it
+            content = load(parts)
+
+
+def _receive(connection: Connection, inbox: "SimpleQueue[Any]") -> None:
+    """Take in what is sent while the client is at work, and end the process with the connection."""
+    try:
+        while True:
+            item = pickle.loads(connection.recv_bytes())
+            inbox.put(mapped(reduction.recv_handle(connection), item) if isinstance(item, list) else item)
+    except (EOFError, OSError):
+        os._exit(0)

@@ -1,0 +1,275 @@
+"""Clients in processes of their own: the same bits, whoever runs them and whoever dies."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedresearch.apps.records import record
+from fedresearch.hardware.in_process import InProcessGrid
+from fedresearch.hardware.shared import Shared, load, mapped
+from fedresearch.hardware.workers import WorkerGrid, num_cores
+
+SMALL = ["federation.num_supernodes=6", "federation.num_rounds=2", "local.epochs=1"]
+
+
+class Counting(ClientApp):
+    """Counts a client's messages in its state; does to its worker, or raises, what the message says."""
+
+    def __init__(self):
+        super().__init__()
+        self.query()(self._count)
+
+    def __reduce__(self):
+        return Counting, ()
+
+    def _count(self, message, context):
+        partition_id = context.node_config["partition-id"]
+        count = int(context.state["calls"]["n"]) + 1 if "calls" in context.state else 1
+        context.state["calls"] = MetricRecord({"n": count})
+        config = message.content["config"]
+        assert "seen" not in config, "another client's copy"
+        config["seen"] = True
+        message.content["arrays"]["x"] = message.content["arrays"]["x"]
+        if config["raise"] == partition_id:
+            raise ValueError("told to")
+        if config["die"] == partition_id and not (config["once"] and Path(config["once"]).exists()):
+            Path(config["once"] or os.devnull).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        x = message.content["arrays"]["x"].numpy()
+        content = RecordDict(
+            {
+                "metrics": MetricRecord({"n": count, "partition": partition_id, "pid": os.getpid()}),
+                "arrays": record({"x": x + partition_id}),
+            }
+        )
+        return Message(content, reply_to=message)
+
+
+def ask(grid, nodes=None, **told):
+    config = ConfigRecord({"raise": -1, "die": -1, "once": "", **told})
+    content = RecordDict({"config": config, "arrays": record({"x": np.arange(50_000.0)})})
+    nodes = grid.get_node_ids() if nodes is None else nodes
+    replies = list(grid.send_and_receive(messages=[Message(content, node, "query") for node in nodes]))
+    assert "seen" not in config
+    return replies
+
+
+def metrics(replies, key):
+    return [reply.content["metrics"][key] for reply in replies]
+
+
+@pytest.fixture(params=["in process", "workers"])
+def make_grid(request):
+    def make(num_supernodes, workers=2):
+        app = Counting()
+        if request.param == "workers":
+            return WorkerGrid(app, num_supernodes, workers)
+        return InProcessGrid(app, num_supernodes)
+
+    return make
+
+
+def test_order_and_state_are_kept(make_grid):
+    with make_grid(5) as grid:
+        nodes = grid.get_node_ids()
+        first = ask(grid)
+        assert metrics(first, "partition") == [0, 1, 2, 3, 4]
+        assert [reply.metadata.src_node_id for reply in first] == list(nodes)
+        for i, reply in enumerate(first):
+            np.testing.assert_array_equal(reply.content["arrays"]["x"].numpy(), np.arange(50_000.0) + i)
+        assert metrics(ask(grid, nodes[1:3]), "n") == [2, 2]
+        assert metrics(ask(grid), "n") == [2, 3, 3, 2, 2]
+
+
+def test_a_client_that_raises_is_an_error_reply_and_its_state_is_as_before(make_grid):
+    with make_grid(3) as grid:
+        ask(grid)
+        replies = ask(grid, **{"raise": 1})
+        assert [reply.has_error() for reply in replies] == [False, True, False]
+        assert replies[1].error.code == 2
+        assert "ValueError: told to" in replies[1].error.reason
+        assert metrics(ask(grid), "n") == [3, 2, 3]
+
+
+def test_the_clients_are_spread_over_processes_other_than_this():
+    with WorkerGrid(Counting(), 8, workers=2) as grid:
+        pids = {pid for _ in range(5) for pid in metrics(ask(grid), "pid")}
+    assert len(pids) == 2
+    assert os.getpid() not in pids
+    assert all(is_gone(pid) for pid in pids)
+
+
+def is_gone(pid, within_s=10):
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_a_client_whose_worker_dies_runs_again_from_the_state_it_had(tmp_path, caplog):
+    with WorkerGrid(Counting(), 6, workers=2) as grid:
+        ask(grid)
+        replies = ask(grid, die=3, once=str(tmp_path / "dead"))
+        assert (tmp_path / "dead").exists()
+        assert metrics(replies, "n") == [2] * 6
+        assert metrics(replies, "partition") == list(range(6))
+        assert len(set(metrics(ask(grid), "pid"))) == 2
+    said = [record.message for record in caplog.records]
+    assert said == ["a worker died (killed by signal 9, Killed: out of memory?) at the client of partition 3"]
+
+
+def test_a_client_whose_workers_keep_dying_is_an_error_reply():
+    with WorkerGrid(Counting(), 4, workers=2) as grid:
+        replies = ask(grid, die=2)
+        assert [reply.has_error() for reply in replies] == [False, False, True, False]
+        assert replies[2].error.reason == "3 workers died of it (killed by signal 9, Killed: out of memory?)"
+        assert metrics(ask(grid), "n") == [2, 2, 1, 2]
+
+
+def test_a_worker_killed_between_rounds_is_replaced():
+    with WorkerGrid(Counting(), 4, workers=2) as grid:
+        pids = set(metrics(ask(grid), "pid"))
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        replies = ask(grid)
+        assert metrics(replies, "n") == [2] * 4
+        assert not pids & set(metrics(replies, "pid"))
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no cpuset")
+def test_auto_is_the_cores_that_this_process_may_use(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5, 7, 8})
+    assert num_cores() == 4
+    for num_supernodes, threads, expected in ((10, 1, 4), (3, 1, 3), (10, 2, 2), (10, 8, 1)):
+        with WorkerGrid(Counting(), num_supernodes, threads=threads) as grid:
+            assert len(grid._workers) == expected
+
+
+def test_shared_memory_is_mapped_and_not_copied():
+    array = np.arange(1000.0)
+    shared = Shared({"a": array, "b": [array[:3], "text"]})
+    one, other = (load(mapped(os.dup(shared.fd), shared.sizes)) for _ in range(2))
+    shared.close()
+    np.testing.assert_array_equal(one["a"], array)
+    assert one["b"][1] == "text"
+    one["a"][0] = 7.0  # what is written stays with who writes it
+    assert other["a"][0] == array[0] == 0.0
+    assert not one["a"].flags.owndata
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "scaffold", "fedper", "ditto"])
+def test_every_number_of_workers_gives_the_same_bits(run, strategy):
+    options = [*SMALL, f"strategy={strategy}"]
+    expected = run(*options).numbers()
+    for workers in (1, 3):
+        assert run(*options, "hardware=workers", f"hardware.workers={workers}").numbers() == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["fedavg", "scaffold"])
+def test_twenty_clients_of_a_dirichlet_partition(run, strategy):
+    options = ["federation.num_supernodes=20", "federation.num_rounds=5", f"strategy={strategy}"]
+    expected = run(*options).numbers()
+    assert len({row["model/sha256"] for row in expected}) == 5
+    for workers in (1, 2, 3):
+        assert run(*options, "hardware=workers", f"hardware.workers={workers}").numbers() == expected
+
+
+def test_worker_deaths_do_not_change_a_number(run, monkeypatch):
+    """One of two workers is killed each time that a reply comes in from it, three times in all."""
+    from fedresearch.hardware import workers
+
+    options = [*SMALL, "federation.fraction_train=1", "strategy=scaffold"]
+    expected = run(*options).numbers()
+    kills = []
+    result = workers._Process.result
+
+    def and_kill(self):
+        reply = result(self)
+        if len(kills) < 3 and len(self.tasks) > 0:
+            kills.append(self._process.pid)
+            os.kill(self._process.pid, signal.SIGKILL)
+        return reply
+
+    monkeypatch.setattr(workers._Process, "result", and_kill)
+    assert run(*options, "hardware=workers", "hardware.workers=2").numbers() == expected
+    assert len(kills) == 3
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_leaves_no_process_and_no_shared_memory(tmp_path):
+    before = set(Path("/dev/shm").iterdir()) if Path("/dev/shm").exists() else set()
+    command = [
+        sys.executable,
+        "-m",
+        "fedresearch.main",
+        "hardware=workers",
+        "tracker=none",
+        "federation.num_rounds=500",
+    ]
+    process = subprocess.Popen(
+        [*command, f"hydra.run.dir={tmp_path / 'run'}"], start_new_session=True, stderr=subprocess.PIPE, text=True
+    )
+    metrics_file = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics_file.exists() and metrics_file.read_text().count("\n") > 2):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.1)
+    session = pids_of_session(process.pid)
+    assert len(session) >= 3, "the main process, the server of forks and the workers"
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: all processes at once
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert stderr.strip().splitlines()[-1] == "interrupted"
+    assert "Traceback" not in stderr
+    assert all(is_gone(pid) for pid in session)
+    if Path("/dev/shm").exists():
+        assert set(Path("/dev/shm").iterdir()) <= before
+
+
+def pids_of_session(session):
+    """Return the processes of a session, by Linux's /proc."""
+    pids = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[3]) == session:
+            pids.append(int(stat.parent.name))
+    return pids
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_main_process_that_was_killed(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "fedresearch.main",
+        "hardware=workers",
+        "tracker=none",
+        "federation.num_rounds=500",
+    ]
+    process = subprocess.Popen([*command, f"hydra.run.dir={tmp_path / 'run'}"], start_new_session=True)
+    metrics_file = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics_file.exists() and metrics_file.read_text().count("\n") > 2):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    session = pids_of_session(process.pid)
+    process.kill()
+    process.wait()
+    assert all(is_gone(pid) for pid in session)
