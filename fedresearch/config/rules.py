@@ -179,6 +179,9 @@ RULES = (
     Rule("hardware.chunk", _or_null(_integer(1)), "an integer >= 1, or null", "10"),
     Rule("hardware.workers", lambda v: v == "auto" or _integer(1)(v), "an integer >= 1, or auto", "2"),
     Rule("hardware.threads", _integer(1), "an integer >= 1", "1"),
+    Rule("hardware.address", _or_null(_text), "an address, or null", "auto"),
+    Rule("hardware.num_cpus", _positive, "> 0", "1"),
+    Rule("hardware.num_gpus", _not_negative, ">= 0", "0.5"),
     Rule("hardware.compile", _boolean, "true or false", "true"),
     Rule(
         "tracker.mode",

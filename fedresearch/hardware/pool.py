@@ -53,7 +53,7 @@ class PoolGrid(OrderedGrid):
 
     @abstractmethod
     def _renew(self) -> None:
-        """Start as many workers as there should be and are not."""
+        """Start as many workers as there is room for, and are not there."""
 
     @abstractmethod
     def _publish(self, content: RecordDict) -> Any:
@@ -74,6 +74,7 @@ class PoolGrid(OrderedGrid):
 
         def bury(worker: Worker, reason: str) -> None:
             self._workers.remove(worker)
+            self._renew()
             for task in reversed(worker.tasks):
                 waiting.appendleft(task)
             if not worker.tasks:
@@ -99,10 +100,10 @@ class PoolGrid(OrderedGrid):
                         except WorkerDied as error:
                             bury(worker, str(error))
 
+        self._renew()
         while len(replies) < len(messages):
-            self._renew()
             give()
-            for worker in self._ready() if self._workers else ():
+            for worker in self._ready():
                 try:
                     reply, state = worker.result()
                 except WorkerDied as error:

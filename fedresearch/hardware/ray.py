@@ -1,0 +1,197 @@
+"""The clients on a Ray cluster: actors of our own, on one machine or many."""
+
+import logging
+import os
+import socket
+from collections import deque
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from flwr.app import Context, Message, Metadata, RecordDict, UserConfig
+from flwr.clientapp import ClientApp
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what Ray will do anyway, and warns of until then
+
+import ray
+from ray.exceptions import ObjectLostError, RayActorError
+
+from fedresearch.apps import flower
+from fedresearch.apps.client_app import Clients
+from fedresearch.errors import InputError
+from fedresearch.hardware.ordered import answer
+from fedresearch.hardware.pool import PoolGrid, Worker, WorkerDied
+from fedresearch.hardware.workers import num_cores
+
+
+class RayGrid(PoolGrid):
+    """A Grid whose clients run on actors, as many as the cluster has room for.
+
+    What the ClientApp holds, and each round's global arrays, are put into the object store once. Nodes may go: their
+    clients run again elsewhere. Nodes that come are put to use.
+
+    Parameters
+    ----------
+    client_app : ClientApp
+        What every client runs; it must be picklable, and its code be there on every node.
+    num_supernodes : int
+        Number of clients.
+    address : str or None
+        The cluster's, as ``ray.init`` takes it; None: a cluster of this machine alone, for this run alone.
+    num_cpus, num_gpus : float
+        What an actor takes up; a client runs on the GPU where it has a share of one.
+    run_config : mapping, optional
+        What clients find as ``context.run_config``.
+
+    Raises
+    ------
+    InputError
+        On entry, if the cluster cannot be reached or has no room for an actor.
+    """
+
+    def __init__(
+        self,
+        client_app: ClientApp,
+        num_supernodes: int,
+        address: str | None = None,
+        num_cpus: float = 1,
+        num_gpus: float = 0,
+        run_config: UserConfig | None = None,
+    ) -> None:
+        super().__init__(client_app, num_supernodes, run_config)
+        self._address, self._num_cpus, self._num_gpus = address, num_cpus, num_gpus
+        self._starting: list[_Actor] = []
+        self._app: ray.ObjectRef[ClientApp] | None = None
+
+    def __enter__(self) -> Self:
+        """Connect, and start the actors; they get ready while this process goes on."""
+        here: dict[str, Any] = {"num_cpus": num_cores(), "include_dashboard": False} if self._address is None else {}
+        try:
+            _knock(self._address)
+            ray.init(self._address or "local", log_to_driver=False, logging_level=logging.ERROR, **here)
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(
+                f"there is no Ray cluster at hardware.address={self._address} ({reason}); "
+                "try hardware.address=null, or ray start --head"
+            ) from error
+        if not self._num_slots():
+            ray.shutdown()
+            raise InputError(
+                f"no node of the Ray cluster has room for hardware.num_cpus={self._num_cpus} and hardware.num_gpus="
+                f"{self._num_gpus}; try hardware.num_cpus=1 hardware.num_gpus=0"
+            )
+        self._app = ray.put(self._client_app)
+        self._renew()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the actors, and the cluster where it is this run's own."""
+        for worker in (*self._workers, *self._starting):
+            worker.stop()
+        self._workers.clear()
+        self._starting.clear()
+        self._app = None
+        ray.shutdown()
+
+    def _num_slots(self) -> int:
+        """Return how many actors there is room for, each on one node."""
+        needs = {"CPU": self._num_cpus, "GPU": self._num_gpus}
+        return sum(
+            min(int(node["Resources"].get(name, 0) / share) for name, share in needs.items() if share)
+            for node in ray.nodes()
+            if node["Alive"]
+        )
+
+    def _renew(self) -> None:
+        wanted = min(self._num_slots(), self._num_supernodes) - len(self._workers)
+        while len(self._starting) < wanted:
+            self._starting.append(_Actor(self._app, self._num_cpus, self._num_gpus))
+        while self._starting and len(self._starting) > wanted:
+            self._starting.pop().stop()
+
+    def _publish(self, content: RecordDict) -> Any:
+        return ray.put(content)
+
+    def _ready(self) -> Iterable[Worker]:
+        # One that has just been started may find no room, if a node is gone: it is given clients when it is there.
+        awaited = {worker.started: worker for worker in self._starting}
+        awaited |= {worker.results[0]: worker for worker in self._workers if worker.results}
+        done, _ = ray.wait(list(awaited), num_returns=1, timeout=1) if awaited else ([], [])
+        if not done:
+            self._renew()  # nodes may have come or gone
+        ready = []
+        for worker in (awaited[ref] for ref in done):
+            if worker not in self._starting:
+                ready.append(worker)
+                continue
+            self._starting.remove(worker)
+            if worker.has_started():
+                self._workers.append(worker)
+        return ready
+
+
+def _knock(address: str | None) -> None:
+    """Raise an ``OSError`` where nothing listens at an address; Ray would try for minutes."""
+    host, _, port = (address or "").rpartition(":")
+    if host and port.isdecimal() and "://" not in host:
+        socket.create_connection((host, int(port)), timeout=10).close()
+
+
+class _Actor:
+    """An actor, seen from the main process."""
+
+    def __init__(self, app: Any, num_cpus: float, num_gpus: float) -> None:
+        self.tasks: deque[int] = deque()
+        self.results: deque[Any] = deque()
+        options = {"num_cpus": num_cpus, "num_gpus": num_gpus, "max_restarts": 0, "max_task_retries": 0}
+        client: Any = ray.remote(_Client)
+        self._actor = client.options(**options).remote(app)
+        self.started = self._actor.start.remote()
+
+    def has_started(self) -> bool:
+        try:
+            ray.get(self.started)
+        except RayActorError as error:
+            if error.actor_init_failed:
+                raise RuntimeError(f"an actor could not start:\n{error}") from error
+            return False
+        return True
+
+    def submit(self, task: int, metadata: Metadata, content: Any, context: Context) -> None:
+        self.results.append(self._actor.answer.remote(metadata, [content], context))
+
+    def result(self) -> tuple[Message, RecordDict]:
+        try:
+            reply, state = ray.get(self.results.popleft())
+        except (RayActorError, ObjectLostError) as error:
+            self.stop()
+            raise WorkerDied(str(error).strip().splitlines()[0]) from None
+        return reply, state
+
+    def stop(self) -> None:
+        ray.kill(self._actor)
+
+
+class _Client:
+    """What an actor is."""
+
+    def __init__(self, app: ClientApp) -> None:
+        torch.set_num_threads(1)
+        flower.quieten()
+        self._app = app
+        self._content: tuple[Any, Any] = None, None
+
+    def start(self) -> None:
+        """Say that it is there."""
+
+    def answer(self, metadata: Metadata, content: list[Any], context: Context) -> tuple[Message, RecordDict]:
+        """Return a client's reply, and its state after it. The content is fetched once, if it is left as it is."""
+        (ref,) = content
+        if ref != self._content[0] or not isinstance(self._app, Clients):
+            self._content = ref, ray.get(ref)
+        return answer(self._app, flower.message(metadata, self._content[1]), context), context.state
