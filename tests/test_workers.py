@@ -2,9 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -104,18 +101,6 @@ def test_the_clients_are_spread_over_processes_other_than_this():
         pids = {pid for _ in range(5) for pid in metrics(ask(grid), "pid")}
     assert len(pids) == 2
     assert os.getpid() not in pids
-    assert all(is_gone(pid) for pid in pids)
-
-
-def is_gone(pid, within_s=10):
-    deadline = time.monotonic() + within_s
-    while time.monotonic() < deadline:
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return True
-        time.sleep(0.05)
-    return False
 
 
 def test_a_client_whose_worker_dies_runs_again_from_the_state_it_had(tmp_path, caplog):
@@ -206,70 +191,3 @@ def test_worker_deaths_do_not_change_a_number(run, monkeypatch):
     monkeypatch.setattr(workers._Process, "result", and_kill)
     assert run(*options, "hardware=workers", "hardware.workers=2").numbers() == expected
     assert len(kills) == 3
-
-
-@pytest.mark.slow
-def test_an_interrupted_run_leaves_no_process_and_no_shared_memory(tmp_path):
-    before = set(Path("/dev/shm").iterdir()) if Path("/dev/shm").exists() else set()
-    command = [
-        sys.executable,
-        "-m",
-        "fedresearch.main",
-        "hardware=workers",
-        "tracker=none",
-        "federation.num_rounds=500",
-    ]
-    process = subprocess.Popen(
-        [*command, f"hydra.run.dir={tmp_path / 'run'}"], start_new_session=True, stderr=subprocess.PIPE, text=True
-    )
-    metrics_file = tmp_path / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not (metrics_file.exists() and metrics_file.read_text().count("\n") > 2):
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.1)
-    session = pids_of_session(process.pid)
-    assert len(session) >= 3, "the main process, the server of forks and the workers"
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: all processes at once
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert stderr.strip().splitlines()[-1] == "interrupted"
-    assert "Traceback" not in stderr
-    assert all(is_gone(pid) for pid in session)
-    if Path("/dev/shm").exists():
-        assert set(Path("/dev/shm").iterdir()) <= before
-
-
-def pids_of_session(session):
-    """Return the processes of a session, by Linux's /proc."""
-    pids = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[3]) == session:
-            pids.append(int(stat.parent.name))
-    return pids
-
-
-@pytest.mark.slow
-def test_workers_end_with_a_main_process_that_was_killed(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "fedresearch.main",
-        "hardware=workers",
-        "tracker=none",
-        "federation.num_rounds=500",
-    ]
-    process = subprocess.Popen([*command, f"hydra.run.dir={tmp_path / 'run'}"], start_new_session=True)
-    metrics_file = tmp_path / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not (metrics_file.exists() and metrics_file.read_text().count("\n") > 2):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    session = pids_of_session(process.pid)
-    process.kill()
-    process.wait()
-    assert all(is_gone(pid) for pid in session)

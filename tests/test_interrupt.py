@@ -1,0 +1,90 @@
+"""What a run leaves behind that is interrupted or killed: its directory, and nothing else on the machine."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SHARED_MEMORY = Path("/dev/shm")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not Path("/proc").exists(), reason="processes are read off /proc")]
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Return a function that starts a long run and, after two rounds, returns it and the processes that are of it."""
+    processes = []
+
+    def start_(hardware):
+        command = [sys.executable, "-m", "fedresearch.main", f"hardware={hardware}", "tracker=none"]
+        options = ["federation.num_rounds=5000", f"hydra.run.dir={tmp_path}"]
+        process = subprocess.Popen([*command, *options], start_new_session=True, stderr=subprocess.PIPE, text=True)
+        processes.append(process)
+        metrics = tmp_path / "metrics.jsonl"
+        deadline = time.monotonic() + 240
+        while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.1)
+        return process, descendants(process.pid)
+
+    yield start_
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def descendants(pid):
+    """Return the processes that a process started, and those that they did, by Linux's /proc."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue  # it has ended meanwhile
+    found = [pid]
+    for one in found:
+        found += [child for child, parent in parents.items() if parent == one]
+    return found[1:]
+
+
+def are_gone(pids, within_s=20):
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        if not any(is_running(pid) for pid in pids):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("hardware", ["cpu", "workers", "ray"])
+def test_an_interrupted_run_leaves_no_process_and_no_shared_memory(start, tmp_path, hardware):
+    before = set(SHARED_MEMORY.iterdir()) if SHARED_MEMORY.exists() else set()
+    process, others = start(hardware)
+    assert len(others) >= {"cpu": 0, "workers": 3, "ray": 4}[hardware]
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: all processes of the group at once
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert stderr.strip().splitlines()[-1] == "interrupted"
+    assert "Traceback" not in stderr
+    assert json.loads((tmp_path / "run.json").read_text())["status"] == "interrupted"
+    assert are_gone(others)
+    if SHARED_MEMORY.exists():
+        assert set(SHARED_MEMORY.iterdir()) <= before
+
+
+def test_workers_end_with_a_main_process_that_was_killed(start):
+    process, others = start("workers")
+    process.kill()
+    assert are_gone(others)
