@@ -1,17 +1,21 @@
 """The clients in this process, many at once."""
 
 import copy
+import logging
 import traceback
 from collections.abc import Iterable, Sequence
 
 from flwr.app import Context, Message, MessageType
 from flwr.clientapp import ClientApp
+from torch.nn.modules.conv import _ConvNd
 
 from fedresearch.apps.client_app import Clients
 from fedresearch.apps.flower import client_error
 from fedresearch.errors import InputError
 from fedresearch.hardware.in_process import InProcessGrid
 from fedresearch.local.cohort import CohortTrainer
+
+log = logging.getLogger("fedresearch")
 
 
 class BatchedGrid(InProcessGrid):
@@ -32,6 +36,8 @@ class BatchedGrid(InProcessGrid):
     def __init__(self, client_app: Clients, num_supernodes: int, chunk: int | None, compile: bool) -> None:
         super().__init__(client_app, num_supernodes)
         self._clients = client_app
+        if any(isinstance(module, _ConvNd) for module in client_app.model.modules()):
+            log.warning("the model has convolutions, which train faster one client after another; try hardware=cpu")
         self._largest = max(len(rows) for rows in client_app.data.train)
         self._trainer = CohortTrainer(chunk, compile, self._largest)
 

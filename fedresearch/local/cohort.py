@@ -2,19 +2,22 @@
 
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Generator, Tensor
-from torch.func import grad_and_value, vmap
 from torch.nn import Module
-from torch.nn.utils.rnn import pad_sequence
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten
 
+from fedresearch.local.compiled import Code, compile_code
 from fedresearch.local.forward import Forward
+from fedresearch.local.steps import Steps
 from fedresearch.local.train import MakeOptimizer, Schedule, Task, Trained, drift, mean_gradient
-from fedresearch.local.update import LocalUpdate, Start, Tensors
+from fedresearch.local.update import Start
 
 log = logging.getLogger("fedresearch")
 
@@ -23,14 +26,13 @@ _CACHE_BYTES = 2_500_000
 _COPIES = 4
 _LARGEST_CHUNK = 64
 
-Gradients = Callable[..., tuple[Tensors, Tensor]]
-
 
 class CohortTrainer:
     """Trains tasks in chunks of a fixed number of clients, longest first.
 
     Shapes are fixed, so that a client's result does not depend on who else is in its chunk: short batches and short
-    chunks are padded, and what is padded is masked. A client's parameters are read off after its last step.
+    chunks are padded, and what is padded is masked. A client that has taken its last step is left as it is while the
+    others of its chunk go on.
 
     The optimizer is the client's own, on the stacked parameters; it must work element by element, as SGD, Adam, AdamW
     and Adagrad do.
@@ -40,14 +42,14 @@ class CohortTrainer:
     chunk : int or None
         Clients a call; None: as many as fit a core's cache, but no more than the tasks are.
     compile : bool
-        Whether to compile the step. The first round then takes up to a minute longer; the code is kept on disk.
+        Whether to compile the step. The first round then takes some seconds longer; the code is kept on disk.
     largest : int
         Samples of the largest client: the size of a full batch.
     """
 
     def __init__(self, chunk: int | None, compile: bool, largest: int) -> None:
         self._chunk, self._compiles, self._largest = chunk, compile, largest
-        self._compiled: dict[Any, Gradients] = {}
+        self._steps: dict[Any, Steps] = {}
 
     def __call__(
         self, tasks: Sequence[Task], model: Module, *, optimizer: MakeOptimizer, schedule: Schedule
@@ -57,7 +59,7 @@ class CohortTrainer:
         Raises
         ------
         ValueError
-            If an optimizer is to go on from its last round.
+            If an optimizer is to go on from its last round, or keeps what is no tensor.
         RuntimeError
             If the model cannot be batched.
         """
@@ -88,136 +90,130 @@ class CohortTrainer:
         if first.optimizer_state is not None:
             raise ValueError("optimizers start afresh in every round here; try local.keep_optimizer_state=false")
         make_optimizer = functools.partial(optimizer, lr=first.config["lr"])
-        params = {name: self._stack([task.start[name] for task in tasks], chunk) for name in forward.params}
+        params = {name: _stack([task.start[name] for task in tasks], chunk) for name in forward.params}
+        dtype = next(iter(params.values())).dtype
         fixed = [first.update.begin(_start(task, model, params)) for task in tasks]
-        leaves, spec = _leaves(fixed, next(iter(params.values())).dtype)
-        is_shared = [all(leaf is column[0] for leaf in column) for column in leaves]
-        stacked = [
-            column[0] if shared else self._stack(column, chunk)
-            for column, shared in zip(leaves, is_shared, strict=True)
-        ]
-        axes = [None if shared else 0 for shared in is_shared]
-
-        x, y = torch.cat([task.x for task in tasks]), torch.cat([task.y for task in tasks])
-        sizes = torch.tensor([len(task.y) for task in tasks])
-        starts = (sizes.cumsum(0) - sizes).tolist()
-        generators = [Generator().manual_seed(task.batches_seed) for task in tasks]
+        leaves, axes, spec = _columns(fixed, chunk, dtype)
+        x, y, starts = _pool(tasks)
+        lr = torch.tensor(first.config["lr"], dtype=dtype)
         total = torch.zeros(chunk, dtype=torch.float64)
-        num_steps = [0] * len(tasks)
-        for number, stage in enumerate(first.stages):
-            names = [name for name in params if name in stage.trained]
-            if not names:
-                continue
-            length = schedule.of(stage)
-            rows = [
-                _rows(length, len(task.y), start, generator, length.batch_size or self._largest)
-                for task, start, generator in zip(tasks, starts, generators, strict=True)
-            ]
-            lengths = [len(row) for row in rows]
-            # (steps, chunk, batch); what is not there is -1.
-            index = pad_sequence([*rows, *[rows[0][:0]] * (chunk - len(rows))], padding_value=-1)
-            masks, index = (
-                (index >= 0).to(total.dtype if x.dtype == torch.float64 else torch.float32),
-                index.clamp(min=0),
-            )
-            gradients = self._gradients((number, *axes), first.update, forward, spec, axes)
+        schedules = {
+            number: schedule.of(stage) for number, stage in enumerate(first.stages) if stage.trained & params.keys()
+        }
+        batches, lengths = _draw(tasks, starts, chunk, list(schedules.values()), self._largest)
+        for number, index in zip(schedules, batches, strict=True):
+            names = [name for name in params if name in first.stages[number].trained]
+            others = {name: tensor for name, tensor in params.items() if name not in names}
+            key = (number, first.update, chunk, index.shape[2], x.shape, *axes)
+            if key not in self._steps:
+                self._steps[key] = Steps(first.update, forward, make_optimizer, spec, axes, self._compile)
             trained = {name: params[name] for name in names}
-            others = {name: tensor for name, tensor in params.items() if name not in trained}
-            stepper = make_optimizer(list(trained.values()))
-            finished: dict[int, Tensors] = {}
-            ending: dict[int, list[int]] = {}
-            for member, num in enumerate(lengths):
-                ending.setdefault(num, []).append(member)
-            for step, (at, mask) in enumerate(zip(index, masks, strict=True), start=1):
-                with torch.no_grad():
-                    corrected, losses = gradients(trained, others, x[at], y[at], mask, stacked)
-                for name, gradient in corrected.items():
-                    trained[name].grad = gradient
-                stepper.step()
-                total += losses
-                for member in ending.get(step, ()):
-                    finished[member] = {name: tensor[member].clone() for name, tensor in trained.items()}
-            for name in names:
-                params[name] = self._stack([finished[member][name] for member in range(len(tasks))], chunk)
-            num_steps = [done + steps for done, steps in zip(num_steps, lengths, strict=True)]
-        if not all(num_steps):
+            moved, total = self._steps[key](trained, total, index, (others, leaves, lr, x, y))
+            params |= moved
+        num_steps = [sum(each) for each in zip(*lengths, strict=True)]
+        if not num_steps:
             raise ValueError("no parameter is trained: all are frozen")
+        rows = zip(*(tensor.unbind() for tensor in params.values()), strict=True)
+        drift_of = functools.cache(functools.partial(drift, make_optimizer))
         results = []
-        for member, task in enumerate(tasks):
-            own = {name: tensor[member] for name, tensor in params.items()}
-            end = task.update.end(own, fixed[member], functools.partial(drift, make_optimizer, num_steps[member]))
-            loss = total[member].item() / num_steps[member]
-            results.append(Trained({**task.start, **own}, loss, num_steps[member], end.sent, end.kept, {}))
+        for task, own, held, loss, num in zip(tasks, rows, fixed, total.tolist(), num_steps, strict=False):
+            trained = dict(zip(params, own, strict=True))
+            end = task.update.end(trained, held, functools.partial(drift_of, num))
+            results.append(Trained({**task.start, **trained}, loss / num, num, end.sent, end.kept, {}))
         return results
 
-    @staticmethod
-    def _stack(tensors: Sequence[Tensor], chunk: int) -> Tensor:
-        return torch.stack([*tensors, *[tensors[-1]] * (chunk - len(tensors))])
-
-    def _gradients(
-        self, key: Any, update: LocalUpdate, forward: Forward, spec: TreeSpec, axes: list[int | None]
-    ) -> Gradients:
-        """Return a chunk's corrected gradients and losses as a function of its tensors."""
-
-        def one(
-            trained: Tensors, others: Tensors, x: Tensor, y: Tensor, mask: Tensor, leaves: list[Tensor]
-        ) -> tuple[Tensors, Tensor]:
-            fixed = tree_unflatten(leaves, spec)
-
-            def objective(trained: Tensors) -> Tensor:
-                losses = update.objective(forward, {**others, **trained}, x, y, fixed)
-                return torch.where(mask > 0, losses, 0.0).sum() / mask.sum().clamp(min=1.0)
-
-            gradients, loss = grad_and_value(objective)(trained)
-            return update.correct(gradients, trained, fixed), loss
-
-        def gradients(*arguments: Any) -> tuple[Tensors, Tensor]:
-            return vmap(one, in_dims=(0, 0, 0, 0, 0, axes))(*arguments)
-
-        if not self._compiles:
-            return gradients
-        if key not in self._compiled:
-            self._compiled[key] = self._or_eager(gradients)
-        return self._compiled[key]
-
-    def _or_eager(self, gradients: Gradients) -> Gradients:
-        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # that there is no CUDA is no news
-        compiled = torch.compile(gradients, dynamic=False)
-
-        def call(*arguments: Any) -> tuple[Tensors, Tensor]:
-            if self._compiles:
-                try:
-                    return compiled(*arguments)
-                except torch._dynamo.exc.TorchDynamoException as error:
-                    self._compiles = False
-                    reason = str(error).strip().split("\n")[0]
-                    log.warning("the step could not be compiled and runs uncompiled: %s", reason)
-            return gradients(*arguments)
-
-        return call
+    def _compile(self, function: Code, arguments: Sequence[Tensor]) -> Code:
+        if self._compiles:
+            try:
+                return compile_code(function, arguments)
+            except Exception as error:  # of a dozen kinds; what is wrong with the model, the uncompiled step says
+                self._compiles = False
+                reason = str(error).strip().split("\n")[0]
+                log.warning("the step could not be compiled and runs uncompiled: %s", reason)
+        return function
 
 
-def _start(task: Task, model: Module, params: Tensors) -> Start:
-    anchor = {name: (task.anchor or task.start)[name] for name in params}
+def _stack(tensors: Sequence[Tensor], chunk: int) -> Tensor:
+    return torch.stack([*tensors, *[tensors[-1]] * (chunk - len(tensors))])
+
+
+def _start(task: Task, model: Module, names: Iterable[str]) -> Start:
+    anchor = {name: (task.anchor or task.start)[name] for name in names}
     gradient = functools.partial(mean_gradient, model, x=task.x, y=task.y)
     return Start(anchor, task.config, task.received, task.kept, gradient)
 
 
-def _leaves(fixed: Sequence[Any], dtype: torch.dtype) -> tuple[list[list[Tensor]], TreeSpec]:
-    """Return what stays fixed for each client, leaf by leaf; numbers, the same for all, as tensors."""
+def _columns(fixed: Sequence[Any], chunk: int, dtype: torch.dtype) -> tuple[list[Tensor], list[int | None], TreeSpec]:
+    """Return what stays fixed for each client, leaf by leaf, stacked or, with the axis None, shared by all.
+
+    Numbers are the same for all, and become tensors.
+    """
     flat, (spec, *_) = zip(*map(tree_flatten, fixed), strict=True)
-    columns = []
-    for column in zip(*flat, strict=True):
-        if torch.is_tensor(column[0]):
-            columns.append(list(column))
+    leaves: list[Tensor] = []
+    axes: list[int | None] = []
+    for first, *rest in zip(*flat, strict=True):
+        if not torch.is_tensor(first):
+            leaves.append(torch.tensor(first, dtype=dtype))
+            axes.append(None)
+        elif all(leaf is first for leaf in rest):
+            leaves.append(first)
+            axes.append(None)
         else:
-            columns.append([torch.tensor(column[0], dtype=dtype)] * len(column))
-    return columns, spec
+            leaves.append(_stack([first, *rest], chunk))
+            axes.append(0)
+    return leaves, axes, spec
 
 
-def _rows(schedule: Schedule, num_examples: int, start: int, generator: Generator, width: int) -> Tensor:
-    """Return a client's batches as rows of the chunk's samples, ``(steps, width)``; -1 where a batch has no more."""
-    own = torch.arange(start, start + num_examples)
-    batches = [batch for batch, _ in schedule.batches(own, own, generator)]
-    padded = pad_sequence(batches, batch_first=True, padding_value=-1)
-    return torch.nn.functional.pad(padded, (0, width - padded.shape[1]), value=-1)
+def _pool(tasks: Sequence[Task]) -> tuple[Tensor, Tensor, list[int]]:
+    """Return all tasks' samples in two arrays, and where in them each task's begin.
+
+    Where they are views of two arrays, as ``FederatedData`` gives them, these are the two: nothing is copied.
+    """
+    whole = []
+    for parts in ([task.x for task in tasks], [task.y for task in tasks]):
+        base = parts[0]._base
+        if base is None or any(part._base is not base or part.stride() != base.stride() for part in parts):
+            break
+        offsets = [int(part.storage_offset() - base.storage_offset()) // base.stride(0) for part in parts]
+        whole.append((base, offsets))
+    if len(whole) == 2 and whole[0][1] == whole[1][1]:
+        return whole[0][0], whole[1][0], whole[0][1]
+    sizes = [len(task.y) for task in tasks]
+    return torch.cat([task.x for task in tasks]), torch.cat([task.y for task in tasks]), [0, *accumulate(sizes)][:-1]
+
+
+def _draw(
+    tasks: Sequence[Task], starts: Sequence[int], chunk: int, schedules: Sequence[Schedule], largest: int
+) -> tuple[list[Tensor], list[list[int]]]:
+    """Return each schedule's batches, as indices ``(steps, chunk, batch)``, and how many each client has.
+
+    Where a batch, or a client, has no more, there is ``~start``: a negative number, and the client's own first sample.
+    """
+    generator = Generator()
+    rows: list[list[NDArray[np.int64]]] = [[] for _ in schedules]
+    for task, start in zip(tasks, starts, strict=True):
+        generator.manual_seed(task.batches_seed)
+        for schedule, drawn in zip(schedules, rows, strict=True):
+            drawn.append(_rows(schedule, len(task.y), start, generator, schedule.batch_size or largest))
+    batches, lengths = [], []
+    for drawn in rows:
+        lengths.append([len(own) for own in drawn])
+        nothing = np.full(chunk, ~starts[-1])
+        nothing[: len(tasks)] = np.invert(starts)
+        index = np.repeat(nothing[None, :, None], max(lengths[-1]), axis=0).repeat(drawn[0].shape[1], axis=2)
+        for member, own in enumerate(drawn):
+            index[: len(own), member] = own
+        batches.append(torch.from_numpy(index))
+    return batches, lengths
+
+
+def _rows(schedule: Schedule, num_examples: int, start: int, generator: Generator, width: int) -> NDArray[np.int64]:
+    """Return a client's batches, ``(steps, width)``."""
+    own = np.arange(start, start + num_examples)
+    epochs = []
+    for order in schedule.orders(num_examples, generator):
+        samples = own[order if isinstance(order, slice) else order.numpy()]
+        padded = np.full(-(-len(samples) // width) * width, ~start)
+        padded[: len(samples)] = samples
+        epochs.append(padded)
+    return np.concatenate(epochs).reshape(-1, width)

@@ -5,7 +5,6 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import repeat
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -45,23 +44,26 @@ class Schedule:
         """Return a stage's, which may have epochs of its own."""
         return self if stage.epochs is None else Schedule(stage.epochs, None, self.batch_size)
 
-    def batches(self, x: Tensor, y: Tensor, generator: Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield a client's batches, its samples in a new order in each epoch.
+    def orders(self, num_examples: int, generator: Generator) -> Iterator[Tensor | slice]:
+        """Yield the order of a client's samples in each epoch; the last may be cut short.
 
         A full batch needs no order: the samples stay as they are.
         """
-        num_examples = len(y)
         batch_size = self.batch_size or num_examples
-        left = self.steps if self.steps is not None else (self.epochs or 0) * -(-num_examples // batch_size)
-        while left > 0:
+        num_batches = -(-num_examples // batch_size)
+        total = self.steps if self.steps is not None else (self.epochs or 0) * num_batches
+        for left in range(total, 0, -num_batches):
             if batch_size >= num_examples:
-                yield from repeat((x, y), left)
-                return
+                yield slice(None)
+            else:
+                yield torch.randperm(num_examples, generator=generator)[: left * batch_size]
+
+    def batches(self, x: Tensor, y: Tensor, generator: Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield a client's batches, its samples in a new order in each epoch."""
+        batch_size = self.batch_size or len(y)
+        for order in self.orders(len(y), generator):
             # One gather an epoch; the batches are views of it.
-            order = torch.randperm(num_examples, generator=generator)[: left * batch_size]
-            inputs, targets = x[order].split(batch_size), y[order].split(batch_size)
-            yield from zip(inputs, targets, strict=True)
-            left -= len(inputs)
+            yield from zip(x[order].split(batch_size), y[order].split(batch_size), strict=True)
 
 
 class Task(NamedTuple):

@@ -1,4 +1,4 @@
-"""The same apps on every hardware: what is equal, how nearly, and what is refused."""
+"""A cohort trained in one batched call: what is equal, how nearly, and what is refused."""
 
 import numpy as np
 import pytest
@@ -136,27 +136,79 @@ def test_the_chunk_counts_in_the_digest_and_other_hardware_does_not(compose):
     assert len({digest_of(), digest_of(*EAGER), digest_of(*EAGER, "hardware.chunk=8")}) == 3
 
 
+COMPILED = ["federation.num_supernodes=20", "federation.num_rounds=5", "model=logistic", "local.epochs=1"]
+
+
 @pytest.mark.slow
 def test_the_compiled_step_stays_within_a_hundred_thousandth(run):
     """Relative to the largest of each array's entries, in float32, after five rounds."""
-    options = ["federation.num_supernodes=20", "federation.num_rounds=5", "model=logistic", "local.epochs=1"]
-    nearly_equal(run(*options), run(*options, "hardware=batched"), 1e-5)
+    nearly_equal(run(*COMPILED), run(*COMPILED, "hardware=batched"), 1e-5)
 
 
-def test_without_a_compiler_the_step_runs_uncompiled_and_says_so_once(run, monkeypatch, caplog):
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["optimizer.momentum=0.9", "optimizer.nesterov=true", "optimizer.weight_decay=0.01"],
+        ["optimizer=adam"],
+        ["optimizer=adamw"],
+        ["optimizer=adagrad", "optimizer.lr_decay=0.1"],
+        ["strategy=scaffold"],
+        ["strategy=fedrep", "model=mlp"],
+    ],
+    ids=" ".join,
+)
+def test_compiled_and_not_are_one_arithmetic(run, overrides):
+    """In float64, with a learning rate of each round's own: none of its numbers is frozen in the code."""
+    options = [*COMPILED, "federation.num_rounds=3", "schedule=inverse", "dtype=float64", *overrides]
+    nearly_equal(run(*options), run(*options, "hardware=batched"), 1e-12)
+
+
+@pytest.mark.slow
+def test_one_code_serves_all_rounds(run, monkeypatch):
+    """Whatever the learning rate; with a state, the first step's is another."""
+    from fedresearch.local import cohort
+
+    made = []
+    compile_code = cohort.compile_code
+    monkeypatch.setattr(cohort, "compile_code", lambda *arguments: made.append(1) or compile_code(*arguments))
+    run(*COMPILED, "schedule=inverse", "hardware=batched", "optimizer.momentum=0.9")
+    assert len(made) == 2
+
+
+def test_without_a_compiler_the_step_runs_uncompiled_and_says_so_once(run, tmp_path, monkeypatch, caplog):
+    import torch._inductor.config
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    options = ["federation.num_supernodes=6", "federation.num_rounds=2", "local.epochs=1", "model=logistic"]
+    with torch._inductor.config.patch({"cpp.cxx": ("no-compiler",)}), caplog.at_level("WARNING", "fedresearch"):
+        result = run(*options, "hardware=batched")
+    said = [record.message for record in caplog.records if record.name == "fedresearch"]
+    assert len(said) == 1
+    assert said[0].startswith("the step could not be compiled and runs uncompiled: ")
+    nearly_equal(run(*options), result, 1e-5)
+
+
+def test_the_optimizers_state_must_be_tensors():
     import torch
 
-    attempts = []
+    from fedresearch.local.compiled import optimize
 
-    def broken(*_):
-        attempts.append(1)
-        raise torch._dynamo.exc.TorchDynamoException("No working C++ compiler found\nand much more")
+    class Counting(torch.optim.SGD):
+        def step(self):
+            for param in self.param_groups[0]["params"]:
+                self.state[param]["steps"] = 1
 
-    monkeypatch.setattr(torch, "compile", lambda *_, **__: broken)
-    options = ["federation.num_supernodes=6", "federation.num_rounds=2", "local.epochs=1", "model=logistic"]
-    result = run(*options, "hardware=batched")
-    assert len(attempts) == 1
-    assert [record.message for record in caplog.records] == [
-        "the step could not be compiled and runs uncompiled: No working C++ compiler found"
-    ]
-    nearly_equal(run(*options), result, 1e-5)
+    param = torch.zeros(3)
+    with pytest.raises(ValueError, match="the optimizer's state must be tensors, got steps=1"):
+        optimize(lambda params: Counting(params, lr=0.1), {"w": param}, {"w": torch.ones(3)}, {}, torch.tensor(0.1))
+
+
+@pytest.mark.parametrize("model", ["resnet18", "logistic"])
+def test_convolutions_are_said_to_be_faster_on_cpu(compose, caplog, model):
+    with caplog.at_level("WARNING", "fedresearch"):
+        _ = Experiment(*compose(*EAGER, f"model={model}", "tracker=none")).grid
+    said = [record.message for record in caplog.records if record.name == "fedresearch"]
+    assert said == ["the model has convolutions, which train faster one client after another; try hardware=cpu"] * (
+        model == "resnet18"
+    )

@@ -1,0 +1,94 @@
+"""A step as compiled code: traced once, so that a call checks nothing and takes microseconds."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
+
+from fedresearch.local.train import MakeOptimizer
+from fedresearch.local.update import Tensors
+
+# Tensors to tensors; their number and shapes are those that it was traced with.
+Code = Callable[..., Sequence[Tensor]]
+# By parameter.
+States = Mapping[str, Tensors]
+
+
+def compile_code(function: Code, arguments: Sequence[Tensor]) -> Code:
+    """Return a function as compiled code for arguments of these shapes; Inductor keeps it on disk between processes.
+
+    ``torch.compile`` checks before each call that nothing has changed, which takes longer than a small model's step.
+    """
+    for name in ("torch.utils.cpp_extension", "torch._inductor.utils"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # that there is no CUDA is no news
+    graph = make_fx(function)(*arguments)
+    for node in reversed(graph.graph.nodes):
+        if "record_function" in str(node.target):  # the optimizer's marks for the profiler
+            graph.graph.erase_node(node)
+    graph.recompile()
+    import torch._inductor
+
+    return torch._inductor.compile(graph, list(arguments))
+
+
+def optimize(make_optimizer: MakeOptimizer, params: Tensors, gradients: Tensors, state: States, lr: Tensor) -> States:
+    """Let a fresh optimizer move parameters in place, from a state of the last step, and return the state after.
+
+    Parameters
+    ----------
+    make_optimizer : callable
+        ``make_optimizer(parameters)``, with any learning rate.
+    params, gradients : mapping of str to Tensor
+        The parameters and their gradients.
+    state : mapping of str to mapping
+        By parameter; empty before the first step.
+    lr : Tensor
+        The learning rate, ``()``. As a tensor, it is no constant of the traced code.
+
+    Raises
+    ------
+    ValueError
+        If the optimizer keeps what is no tensor.
+    """
+    for name, gradient in gradients.items():
+        params[name].grad = gradient
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)  # of the count of steps, from which Adam's corrections follow
+    try:
+        optimizer = make_optimizer(list(params.values()))
+        optimizer.state.update({params[name]: dict(entries) for name, entries in state.items()})
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        with _TensorsForNumbers():
+            optimizer.step()
+    finally:
+        torch.set_default_dtype(dtype)
+    after = {name: optimizer.state.get(param, {}) for name, param in params.items()}
+    for entries in after.values():
+        for key, value in entries.items():
+            if not isinstance(value, Tensor | None):
+                raise ValueError(f"the optimizer's state must be tensors, got {key}={value!r}")
+    return {name: {k: v for k, v in entries.items() if v is not None} for name, entries in after.items() if entries}
+
+
+class _TensorsForNumbers(TorchFunctionMode):
+    """Takes 0-dimensional tensors where an optimizer works with numbers, so that a trace does not freeze their values.
+
+    ``item`` returns the tensor, and ``add(x, alpha=tensor)`` multiplies: so does ``addcdiv(x, y, value=tensor)``.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is Tensor.item:
+            return args[0]
+        for key in ("alpha", "value"):
+            if isinstance(kwargs.get(key), Tensor):
+                target, factor, *rest = args
+                args = (target, factor * kwargs.pop(key), *rest)
+        return func(*args, **kwargs)
