@@ -10,6 +10,7 @@ not counted, but its seconds are told: on batched it compiles. Two ratios:
 """
 
 import argparse
+import gc
 import json
 import platform
 import statistics
@@ -21,7 +22,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import FedAvg
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from torch.nn import functional as F
 
 from fedresearch.apps import flower
 from fedresearch.apps.client_app import Clients, train_each
+from fedresearch.apps.records import record_of
 from fedresearch.apps.rounds import RoundLoop
 from fedresearch.apps.sampling import Sampling, uniform
 from fedresearch.data.federated import FederatedData
@@ -157,13 +158,14 @@ def measure(work: Workload, repeats: int, hardware: str) -> dict[str, float]:
             for name, tensor in model.state_dict().items():
                 average[name].add_(tensor, alpha=work.sizes[i] / total)
 
-    arrays = ArrayRecord(initial)
+    arrays = record_of(initial)
     sides: dict[str, Callable[[int], object]] = {
         "local_ours": lambda r: ours_local(sorted(sampling(r))),
         "local_bare": lambda r: bare_local(sorted(sampling(r))),
         "round_ours": lambda r: loop._round(r, grid, arrays),
         "round_bare": lambda r: bare_round(sorted(sampling(r))),
     }
+    gc.freeze()  # as an experiment does when it is built
     times: dict[str, list[float]] = {side: [] for side in sides}
     for repeat in range(repeats + 1):  # the first is a warm-up
         for side, call in sides.items():

@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor
 from torch.nn import Module
@@ -22,7 +22,9 @@ from fedresearch.apps.records import (
     PERSONAL_LOSS,
     TRAIN_LOSS,
     UNIFORM,
+    metrics_of,
     number,
+    record_of,
     tensors,
 )
 from fedresearch.data.federated import FederatedData
@@ -143,11 +145,11 @@ class Clients(ClientApp):
                 for task, (message, context) in zip(tasks, clients, strict=True)
             ]
             for content, trained, (_, context) in zip(contents, self._run(trainer, own), clients, strict=True):
-                metrics = content.metric_records[METRICS]
+                metrics = metrics_of(content)
                 metrics[NUM_STEPS] = number(metrics, NUM_STEPS) + trained.num_steps
-                context.state[_OWN] = ArrayRecord(dict(trained.state))
+                context.state[_OWN] = record_of(trained.state)
                 if self._keeps_optimizer_state:
-                    context.state[_OWN_OPTIMIZER] = ArrayRecord(dict(trained.optimizer_state))
+                    context.state[_OWN_OPTIMIZER] = record_of(trained.optimizer_state)
         return [Message(content, reply_to=message) for content, message in zip(contents, messages, strict=True)]
 
     def __reduce__(self) -> tuple[Callable[[], "Clients"], tuple[()]]:
@@ -168,7 +170,8 @@ class Clients(ClientApp):
     def _task(self, message: Message, context: Context, start: Tensors, *which: int, **options: Any) -> Task:
         """Return a client's task; ``which`` tells those of one round apart, ``options`` are the task's."""
         partition_id = int(context.node_config["partition-id"])
-        config = message.content.config_records[CONFIG]
+        config = message.content[CONFIG]
+        assert isinstance(config, ConfigRecord)
         where = (int(number(config, "server-round")), partition_id, *which)
         x, y = self.data.train_samples(partition_id)
         return Task(
@@ -190,18 +193,19 @@ class Clients(ClientApp):
     def _leave(self, trained: Trained, context: Context, num_examples: int) -> RecordDict:
         """Return what a client sends, and put what it keeps into its context."""
         state = context.state
-        content = RecordDict({ARRAYS: ArrayRecord({k: v for k, v in trained.state.items() if k not in self.personal})})
+        content = RecordDict()
+        content[ARRAYS] = record_of({k: v for k, v in trained.state.items() if k not in self.personal})
         for name, group in trained.sent.items():
-            content[name] = ArrayRecord(dict(group))
+            content[name] = record_of(group)
         content[METRICS] = MetricRecord(
             {TRAIN_LOSS: trained.loss, NUM_STEPS: trained.num_steps, NUM_EXAMPLES: num_examples, UNIFORM: 1}
         )
         if self.personal:
-            state[_PARTS] = ArrayRecord({k: v for k, v in trained.state.items() if k in self.personal})
+            state[_PARTS] = record_of({k: v for k, v in trained.state.items() if k in self.personal})
         for name, group in trained.kept.items():
-            state[_KEPT + name] = ArrayRecord(dict(group))
+            state[_KEPT + name] = record_of(group)
         if self._keeps_optimizer_state:
-            state[_OPTIMIZER] = ArrayRecord(dict(trained.optimizer_state))
+            state[_OPTIMIZER] = record_of(trained.optimizer_state)
         return content
 
     def _evaluate(self, message: Message, context: Context) -> Message:

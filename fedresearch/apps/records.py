@@ -1,13 +1,16 @@
 """The keys of the records in a message, and arrays in and out of them."""
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
+
+from fedresearch.apps.held_array import HeldArray
+from fedresearch.local.update import Tensors
 
 Values = NDArray[np.floating[Any]]
 
@@ -36,9 +39,36 @@ def values(arrays: ArrayRecord) -> dict[str, Values]:
     return {name: array.numpy() for name, array in arrays.items()}
 
 
-def record(values: Mapping[str, Values]) -> ArrayRecord:
-    """Return NumPy arrays, or scalars, as a record."""
-    return ArrayRecord({name: Array(np.asarray(value)) for name, value in values.items()})
+def arrays_of(content: RecordDict) -> ArrayRecord:
+    """Return a content's model; ``content.array_records`` would look through all records, and check them again."""
+    record = content[ARRAYS]
+    assert isinstance(record, ArrayRecord)
+    return record
+
+
+def metrics_of(content: RecordDict) -> MetricRecord:
+    """Return a content's metrics, as quickly."""
+    record = content[METRICS]
+    assert isinstance(record, MetricRecord)
+    return record
+
+
+def view(array: Array) -> NDArray[Any]:
+    """Return an array as NumPy's, to be read and not written."""
+    return array.held if isinstance(array, HeldArray) else array.numpy()
+
+
+def record(values: Mapping[str, ArrayLike]) -> ArrayRecord:
+    """Return copies of NumPy arrays, or scalars, as a record."""
+    made = ArrayRecord()
+    for name, value in values.items():
+        made[name] = HeldArray(value)
+    return made
+
+
+def record_of(tensors: Tensors) -> ArrayRecord:
+    """Return copies of tensors as a record."""
+    return record({name: tensor.detach().numpy() for name, tensor in tensors.items()})
 
 
 def number(record: MetricRecord | ConfigRecord, key: str) -> int | float:
@@ -54,7 +84,8 @@ def cast_like(arrays: ArrayRecord, reference: ArrayRecord) -> ArrayRecord:
     Flower's averages turn the integer buffers of BatchNorm into floats, and some strategies promote float32.
     """
     cast = {}
-    for name, value in values(arrays).items():
+    for name, array in arrays.items():
+        value = view(array)
         dtype = np.dtype(reference[name].dtype)
         cast[name] = (
             value if value.dtype == dtype else np.asarray(np.rint(value) if dtype.kind in "iu" else value, dtype)
@@ -66,7 +97,7 @@ def sha256(arrays: ArrayRecord) -> str:
     """Return the SHA-256 of the arrays' names, dtypes, shapes and values, in the order of the names."""
     sha = hashlib.sha256()
     for name in sorted(arrays):
-        values = arrays[name].numpy()
+        values = view(arrays[name])
         sha.update(f"{name} {values.dtype.str} {values.shape}\n".encode())
         sha.update(np.ascontiguousarray(values).tobytes())
     return sha.hexdigest()
@@ -74,14 +105,26 @@ def sha256(arrays: ArrayRecord) -> str:
 
 def flatten(arrays: ArrayRecord, names: Collection[str]) -> NDArray[np.float64]:
     """Return the arrays of some names as one vector, in double precision."""
-    parts = [arrays[name].numpy().ravel().astype(np.float64) for name in sorted(arrays) if name in names]
+    parts = [view(arrays[name]).ravel().astype(np.float64) for name in sorted(arrays) if name in names]
     return np.concatenate(parts) if parts else np.zeros(0)
 
 
-def count_bytes(messages: list[Message]) -> int:
+def count_bytes(messages: Iterable[Message]) -> int:
     """Return the payload of messages: arrays as they are sent, metrics and config values."""
-    return sum(_content_bytes(message.content) for message in messages if message.has_content())
+    contents = [message.content for message in messages if message.has_content()]
+    # The messages of a round share their content, which is counted once.
+    sizes = {key: _content_bytes(content) for key, content in {id(content): content for content in contents}.items()}
+    return sum(sizes[id(content)] for content in contents)
 
 
 def _content_bytes(content: RecordDict) -> int:
-    return sum(record.count_bytes() for record in content.values())
+    return sum(
+        sum(len(name) + _array_bytes(array) for name, array in record.items())
+        if isinstance(record, ArrayRecord)
+        else record.count_bytes()
+        for record in content.values()
+    )
+
+
+def _array_bytes(array: Array) -> int:
+    return array.num_bytes if isinstance(array, HeldArray) else len(array.data)

@@ -1,6 +1,7 @@
 """The round loop: Flower's strategy hooks, one row of numbers a round."""
 
 import copy
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -13,22 +14,23 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
+from fedresearch.apps.averaging import aggregate_train
 from fedresearch.apps.cohort import CohortGrid
 from fedresearch.apps.records import (
-    ARRAYS,
     EVAL_ACC,
     EVAL_LOSS,
     LR,
-    METRICS,
     NUM_EXAMPLES,
     NUM_STEPS,
     PERSONAL_ACC,
     PERSONAL_LOSS,
     TRAIN_LOSS,
     UNIFORM,
+    arrays_of,
     cast_like,
     count_bytes,
     flatten,
+    metrics_of,
     number,
     sha256,
 )
@@ -116,12 +118,12 @@ class RoundLoop:
             for reply in replies
             for again in range(drawn[cohort.partition_of(reply.metadata.src_node_id)])
         ]
-        aggregated, metrics = self.strategy.aggregate_train(server_round, counted)
+        aggregated, metrics = aggregate_train(self.strategy, server_round, counted)
         if metrics is not None:
             row["train/loss"] = float(number(metrics, TRAIN_LOSS))
         if aggregated is not None:
             arrays = cast_like(aggregated, arrays)
-        row["update/norm"] = float(np.linalg.norm(flatten(arrays, self.parameters) - origin))
+        row["update/norm"] = _norm(flatten(arrays, self.parameters) - origin)
 
         if server_round % self.evaluate_every == 0:
             row |= self.evaluate(arrays)
@@ -129,7 +131,7 @@ class RoundLoop:
             if cohort.partition_ids:
                 asked = self.strategy.configure_evaluate(server_round, arrays, self._config(server_round), cohort)
                 replies = self._send(cohort, asked, row, "comm/evaluate_")
-                per_client = [reply.content.metric_records[METRICS] for reply in replies]
+                per_client = [metrics_of(reply.content) for reply in replies]
                 row |= _measure_clients(per_client, self.strategy.aggregate_evaluate(server_round, replies))
 
         for key in self._totals:
@@ -168,15 +170,20 @@ def _measure_updates(origin: NDArray[np.float64], replies: list[Message], names:
     """
     total, count = np.zeros_like(origin), 0
     for reply in replies:
-        update = flatten(reply.content.array_records[ARRAYS], names) - origin
-        norm = np.linalg.norm(update)
+        update = flatten(arrays_of(reply.content), names) - origin
+        norm = _norm(update)
         if norm > 0:
             total += update / norm
             count += 1
-    row: Row = {"local/steps": sum(int(number(reply.content.metric_records[METRICS], NUM_STEPS)) for reply in replies)}
+    row: Row = {"local/steps": sum(int(number(metrics_of(reply.content), NUM_STEPS)) for reply in replies)}
     if count > 1:
-        row["update/cosine"] = float((total @ total - count) / (count * (count - 1)))
+        row["update/cosine"] = float((np.square(total).sum() - count) / (count * (count - 1)))
     return row
+
+
+def _norm(vector: NDArray[np.float64]) -> float:
+    """Return the Euclidean norm; not by BLAS, which sums in as many parts as there are cores, and waits for them."""
+    return math.sqrt(np.square(vector).sum())
 
 
 def _measure_clients(per_client: list[MetricRecord], aggregated: MetricRecord | None) -> Row:

@@ -1,6 +1,5 @@
 """The clients in this process, many at once."""
 
-import copy
 import logging
 import traceback
 from collections.abc import Iterable, Sequence
@@ -65,6 +64,11 @@ class BatchedGrid(InProcessGrid):
         assert isinstance(app, Clients)
         super().try_out(app, message, context)
         try:
-            app.train_cohort([message] * 2, [context, copy.deepcopy(context)], CohortTrainer(2, False, self._largest))
+            app.train_cohort([message] * 2, [context, _copy(context)], CohortTrainer(2, False, self._largest))
         except Exception as error:
             raise InputError(f"clients cannot be batched ({error}); try hardware=cpu") from error
+
+
+def _copy(context: Context) -> Context:
+    """Return a context whose state can be changed without the other's: clients replace records, and change none."""
+    return Context(context.run_id, context.node_id, context.node_config, context.state.copy(), context.run_config)
