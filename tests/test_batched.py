@@ -69,11 +69,13 @@ def test_so_it_is_with_other_options(run, overrides):
     nearly_equal(run(*options), run(*options, *EAGER, *[o for o in overrides if "hardware" in o]), 1e-11)
 
 
-def test_a_chunks_result_does_not_depend_on_the_order_of_its_clients(run):
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("model", ["logistic", "mlp"])
+def test_a_clients_result_does_not_depend_on_the_order_and_the_others_of_its_chunk(run, model, compiled):
     from fedresearch.local.cohort import CohortTrainer
 
-    result = run(*SMALL, *EAGER)
-    clients, trainer = result.experiment.client_app, CohortTrainer(4, False, 0)
+    result = run(*SMALL, *EAGER, f"model={model}")
+    clients, trainer = result.experiment.client_app, CohortTrainer(5, compiled, 0)
     from flwr.app import ConfigRecord, Context, RecordDict
 
     from fedresearch.apps.cohort import CohortGrid
@@ -91,9 +93,13 @@ def test_a_chunks_result_does_not_depend_on_the_order_of_its_clients(run):
             for i, record in zip(partition_ids, arrays, strict=True)
         }
 
-    assert models([0, 3, 5, 1]) == models([5, 1, 0, 3])
-    alone = models([3, 5, 0])  # a chunk with a place left, and one who is there no more
-    assert alone == {i: model for i, model in models([0, 3, 5, 1]).items() if i != 1}
+    together = models([0, 3, 5, 1, 4])
+    assert together == models([5, 1, 4, 0, 3])
+    for i, model in together.items():  # in the first place, and beside copies
+        assert models([i]) == {i: model}
+    for left_out in together:  # at other places
+        others = {i: model for i, model in together.items() if i != left_out}
+        assert models([*others]) == others
 
 
 @pytest.mark.parametrize(
