@@ -34,7 +34,7 @@ def compile_code(function: Code, arguments: Sequence[Tensor]) -> Code:
     import torch._inductor
 
     code = torch._inductor.compile(graph, list(arguments))
-    # The compiler's modules stay; walking through them costs as much as a thousand clients' round.
+    # The compiler's modules stay as long as the process, and need not be walked through for garbage.
     gc.collect()
     gc.freeze()
     return code
