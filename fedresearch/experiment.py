@@ -3,7 +3,7 @@
 import copy
 import gc
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
 import torch
@@ -12,11 +12,13 @@ from flwr.serverapp import ServerApp
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 from torch.nn import Module, Parameter
+from torch.optim import Optimizer
 
 from fedresearch.apps import flower
 from fedresearch.apps.buffers import BufferAveraging
 from fedresearch.apps.client_app import Clients
 from fedresearch.apps.cohort import CohortGrid
+from fedresearch.apps.nodes import NodeGrid
 from fedresearch.apps.records import LR, NUM_CLIENTS
 from fedresearch.apps.rounds import RoundLoop, Row
 from fedresearch.apps.sampling import Sampling, uniform
@@ -26,7 +28,7 @@ from fedresearch.config.check import cohort_size
 from fedresearch.config.schema import Config
 from fedresearch.data.federated import FederatedData
 from fedresearch.data.partition import partition_rows, split_validation
-from fedresearch.data.source import Source, check_source
+from fedresearch.data.source import Rows, Source, check_source
 from fedresearch.errors import InputError
 from fedresearch.hardware.ordered import OrderedGrid
 from fedresearch.local.objective import evaluate
@@ -48,9 +50,19 @@ class Experiment:
         The checked config.
     choices : mapping
         Config group to chosen option, for messages and names.
+    nodes : NodeGrid, optional
+        SuperNodes that wait for the experiment; None: the config's hardware.
+    rows : tuple of two sequences of ndarray, optional
+        The rows that each client trains on, and validates on, where they are known; None: as the partitioner says.
     """
 
-    def __init__(self, config: Config, choices: Mapping[str, str | None]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        choices: Mapping[str, str | None],
+        nodes: NodeGrid | None = None,
+        rows: tuple[Sequence[Rows], Sequence[Rows]] | None = None,
+    ) -> None:
         flower.check_version()
         flower.quieten()
         self.config = config
@@ -59,6 +71,8 @@ class Experiment:
             str(choices[group]) for group in ("dataset", "partitioner", "model", "strategy")
         )
         self._builder = Builder(choices)
+        self._nodes = nodes
+        self._rows = rows
 
     def build(self) -> None:
         """Build every part now, and try a step, so that what cannot work fails here."""
@@ -66,33 +80,17 @@ class Experiment:
         _ = self.initial_arrays, self.data, self.strategy, self.grid, self.tracker
         for server_round in range(1, self.config.federation.num_rounds + 1):
             self._client_config(server_round)
+        # Refused arguments are told here, and not by the first client.
+        parameter, lr = Parameter(torch.zeros(1)), self.config.optimizer["lr"]
+        self._builder.call("optimizer", self._optimizer, params=[parameter], lr=lr)
         self._rehearse()
         gc.freeze()  # all of this lives as long as the run: Flower's q-FedAvg collects garbage once a client
 
     @cached_property
     def data(self) -> FederatedData:
         """The partitioned dataset."""
-        config, source = self.config, self._source()
-        options = dict(config.partitioner)
-        seeded = "seed" in options
-        seed = options.pop("seed", None)
-        seed = derive_seed(config.seed, "partition") if seed is None else seed
-        make = self._builder.partial("partitioner", options)
-        takes_seed = seeded and "seed" in inspect.signature(make.func).parameters
-        rows = partition_rows(
-            source.train,
-            self._builder.call("partitioner", make, **({"seed": seed} if takes_seed else {})),
-            num_supernodes=config.federation.num_supernodes,
-            shuffle_seed=seed if seeded else None,
-        )
-
-        def validation_seed(partition_id: int) -> int:
-            fixed = config.validation.seed
-            return derive_seed(config.seed, "validation", partition_id) if fixed is None else fixed
-
-        splits = [split_validation(r, config.validation.fraction, validation_seed(i)) for i, r in enumerate(rows)]
-        train, validation = zip(*splits, strict=True)
-        return FederatedData.build(source, train, validation, getattr(torch, config.dtype))
+        source = self._source()
+        return FederatedData.build(source, *(self._rows or self._partition(source)), getattr(torch, self.config.dtype))
 
     @cached_property
     def training_data(self) -> FederatedData:
@@ -137,9 +135,9 @@ class Experiment:
         )
 
     @cached_property
-    def grid(self) -> OrderedGrid:
+    def grid(self) -> OrderedGrid | NodeGrid:
         """Where the clients run."""
-        return self._builder.build(
+        return self._nodes or self._builder.build(
             "hardware", self.config.hardware, client_app=self.client_app, num_supernodes=self.data.num_partitions
         )
 
@@ -207,6 +205,11 @@ class Experiment:
         return sum(len(rows) > 0 for rows in self.training_data.train)
 
     @cached_property
+    def _optimizer(self) -> Callable[..., Optimizer]:
+        options = {k: v for k, v in self.config.optimizer.items() if k not in ("lr", "schedule")}
+        return self._builder.partial("optimizer", options)
+
+    @cached_property
     def _learning_rate(self) -> Callable[..., float]:
         return self._builder.partial(
             "schedule", self.config.optimizer["schedule"], given=("lr", "server_round", "num_rounds")
@@ -239,10 +242,6 @@ class Experiment:
         return BufferAveraging(strategy, averaged, self.config.strategy["weighted_by"]) if averaged else strategy
 
     def _new_client_app(self, model: Module, data: FederatedData, schedule: Schedule) -> Clients:
-        options = {k: v for k, v in self.config.optimizer.items() if k not in ("lr", "schedule")}
-        optimizer = self._builder.partial("optimizer", options)
-        # Refused arguments are told here, and not by the first client.
-        self._builder.call("optimizer", optimizer, params=[Parameter(torch.zeros(1))], lr=self.config.optimizer["lr"])
         return self._builder.call(
             "strategy",
             Clients,
@@ -250,7 +249,7 @@ class Experiment:
             data=data,
             update=self.update,
             personal=self.personal,
-            optimizer=optimizer,
+            optimizer=self._optimizer,
             schedule=schedule,
             keep_optimizer_state=self.config.local.keep_optimizer_state,
             seed=self.config.seed,
@@ -268,7 +267,7 @@ class Experiment:
         try:
             rehearse(
                 message,
-                self.grid,
+                self.grid.try_out,
                 lambda data: self._new_client_app(copy.deepcopy(self.model), data, Schedule(None, 1, 0)),
                 self.training_data,
                 self.data,
@@ -278,6 +277,30 @@ class Experiment:
             raise InputError(
                 f"model={model} cannot {error.doing} on dataset={dataset} with strategy={strategy}: {error}"
             ) from error
+
+    def _partition(self, source: Source) -> tuple[Sequence[Rows], Sequence[Rows]]:
+        """Return the rows that each client trains on, and validates on."""
+        config = self.config
+        options = dict(config.partitioner)
+        seeded = "seed" in options
+        seed = options.pop("seed", None)
+        seed = derive_seed(config.seed, "partition") if seed is None else seed
+        make = self._builder.partial("partitioner", options)
+        takes_seed = seeded and "seed" in inspect.signature(make.func).parameters
+        rows = partition_rows(
+            source.train,
+            self._builder.call("partitioner", make, **({"seed": seed} if takes_seed else {})),
+            num_supernodes=config.federation.num_supernodes,
+            shuffle_seed=seed if seeded else None,
+        )
+
+        def validation_seed(partition_id: int) -> int:
+            fixed = config.validation.seed
+            return derive_seed(config.seed, "validation", partition_id) if fixed is None else fixed
+
+        splits = [split_validation(r, config.validation.fraction, validation_seed(i)) for i, r in enumerate(rows)]
+        train, validation = zip(*splits, strict=True)
+        return train, validation
 
     def _source(self) -> Source:
         """Load the dataset, and hold it to what its YAML declares."""

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from fedresearch import config
 from fedresearch.errors import InputError
+from fedresearch.submission import Submission
 from fedresearch.usage import CONF, usage
 
 config.register()
@@ -28,10 +29,16 @@ def run(composed: DictConfig) -> None:
         parsed = config.parse(composed)
         choices = {group: option for group, option in hydra_config.runtime.choices.items() if "/" not in group}
         config.check(parsed, choices)
+        overrides = list(hydra_config.overrides.task)
         # Only now: torch and Flower take seconds to import, and a mistyped key is told before that.
-        from fedresearch.run import run_experiment
+        if config.runs_elsewhere(parsed):
+            from fedresearch.submit import submit
 
-        run_experiment(parsed, choices, directory, list(hydra_config.overrides.task))
+            submit(Submission(parsed, choices, directory, overrides, sys.orig_argv))
+        else:
+            from fedresearch.run import run_experiment
+
+            run_experiment(parsed, choices, directory, overrides)
     except Exception as error:
         if not any(directory.iterdir()):
             directory.rmdir()

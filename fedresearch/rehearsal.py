@@ -7,7 +7,6 @@ from flwr.app import Context, Message, RecordDict
 from fedresearch.apps.client_app import Clients
 from fedresearch.building import one_line
 from fedresearch.data.federated import FederatedData
-from fedresearch.hardware.ordered import OrderedGrid
 from fedresearch.local.objective import EVALUATION_BATCH, evaluate
 
 
@@ -21,7 +20,7 @@ class CannotTakePart(Exception):
 
 def rehearse(
     message: Message,
-    grid: OrderedGrid,
+    try_out: Callable[[Clients, Message, Context], None],
     clients_on: Callable[[FederatedData], Clients],
     training_data: FederatedData,
     data: FederatedData,
@@ -33,8 +32,8 @@ def rehearse(
     ----------
     message : Message
         The first that the server sends.
-    grid : OrderedGrid
-        Where clients run.
+    try_out : callable
+        Lets an app answer a message as clients will.
     clients_on : callable
         Makes clients that take one step, on given data.
     training_data, data : FederatedData
@@ -52,7 +51,7 @@ def rehearse(
     for num_samples, partition_id in [(2, sizes.index(max(sizes))), *((1, i) for i in alone[:1])]:
         clients = clients_on(training_data.sample(partition_id, num_samples))
         try:
-            grid.try_out(clients, message, Context(1, 2, {"partition-id": 0}, RecordDict(), {}))
+            try_out(clients, message, Context(1, 2, {"partition-id": 0}, RecordDict(), {}))
         except Exception as error:
             hint = f" (the last batch of partitions {alone} is one sample; try another local.batch_size)"
             raise CannotTakePart("train", error, hint if num_samples == 1 else "") from error

@@ -1,6 +1,7 @@
 """One experiment's run, from the first check to the saved model."""
 
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from flwr.app import ArrayRecord, Context, RecordDict
 from torch import Tensor
 
+from fedresearch.apps.nodes import NodeGrid
 from fedresearch.apps.records import sha256
 from fedresearch.apps.rounds import Row
 from fedresearch.config import Config, digest
@@ -26,7 +28,12 @@ log = logging.getLogger("fedresearch")
 
 
 def run_experiment(
-    config: Config, choices: Mapping[str, str | None], directory: Path, overrides: Sequence[str]
+    config: Config,
+    choices: Mapping[str, str | None],
+    directory: Path,
+    overrides: Sequence[str],
+    command: Sequence[str] = sys.orig_argv,
+    nodes: NodeGrid | None = None,
 ) -> None:
     """Run an experiment in a directory of its own.
 
@@ -40,6 +47,10 @@ def run_experiment(
         The run's directory.
     overrides : sequence of str
         What was typed, for the record.
+    command : sequence of str
+        The command of which they are, for the record.
+    nodes : NodeGrid, optional
+        SuperNodes that wait for the experiment; None: the config's hardware.
 
     Raises
     ------
@@ -47,7 +58,7 @@ def run_experiment(
         If a part cannot be built as configured, or the directory holds a run already.
     """
     refuse_used(directory)
-    experiment = Experiment(config, choices)
+    experiment = Experiment(config, choices, nodes)
     experiment.build()  # before the directory is claimed
     data = experiment.data
     report_small_partitions(data, config.local.batch_size)
@@ -67,7 +78,7 @@ def run_experiment(
             "initial_model_sha256": sha256(experiment.initial_arrays),
             "num_parameters": sum(p.numel() for p in experiment.model.parameters()),
             "num_threads": torch.get_num_threads(),
-            **provenance(),
+            **provenance(command),
         },
     )
     trackers = TrackerGroup([experiment.tracker, Console()])  # what a tracker says first stands above the bar

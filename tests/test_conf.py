@@ -49,6 +49,7 @@ def test_the_groups_are_the_folders():
 
 @pytest.mark.parametrize(("group", "option"), ALL)
 def test_every_option_composes_is_checked_and_built(compose, group, option, tmp_path):
+    from fedresearch.building import Builder
     from fedresearch.experiment import Experiment
     from fedresearch.model import build_model
 
@@ -62,7 +63,9 @@ def test_every_option_composes_is_checked_and_built(compose, group, option, tmp_
     assert outputs.shape == (2, declares["num_classes"])
     assert experiment.strategy.summary
     assert experiment.tracker.log
-    if choices["dataset"] not in FROM_THE_HUB:
+    if option == "superlink":  # not a Grid but where to submit to: tests/test_superlink.py
+        assert Builder(choices).build("hardware", config.hardware, num_supernodes=2)
+    elif choices["dataset"] not in FROM_THE_HUB:
         experiment.build()
         assert list(experiment.grid.get_node_ids())
         assert all(len(rows) for rows in experiment.data.train)

@@ -2,6 +2,6 @@
 
 from fedresearch.config.check import check
 from fedresearch.config.explain import explain
-from fedresearch.config.schema import Config, digest, parse, register
+from fedresearch.config.schema import Config, digest, parse, register, runs_elsewhere
 
-__all__ = ["Config", "check", "digest", "explain", "parse", "register"]
+__all__ = ["Config", "check", "digest", "explain", "parse", "register", "runs_elsewhere"]

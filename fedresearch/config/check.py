@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from fedresearch.config.rules import RULES
-from fedresearch.config.schema import GROUPS, Config
+from fedresearch.config.schema import GROUPS, Config, runs_elsewhere
 from fedresearch.errors import InputError
 
 # What is built from the config, by the dotted key of its node.
@@ -129,8 +129,31 @@ def _cross_check(config: Config, choices: Mapping[str, str | None]) -> Iterator[
             f"model={choices['model']} needs images of at least {side} x {side} pixels, got dataset="
             f"{choices['dataset']} with {declares['input_shape'][1]} x {declares['input_shape'][2]}; try model=mlp"
         )
+    if runs_elsewhere(config):
+        yield from _check_superlink(config)
     if config.optimizer.get("nesterov") and not config.optimizer.get("momentum"):
         yield "optimizer.nesterov=true needs momentum, got optimizer.momentum=0; try optimizer.momentum=0.9"
+
+
+def _check_superlink(config: Config) -> Iterator[str]:
+    hardware = config.hardware
+    if config.federation.num_supernodes is None:
+        yield (
+            "hardware=superlink needs to know for how many SuperNodes to wait, got federation.num_supernodes=null; "
+            "try federation.num_supernodes=10"
+        )
+    if hardware["address"] == "auto":
+        yield "hardware.address=auto is for hardware=ray; try hardware.address=127.0.0.1:8000"
+    if hardware["address"] is not None and hardware["secure"]:
+        yield (
+            f"hardware.secure=true is for the SuperLink that is started here, got hardware.address="
+            f"{hardware['address']}; try hardware.root_certificates=ca.pem for one with TLS"
+        )
+    if hardware["address"] is None and hardware["root_certificates"] is not None:
+        yield (
+            f"hardware.root_certificates={hardware['root_certificates']} is for a SuperLink at hardware.address, got "
+            "none; try hardware.secure=true"
+        )
 
 
 def _check_partitions(config: Config, choices: Mapping[str, str | None]) -> Iterator[str]:

@@ -57,6 +57,11 @@ def _text(value: Any) -> bool:
     return isinstance(value, str)
 
 
+def _address(value: Any) -> bool:
+    host, _, port = value.rpartition(":") if _text(value) else ("", "", "")
+    return bool(host) and port.isdecimal() and 0 < int(port) < 65536
+
+
 def _list_of_text(value: Any) -> bool:
     return isinstance(value, list) and all(map(_text, value))
 
@@ -179,10 +184,18 @@ RULES = (
     Rule("hardware.chunk", _or_null(_integer(1)), "an integer >= 1, or null", "10"),
     Rule("hardware.workers", lambda v: v == "auto" or _integer(1)(v), "an integer >= 1, or auto", "2"),
     Rule("hardware.threads", _integer(1), "an integer >= 1", "1"),
-    Rule("hardware.address", _or_null(_text), "an address, or null", "auto"),
     Rule("hardware.num_cpus", _positive, "> 0", "1"),
     Rule("hardware.num_gpus", _not_negative, ">= 0", "0.5"),
     Rule("hardware.compile", _boolean, "true or false", "true"),
+    Rule(
+        "hardware.address",
+        lambda v: v in (None, "auto") or _address(v),
+        "HOST:PORT or, of a Ray cluster of this machine, auto; or null",
+        "127.0.0.1:8000",
+    ),
+    Rule("hardware.root_certificates", _or_null(_text), "a PEM file, or null", "ca.pem"),
+    Rule("hardware.secure", _boolean, "true or false", "false"),
+    Rule("hardware.timeout_s", _positive, "> 0", "300"),
     Rule(
         "tracker.mode",
         _one_of("auto", "online", "offline", "disabled"),

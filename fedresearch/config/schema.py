@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -104,6 +105,17 @@ def parse(config: DictConfig) -> Config:
     if lines:
         raise InputError(*lines)
     return parsed
+
+
+def from_plain(plain: Mapping[str, Any]) -> Config:
+    """Return the config of which ``plain`` is the ``asdict``."""
+    sections = {"federation": Federation, "local": Local, "validation": Validation}
+    return Config(**{key: sections[key](**value) if key in sections else value for key, value in plain.items()})
+
+
+def runs_elsewhere(config: Config) -> bool:
+    """Return whether the hardware is a SuperLink, which is given the whole run and not its clients alone."""
+    return "root_certificates" in config.hardware
 
 
 def digest(config: Config, *, without: tuple[str, ...] = ()) -> str:

@@ -2,19 +2,20 @@
 
 import warnings
 from math import ceil
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import numpy as np
-from flwr_datasets.partitioner import Partitioner
 from numpy.typing import NDArray
 
 from fedresearch.data.source import Rows, Samples
 from fedresearch.errors import InputError
 
+if TYPE_CHECKING:
+    from flwr_datasets.partitioner import Partitioner
+
 
 def partition_rows(
-    samples: Samples, partitioner: Partitioner, *, num_supernodes: int | None, shuffle_seed: int | None
+    samples: Samples, partitioner: "Partitioner", *, num_supernodes: int | None, shuffle_seed: int | None
 ) -> list[Rows]:
     """Return the rows of ``samples`` that each client holds.
 
@@ -48,6 +49,8 @@ def partition_rows(
         columns["label"] = samples.y.numpy()
     if samples.natural_id is not None:
         columns["natural_id"] = samples.natural_id
+    import datasets  # takes seconds; a client that knows its rows need not wait
+
     table = datasets.Dataset.from_dict(columns)
     partitioner.dataset = table if shuffle_seed is None else table.shuffle(seed=shuffle_seed)
     try:
@@ -60,7 +63,7 @@ def partition_rows(
         ) from error
 
 
-def _load(partitioner: Partitioner, num_supernodes: int | None) -> list[Rows]:
+def _load(partitioner: "Partitioner", num_supernodes: int | None) -> list[Rows]:
     num_partitions = partitioner.num_partitions
     if num_supernodes is not None and num_supernodes > num_partitions:
         raise InputError(

@@ -4,16 +4,16 @@ import os
 import platform
 import shlex
 import subprocess
-import sys
+from collections.abc import Sequence
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
 
-def provenance() -> dict[str, Any]:
+def provenance(command: Sequence[str]) -> dict[str, Any]:
     """Return what is needed to run the same code again: git commit, versions of all packages, machine, command."""
     return {
-        "command": shlex.join(sys.orig_argv),
+        "command": shlex.join(command),
         "working_directory": str(Path.cwd()),
         "git": {
             "fedresearch": _git(Path(__file__).parent, "provenance.py"),

@@ -1,0 +1,159 @@
+"""SuperNodes, seen as a Grid in partition order."""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import Self
+
+from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+
+from fedresearch.apps.flower import Run
+from fedresearch.errors import InputError
+
+# Flower's own Grid asks for replies each 3 s.
+_POLL_S = 0.2
+# The record in which a node tells its ``--node-config``.
+_NODE = "node"
+
+
+def tell_node_config(message: Message, context: Context) -> Message:
+    """Answer a ``query`` message with the node's config, which alone says whose partition is whose."""
+    return Message(RecordDict({_NODE: ConfigRecord(dict(context.node_config))}), reply_to=message)
+
+
+class NodeGrid(Grid):
+    """A Grid whose SuperNodes have connected by themselves, under random ids and in any order.
+
+    Parameters
+    ----------
+    grid : Grid
+        Flower's.
+
+    Attributes
+    ----------
+    num_supernodes : int or None
+        How many take part, those of the first partitions; None: as many as they say that there are.
+    timeout_s : float
+        Seconds to wait for all of them to connect.
+    """
+
+    def __init__(self, grid: Grid) -> None:
+        self.num_supernodes: int | None = None
+        self.timeout_s = 60.0
+        self._grid = grid
+        self._node_ids: dict[int, int] = {}  # by partition
+        self._asked: set[int] = set()
+        self._unanswered: dict[str, Message] = {}
+
+    def __enter__(self) -> Self:
+        """Do nothing: whoever started the SuperNodes stops them."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Do nothing."""
+
+    def get_node_ids(self) -> Sequence[int]:
+        """Return the node ids in partition order, when all SuperNodes are there.
+
+        Raises
+        ------
+        InputError
+            If they are not there in time, or two of them have one partition.
+        """
+        started = time.monotonic()
+        while True:
+            wanted = self.num_supernodes
+            if wanted is not None and all(i in self._node_ids for i in range(wanted)):
+                return [self._node_ids[i] for i in range(wanted)]
+            self.meet()
+            if time.monotonic() - started > self.timeout_s:
+                raise InputError(self._missing())
+            time.sleep(_POLL_S)
+
+    def meet(self) -> None:
+        """Ask the nodes that are new for their partitions, and take the answers that are there, without waiting."""
+        new = [node_id for node_id in self._grid.get_node_ids() if node_id not in self._asked]
+        if new:
+            self._unanswered |= self._push([Message(RecordDict(), node_id, MessageType.QUERY) for node_id in new])
+            self._asked.update(new)
+        for reply in self._pull(self._unanswered):
+            if reply.has_error():  # a node that has left: the SuperLink knows it for a while
+                continue
+            node_id, told = reply.metadata.src_node_id, reply.content.config_records[_NODE]
+            partition_id, num_partitions = told.get("partition-id"), told.get("num-partitions")
+            if not isinstance(partition_id, int) or not isinstance(num_partitions, int):
+                raise InputError(
+                    f"a SuperNode has the node config {dict(told)}; "
+                    "start each with --node-config 'partition-id=I num-partitions=N', I from 0"
+                )
+            if self._node_ids.setdefault(partition_id, node_id) != node_id:
+                raise InputError(
+                    f"two SuperNodes have partition-id={partition_id}; start each with one of its own, from 0"
+                )
+            self.num_supernodes = self.num_supernodes or num_partitions
+
+    def _missing(self) -> str:
+        wanted = self.num_supernodes
+        if wanted is None:
+            return f"no SuperNode has answered within {self.timeout_s:g} s; start them, or set hardware.timeout_s"
+        missing = [i for i in range(wanted) if i not in self._node_ids]
+        return (
+            f"{wanted - len(missing)} of {wanted} SuperNodes are there after {self.timeout_s:g} s, without those of "
+            f"partitions {', '.join(map(str, missing[:20]))}{' ...' * (len(missing) > 20)}; start the rest, or set "
+            f"federation.num_supernodes={wanted - len(missing) or 1} or a longer hardware.timeout_s"
+        )
+
+    def set_run(self, run: Run) -> None:
+        """Pass on to Flower's Grid, as all that follows."""
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        """Return the run."""
+        return self._grid.run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Return a message to one node."""
+        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Send messages and return their ids."""
+        return self._grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return the replies that are there."""
+        return self._grid.pull_messages(message_ids)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Send messages and return the replies, those that come within the time."""
+        started = time.monotonic()
+        unanswered = self._push(list(messages))
+        replies = [*self._pull(unanswered)]
+        while unanswered and (timeout is None or time.monotonic() - started < timeout):
+            time.sleep(_POLL_S)
+            replies += self._pull(unanswered)
+        return replies
+
+    def try_out(self, app: ClientApp, message: Message, context: Context) -> None:
+        """Let an app answer a message as its clients would, and keep nothing of it."""
+        app(message, context)
+
+    def _push(self, messages: Sequence[Message]) -> dict[str, Message]:
+        """Send messages and return them by their ids."""
+        message_ids = list(self._grid.push_messages(messages))
+        if len(message_ids) < len(messages) or not all(message_ids):
+            raise RuntimeError("the SuperLink did not take all messages: they are too large, or the run was stopped")
+        return dict(zip(message_ids, messages, strict=True))
+
+    def _pull(self, unanswered: dict[str, Message]) -> Iterator[Message]:
+        """Yield the replies that are there, and take what they answer out of the unanswered."""
+        for reply in self._grid.pull_messages(list(unanswered)) if unanswered else ():
+            message = unanswered.pop(reply.metadata.reply_to_message_id)
+            # An error of the SuperLink's own, such as of a node that has left, does not come in the node's name.
+            yield Message(reply.error, reply_to=message) if reply.has_error() else reply

@@ -1,0 +1,215 @@
+"""Flower's deployment engine on loopback: a real SuperLink and real SuperNodes, in processes of their own."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fedresearch.config import digest
+from fedresearch.errors import InputError
+from fedresearch.hardware.superlink import SuperLink
+
+ROOT = Path(__file__).parents[1]
+SHORT = ["tracker=none", "federation.num_supernodes=2", "local.epochs=1", "model=logistic"]
+NO_EVALUATION = ["federation.fraction_evaluate=0", "validation.fraction=0"]
+
+FAULTY = """
+import torch
+
+class Faulty(torch.nn.Module):
+    def __init__(self, input_shape, num_classes):
+        super().__init__()
+        self.layer = torch.nn.Linear(64, num_classes)
+
+    def forward(self, x):
+        if len(x) > 2:  # more than the step that is tried before the run
+            raise ArithmeticError("not today")
+        return self.layer(x.flatten(1))
+"""
+
+
+def environment(cwd):
+    clean = {k: v for k, v in os.environ.items() if k not in ("HYDRA_FULL_ERROR", "WANDB_MODE")}
+    return {**clean, "PYTHONPATH": f"{ROOT}{os.pathsep}{cwd}", "TMPDIR": str(cwd)}
+
+
+def start(cwd, *overrides, **streams):
+    """Start the command line in a folder, on a SuperLink."""
+    command = [sys.executable, "-m", "fedresearch.main", *SHORT, "hardware=superlink", *overrides]
+    return subprocess.Popen(command, cwd=cwd, env=environment(cwd), stdin=subprocess.DEVNULL, text=True, **streams)
+
+
+def fedresearch(cwd, *overrides):
+    """Run the command line in a folder, on a SuperLink; return its exit code and what it printed."""
+    process = start(cwd, *overrides, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    out, err = process.communicate()
+    return process.returncode, out, err
+
+
+def numbers(directory):
+    """Return a run's rows without their times."""
+    rows = map(json.loads, (directory / "metrics.jsonl").read_text().splitlines())
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+
+
+def record(directory):
+    return json.loads((directory / "run.json").read_text())
+
+
+def living():
+    """Return the processes that have not ended: their ids to their parents'."""
+    listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,stat="], capture_output=True, text=True, check=True).stdout
+    rows = [line.split() for line in listed.splitlines()]
+    return {int(pid): int(parent) for pid, parent, state in rows if not state.startswith("Z")}
+
+
+def descendants(ancestor):
+    """Return the ids of the processes below one."""
+    found, parents = {ancestor}, living()
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found - {ancestor}
+
+
+@pytest.fixture(scope="module")
+def superlink(tmp_path_factory):
+    """A SuperLink with TLS and two SuperNodes that authenticate: its address, and its authority's certificate."""
+    folder = tmp_path_factory.mktemp("superlink")
+    (folder / "faulty.py").write_text(FAULTY)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{folder}")
+        patch.setattr("tempfile.tempdir", str(folder))
+        with SuperLink(2, address=None, root_certificates=None, secure=True, timeout_s=60):
+            (home,) = folder.glob("fedresearch-*")
+            pattern = 'address = "(.*)"\nroot-certificates = "(.*)"'
+            yield re.findall(pattern, (home / "config.toml").read_text())[0]
+    assert not home.exists()
+
+
+@pytest.fixture
+def there(superlink):
+    """The overrides that name the SuperLink."""
+    address, certificate = superlink
+    return [f"hardware.address={address}", f"hardware.root_certificates={certificate}", "hydra.run.dir=d"]
+
+
+@pytest.mark.slow
+def test_scaffold_over_tls_with_authenticated_supernodes_equals_cpu(there, tmp_path, run, compose):
+    # SCAFFOLD keeps a variate in the state of each SuperNode.
+    overrides = ["strategy=scaffold", "federation.num_rounds=2", "federation.fraction_train=1", *NO_EVALUATION]
+    code, out, err = fedresearch(tmp_path, *there, *overrides)
+    assert code == 0, err
+    assert numbers(tmp_path / "d") == run(*SHORT, *overrides).numbers()
+    assert record(tmp_path / "d")["status"] == "finished"
+    assert record(tmp_path / "d")["digest"] == digest(compose(*SHORT, *overrides)[0])
+    assert "fedresearch.main" in record(tmp_path / "d")["command"]
+    assert out.splitlines()[0].startswith("round 1/2 ")
+    assert out.splitlines()[-1] == str(tmp_path / "d")
+
+
+@pytest.mark.slow
+def test_a_client_that_fails_ends_the_run_with_what_it_raised(there, tmp_path):
+    (tmp_path / "conf" / "model").mkdir(parents=True)
+    (tmp_path / "conf" / "model" / "faulty.yaml").write_text("# Fails\n_target_: faulty.Faulty\n")
+    code, out, err = fedresearch(tmp_path, "--config-dir", "conf", *there, *NO_EVALUATION, "model=faulty")
+    assert code == 1
+    assert re.search(r"the client of partition \d failed in round 1:\n(.|\n)*ArithmeticError: not today", out)
+    assert err.startswith("error: the run failed on the SuperLink (finished:failed)")
+    assert len(err.splitlines()) == 1
+    assert record(tmp_path / "d")["status"] == "failed"
+
+
+@pytest.mark.slow
+def test_what_the_server_refuses_is_told_in_the_same_line(there, tmp_path, run):
+    refused = ["dataset=mnist", "dataset.root=nowhere"]
+    code, _, err = fedresearch(tmp_path, *there, *refused)
+    assert code == 1
+    with pytest.raises(InputError) as here:
+        run(*SHORT, *refused)
+    assert err == f"error: {here.value}\n"
+    assert not (tmp_path / "d").exists()
+
+
+@pytest.mark.slow
+def test_flwr_run_runs_the_default_experiment_with_overrides(superlink, tmp_path, run):
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    for name in ("fedresearch", "conf"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "home").mkdir()
+    connection = '[superlink]\ndefault = "a"\n[superlink.a]\naddress = "{}"\nroot-certificates = "{}"\n'
+    (tmp_path / "home" / "config.toml").write_text(connection.format(*superlink))
+    overrides = ["tracker=none", "federation.num_rounds=1", "strategy=fedprox", "local.epochs=1"]
+    words = " ".join([*overrides, f"hydra.run.dir={tmp_path}/d"])
+    done = subprocess.run(
+        [Path(sys.executable).parent / "flwr", "run", ".", "--stream", "--run-config", f'overrides="{words}"'],
+        cwd=tmp_path,
+        env={**environment(tmp_path), "FLWR_HOME": str(tmp_path / "home"), "FLWR_DISABLE_UPDATE_CHECK": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert "finished after 1 of 1 rounds" in done.stdout, done.stdout + done.stderr
+    assert numbers(tmp_path / "d") == run(*overrides, "federation.num_supernodes=2").numbers()
+
+
+@pytest.mark.slow
+def test_an_interrupt_leaves_the_record_and_nothing_else(tmp_path, run):
+    overrides = ["federation.num_rounds=50", *NO_EVALUATION]
+    with (tmp_path / "said").open("w+") as said:
+        process = start(tmp_path, *overrides, "hydra.run.dir=d", stdout=said, stderr=subprocess.STDOUT)
+        deadline = time.monotonic() + 90
+        while not ((tmp_path / "d" / "metrics.jsonl").exists() and numbers(tmp_path / "d")):
+            assert process.poll() is None, (tmp_path / "said").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        (home,) = tmp_path.glob("fedresearch-*")
+        (port,) = re.findall(r"address = .*:(\d+)", (home / "config.toml").read_text())
+        started = descendants(process.pid)
+        assert len(started) >= 8  # SuperLink, ServerApp, two SuperNodes, a SuperExec of each, flwr log
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 1
+        said.seek(0)
+        assert said.readlines()[-1] == "interrupted\n"
+    assert not started & living().keys()
+    assert not home.exists()
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", int(port))) != 0
+    assert record(tmp_path / "d")["status"] == "interrupted"
+    assert numbers(tmp_path / "d")[0] == run(*SHORT, *NO_EVALUATION, "federation.num_rounds=1").numbers()[0]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (
+            ["federation.num_supernodes=null", "partitioner=linear", "partitioner.num_partitions=3"],
+            "to know for how many",
+        ),
+        (["hardware.address=host:1", "hardware.secure=true"], "try hardware.root_certificates=ca.pem"),
+        (["hardware.root_certificates=ca.pem"], "try hardware.secure=true"),
+        (
+            ["hardware.address=host"],
+            "hardware.address must be HOST:PORT or, of a Ray cluster of this machine, auto; or null, got host; try",
+        ),
+        (["hardware.timeout_s=0"], "hardware.timeout_s must be > 0, got 0; try hardware.timeout_s=300"),
+    ],
+)
+def test_what_cannot_work_is_refused(compose, overrides, line):
+    with pytest.raises(InputError, match=re.escape(line)):
+        compose("hardware=superlink", *overrides)
+
+
+def test_a_superlink_that_is_not_there_is_told(tmp_path):
+    code, _, err = fedresearch(tmp_path, "hardware.address=127.0.0.1:9", "hydra.run.dir=d")
+    assert code == 1
+    assert err.startswith("error: flwr run: ")
+    assert "see hardware.address" in err
+    assert len(err.splitlines()) == 1
