@@ -8,7 +8,16 @@ import hashlib
 from typing import Literal
 
 Purpose = Literal[
-    "initial-weights", "partition", "validation", "train-sampling", "evaluate-sampling", "batches", "dropout"
+    "initial-weights",
+    "partition",
+    "validation",
+    "train-sampling",
+    "evaluate-sampling",
+    "batches",
+    "dropout",
+    "app-import",
+    "server-app",
+    "client-app",
 ]
 
 

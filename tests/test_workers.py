@@ -1,7 +1,9 @@
 """Clients in processes of their own: the same bits, whoever runs them and whoever dies."""
 
+import multiprocessing
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +88,15 @@ def test_order_and_state_are_kept(make_grid):
         assert metrics(ask(grid), "n") == [2, 3, 3, 2, 2]
 
 
+def test_threads_that_send_at_once_get_their_own_replies(make_grid):
+    with make_grid(6) as grid, ThreadPoolExecutor(6) as threads:
+        for n in (1, 2):
+            replies = threads.map(lambda node: ask(grid, [node])[0], grid.get_node_ids())
+            assert [(r.content["metrics"]["partition"], r.content["metrics"]["n"]) for r in replies] == [
+                (partition, n) for partition in range(6)
+            ]
+
+
 def test_a_client_that_raises_is_an_error_reply_and_its_state_is_as_before(make_grid):
     with make_grid(3) as grid:
         ask(grid)
@@ -140,6 +151,21 @@ def test_auto_is_the_cores_that_this_process_may_use(monkeypatch):
     for num_supernodes, threads, expected in ((10, 1, 4), (3, 1, 3), (10, 2, 2), (10, 8, 1)):
         with WorkerGrid(Counting(), num_supernodes, threads=threads) as grid:
             assert len(grid._workers) == expected
+
+
+class Parent(ClientApp):
+    """Starts a process, as a DataLoader does."""
+
+    def __call__(self, message, context):
+        process = multiprocessing.get_context("fork").Process(target=os.getpid)
+        process.start()
+        process.join()
+        return Message(RecordDict({"metrics": MetricRecord({"code": process.exitcode})}), reply_to=message)
+
+
+def test_a_client_may_start_processes():
+    with WorkerGrid(Parent(), 1, workers=1) as grid:
+        assert metrics(ask(grid), "code") == [0]
 
 
 def test_shared_memory_is_mapped_and_not_copied():

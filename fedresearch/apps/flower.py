@@ -37,14 +37,15 @@ def check_version() -> None:
         )
 
 
-def quieten() -> None:
-    """Let Flower's log lines appear once, and only from warnings on.
+def quieten(level: int = logging.WARNING) -> None:
+    """Let Flower's log lines appear once, and only from a level on.
 
-    Flower gives its logger a handler of its own and lets it propagate, so under Hydra each line would come twice.
+    Flower gives its logger a handler of its own, with a level of its own (``FLWR_LOG_LEVEL``), and lets it propagate,
+    so under Hydra each line would come twice.
     """
     logger = logging.getLogger("flwr")
     logger.propagate = False
-    logger.setLevel(logging.WARNING)
+    logger.setLevel(level)
 
 
 def be_server(run_id: int) -> None:

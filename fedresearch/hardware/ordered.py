@@ -1,7 +1,9 @@
 """What the hardware of one machine or cluster has in common: a Grid in partition order."""
 
+import threading
 import traceback
 from abc import abstractmethod
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Self
@@ -23,6 +25,8 @@ class OrderedGrid(Grid):
     It is a context manager: clients answer while it is open. The messages of a round share one content, and a client
     that fails keeps the state that it had. Our own :class:`Clients` leave a content as it is and replace the records of
     their state; any other ClientApp is given copies.
+
+    Messages that several threads send at once, as Flower's old servers do, are answered together.
 
     Everything runs on one torch thread, so that sums are formed in one order on any number of cores.
 
@@ -48,8 +52,10 @@ class OrderedGrid(Grid):
         self._run_config = run_config or {}
         self.states: dict[int, RecordDict] = {}
         self._replies: dict[str, Message] = {}
-        self._num_messages = 0
-        self._run: Run | None = None
+        self._waiting: deque[Message] = deque()
+        self._answering = threading.Lock()
+        self._num_messages: Counter[int] = Counter()
+        self._run = Run.create_empty(run_id=1)
         be_server(run_id=1)
 
     def __enter__(self) -> Self:
@@ -68,7 +74,6 @@ class OrderedGrid(Grid):
     @property
     def run(self) -> Run:
         """Return the run."""
-        assert self._run is not None, "set_run comes first"
         return self._run
 
     def create_message(
@@ -82,18 +87,25 @@ class OrderedGrid(Grid):
         return range(_FIRST_NODE_ID, _FIRST_NODE_ID + self._num_supernodes)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Let the addressed clients work, and return the messages' ids."""
+        """Let the addressed clients work, and return the messages' ids.
+
+        An id follows from the node and from how many messages it was sent before, whatever others are sent.
+        """
         messages = list(messages)
         for message in messages:
-            self._num_messages += 1
-            set_message_id(message, str(self._num_messages))
-        message_ids = [message.metadata.message_id for message in messages]
-        self._replies |= dict(zip(message_ids, self._answer(messages), strict=True))
-        return message_ids
+            node_id = message.metadata.dst_node_id
+            set_message_id(message, str(self._num_messages[node_id] * self._num_supernodes + node_id))
+            self._num_messages[node_id] += 1
+        self._waiting.extend(messages)
+        with self._answering:  # whoever comes first answers for all who wait by then
+            waiting = [self._waiting.popleft() for _ in range(len(self._waiting))]
+            for message, reply in zip(waiting, self._answer(waiting) if waiting else (), strict=True):
+                self._replies[message.metadata.message_id] = reply
+        return [message.metadata.message_id for message in messages]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies to messages, in the messages' order."""
-        return [self._replies.pop(message_id) for message_id in message_ids]
+        """Return the replies to messages, in the messages' order; each is given once."""
+        return [self._replies.pop(message_id) for message_id in message_ids if message_id in self._replies]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Push and pull in one; there is nothing to wait for."""

@@ -163,6 +163,7 @@ def num_cores() -> int:
 def _work(connection: Connection, threads: int) -> None:
     """Answer messages until the main process closes the connection, or is no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the main process ends this one
+    multiprocessing.current_process().daemon = False  # seen from here, so that a DataLoader may have workers of its own
     torch.set_num_threads(threads)
     flower.quieten()
     inbox: SimpleQueue[Any] = SimpleQueue()

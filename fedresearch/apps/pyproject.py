@@ -1,0 +1,133 @@
+"""What the pyproject.toml of a Flower app says, and what the command line changes in it."""
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedresearch.errors import InputError
+
+# As Flower splits what it is given.
+_PAIR = re.compile(r"\S+?=('[^']*'|\"[^\"]*\"|\S+)")
+
+
+@dataclass(frozen=True)
+class AppFolder:
+    """What the pyproject.toml of a Flower app says.
+
+    Parameters
+    ----------
+    path : Path
+        The folder.
+    serverapp, clientapp : str
+        References, ``"package.module:attribute"``.
+    config : mapping
+        The run config, its nested keys joined by dots.
+    num_supernodes : int or None
+        Of its default federation; None: it has none of its own.
+    """
+
+    path: Path
+    serverapp: str
+    clientapp: str
+    config: Mapping[str, Any]
+    num_supernodes: int | None
+
+    @classmethod
+    def read(cls, path: Path) -> "AppFolder":
+        """Read the folder's pyproject.toml.
+
+        Raises
+        ------
+        InputError
+            If it is not that of a Flower app.
+        """
+        file = path / "pyproject.toml"
+        try:
+            project = tomllib.loads(file.read_text(encoding="utf-8"))
+        except OSError:
+            raise InputError(f"{path} has no pyproject.toml; try the folder that flwr run takes") from None
+        except tomllib.TOMLDecodeError as error:
+            raise InputError(f"{file} is not TOML: {error}") from None
+        components = _table(project, "tool", "flwr", "app", "components")
+        for name in ("serverapp", "clientapp"):
+            if not isinstance(components.get(name), str):
+                raise InputError(
+                    f"{file} names no {name} in [tool.flwr.app.components]; "
+                    f'try {name} = "package.{name.removesuffix("app")}_app:app"'
+                )
+        config = dict(_flattened(_table(project, "tool", "flwr", "app", "config"), f"{file}, [tool.flwr.app.config]"))
+        federations = _table(project, "tool", "flwr", "federations")
+        options = _table(federations, str(federations.get("default")), "options")
+        return cls(path, components["serverapp"], components["clientapp"], config, options.get("num-supernodes"))
+
+
+def run_config(defaults: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Return an app's run config.
+
+    Parameters
+    ----------
+    defaults : mapping
+        The app's own.
+    overrides : sequence of str
+        ``'a=1 b="text"'`` or the path of a TOML file each; the last one counts.
+
+    Raises
+    ------
+    InputError
+        If an override cannot be read or has a key that the app has not.
+    """
+    config = dict(defaults)
+    for text in overrides:
+        for toml in [_read(Path(text))] if text.endswith(".toml") else _pairs(text):
+            try:
+                changed = dict(_flattened(tomllib.loads(toml), "--run-config"))
+            except tomllib.TOMLDecodeError:
+                raise InputError(
+                    f"--run-config cannot read {toml}; values are numbers, true, false and quoted text, "
+                    """as in --run-config 'lr=0.1 name="text"'"""
+                ) from None
+            for key in changed:
+                if key not in defaults:
+                    close = difflib.get_close_matches(key, defaults, 1)
+                    meant = f"; did you mean {close[0]}?" if close else ""
+                    raise InputError(
+                        f"unknown key {key} in --run-config; known: {', '.join(defaults) or 'none'}{meant}"
+                    )
+            config |= changed
+    return config
+
+
+def _table(toml: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
+    """Return a table in a table, empty where there is none."""
+    for key in keys:
+        found = toml.get(key)
+        toml = found if isinstance(found, dict) else {}
+    return toml
+
+
+def _flattened(toml: Mapping[str, Any], where: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in toml.items():
+        if isinstance(value, dict):
+            yield from _flattened(value, where, f"{prefix}{key}.")
+        elif isinstance(value, bool | int | float | str):
+            yield prefix + key, value
+        else:
+            raise InputError(f"{where}: {prefix}{key} must be a number, true, false or text, got {value}")
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.expanduser().read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--run-config cannot read {file}: {error.strerror}") from None
+
+
+def _pairs(text: str) -> list[str]:
+    rest = _PAIR.sub("", text).strip()
+    if rest:
+        raise InputError(f"--run-config has {rest}, which is no key=value; try --run-config 'key=value key=value'")
+    return [pair[0] for pair in _PAIR.finditer(text)]

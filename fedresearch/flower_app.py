@@ -1,0 +1,101 @@
+"""The command that runs any Flower app: ``python -m fedresearch.flower_app PATH`` instead of ``flwr run PATH``."""
+
+import importlib
+import logging
+import sys
+from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
+from pathlib import Path
+from typing import NoReturn
+
+from fedresearch.apps.pyproject import AppFolder, run_config
+from fedresearch.errors import InputError
+
+NUM_SUPERNODES = 10
+
+_GRIDS = {"cpu": "in_process.InProcessGrid", "workers": "workers.WorkerGrid", "ray": "ray.RayGrid"}
+
+_NOTES = """\
+The app runs unmodified, from its folder as it is: nothing is copied or installed. The working directory stays the one
+that the command is typed in, which is also where the app's relative paths lead; `import` finds the folder first.
+
+With one seed and one number of SuperNodes an app gives the same bits on cpu and workers, as long as its clients draw
+from the global generators of Python, NumPy and torch, or from ones of their own made anew for each message, and carry
+nothing from one message to the next but in Context.state. Apps of Flower's old interface (`server_fn`) are averaged in
+no particular order, and are equal up to rounding.
+"""
+
+
+def run(options: Namespace) -> None:
+    """Run an app on the hardware of choice."""
+    folder = AppFolder.read(options.path.resolve())
+    config = run_config(folder.config, options.run_config)
+    num_supernodes = options.num_supernodes or folder.num_supernodes or NUM_SUPERNODES
+    if options.workers and options.hardware != "workers":
+        raise InputError(f"--workers is not for --hardware {options.hardware}; try --hardware workers")
+    where = {"workers": options.workers} if options.workers else {}
+
+    # Only now: torch and Flower take seconds to import.
+    from flwr.app import Context, RecordDict
+    from flwr.serverapp import ServerApp
+
+    from fedresearch.apps import flower
+    from fedresearch.apps.folder import FolderApp, load_app, seeded
+
+    flower.check_version()
+    flower.quieten(logging.DEBUG)
+    module, _, name = _GRIDS[options.hardware].partition(".")
+    make_grid = getattr(importlib.import_module(f"fedresearch.hardware.{module}"), name)
+    client_app = FolderApp(folder.path, folder.clientapp, options.seed)
+    opened = make_grid(client_app, num_supernodes, run_config=config, **where)
+    client_app.load()  # what is wrong with it is told here, and not by each client
+    server_app = load_app(folder.path, folder.serverapp, options.seed, ServerApp)
+    with opened as grid, seeded(options.seed, "server-app"):
+        server_app(grid, Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=dict(config)))
+
+
+def main() -> None:
+    """Run the command line. A mistake in it is told in one line, without traceback, with exit code 1."""
+    try:
+        run(_parser().parse_args())
+    except InputError as error:
+        sys.exit("\n".join(f"error: {line}" for line in error.args))
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
+
+
+class _Parser(ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; try --help")
+
+
+def _parser() -> ArgumentParser:
+    parser = _Parser(
+        prog="python -m fedresearch.flower_app",
+        description="Run a Flower app, as flwr run does.",
+        epilog=_NOTES,
+        formatter_class=RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("path", type=Path, metavar="PATH", help="the app's folder, which holds its pyproject.toml")
+    add("-c", "--run-config", action="append", default=[], metavar="CONFIG", help="'a=1 b=\"text\"', or a TOML file")
+    add(
+        "--num-supernodes",
+        type=_positive,
+        metavar="N",
+        help=f"clients; else those of the default federation in pyproject.toml, else {NUM_SUPERNODES}",
+    )
+    add("--hardware", choices=_GRIDS, default="cpu", help="one client after another; on all cores; on a Ray cluster")
+    add("--workers", type=_positive, metavar="N", help="processes of --hardware workers; else the cores")
+    add("--seed", type=int, default=0, help="what every draw follows from; else 0")
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise ArgumentTypeError(f"must be a whole number from 1 on, got {text}")
+    return int(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,230 @@
+"""A Flower app runs as it is: the same bits on any hardware, Flower's errors, and mistakes told in a line."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedresearch import flower_app
+from fedresearch.apps.pyproject import AppFolder, run_config
+from fedresearch.errors import InputError
+
+APP = Path(__file__).parent / "flower_app"
+
+
+def command(folder, *arguments, app=APP, **env):
+    return subprocess.run(
+        [sys.executable, "-m", "fedresearch.flower_app", app, *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **env},
+    )
+
+
+def run(folder, *arguments, **options):
+    """Run an app, and return what it printed and its final model."""
+    done = command(folder, *arguments, **options)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr, torch.load(folder / "final_model.pt")
+
+
+def same(one, other):
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def metrics(printed, name):
+    return [float(value) for value in re.findall(rf"Aggregated MetricRecord: .*'{name}': ([\d.]+)", printed)]
+
+
+def test_same_seed_same_bits_on_any_hardware(tmp_path):
+    printed, model = run(tmp_path)
+    assert "clients [0, 1, 2, 3]\n" in printed, "the federation's size, and a query of the app's own"
+    assert printed.count("[ROUND 1/2]") == 1, "Flower's lines, once"
+    assert "Total array elements sent" in printed, "a client's mod"
+    assert len(metrics(printed, "eval_acc")) == 2
+    again, same_model = run(tmp_path, PYTHONHASHSEED="7")
+    assert metrics(again, "train_loss") == metrics(printed, "train_loss")
+    assert same(same_model, model)
+    on_workers, same_model = run(tmp_path, "--hardware", "workers", "--workers", "2")
+    assert metrics(on_workers, "eval_loss") == metrics(printed, "eval_loss")
+    assert "Total array elements sent" in on_workers
+    assert same(same_model, model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["1", "3"])
+def test_any_number_of_workers(tmp_path, workers):
+    _, model = run(tmp_path)
+    _, same_model = run(tmp_path, "--hardware", "workers", "--workers", workers)
+    assert same(same_model, model)
+    _, other_model = run(tmp_path, "--seed", "1")
+    assert not same(other_model, model)
+
+
+def test_the_run_config_and_the_state_reach_the_clients(tmp_path):
+    """All clients train in all rounds, so each counts to three in its state; a rate of 0 leaves the model alone."""
+    (tmp_path / "more.toml").write_text("lr = 0.0\n[optimizer]\nmomentum = 0\n")
+    arguments = ["-c", "num-server-rounds=3 fraction-train=1.0", "--run-config", "more.toml", "--num-supernodes", "3"]
+    printed, _ = run(tmp_path, *arguments)
+    assert "clients [0, 1, 2]\n" in printed
+    assert metrics(printed, "calls") == pytest.approx([1, 2, 3])
+    assert metrics(printed, "eval_loss") == pytest.approx([metrics(printed, "eval_loss")[0]] * 3, rel=1e-6)
+
+
+def test_a_client_that_raises_is_an_error_reply(tmp_path):
+    printed, _ = run(tmp_path, "-c", "raises=1 fraction-train=1.0", "--hardware", "workers", "--workers", "2")
+    assert printed.count("aggregate_train: Received 3 results and 1 failures") == 2
+    assert "ValueError: this client cannot" in printed
+    assert metrics(printed, "calls") == pytest.approx([1, 2])
+
+
+def test_a_server_that_raises_is_a_traceback(tmp_path):
+    done = command(tmp_path, "--run-config", "num-server-rounds='two'")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "quickstart/server_app.py" in done.stderr
+
+
+@pytest.fixture
+def old_app(tmp_path):
+    app = shutil.copytree(APP, tmp_path / "app")
+    pyproject = (app / "pyproject.toml").read_text()
+    for name in ("client_app", "server_app"):
+        pyproject = pyproject.replace(f"quickstart.{name}", f"quickstart.old_{name}")
+    (app / "pyproject.toml").write_text(pyproject)
+    return app
+
+
+def test_old_apps_run(tmp_path, old_app):
+    """Their server sums in the order of a set of objects, so their sums are equal up to rounding."""
+    printed, model = run(tmp_path, app=old_app)
+    assert printed.count("aggregate_fit: received 4 results and 0 failures") == 2
+    _, close_model = run(tmp_path, "--hardware", "workers", "--workers", "2", app=old_app)
+    for name, array in model.items():
+        torch.testing.assert_close(close_model[name], array, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_says_so_and_leaves_no_process(tmp_path):
+    arguments = [APP, "--hardware", "workers", "--workers", "2", "-c", "num-server-rounds=100000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fedresearch.flower_app", *arguments],
+        cwd=tmp_path,
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stderr:
+        if "[ROUND 2/" in line:
+            break
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: all processes at once
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert stderr.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in stderr
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    pytest.fail("something of it is left")
+
+
+@pytest.fixture
+def told(monkeypatch, tmp_path):
+    """Return a function from the command line to what is told."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+    def told(*arguments):
+        monkeypatch.setattr(sys, "argv", ["flower_app", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            flower_app.main()
+        return exit_.value.code
+
+    return told
+
+
+def test_a_mistyped_command_line_is_told_in_a_line(told, tmp_path):
+    assert told() == "error: the following arguments are required: PATH; try --help"
+    assert told(APP, "--hardware", "gpu").startswith("error: argument --hardware: invalid choice: 'gpu' (choose from ")
+    assert told(APP, "--num-supernodes", "0") == (
+        "error: argument --num-supernodes: must be a whole number from 1 on, got 0; try --help"
+    )
+    assert told(APP, "--workers", "2") == "error: --workers is not for --hardware cpu; try --hardware workers"
+    assert told(tmp_path) == f"error: {tmp_path} has no pyproject.toml; try the folder that flwr run takes"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (
+            "num-rounds=5",
+            "unknown key num-rounds in --run-config; known: num-server-rounds, fraction-train, lr, raises, ",
+        ),
+        ("num-server-round=5", "did you mean num-server-rounds?"),
+        ("lr", "--run-config has lr, which is no key=value; try --run-config 'key=value key=value'"),
+        ("out=mine", "--run-config cannot read out=mine; values are numbers, true, false and quoted text, as in "),
+        ("lr=[0.1]", "--run-config: lr must be a number, true, false or text, got [0.1]"),
+        ("none.toml", "--run-config cannot read none.toml: No such file or directory"),
+    ],
+)
+def test_a_run_config_that_cannot_be_is_told_in_a_line(told, text, line):
+    said = told(APP, "--run-config", text)
+    assert said.startswith("error: ")
+    assert line in said
+    assert "\n" not in said
+
+
+def test_the_run_config_is_read_as_flower_reads_it():
+    defaults = AppFolder.read(APP).config
+    text = """num-server-rounds=5 out="a b.pt" optimizer.momentum=0 lr=1e-3 raises='x y'"""
+    from flwr.common.config import flatten_dict, parse_config_args
+
+    assert run_config(defaults, [text]) == {**defaults, **parse_config_args([text])}
+    assert run_config(defaults, ["lr=1", "lr=2"])["lr"] == 2
+    assert flatten_dict({"optimizer": {"momentum": 0.9}}).items() <= defaults.items()
+
+
+@pytest.mark.parametrize(
+    ("client", "line"),
+    [
+        ("nowhere:app", "pyproject.toml: clientapp = \"nowhere:app\" cannot be imported: No module named 'nowhere'"),
+        ("broken:app", "cannot be imported: No module named 'not_installed'"),
+        ("there:ap", "there.py has no ap"),
+        ("there:text", 'clientapp = "there:text" must be a ClientApp, got a str'),
+        ("there", 'clientapp = "there" must be a module and an attribute; try "package.there:app"'),
+    ],
+)
+def test_an_app_that_is_not_there_is_told_in_a_line(told, tmp_path, monkeypatch, client, line):
+    (tmp_path / "pyproject.toml").write_text(f'[tool.flwr.app.components]\nserverapp = "s:app"\nclientapp = "{client}"')
+    (tmp_path / "broken.py").write_text("import not_installed")
+    (tmp_path / "there.py").write_text("text = 'an app'")
+    monkeypatch.delitem(sys.modules, "there", raising=False)
+    said = told(tmp_path)
+    assert said.startswith(f"error: {tmp_path}")
+    assert line in said
+    assert "\n" not in said
+
+
+def test_a_pyproject_that_is_no_flower_apps(tmp_path):
+    pyproject = tmp_path / "pyproject.toml"
+    pyproject.write_text('[tool.flwr.app.components]\nserverapp = "s:app"')
+    with pytest.raises(InputError, match=r'names no clientapp in \[tool.*; try clientapp = "package.client_app:app"$'):
+        AppFolder.read(tmp_path)
+    pyproject.write_text("[tool")
+    with pytest.raises(InputError, match=r"pyproject.toml is not TOML: "):
+        AppFolder.read(tmp_path)
+    pyproject.write_text('[tool.flwr.app.components]\nserverapp = "s:app"\nclientapp = "c:app"')
+    assert AppFolder.read(tmp_path).num_supernodes is None
+    assert AppFolder.read(APP).num_supernodes == 4
