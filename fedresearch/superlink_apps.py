@@ -145,9 +145,9 @@ def _compose(overrides: str, num_supernodes: int) -> Submission:
 
 def _one_thread() -> None:
     """Let sums be formed in one order on any number of cores, as on all other hardware."""
-    import torch
+    from fedresearch.hardware.threads import limit_threads
 
-    torch.set_num_threads(1)
+    limit_threads(1)
 
 
 @contextmanager

@@ -5,10 +5,12 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from hypothesis import given
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from fedresearch.apps.cohort import CohortGrid
 from fedresearch.apps.records import cast_like, flatten, sha256
@@ -226,3 +228,11 @@ def test_a_failing_client_stops_the_run_and_is_named(run, monkeypatch):
         RuntimeError, match=rf"partition {cohort[0]} failed in round 1:\n(.|\n)*ArithmeticError: not today"
     ):
         run("model=logistic")
+
+
+def test_sums_are_formed_on_one_thread():
+    """A product of long vectors is shared out among BLAS's threads, and its rounding with it."""
+    with threadpool_limits(2, user_api="blas"):
+        InProcessGrid(ClientApp(), 1)
+        assert {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"} == {1}
+    assert torch.get_num_threads() == 1

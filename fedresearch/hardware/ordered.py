@@ -8,12 +8,12 @@ from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Self
 
-import torch
 from flwr.app import Context, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from fedresearch.apps.flower import Run, be_server, client_error, set_message_id
+from fedresearch.hardware.threads import limit_threads
 
 # Node 1 is the server, as on a SuperLink.
 _FIRST_NODE_ID = 2
@@ -28,7 +28,8 @@ class OrderedGrid(Grid):
 
     Messages that several threads send at once, as Flower's old servers do, are answered together.
 
-    Everything runs on one torch thread, so that sums are formed in one order on any number of cores.
+    Everything runs on one thread of torch and of NumPy's BLAS, so that sums are formed in one order on any number of
+    cores.
 
     Parameters
     ----------
@@ -46,7 +47,7 @@ class OrderedGrid(Grid):
     """
 
     def __init__(self, client_app: ClientApp, num_supernodes: int, run_config: UserConfig | None = None) -> None:
-        torch.set_num_threads(1)
+        limit_threads(1)
         self._client_app = client_app
         self._num_supernodes = num_supernodes
         self._run_config = run_config or {}

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, Self
 
-import torch
 from flwr.app import Context, Message, Metadata, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 
@@ -23,6 +22,7 @@ from fedresearch.apps.client_app import Clients
 from fedresearch.errors import InputError
 from fedresearch.hardware.ordered import answer
 from fedresearch.hardware.pool import PoolGrid, Worker, WorkerDied
+from fedresearch.hardware.threads import limit_threads
 from fedresearch.hardware.workers import num_cores
 
 
@@ -181,7 +181,7 @@ class _Client:
     """What an actor is."""
 
     def __init__(self, app: ClientApp) -> None:
-        torch.set_num_threads(1)
+        limit_threads(1)
         flower.quieten()
         self._app = app
         self._content: tuple[Any, Any] = None, None

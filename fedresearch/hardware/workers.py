@@ -15,7 +15,6 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Literal, Self
 
-import torch
 from flwr.app import Context, Message, Metadata, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 
@@ -24,6 +23,7 @@ from fedresearch.apps.client_app import Clients
 from fedresearch.hardware.ordered import answer
 from fedresearch.hardware.pool import PoolGrid, Worker, WorkerDied
 from fedresearch.hardware.shared import Shared, load, mapped
+from fedresearch.hardware.threads import limit_threads
 
 _STOP_TIMEOUT_S = 5
 
@@ -164,7 +164,7 @@ def _work(connection: Connection, threads: int) -> None:
     """Answer messages until the main process closes the connection, or is no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the main process ends this one
     multiprocessing.current_process().daemon = False  # seen from here, so that a DataLoader may have workers of its own
-    torch.set_num_threads(threads)
+    limit_threads(threads)
     flower.quieten()
     inbox: SimpleQueue[Any] = SimpleQueue()
     threading.Thread(target=_receive, args=(connection, inbox), daemon=True).start()

@@ -1,0 +1,1 @@
+"""Our speed against a bare PyTorch loop and against Flower's own simulation: ``python -m scripts.benchmark``."""

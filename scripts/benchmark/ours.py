@@ -1,0 +1,140 @@
+"""Our side: a round of the round loop on a hardware option; and local training alone."""
+
+import functools
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from flwr.app import ArrayRecord
+from flwr.serverapp.strategy import FedAvg
+from torch import Tensor, nn
+
+from fedresearch.apps.client_app import Clients
+from fedresearch.apps.rounds import RoundLoop
+from fedresearch.apps.sampling import Sampling, uniform
+from fedresearch.hardware.ordered import OrderedGrid
+from fedresearch.local.parts import parameters
+from fedresearch.local.train import Task, Trained, train
+from fedresearch.local.update import LocalUpdate
+from fedresearch.seeding import derive_seed
+from scripts.benchmark.workloads import Workload, initial_state
+
+# Module, class and arguments: the module of a hardware option that is not timed is not imported.
+_GRIDS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "cpu": ("in_process", "InProcessGrid", {}),
+    "workers": ("workers", "WorkerGrid", {"workers": "auto"}),
+    "batched": ("batched", "BatchedGrid", {"chunk": None, "compile": True}),
+    "batched-uncompiled": ("batched", "BatchedGrid", {"chunk": None, "compile": False}),
+}
+HARDWARE = tuple(_GRIDS)
+
+
+class NullClients(Clients):
+    """Clients that return their parameters plus 0.001, at the same cost as others in all that is not training."""
+
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(**parts)
+        self._parts = parts
+
+    def train_cohort(self, messages: Sequence[Any], contexts: Sequence[Any], trainer: Any) -> list[Any]:
+        """Answer as clients do whose training is one addition."""
+        return super().train_cohort(messages, contexts, _add)
+
+    def __reduce__(self) -> tuple[Callable[[], Clients], tuple[()]]:
+        return functools.partial(NullClients, **self._parts), ()
+
+
+def _add(tasks: Sequence[Task], model: nn.Module, **_: Any) -> Iterator[Trained]:
+    for task in tasks:
+        yield Trained({name: tensor + 1e-3 for name, tensor in task.start.items()}, 0.0, 1, {}, {}, {})
+
+
+def sampling_of(work: Workload, data: Any) -> Sampling:
+    """Return who trains in which round, for the bare loop too."""
+    return Sampling(uniform, [len(rows) for rows in data.train], work.cohort, 0, "train-sampling")
+
+
+class Ours:
+    """Rounds on a hardware option, one at a time; open while it is a context."""
+
+    def __init__(self, work: Workload, data: Any, hardware: str, channels_last: bool = False) -> None:
+        self._model = work.model()
+        self._model.load_state_dict(initial_state(work))
+        if channels_last:
+            self._model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._app = (NullClients if work.null else Clients)(
+            model=self._model,
+            data=data,
+            update=LocalUpdate(),
+            personal=frozenset(),
+            optimizer=work.optimizer,
+            schedule=work.schedule,
+            keep_optimizer_state=False,
+            seed=0,
+        )
+        num_clients = data.num_partitions
+        self._loop = RoundLoop(
+            strategy=FedAvg(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1),
+            num_rounds=0,
+            train_cohort=sampling_of(work, data),
+            evaluate_cohort=lambda _: range(num_clients),
+            evaluate_every=1 if work.evaluates else 10**9,
+            parameters=parameters(self._model),
+            client_config=lambda _: {"lr": work.lr},
+            evaluate=lambda _: {},
+            log=lambda _: None,
+        )
+        module, name, options = _GRIDS[hardware]
+        make = getattr(importlib.import_module(f"fedresearch.hardware.{module}"), name)
+        self._grid: OrderedGrid = make(self._app, num_clients, **options)
+        self._arrays = ArrayRecord(initial_state(work))
+        self._open = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._open.enter_context(self._grid)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.close()
+
+    def round(self, server_round: int) -> None:
+        """Run a round."""
+        torch.set_num_threads(1)
+        _, self._arrays = self._loop._round(server_round, self._grid, self._arrays)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the global model."""
+        return dict(self._arrays.to_torch_state_dict())
+
+
+class OursLocal:
+    """The local training of a round's cohort, from the initial weights; no messages and no average."""
+
+    def __init__(self, work: Workload, data: Any) -> None:
+        self._work, self._data, self._sampling = work, data, sampling_of(work, data)
+        self._model, self._initial = work.model(), initial_state(work)
+        self._stages = LocalUpdate().stages(self._model)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def round(self, server_round: int) -> None:
+        """Train the cohort."""
+        torch.set_num_threads(1)
+        for i in sorted(self._sampling(server_round)):
+            x, y = self._data.train_samples(i)
+            seed = derive_seed(0, "batches", server_round, i)
+            task = Task(self._initial, x, y, LocalUpdate(), self._stages, {"lr": self._work.lr}, seed, seed)
+            train(self._model, task, optimizer=self._work.optimizer, schedule=self._work.schedule)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the model of the last client."""
+        return dict(self._model.state_dict())

@@ -1,0 +1,134 @@
+"""What ours is held against: a bare PyTorch loop, here, and Flower's simulation, in a process of its own."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+from fedresearch.seeding import derive_seed
+from scripts.benchmark.ours import sampling_of
+from scripts.benchmark.workloads import Workload, initial_state, local_sgd
+
+ROOT = Path(__file__).parents[2]
+
+
+class Loop:
+    """The plain loop of a careful researcher: one model, data as tensors, the weighted average summed in place.
+
+    It draws the cohorts and batches that ours draws.
+    """
+
+    def __init__(self, work: Workload, data: Any, threads: int = 1, averages: bool = True) -> None:
+        self._work, self._data, self._threads, self._averages = work, data, threads, averages
+        self._model, self._global = work.model(), initial_state(work)
+        self._sampling = sampling_of(work, data)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def round(self, server_round: int) -> None:
+        """Train the cohort, and average what comes of it."""
+        torch.set_num_threads(self._threads)
+        work, model, data = self._work, self._model, self._data
+        cohort = sorted(self._sampling(server_round))
+        total = sum(len(data.train[i]) for i in cohort)
+        average = {name: torch.zeros_like(tensor) for name, tensor in self._global.items()}
+        for i in cohort:
+            if work.null:
+                state = {name: tensor + 1e-3 for name, tensor in self._global.items()}
+            else:
+                x, y = data.train_samples(i)
+                model.load_state_dict(self._global)
+                local_sgd(model, x, y, work, Generator().manual_seed(derive_seed(0, "batches", server_round, i)))
+                state = model.state_dict()
+            if self._averages:
+                for name, tensor in state.items():
+                    average[name].add_(tensor, alpha=len(data.train[i]) / total)
+        if self._averages:
+            self._global = average
+        if work.evaluates:
+            model.load_state_dict(self._global)
+            model.eval()
+            with torch.inference_mode():
+                for i in range(data.num_partitions):
+                    x, y = data.validation_samples(i)
+                    outputs = model(x)
+                    F.cross_entropy(outputs, y).item(), (outputs.argmax(1) == y).sum().item()
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the global model; where nothing is averaged, that of the last client."""
+        return self._global if self._averages else dict(self._model.state_dict())
+
+
+def loss(work: Workload, data: Any, state: dict[str, Tensor]) -> float:
+    """Return a model's mean loss on training samples of the first clients, up to 2,000 samples."""
+    xs, ys, num_samples = [], [], 0
+    for i in range(data.num_partitions):
+        x, y = data.train_samples(i)
+        xs, ys, num_samples = [*xs, x], [*ys, y], num_samples + len(y)
+        if num_samples >= 2000:
+            break
+    model = work.model().eval()
+    model.load_state_dict(state)
+    with torch.inference_mode():
+        return F.cross_entropy(model(torch.cat(xs)[:2000]), torch.cat(ys)[:2000]).item()
+
+
+def run_python(*arguments: str, timeout: float = 900) -> Any:
+    """Run a module of this benchmark in a fresh process, with its children, and return what it reports.
+
+    Whatever it leaves running is ended.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder, "out.json")
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+            "FLWR_HOME": folder,
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "HF_HUB_OFFLINE": "1",
+            "WANDB_MODE": "offline",
+        }
+        with Path(folder, "log").open("w+") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", *arguments, "--out", str(out)],
+                cwd=ROOT,
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            try:
+                code = process.wait(timeout)
+            finally:
+                _end(process.pid)
+            if code or not out.exists():
+                log.seek(0)
+                raise RuntimeError(f"{' '.join(arguments)} ended with exit code {code}:\n{log.read()[-4000:]}")
+        return json.loads(out.read_text())
+
+
+def _end(group: int) -> None:
+    """End what is left of a process group."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
+
+
+def flower(name: str, rounds: int) -> dict[str, Any]:
+    """Return the seconds of each of Flower's rounds, its start-up, and the loss of its last model."""
+    figures: dict[str, Any] = run_python("scripts.benchmark.flower_peer", name, "--rounds", str(rounds))
+    return figures
