@@ -31,6 +31,7 @@ from fedresearch.data.partition import partition_rows, split_validation
 from fedresearch.data.source import Rows, Source, check_source
 from fedresearch.errors import InputError
 from fedresearch.hardware.ordered import OrderedGrid
+from fedresearch.hardware.threads import be_deterministic
 from fedresearch.local.objective import evaluate
 from fedresearch.local.parts import Names, buffers, parameters
 from fedresearch.local.train import Schedule
@@ -90,7 +91,9 @@ class Experiment:
     def data(self) -> FederatedData:
         """The partitioned dataset."""
         source = self._source()
-        return FederatedData.build(source, *(self._rows or self._partition(source)), getattr(torch, self.config.dtype))
+        rows = self._rows or self._partition(source)
+        data = FederatedData.build(source, *rows, getattr(torch, self.config.dtype))
+        return data.to(self._device, self._memory_format)
 
     @cached_property
     def training_data(self) -> FederatedData:
@@ -102,7 +105,8 @@ class Experiment:
         """The model with its initial weights, which follow from the run's seed alone."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(self.config.seed, "initial-weights"))
-            return build_model(self.config, self.choices)
+            model = build_model(self.config, self.choices)
+        return model.to(self._device).to(memory_format=self._memory_format)
 
     @cached_property
     def strategy(self) -> Strategy:
@@ -138,7 +142,10 @@ class Experiment:
     def grid(self) -> OrderedGrid | NodeGrid:
         """Where the clients run."""
         return self._nodes or self._builder.build(
-            "hardware", self.config.hardware, client_app=self.client_app, num_supernodes=self.data.num_partitions
+            "hardware",
+            {key: value for key, value in self.config.hardware.items() if key != "device"},
+            client_app=self.client_app,
+            num_supernodes=self.data.num_partitions,
         )
 
     @cached_property
@@ -183,6 +190,22 @@ class Experiment:
         self.model.load_state_dict(self.state_dict(arrays))
         loss, accuracy = evaluate(self.model, self.data.test_x, self.data.test_y)
         return {"eval/loss": loss} | ({} if accuracy is None else {"eval/accuracy": accuracy})
+
+    @cached_property
+    def _device(self) -> torch.device:
+        device = torch.device(self.config.hardware.get("device", "cpu"))
+        if device.type == "cuda":
+            if not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
+                raise InputError(
+                    f"hardware.device={device} needs a GPU that torch can use, torch {torch.__version__} finds "
+                    f"{torch.cuda.device_count()}; try hardware=cpu or hardware=workers"
+                )
+            be_deterministic()
+        return device
+
+    @property
+    def _memory_format(self) -> torch.memory_format:
+        return {"contiguous": torch.preserve_format, "channels_last": torch.channels_last}[self.config.memory_format]
 
     @cached_property
     def _initial_state(self) -> dict[str, Tensor]:

@@ -160,7 +160,7 @@ def _partitions(ids: Sequence[int], verb: str = "are") -> str:
 
 def save_label_distribution(data: FederatedData, num_classes: int, title: str, run: RunDirectory) -> None:
     """Write who holds how many samples of which class: partition.csv and, where there are classes, partition.png."""
-    labels = None if data.y.is_floating_point() else [y.numpy() for y in data.targets()]
+    labels = None if data.y.is_floating_point() else [y.cpu().numpy() for y in data.targets()]
     run.write_text("partition.csv", partition_csv(data, labels, num_classes))
     if labels is not None:
         run.write_bytes("partition.png", label_distribution_png(labels, num_classes, title))

@@ -138,7 +138,7 @@ def test_the_chunk_counts_in_the_digest_and_other_hardware_does_not(compose):
     def digest_of(*overrides):
         return digest(compose(*overrides)[0])
 
-    assert digest_of("hardware=batched", "hardware.compile=true") == digest_of(*EAGER)
+    assert digest_of("hardware=batched", "hardware.compile=auto") == digest_of(*EAGER)
     assert len({digest_of(), digest_of(*EAGER), digest_of(*EAGER, "hardware.chunk=8")}) == 3
 
 

@@ -30,6 +30,7 @@ WITH = {
     "model=cnn_mcmahan": ["dataset=mnist"],
     "model=lenet": ["dataset=cifar10"],
     "model=resnet18": ["dataset=cifar10"],
+    "hardware=gpu": [] if torch.cuda.is_available() else ["hardware.device=cpu"],
     "strategy=fedbn": ["model=resnet18", "model.norm=batch", "local.batch_size=0"],
 }
 # What these load is tested in test_hub.py, on fixtures of the Hub's shape.

@@ -118,11 +118,11 @@ class Clients(ClientApp):
             task = self._task(
                 message,
                 context,
-                self._initial | received.pop(ARRAYS) | tensors(state, _PARTS),
+                self._initial | received.pop(ARRAYS) | self._tensors(state, _PARTS),
                 update=self.update,
                 stages=self.stages,
                 received=received,
-                kept={name.removeprefix(_KEPT): tensors(state, name) for name in state if name.startswith(_KEPT)},
+                kept={name.removeprefix(_KEPT): self._tensors(state, name) for name in state if name.startswith(_KEPT)},
                 optimizer_state=self._optimizer_state(context, _OPTIMIZER),
             )
             tasks.append(task)
@@ -135,7 +135,7 @@ class Clients(ClientApp):
                 self._task(
                     message,
                     context,
-                    {**task.start, **tensors(context.state, _OWN)},
+                    {**task.start, **self._tensors(context.state, _OWN)},
                     1,
                     update=self.update.beside,
                     stages=self._beside_stages,
@@ -157,6 +157,10 @@ class Clients(ClientApp):
         self.model.load_state_dict(self._initial)
         return self._remake, ()
 
+    def on(self, device: str) -> "Clients":
+        """Return a ClientApp that does the same on a device."""
+        return self._remake(model=self.model.to(device), data=self.data.to(device))
+
     def cost(self, partition_id: int) -> int:
         """Return how long a client takes, compared with others: its number of samples."""
         return len(self.data.train[partition_id]) + len(self.data.validation[partition_id])
@@ -164,8 +168,12 @@ class Clients(ClientApp):
     def _read(self, content: RecordDict) -> dict[str, dict[str, Tensor]]:
         """Return a message's arrays as tensors; the messages of a round share their content, which is decoded once."""
         if content is not self._last_read[0]:
-            self._last_read = content, {name: tensors(content, name) for name in content.array_records}
+            self._last_read = content, {name: self._tensors(content, name) for name in content.array_records}
         return self._last_read[1]
+
+    def _tensors(self, records: RecordDict, key: str) -> dict[str, Tensor]:
+        """Return the arrays at a key as tensors, where the samples are."""
+        return {name: tensor.to(self.data.x.device) for name, tensor in tensors(records, key).items()}
 
     def _task(self, message: Message, context: Context, start: Tensors, *which: int, **options: Any) -> Task:
         """Return a client's task; ``which`` tells those of one round apart, ``options`` are the task's."""
@@ -188,7 +196,7 @@ class Clients(ClientApp):
         return trainer(tasks, self.model, optimizer=self.optimizer, schedule=self.schedule)
 
     def _optimizer_state(self, context: Context, key: str) -> Tensors | None:
-        return tensors(context.state, key) if self._keeps_optimizer_state else None
+        return self._tensors(context.state, key) if self._keeps_optimizer_state else None
 
     def _leave(self, trained: Trained, context: Context, num_examples: int) -> RecordDict:
         """Return what a client sends, and put what it keeps into its context."""
@@ -222,7 +230,7 @@ class Clients(ClientApp):
         self.model.load_state_dict(received)
         measure(EVAL_LOSS, EVAL_ACC)
         if self._has_own_model:
-            own = received | tensors(context.state, _PARTS) | tensors(context.state, _OWN)
+            own = received | self._tensors(context.state, _PARTS) | self._tensors(context.state, _OWN)
             if self._adaptation and len(self.data.train_samples(partition_id)[1]):
                 task = self._task(message, context, own, 2, update=LocalUpdate(), stages=self._adaptation)
                 train(self.model, task, optimizer=self.optimizer, schedule=self.schedule)

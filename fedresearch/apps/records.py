@@ -68,7 +68,7 @@ def record(values: Mapping[str, ArrayLike]) -> ArrayRecord:
 
 def record_of(tensors: Tensors) -> ArrayRecord:
     """Return copies of tensors as a record."""
-    return record({name: tensor.detach().numpy() for name, tensor in tensors.items()})
+    return record({name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()})
 
 
 def number(record: MetricRecord | ConfigRecord, key: str) -> int | float:

@@ -62,6 +62,11 @@ def _address(value: Any) -> bool:
     return bool(host) and port.isdecimal() and 0 < int(port) < 65536
 
 
+def _device(value: Any) -> bool:
+    kind, colon, index = value.partition(":") if _text(value) else ("", "", "")
+    return value == "cpu" or (kind == "cuda" and (not colon or index.isdecimal()))
+
+
 def _list_of_text(value: Any) -> bool:
     return isinstance(value, list) and all(map(_text, value))
 
@@ -72,6 +77,7 @@ INPUTS = ("image", "vector", "tokens")
 RULES = (
     Rule("seed", _integer(0), "an integer >= 0", "0"),
     Rule("dtype", _one_of("float32", "float64"), "float32 or float64", "float32"),
+    Rule("memory_format", _one_of("contiguous", "channels_last"), "contiguous or channels_last", "channels_last"),
     Rule("federation.num_supernodes", _or_null(_integer(1)), "an integer >= 1, or null", "10"),
     Rule("federation.num_rounds", _integer(1), "an integer >= 1", "20"),
     Rule("federation.fraction_train", _real(lambda v: 0 < v <= 1), "in (0, 1]", "0.1"),
@@ -181,12 +187,13 @@ RULES = (
     Rule("strategy.server.min_train_nodes", _integer(1), "an integer >= 1", "1"),
     Rule("strategy.server.min_evaluate_nodes", _integer(1), "an integer >= 1", "1"),
     Rule("strategy.server.min_available_nodes", _integer(1), "an integer >= 1", "1"),
-    Rule("hardware.chunk", _or_null(_integer(1)), "an integer >= 1, or null", "10"),
+    Rule("hardware.chunk", lambda v: v == "auto" or _integer(1)(v), "an integer >= 1, or auto", "10"),
     Rule("hardware.workers", lambda v: v == "auto" or _integer(1)(v), "an integer >= 1, or auto", "2"),
     Rule("hardware.threads", _integer(1), "an integer >= 1", "1"),
     Rule("hardware.num_cpus", _positive, "> 0", "1"),
     Rule("hardware.num_gpus", _not_negative, ">= 0", "0.5"),
-    Rule("hardware.compile", _boolean, "true or false", "true"),
+    Rule("hardware.compile", lambda v: v == "auto" or v is False, "auto or false", "false"),
+    Rule("hardware.device", _device, "cpu, cuda or cuda:N", "cuda"),
     Rule(
         "hardware.address",
         lambda v: v in (None, "auto") or _address(v),

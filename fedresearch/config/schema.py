@@ -48,6 +48,7 @@ class Config:
     seed: int = MISSING
     name: str | None = MISSING
     dtype: str = MISSING
+    memory_format: str = MISSING
     cache_dir: str = MISSING
     federation: Federation = field(default_factory=Federation)
     local: Local = field(default_factory=Local)
@@ -124,7 +125,7 @@ def digest(config: Config, *, without: tuple[str, ...] = ()) -> str:
     Parameters
     ----------
     config : Config
-        The experiment. Its name, tracker, hardware and cache do not count.
+        The experiment. Its name, tracker and cache do not count, nor its hardware, but for what its sums depend on.
     without : tuple of str
         Further sections that do not count: ``("seed",)`` gives the digest of an ablation's cell.
     """
@@ -134,4 +135,8 @@ def digest(config: Config, *, without: tuple[str, ...] = ()) -> str:
         plain["chunk"] = hardware["chunk"]
     if hardware.get("threads", 1) > 1:
         plain["threads"] = hardware["threads"]
+    if hardware.get("num_gpus"):
+        plain["device"] = "cuda"
+    elif hardware.get("device", "cpu") != "cpu":
+        plain["device"] = hardware["device"].partition(":")[0]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]

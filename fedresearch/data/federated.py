@@ -75,6 +75,18 @@ class FederatedData:
         train = [np.concatenate(self.train), *([self.train[0][:0]] * (self.num_partitions - 1))]
         return replace(self, train=train, x=x, y=y)
 
+    def to(
+        self, device: torch.device | str, memory_format: torch.memory_format = torch.preserve_format
+    ) -> "FederatedData":
+        """Return the same with all samples on a device, images in a memory format."""
+
+        def move(array: Tensor) -> Tensor:
+            is_image = array.dim() == 4
+            return array.to(device, memory_format=memory_format if is_image else torch.preserve_format)
+
+        x, y, test_x, test_y = map(move, (self.x, self.y, self.test_x, self.test_y))
+        return replace(self, x=x, y=y, test_x=test_x, test_y=test_y)
+
     def of_clients(self) -> "FederatedData":
         """Return the same without the server's test split."""
         return replace(self, test_x=self.test_x[:0], test_y=self.test_y[:0])

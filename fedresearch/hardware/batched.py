@@ -3,6 +3,7 @@
 import logging
 import traceback
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 from flwr.app import Context, Message, MessageType
 from flwr.clientapp import ClientApp
@@ -26,19 +27,22 @@ class BatchedGrid(InProcessGrid):
         What every client runs.
     num_supernodes : int
         Number of clients.
-    chunk : int or None
-        Clients a call; None: as many as fit a core's cache.
-    compile : bool
-        Whether to compile the step.
+    chunk : int or "auto"
+        Clients a call; auto: as many as fit a core's cache.
+    compile : "auto" or False
+        Whether to compile the step, where there is a compiler.
     """
 
-    def __init__(self, client_app: Clients, num_supernodes: int, chunk: int | None, compile: bool) -> None:
+    def __init__(
+        self, client_app: Clients, num_supernodes: int, chunk: int | Literal["auto"], compile: Literal["auto", False]
+    ) -> None:
         super().__init__(client_app, num_supernodes)
         self._clients = client_app
-        if any(isinstance(module, _ConvNd) for module in client_app.model.modules()):
+        on_cpu = client_app.data.x.device.type == "cpu"
+        if on_cpu and any(isinstance(module, _ConvNd) for module in client_app.model.modules()):
             log.warning("the model has convolutions, which train faster one client after another; try hardware=cpu")
         self._largest = max(len(rows) for rows in client_app.data.train)
-        self._trainer = CohortTrainer(chunk, compile, self._largest)
+        self._trainer = CohortTrainer(None if chunk == "auto" else chunk, compile == "auto", self._largest)
 
     def _answer(self, messages: Sequence[Message]) -> Iterable[Message]:
         """Let the clients train together, and do all else one after another."""

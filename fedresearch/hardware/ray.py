@@ -22,7 +22,7 @@ from fedresearch.apps.client_app import Clients
 from fedresearch.errors import InputError
 from fedresearch.hardware.ordered import answer
 from fedresearch.hardware.pool import PoolGrid, Worker, WorkerDied
-from fedresearch.hardware.threads import limit_threads
+from fedresearch.hardware.threads import be_deterministic, limit_threads
 from fedresearch.hardware.workers import num_cores
 
 
@@ -183,6 +183,9 @@ class _Client:
     def __init__(self, app: ClientApp) -> None:
         limit_threads(1)
         flower.quieten()
+        if ray.get_gpu_ids() and isinstance(app, Clients):
+            be_deterministic()
+            app = app.on("cuda")
         self._app = app
         self._content: tuple[Any, Any] = None, None
 

@@ -93,10 +93,10 @@ class CohortTrainer:
         params = {name: _stack([task.start[name] for task in tasks], chunk) for name in forward.params}
         dtype = next(iter(params.values())).dtype
         fixed = [first.update.begin(_start(task, model, params)) for task in tasks]
-        leaves, axes, spec = _columns(fixed, chunk, dtype)
+        leaves, axes, spec = _columns(fixed, chunk, next(iter(params.values())))
         x, y, starts = _pool(tasks)
-        lr = torch.tensor(first.config["lr"], dtype=dtype)
-        total = torch.zeros(chunk, dtype=torch.float64)
+        lr = torch.tensor(first.config["lr"], dtype=dtype, device=x.device)
+        total = torch.zeros(chunk, dtype=torch.float64, device=x.device)
         schedules = {
             number: schedule.of(stage) for number, stage in enumerate(first.stages) if stage.trained & params.keys()
         }
@@ -108,7 +108,7 @@ class CohortTrainer:
             if key not in self._steps:
                 self._steps[key] = Steps(first.update, forward, make_optimizer, spec, axes, self._compile)
             trained = {name: params[name] for name in names}
-            moved, total = self._steps[key](trained, total, index, (others, leaves, lr, x, y))
+            moved, total = self._steps[key](trained, total, index.to(x.device), (others, leaves, lr, x, y))
             params |= moved
         num_steps = [sum(each) for each in zip(*lengths, strict=True)]
         if not num_steps:
@@ -143,7 +143,7 @@ def _start(task: Task, model: Module, names: Iterable[str]) -> Start:
     return Start(anchor, task.config, task.received, task.kept, gradient)
 
 
-def _columns(fixed: Sequence[Any], chunk: int, dtype: torch.dtype) -> tuple[list[Tensor], list[int | None], TreeSpec]:
+def _columns(fixed: Sequence[Any], chunk: int, like: Tensor) -> tuple[list[Tensor], list[int | None], TreeSpec]:
     """Return what stays fixed for each client, leaf by leaf, stacked or, with the axis None, shared by all.
 
     Numbers are the same for all, and become tensors.
@@ -153,7 +153,7 @@ def _columns(fixed: Sequence[Any], chunk: int, dtype: torch.dtype) -> tuple[list
     axes: list[int | None] = []
     for first, *rest in zip(*flat, strict=True):
         if not torch.is_tensor(first):
-            leaves.append(torch.tensor(first, dtype=dtype))
+            leaves.append(torch.tensor(first, dtype=like.dtype, device=like.device))
             axes.append(None)
         elif all(leaf is first for leaf in rest):
             leaves.append(first)

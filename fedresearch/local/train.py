@@ -4,6 +4,7 @@ import copy
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
@@ -160,14 +161,13 @@ def train(model: Module, task: Task, *, optimizer: MakeOptimizer, schedule: Sche
     anchor = {name: (task.anchor or task.start)[name] for name in params}
     gradient = functools.partial(mean_gradient, model, x=x, y=y)
     required = {name: tensor.requires_grad for name, tensor in params.items()}
-    total = torch.zeros((), dtype=torch.float64)
+    total = torch.zeros((), dtype=torch.float64, device=x.device)
     num_steps = 0
     state: dict[str, Tensor] = {}
     shares: dict[int, Tensor] = {}
     no_grad = torch.no_grad()
-    # A model's own draws (dropout) come from torch's global generator: seeded for this task, then put back.
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(task.dropout_seed)
+    # A model's own draws (dropout) come from the device's global generator: seeded for this task, then put back.
+    with seeded(x.device, task.dropout_seed):
         fixed = update.begin(Start(anchor, task.config, task.received, task.kept, gradient))
         for number, stage in enumerate(task.stages):
             trained = {name: tensor for name, tensor in params.items() if name in stage.trained}
@@ -206,6 +206,19 @@ def train(model: Module, task: Task, *, optimizer: MakeOptimizer, schedule: Sche
         functools.partial(drift if task.optimizer_state is None else _no_drift, make_optimizer, num_steps),
     )
     return Trained(model.state_dict(), total.item() / num_steps, num_steps, end.sent, end.kept, state)
+
+
+@contextmanager
+def seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Seed torch's global generator of a device, and afterwards put it back where it was."""
+    if device.type == "cpu":
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed takes 100 us: it looks for all devices
+            yield
+    else:
+        with torch.random.fork_rng(devices=[device], device_type=device.type):
+            torch.manual_seed(seed)
+            yield
 
 
 def mean_gradient(model: Module, params: Tensors, x: Tensor, y: Tensor) -> Tensors:
