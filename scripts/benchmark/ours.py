@@ -26,8 +26,8 @@ from scripts.benchmark.workloads import Workload, initial_state
 _GRIDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "cpu": ("in_process", "InProcessGrid", {}),
     "workers": ("workers", "WorkerGrid", {"workers": "auto"}),
-    "batched": ("batched", "BatchedGrid", {"chunk": None, "compile": True}),
-    "batched-uncompiled": ("batched", "BatchedGrid", {"chunk": None, "compile": False}),
+    "batched": ("batched", "BatchedGrid", {"chunk": "auto", "compile": "auto"}),
+    "batched-uncompiled": ("batched", "BatchedGrid", {"chunk": "auto", "compile": False}),
 }
 HARDWARE = tuple(_GRIDS)
 
