@@ -103,10 +103,11 @@ def sha256(arrays: ArrayRecord) -> str:
     return sha.hexdigest()
 
 
-def flatten(arrays: ArrayRecord, names: Collection[str]) -> NDArray[np.float64]:
-    """Return the arrays of some names as one vector, in double precision."""
-    parts = [view(arrays[name]).ravel().astype(np.float64) for name in sorted(arrays) if name in names]
-    return np.concatenate(parts) if parts else np.zeros(0)
+def flatten(arrays: ArrayRecord, names: Collection[str], out: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+    """Return the arrays of some names as one vector, in double precision; in ``out``, where there is one."""
+    parts = [view(arrays[name]).ravel() for name in sorted(arrays) if name in names]
+    out = np.empty(sum(part.size for part in parts)) if out is None else out
+    return np.concatenate(parts, out=out) if parts else out
 
 
 def count_bytes(messages: Iterable[Message]) -> int:

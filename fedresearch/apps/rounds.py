@@ -1,7 +1,6 @@
 """The round loop: Flower's strategy hooks, one row of numbers a round."""
 
 import copy
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -123,7 +122,7 @@ class RoundLoop:
             row["train/loss"] = float(number(metrics, TRAIN_LOSS))
         if aggregated is not None:
             arrays = cast_like(aggregated, arrays)
-        row["update/norm"] = _norm(flatten(arrays, self.parameters) - origin)
+        row["update/norm"] = float(np.linalg.norm(flatten(arrays, self.parameters) - origin))
 
         if server_round % self.evaluate_every == 0:
             row |= self.evaluate(arrays)
@@ -168,22 +167,19 @@ def _measure_updates(origin: NDArray[np.float64], replies: list[Message], names:
 
     With unit vectors u_i, the sum over pairs is ``(|sum u_i|^2 - n) / 2``: one vector is kept, not one a client.
     """
-    total, count = np.zeros_like(origin), 0
+    total, update, count = np.zeros_like(origin), np.empty_like(origin), 0
     for reply in replies:
-        update = flatten(arrays_of(reply.content), names) - origin
-        norm = _norm(update)
+        flatten(arrays_of(reply.content), names, update)
+        update -= origin
+        norm = np.linalg.norm(update)
         if norm > 0:
-            total += update / norm
+            update /= norm
+            total += update
             count += 1
     row: Row = {"local/steps": sum(int(number(metrics_of(reply.content), NUM_STEPS)) for reply in replies)}
     if count > 1:
-        row["update/cosine"] = float((np.square(total).sum() - count) / (count * (count - 1)))
+        row["update/cosine"] = float((total @ total - count) / (count * (count - 1)))
     return row
-
-
-def _norm(vector: NDArray[np.float64]) -> float:
-    """Return the Euclidean norm; not by BLAS, which sums in as many parts as there are cores, and waits for them."""
-    return math.sqrt(np.square(vector).sum())
 
 
 def _measure_clients(per_client: list[MetricRecord], aggregated: MetricRecord | None) -> Row:

@@ -67,7 +67,7 @@ def main() -> int:
         measured = measure(run, options)
         text = "\n".join(report.rounds(name, own) for name, own in measured.items())
         keep("workloads", {**figures["workloads"], **measured}, text)  # type: ignore[dict-item]
-        same &= all(own.get("same_work", True) for one in measured.values() for own in one["sides"].values())
+        same &= all(own.get("same_work") is not False for one in measured.values() for own in one["sides"].values())
     hardware = hardware or ["cpu", "workers", "batched"]
     if "scale" in wanted:
         keep("scale", got := processes.scale(hardware), report.scale(got))

@@ -156,6 +156,7 @@ class LazyData:
 
     def __init__(self, num_clients: int) -> None:
         self._few = _softmax_regression()
+        self.x, self.y = self._few.x[:0], self._few.y[:0]
         self.num_partitions = num_clients
         self.train = _Lengths([len(rows) for rows in self._few.train], num_clients)
         self.validation = _Lengths([0], num_clients)
