@@ -59,10 +59,14 @@ def run_experiment(
     """
     refuse_used(directory)
     experiment = Experiment(config, choices, nodes)
-    experiment.build()  # before the directory is claimed
-    data = experiment.data
-    report_small_partitions(data, config.local.batch_size)
+    experiment.build()
+    report_small_partitions(experiment.data, config.local.batch_size)
+    with experiment.grid:  # only what can run claims the directory
+        _run(experiment, directory, overrides, command)
 
+
+def _run(experiment: Experiment, directory: Path, overrides: Sequence[str], command: Sequence[str]) -> None:
+    config, choices, data = experiment.config, experiment.choices, experiment.data
     plain, cell = asdict(config), digest(config, without=("seed",))
     run = RunDirectory(
         directory,
@@ -110,8 +114,7 @@ def run_experiment(
                 num_rounds=config.federation.num_rounds,
             )
         )
-        with experiment.grid as grid:
-            server_app(grid, Context(1, 0, {}, RecordDict(), {}))
+        server_app(experiment.grid, Context(1, 0, {}, RecordDict(), {}))
         trackers.log_model(directory / MODEL)
     except BaseException as error:
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"

@@ -20,6 +20,9 @@ def submit(submission: Submission) -> None:
         "hardware", submission.config.hardware, num_supernodes=submission.config.federation.num_supernodes
     )
     refused: list[str] = []
+    address = submission.config.hardware["address"]
+    where = f"submitting to {address}" if address else "starting a SuperLink and its SuperNodes"
+    print(f"{where}; the first round takes a while", flush=True)
     with superlink:
         run_id = superlink.submit(submission.dumps())
         try:

@@ -73,13 +73,16 @@ def _unknown_option(error: MissingConfigException) -> str:
 
 def _unknown_key(error: OmegaConfBaseException) -> str:
     section, _, name = str(error.full_key).rpartition(".")
-    known = sorted(map(str, error.parent_node.keys())) if error.parent_node is not None else []
+    keys = map(str, error.parent_node.keys()) if error.parent_node is not None else []
+    known = sorted(key for key in keys if not key.startswith("_"))
     prefix = f"{section}." if section else ""
     close = get_close_matches(name, known, n=1)
     hint = f"; did you mean {prefix}{close[0]}?" if close else ""
     if error.full_key == "schedule":
         hint = "; its options are optimizer.schedule.*, and its file begins with the line # @package optimizer.schedule"
-    return f"unknown key {error.full_key}; {section or 'the config'} has {', '.join(known)}{hint}"
+    elif section in GROUPS and not close:
+        hint = f"; another option may have it, see conf/{section}/"
+    return f"unknown key {error.full_key}; {section or 'the config'} has {', '.join(known) or 'no keys'}{hint}"
 
 
 def _wrong_type(error: ValidationError) -> str:
