@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -39,6 +40,12 @@ class Counting(ClientApp):
         message.content["arrays"]["x"] = message.content["arrays"]["x"]
         if config["raise"] == partition_id:
             raise ValueError("told to")
+        if config["exit"] == partition_id:
+            sys.exit("told to")
+        if config["unpicklable"] == partition_id:
+            reply = Message(RecordDict(), reply_to=message)
+            reply.__dict__["mine"] = lambda: None
+            return reply
         if config["die"] == partition_id and not (config["once"] and Path(config["once"]).exists()):
             Path(config["once"] or os.devnull).touch()
             os.kill(os.getpid(), signal.SIGKILL)
@@ -53,7 +60,7 @@ class Counting(ClientApp):
 
 
 def ask(grid, nodes=None, **told):
-    config = ConfigRecord({"raise": -1, "die": -1, "once": "", **told})
+    config = ConfigRecord({"raise": -1, "exit": -1, "unpicklable": -1, "die": -1, "once": "", **told})
     content = RecordDict({"config": config, "arrays": record({"x": np.arange(50_000.0)})})
     nodes = grid.get_node_ids() if nodes is None else nodes
     replies = list(grid.send_and_receive(messages=[Message(content, node, "query") for node in nodes]))
@@ -105,6 +112,77 @@ def test_a_client_that_raises_is_an_error_reply_and_its_state_is_as_before(make_
         assert replies[1].error.code == 2
         assert "ValueError: told to" in replies[1].error.reason
         assert metrics(ask(grid), "n") == [3, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("told", "reason"),
+    [({"exit": 1}, "SystemExit: told to"), ({"unpicklable": 1}, "pickle")],
+    ids=["ends itself", "cannot be sent"],
+)
+def test_what_else_a_client_may_do_is_an_error_reply_too(make_grid, told, reason):
+    with make_grid(3) as grid:
+        replies = ask(grid, **told)
+        assert [reply.has_error() for reply in replies] == [False, True, False]
+        assert reason in replies[1].error.reason
+        assert metrics(ask(grid), "n") == [2, 1, 2]
+
+
+def test_a_clients_messages_are_answered_one_after_another(make_grid):
+    with make_grid(3) as grid:
+        one, other, _ = grid.get_node_ids()
+        assert metrics(ask(grid, [other, one, other, other]), "n") == [1, 1, 2, 3]
+        assert metrics(ask(grid), "n") == [2, 4, 1]
+
+
+def test_all_that_a_dead_worker_had_in_hand_runs_again(tmp_path):
+    """One worker, given two of twenty clients at a time; it dies at the first, the sixth and the last."""
+    with WorkerGrid(Counting(), 20, workers=1) as grid:
+        for i, partition_id in enumerate((0, 5, 19)):
+            replies = ask(grid, die=partition_id, once=str(tmp_path / str(partition_id)))
+            assert metrics(replies, "n") == [i + 1] * 20
+
+
+def test_a_worker_that_dies_at_its_start_is_replaced(monkeypatch):
+    from fedresearch.hardware import workers
+
+    share, killed = workers._Process._share, []
+
+    def kill_first(self, shared):
+        if len(killed) < 2:
+            killed.append(self._process.pid)
+            os.kill(self._process.pid, signal.SIGKILL)
+            self._process.join()
+        share(self, shared)
+
+    monkeypatch.setattr(workers._Process, "_share", kill_first)
+    with WorkerGrid(Counting(), 4, workers=2) as grid:
+        assert metrics(ask(grid), "n") == [1] * 4
+    assert len(killed) == 2
+
+
+def test_the_longest_clients_come_first(compose, monkeypatch):
+    from fedresearch.experiment import Experiment
+
+    options = ["hardware=workers", "hardware.workers=1", "tracker=none", *SMALL]
+    experiment = Experiment(*compose(*options, "federation.fraction_train=1"))
+    experiment.build()
+    given = []
+    from fedresearch.hardware import workers
+
+    submit = workers._Process.submit
+
+    def note(self, task, metadata, content, context):
+        given.append(context.node_config["partition-id"])
+        submit(self, task, metadata, content, context)
+
+    monkeypatch.setattr(workers._Process, "submit", note)
+    with experiment.grid as grid:
+        content = RecordDict({"config": ConfigRecord({}), "arrays": experiment.initial_arrays})
+        grid.send_and_receive(messages=[Message(content, node, "evaluate") for node in grid.get_node_ids()])
+    data = experiment.data
+    sizes = [len(data.train[i]) + len(data.validation[i]) for i in given]
+    assert sorted(given) == list(range(6))
+    assert sizes == sorted(sizes, reverse=True)
 
 
 def test_the_clients_are_spread_over_processes_other_than_this():

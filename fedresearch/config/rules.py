@@ -27,6 +27,10 @@ def _integer(low: int) -> Callable[[Any], bool]:
     return lambda v: type(v) is int and v >= low
 
 
+def _up_to(high: int) -> Callable[[Any], bool]:
+    return lambda v: type(v) is int and 1 <= v <= high
+
+
 def _real(holds: Callable[[float], bool]) -> Callable[[Any], bool]:
     return lambda v: type(v) in (int, float) and holds(v)
 
@@ -187,9 +191,9 @@ RULES = (
     Rule("strategy.server.min_train_nodes", _integer(1), "an integer >= 1", "1"),
     Rule("strategy.server.min_evaluate_nodes", _integer(1), "an integer >= 1", "1"),
     Rule("strategy.server.min_available_nodes", _integer(1), "an integer >= 1", "1"),
-    Rule("hardware.chunk", lambda v: v == "auto" or _integer(1)(v), "an integer >= 1, or auto", "10"),
-    Rule("hardware.workers", lambda v: v == "auto" or _integer(1)(v), "an integer >= 1, or auto", "2"),
-    Rule("hardware.threads", _integer(1), "an integer >= 1", "1"),
+    Rule("hardware.chunk", lambda v: v == "auto" or _up_to(4096)(v), "an integer from 1 to 4096, or auto", "10"),
+    Rule("hardware.workers", lambda v: v == "auto" or _up_to(1024)(v), "an integer from 1 to 1024, or auto", "2"),
+    Rule("hardware.threads", _up_to(1024), "an integer from 1 to 1024", "1"),
     Rule("hardware.num_cpus", _positive, "> 0", "1"),
     Rule("hardware.num_gpus", _not_negative, ">= 0", "0.5"),
     Rule("hardware.compile", lambda v: v == "auto" or v is False, "auto or false", "false"),

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from flwr.app import Message
 
 from fedresearch.apps.client_app import Clients
-from fedresearch.hardware.ordered import OrderedGrid, answer
+from fedresearch.hardware.ordered import OrderedGrid, answer, packed
 
 
 class InProcessGrid(OrderedGrid):
@@ -17,9 +17,11 @@ class InProcessGrid(OrderedGrid):
 
     def _reply(self, message: Message) -> Message:
         context = self._context(message)
-        if not isinstance(self._client_app, Clients):  # which may write into what it is given
+        if isinstance(self._client_app, Clients):
+            reply, state = answer(self._client_app, message, context), context.state
+        else:  # it may write into what it is given, and go on writing into what it returned
             message, context = pickle.loads(pickle.dumps((message, context), protocol=5))
-        reply = answer(self._client_app, message, context)
+            reply, state = pickle.loads(packed(message, answer(self._client_app, message, context), context.state))
         if not reply.has_error():
-            self._keep(context.node_id, context.state)
+            self._keep(context.node_id, state)
         return reply

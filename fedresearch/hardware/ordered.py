@@ -1,5 +1,6 @@
 """What the hardware of one machine or cluster has in common: a Grid in partition order."""
 
+import pickle
 import threading
 import traceback
 from abc import abstractmethod
@@ -126,10 +127,14 @@ class OrderedGrid(Grid):
         return Context(
             message.metadata.run_id,
             node_id,
-            {"partition-id": node_id - _FIRST_NODE_ID, "num-partitions": self._num_supernodes},
+            {"partition-id": self._partition_of(message), "num-partitions": self._num_supernodes},
             RecordDict(dict(self.states.get(node_id, {}))),
             self._run_config,
         )
+
+    @staticmethod
+    def _partition_of(message: Message) -> int:
+        return message.metadata.dst_node_id - _FIRST_NODE_ID
 
     def _keep(self, node_id: int, state: RecordDict) -> None:
         if state:
@@ -139,8 +144,19 @@ class OrderedGrid(Grid):
 
 
 def answer(app: ClientApp, message: Message, context: Context) -> Message:
-    """Return a client's reply; where it raises, Flower's error."""
+    """Return a client's reply; where it raises or ends itself, Flower's error."""
     try:
-        return app(message, context)
-    except Exception:
+        reply = app(message, context)
+        if not isinstance(reply, Message):
+            raise TypeError(f"a ClientApp must return a Message, got {reply!r}")
+        return reply
+    except (Exception, SystemExit):
         return client_error(traceback.format_exc(), reply_to=message)
+
+
+def packed(message: Message, reply: Message, state: RecordDict) -> bytes:
+    """Return a reply and a state as bytes; where they cannot be, Flower's error."""
+    try:
+        return pickle.dumps((reply, state), protocol=5)
+    except Exception:
+        return pickle.dumps((client_error(traceback.format_exc(), reply_to=message), RecordDict()), protocol=5)

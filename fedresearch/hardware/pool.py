@@ -2,7 +2,7 @@
 
 import logging
 from abc import abstractmethod
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
@@ -64,13 +64,22 @@ class PoolGrid(OrderedGrid):
         """Wait until a worker has a result, or has died, and return those that have."""
 
     def _answer(self, messages: Sequence[Message]) -> Iterable[Message]:
-        contexts = [self._context(message) for message in messages]
         contents = {id(message.content): message.content for message in messages}
         published = {key: self._publish(content) for key, content in contents.items()}
-        costs = [self._cost(int(context.node_config["partition-id"])) for context in contexts]
-        waiting = deque(sorted(range(len(messages)), key=lambda i: -costs[i]))
+        # A client's messages wait for each other: each finds the state that the one before left.
+        of_node: dict[int, deque[int]] = defaultdict(deque)
+        for task, message in enumerate(messages):
+            of_node[message.metadata.dst_node_id].append(task)
+        first = [tasks.popleft() for tasks in of_node.values()]
+        waiting = deque(sorted(first, key=lambda task: -self._cost(self._partition_of(messages[task]))))
         replies: dict[int, Message] = {}
         deaths: Counter[int] = Counter()
+
+        def settle(task: int, reply: Message) -> None:
+            replies[task] = reply
+            node_id = messages[task].metadata.dst_node_id
+            if of_node[node_id]:
+                waiting.appendleft(of_node[node_id].popleft())
 
         def bury(worker: Worker, reason: str) -> None:
             self._workers.remove(worker)
@@ -81,11 +90,10 @@ class PoolGrid(OrderedGrid):
                 return
             task = worker.tasks[0]
             deaths[task] += 1
-            partition_id = contexts[task].node_config["partition-id"]
-            log.warning("a worker died (%s) at the client of partition %s", reason, partition_id)
+            log.warning("a worker died (%s) at the client of partition %s", reason, self._partition_of(messages[task]))
             if deaths[task] == _MAX_DEATHS:
                 waiting.popleft()
-                replies[task] = client_error(f"{_MAX_DEATHS} workers died of it ({reason})", reply_to=messages[task])
+                settle(task, client_error(f"{_MAX_DEATHS} workers died of it ({reason})", reply_to=messages[task]))
 
         def give() -> None:
             # While many wait, a worker has its next task at hand when it is done with one.
@@ -96,7 +104,7 @@ class PoolGrid(OrderedGrid):
                         worker.tasks.append(task)
                         content = published[id(messages[task].content)]
                         try:
-                            worker.submit(task, messages[task].metadata, content, contexts[task])
+                            worker.submit(task, messages[task].metadata, content, self._context(messages[task]))
                         except WorkerDied as error:
                             bury(worker, str(error))
 
@@ -110,7 +118,7 @@ class PoolGrid(OrderedGrid):
                     bury(worker, str(error))
                     continue
                 task = worker.tasks.popleft()
-                replies[task] = reply
                 if not reply.has_error():
-                    self._keep(contexts[task].node_id, state)
+                    self._keep(messages[task].metadata.dst_node_id, state)
+                settle(task, reply)
         return [replies[i] for i in range(len(messages))]

@@ -8,6 +8,7 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 from multiprocessing import forkserver, reduction
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
@@ -20,7 +21,7 @@ from flwr.clientapp import ClientApp
 
 from fedresearch.apps import flower
 from fedresearch.apps.client_app import Clients
-from fedresearch.hardware.ordered import answer
+from fedresearch.hardware.ordered import answer, packed
 from fedresearch.hardware.pool import PoolGrid, Worker, WorkerDied
 from fedresearch.hardware.shared import Shared, load, mapped
 from fedresearch.hardware.threads import limit_threads
@@ -41,7 +42,7 @@ class WorkerGrid(PoolGrid):
     num_supernodes : int
         Number of clients.
     workers : int or "auto"
-        Number of processes; auto: the cores that this process may use, and no more than clients.
+        Number of processes, but no more than clients; auto: the cores that this process may use.
     threads : int
         Torch threads of a process. With more than one, sums may be formed in another order.
     run_config : mapping, optional
@@ -57,7 +58,7 @@ class WorkerGrid(PoolGrid):
         run_config: UserConfig | None = None,
     ) -> None:
         super().__init__(client_app, num_supernodes, run_config)
-        self._num_workers = min(max(1, num_cores() // threads), num_supernodes) if workers == "auto" else workers
+        self._num_workers = min(max(1, num_cores() // threads) if workers == "auto" else workers, num_supernodes)
         self._threads = threads
         self._starter = multiprocessing.get_context("forkserver")
         self._starter.set_forkserver_preload([__name__])
@@ -75,6 +76,8 @@ class WorkerGrid(PoolGrid):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """End the processes, whatever they are doing."""
+        for worker in self._workers:
+            worker.connection.close()  # all at once, and then one after another is waited for
         for worker in self._workers:
             worker.stop()
         self._workers.clear()
@@ -115,7 +118,8 @@ class _Process:
         self._process = starter.Process(target=_work, args=(theirs, threads), daemon=True)
         self._process.start()
         theirs.close()
-        self._share(app)
+        with suppress(OSError):  # it has died already, as will be seen when it is given a client
+            self._share(app)
 
     def submit(self, task: int, metadata: Metadata, content: Shared, context: Context) -> None:
         try:
@@ -170,8 +174,9 @@ def _work(connection: Connection, threads: int) -> None:
     threading.Thread(target=_receive, args=(connection, inbox), daemon=True).start()
     try:
         app = load(inbox.get())
-    except Exception:
-        connection.send_bytes(pickle.dumps((traceback.format_exc(), None)))
+    except (Exception, SystemExit):
+        with suppress(OSError):  # another one has said so
+            connection.send_bytes(pickle.dumps((traceback.format_exc(), None)))
         return
     while True:
         item = inbox.get()
@@ -179,8 +184,8 @@ def _work(connection: Connection, threads: int) -> None:
             parts, content = item, load(item)
             continue
         metadata, context = item
-        reply = answer(app, flower.message(metadata, content), context)
-        connection.send_bytes(pickle.dumps((reply, context.state), protocol=5))
+        message = flower.message(metadata, content)
+        connection.send_bytes(packed(message, answer(app, message, context), context.state))
         if not isinstance(app, Clients):  # which may have written into it
             content = load(parts)
 
@@ -193,3 +198,6 @@ def _receive(connection: Connection, inbox: "SimpleQueue[Any]") -> None:
             inbox.put(mapped(reduction.recv_handle(connection), item) if isinstance(item, list) else item)
     except (EOFError, OSError):
         os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
