@@ -111,7 +111,7 @@ def test_scaffold_over_tls_with_authenticated_supernodes_equals_cpu(there, tmp_p
     assert record(tmp_path / "d")["status"] == "finished"
     assert record(tmp_path / "d")["digest"] == digest(compose(*SHORT, *overrides)[0])
     assert "fedresearch.main" in record(tmp_path / "d")["command"]
-    assert out.splitlines()[0].startswith("round 1/2 ")
+    assert out.splitlines()[1].startswith("round 1/2 ")
     assert out.splitlines()[-1] == str(tmp_path / "d")
 
 
