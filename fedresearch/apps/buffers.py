@@ -7,7 +7,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fedresearch.apps.records import ARRAYS, METRICS, number, record, values
+from fedresearch.apps.records import ARRAYS, arrays_of, metrics_of, number, record, values
 from fedresearch.local.parts import Names
 
 
@@ -46,8 +46,8 @@ class BufferAveraging(Strategy):
         replies = list(replies)
         weights, buffers = [], []
         for reply in replies:
-            weights.append(float(number(reply.content.metric_records[METRICS], self._key)))
-            reply.content[ARRAYS], rest = self._split(reply.content.array_records[ARRAYS])
+            weights.append(float(number(metrics_of(reply.content), self._key)))
+            reply.content[ARRAYS], rest = self._split(arrays_of(reply.content))
             buffers.append(values(rest))
         arrays, metrics = self._strategy.aggregate_train(server_round, replies)
         if arrays is None:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from flwr.app import ArrayRecord, Message
 
-from fedresearch.apps.records import METRICS, Values, number, values
+from fedresearch.apps.records import Values, metrics_of, number, values
 
 
 class ClientMean:
@@ -32,7 +32,7 @@ class ClientMean:
             if node_id in seen:
                 continue
             seen.add(node_id)
-            self._weights[node_id] = weight = float(number(reply.content.metric_records[METRICS], self._key))
+            self._weights[node_id] = weight = float(number(metrics_of(reply.content), self._key))
             for name, value in change.items():
                 self._sum[name] = self._sum.get(name, np.zeros_like(value)) + weight * value
 

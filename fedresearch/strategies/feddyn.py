@@ -17,7 +17,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
-from fedresearch.apps.records import ARRAYS, NUM_CLIENTS, number, record, values
+from fedresearch.apps.records import NUM_CLIENTS, arrays_of, number, record, values
 from fedresearch.local.update import End, Fixed, LocalUpdate, Start, Tensors
 from fedresearch.strategies.client_mean import ClientMean
 
@@ -57,7 +57,7 @@ class FedDyn(FedAvg):
         """Average the models, and move the mean by h."""
         replies = list(replies)
         x = values(self._arrays)
-        models = [values(reply.content.array_records[ARRAYS]) for reply in replies]
+        models = [values(arrays_of(reply.content)) for reply in replies]
         changes = [{name: -self.alpha * (y[name] - x[name]) for name in x} for y in models]
         self.h.add(zip(replies, changes, strict=True))
         mean, metrics = super().aggregate_train(server_round, replies)

@@ -18,7 +18,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
-from fedresearch.apps.records import ARRAYS, METRICS, NUM_STEPS, number, record, values
+from fedresearch.apps.records import ARRAYS, NUM_STEPS, arrays_of, metrics_of, number, record, values
 from fedresearch.local.update import End, Fixed, LocalUpdate, Start, Tensors
 from fedresearch.strategies.client_mean import take
 from fedresearch.strategies.fedprox import attract
@@ -56,14 +56,14 @@ class FedNova(FedAvg):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Average the clients' updates, each brought to the same weight of gradients."""
         replies = list(replies)
-        metrics = [reply.content.metric_records[METRICS] for reply in replies]
+        metrics = [metrics_of(reply.content) for reply in replies]
         a = [weight["a"].numpy().item() for weight in take(replies, _WEIGHT)]
         tau = [number(metric, NUM_STEPS) for metric in metrics] if self.proximal_mu else a
         tau_eff = np.average(tau, weights=[number(metric, self.weighted_by_key) for metric in metrics]).item()
         x = values(self._arrays)
         for reply, a_i in zip(replies, a, strict=True):
             if a_i != tau_eff:  # otherwise the model stays, bit for bit, what FedAvg averages
-                y = values(reply.content.array_records[ARRAYS])
+                y = values(arrays_of(reply.content))
                 reply.content[ARRAYS] = record({name: x[name] + (y[name] - x[name]) * (tau_eff / a_i) for name in x})
         return super().aggregate_train(server_round, replies)
 
