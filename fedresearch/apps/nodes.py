@@ -9,7 +9,7 @@ from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
-from fedresearch.apps.flower import Run
+from fedresearch.apps.delegating import DelegatingGrid
 from fedresearch.errors import InputError
 
 # Flower's own Grid asks for replies each 3 s.
@@ -23,7 +23,7 @@ def tell_node_config(message: Message, context: Context) -> Message:
     return Message(RecordDict({_NODE: ConfigRecord(dict(context.node_config))}), reply_to=message)
 
 
-class NodeGrid(Grid):
+class NodeGrid(DelegatingGrid):
     """A Grid whose SuperNodes have connected by themselves, under random ids and in any order.
 
     Parameters
@@ -42,7 +42,7 @@ class NodeGrid(Grid):
     def __init__(self, grid: Grid) -> None:
         self.num_supernodes: int | None = None
         self.timeout_s = 60.0
-        self._grid = grid
+        super().__init__(grid)
         self._node_ids: dict[int, int] = {}  # by partition
         self._asked: set[int] = set()
         self._unanswered: dict[str, Message] = {}
@@ -106,29 +106,6 @@ class NodeGrid(Grid):
             f"partitions {', '.join(map(str, missing[:20]))}{' ...' * (len(missing) > 20)}; start the rest, or set "
             f"federation.num_supernodes={wanted - len(missing) or 1} or a longer hardware.timeout_s"
         )
-
-    def set_run(self, run: Run) -> None:
-        """Pass on to Flower's Grid, as all that follows."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """Return the run."""
-        return self._grid.run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """Return a message to one node."""
-        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages and return their ids."""
-        return self._grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies that are there."""
-        return self._grid.pull_messages(message_ids)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send messages and return the replies, those that come within the time."""
