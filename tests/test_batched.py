@@ -182,6 +182,28 @@ def test_one_code_serves_all_rounds(run, monkeypatch):
     assert len(made) == 2
 
 
+@pytest.mark.slow
+def test_so_it_does_where_each_client_brings_samples_of_its_own(run, monkeypatch):
+    """Which are no views of one array, and of other sizes in another round's cohort."""
+    from fedresearch.data.federated import FederatedData
+    from fedresearch.local import cohort
+
+    options = [*COMPILED, "dtype=float64", "federation.num_rounds=4", "federation.fraction_train=0.5"]
+    together = run(*options, "hardware=batched")
+    made, pools = [], []
+    compile_code, pool = cohort.compile_code, cohort._pool
+    monkeypatch.setattr(cohort, "compile_code", lambda *arguments: made.append(1) or compile_code(*arguments))
+    monkeypatch.setattr(cohort, "_pool", lambda tasks: pools.append(sum(len(t.y) for t in tasks)) or pool(tasks))
+    samples = FederatedData.train_samples
+    monkeypatch.setattr(
+        FederatedData, "train_samples", lambda self, i: tuple(tensor.clone() for tensor in samples(self, i))
+    )
+    apart = run(*options, "hardware=batched")
+    assert sum(size > 400 for size in set(pools)) == 4  # the rehearsal has smaller ones
+    assert len(made) == 2  # for 512 samples and for 1,024
+    nearly_equal(together, apart, 1e-12)
+
+
 def test_without_a_compiler_the_step_runs_uncompiled_and_says_so_once(run, tmp_path, monkeypatch, caplog):
     import torch._inductor.config
 

@@ -70,16 +70,19 @@ class CohortTrainer:
         chunk = self._chunk or fitting
         # In an order that the messages' does not touch.
         order = sorted(range(len(tasks)), key=lambda i: (-len(tasks[i].y), tasks[i].batches_seed))
+        x, y, starts = _pool(tasks)
         results: dict[int, Trained] = {}
         for first in range(0, len(order), chunk):
             members = order[first : first + chunk]
-            trained = self._train([tasks[i] for i in members], chunk, forward, model, optimizer, schedule)
+            pool = x, y, [starts[i] for i in members]
+            trained = self._train([tasks[i] for i in members], pool, chunk, forward, model, optimizer, schedule)
             results |= dict(zip(members, trained, strict=True))
         return [results[i] for i in range(len(tasks))]
 
     def _train(
         self,
         tasks: Sequence[Task],
+        pool: tuple[Tensor, Tensor, Sequence[int]],
         chunk: int,
         forward: Forward,
         model: Module,
@@ -94,7 +97,7 @@ class CohortTrainer:
         dtype = next(iter(params.values())).dtype
         fixed = [first.update.begin(_start(task, model, params)) for task in tasks]
         leaves, axes, spec = _columns(fixed, chunk, next(iter(params.values())))
-        x, y, starts = _pool(tasks)
+        x, y, starts = pool
         lr = torch.tensor(first.config["lr"], dtype=dtype, device=x.device)
         total = torch.zeros(chunk, dtype=torch.float64, device=x.device)
         schedules = {
@@ -167,7 +170,8 @@ def _columns(fixed: Sequence[Any], chunk: int, like: Tensor) -> tuple[list[Tenso
 def _pool(tasks: Sequence[Task]) -> tuple[Tensor, Tensor, list[int]]:
     """Return all tasks' samples in two arrays, and where in them each task's begin.
 
-    Where they are views of two arrays, as ``FederatedData`` gives them, these are the two: nothing is copied.
+    Where they are views of two arrays, as ``FederatedData`` gives them, these are the two: nothing is copied. Where
+    not, they are copied into two whose length is a power of two, so that few shapes are compiled over the rounds.
     """
     whole = []
     for parts in ([task.x for task in tasks], [task.y for task in tasks]):
@@ -178,8 +182,12 @@ def _pool(tasks: Sequence[Task]) -> tuple[Tensor, Tensor, list[int]]:
         whole.append((base, offsets))
     if len(whole) == 2 and whole[0][1] == whole[1][1]:
         return whole[0][0], whole[1][0], whole[0][1]
-    sizes = [len(task.y) for task in tasks]
-    return torch.cat([task.x for task in tasks]), torch.cat([task.y for task in tasks]), [0, *accumulate(sizes)][:-1]
+    *starts, length = accumulate([len(task.y) for task in tasks], initial=0)
+    padding = (1 << (length - 1).bit_length()) - length
+    first = tasks[0]
+    x = torch.cat([*(task.x for task in tasks), first.x.new_zeros(padding, *first.x.shape[1:])])
+    y = torch.cat([*(task.y for task in tasks), first.y.new_zeros(padding, *first.y.shape[1:])])
+    return x, y, starts
 
 
 def _draw(
