@@ -1,6 +1,5 @@
 """A run's model: from its config, and from its directory."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,7 +10,8 @@ from fedresearch.building import Builder
 from fedresearch.config.schema import Config
 from fedresearch.errors import InputError
 from fedresearch.local.parts import forget_statistics
-from fedresearch.runs.directory import MODEL, RECORD
+from fedresearch.runs.directory import MODEL
+from fedresearch.runs.record import read_record
 
 
 def build_model(config: Config, choices: Mapping[str, str | None]) -> Module:
@@ -44,7 +44,7 @@ def load_model(directory: str | Path) -> Module:
     directory = Path(directory)
     if not (directory / MODEL).is_file():
         raise InputError(f"{directory} holds no {MODEL}: it is not the directory of a finished run")
-    record = json.loads((directory / RECORD).read_text(encoding="utf-8"))
+    record = read_record(directory)
     model = build_model(Config(**record["config"]), record["choices"])
     model.load_state_dict(safetensors.torch.load_file(directory / MODEL))
     return model.eval()

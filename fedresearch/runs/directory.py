@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from fedresearch.errors import InputError
+from fedresearch.runs.record import METRICS, RECORD, dump_record
 
-RECORD = "run.json"
-METRICS = "metrics.jsonl"
 MODEL = "model.safetensors"
 PARTITION = ("partition.csv", "partition.png")
 
@@ -75,7 +74,7 @@ class RunDirectory:
     def update(self, **fields: Any) -> None:
         """Set fields of the record."""
         self._record |= fields
-        self.write_text(RECORD, json.dumps(self._record, indent=2, allow_nan=False) + "\n")
+        self.write_text(RECORD, dump_record(self._record))
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append a round's row, whole or not at all; numbers that are not finite become null, which JSON can hold."""

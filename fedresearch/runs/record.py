@@ -1,0 +1,144 @@
+"""Reading a run's directory as it is found: running, finished or torn off. Imports neither torch nor flwr."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from fedresearch.errors import InputError
+
+RECORD = "run.json"
+METRICS = "metrics.jsonl"
+LOCK = ".lock"
+# What a job of a sweep was told that could not become a run.
+REFUSED = "refused.txt"
+
+FORMAT = 1
+# As a record says; a run that is ``running`` in its record and locked by nobody was killed.
+STATUSES = ("running", "finished", "diverged", "failed", "interrupted")
+# Of these, running again gives nothing new.
+FINAL = ("finished", "diverged")
+
+Row = dict[str, Any]
+
+
+class Busy(InputError):
+    """Another process is at work in a run's directory."""
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Keep every other process off a run's directory. The system releases a dead process's lock.
+
+    Raises
+    ------
+    Busy
+        If another process has it.
+    """
+    lock = FileLock(directory / LOCK, timeout=1, poll_interval=0.05)
+    try:
+        with lock:
+            yield
+    except Timeout:
+        raise Busy(f"{directory} is being run by another process; wait for it, or stop it") from None
+
+
+def read_record(directory: Path) -> dict[str, Any]:
+    """Return a run's record, checked.
+
+    Raises
+    ------
+    InputError
+        If there is none, or it is damaged or of another version.
+    """
+    path = directory / RECORD
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{directory} holds no run: it has no {RECORD}") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged: {error}") from None
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        found = record.get("format") if isinstance(record, dict) else type(record).__name__
+        raise InputError(f"{path} has format {found}, and this version of fedresearch reads format {FORMAT}")
+    if record.pop("sha256", None) != _sha256({name: value for name, value in record.items() if name != "format"}):
+        raise InputError(f"{path} is damaged, or was edited: its content is not what its sha256 says")
+    return record
+
+
+def dump_record(record: Mapping[str, Any]) -> str:
+    """Return a record as JSON that says its own SHA-256, of all but itself."""
+    fields = {name: value for name, value in record.items() if name not in ("format", "sha256")}
+    return json.dumps({"format": FORMAT, **fields, "sha256": _sha256(fields)}, indent=2, allow_nan=False) + "\n"
+
+
+def read_rows(directory: Path) -> list[Row]:
+    """Return the rows of a run's rounds, those that are whole: the last line may be half written.
+
+    Raises
+    ------
+    InputError
+        If another line is no row, or a round is missing or there twice.
+    """
+    path = directory / METRICS
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    rows, _ = parse_rows(content, path)
+    return rows
+
+
+def parse_rows(content: bytes, path: Path) -> tuple[list[Row], int]:
+    """Return the whole rows of a file's content, and how many bytes they are; a last line that is none is left out.
+
+    Raises
+    ------
+    InputError
+        If a line that is not the last is no row, or a round is missing or there twice.
+    """
+    lines = content.split(b"\n")
+    lines.pop()  # empty, or half written
+    rows: list[Row] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            if number == len(lines):
+                lines.pop()
+                break
+            row = None
+        if not isinstance(row, dict) or type(row.get("round")) is not int or row["round"] != number:
+            raise InputError(f"{path} is damaged: line {number} is not the row of round {number}")
+        rows.append(row)
+    return rows, sum(len(line) + 1 for line in lines)
+
+
+def state_of(directory: Path) -> str:
+    """Return what has become of a run: its record's status, or ``missing``, ``refused``, ``killed`` or ``damaged``."""
+    if not (directory / RECORD).exists():
+        return "refused" if (directory / REFUSED).exists() else "missing"
+    try:
+        status: str = read_record(directory)["status"]
+    except InputError:
+        return "damaged"
+    if status == "running":
+        try:
+            with locked(directory):
+                return "killed"
+        except Busy:
+            pass
+    return status
+
+
+def _sha256(fields: Mapping[str, Any]) -> str:
+    as_read = json.loads(json.dumps(fields))  # keys that are no strings become such
+    return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
