@@ -2,7 +2,9 @@
 
 import copy
 import gc
+import hashlib
 import inspect
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
@@ -80,7 +82,7 @@ class Experiment:
         # The initial arrays before anything trains: the clients use the same instance of the model.
         _ = self.initial_arrays, self.data, self.strategy, self.grid, self.tracker
         for server_round in range(1, self.config.federation.num_rounds + 1):
-            self._client_config(server_round)
+            self.learning_rate(server_round)
         # Refused arguments are told here, and not by the first client.
         parameter, lr = Parameter(torch.zeros(1)), self.config.optimizer["lr"]
         self._builder.call("optimizer", self._optimizer, params=[parameter], lr=lr)
@@ -158,8 +160,17 @@ class Experiment:
         """The chosen tracker."""
         return self._builder.build("tracker", self.config.tracker)
 
-    def server_app(self, log_row: Callable[[Row], None], finish: Callable[[ArrayRecord], None]) -> ServerApp:
-        """Return the ServerApp that hands on each round's row, and the last global arrays."""
+    def server_app(
+        self,
+        log_row: Callable[[Row, ArrayRecord], None],
+        log_failure: Callable[[int, int, str, str], None],
+        finish: Callable[[ArrayRecord], None],
+        after: tuple[Row, ArrayRecord] | None = None,
+    ) -> ServerApp:
+        """Return the ServerApp that hands on each round's row, what clients raise, and the last global arrays.
+
+        ``after`` is the row of the last round and the global arrays after it, where the run goes on.
+        """
         federation, data = self.config.federation, self.data
         evaluating = federation.fraction_evaluate > 0
         loop = RoundLoop(
@@ -178,8 +189,12 @@ class Experiment:
             client_config=self._client_config,
             evaluate=self.evaluate,
             log=log_row,
+            max_failures=federation.max_failures,
+            nonfinite=federation.nonfinite,
+            log_failure=log_failure,
         )
-        return make_server_app(loop, self.initial_arrays, finish)
+        last, arrays = after or (None, self.initial_arrays)
+        return make_server_app(loop, arrays, finish, last)
 
     def state_dict(self, arrays: ArrayRecord) -> dict[str, Tensor]:
         """Return the whole model of global arrays: what is not shared is as it was at the start."""
@@ -238,9 +253,14 @@ class Experiment:
             "schedule", self.config.optimizer["schedule"], given=("lr", "server_round", "num_rounds")
         )
 
-    def _client_config(self, server_round: int) -> dict[str, float]:
-        """Return what a round's clients are told: the learning rate, and of how many clients they are some."""
-        lr = self._builder.call(
+    def sampling_sha256(self) -> str:
+        """Return the SHA-256 of who trains in rounds 1 to 10, however many there are."""
+        cohorts = [sorted(map(int, self._train_cohort(server_round))) for server_round in range(1, 11)]
+        return hashlib.sha256(json.dumps(cohorts).encode()).hexdigest()
+
+    def learning_rate(self, server_round: int) -> float:
+        """Return the learning rate of a round."""
+        lr: float = self._builder.call(
             "schedule",
             self._learning_rate,
             lr=float(self.config.optimizer["lr"]),
@@ -252,7 +272,11 @@ class Experiment:
                 f"schedule={self.choices['schedule']}: the learning rate must be > 0 and below 1e38, got {lr} in round "
                 f"{server_round}; see optimizer.schedule.*"
             )
-        return {LR: lr, NUM_CLIENTS: self._num_clients}
+        return lr
+
+    def _client_config(self, server_round: int) -> dict[str, float]:
+        """Return what a round's clients are told: the learning rate, and of how many clients they are some."""
+        return {LR: self.learning_rate(server_round), NUM_CLIENTS: self._num_clients}
 
     def _new_strategy(self) -> Strategy:
         strategy = self._builder.build("strategy", self.config.strategy["server"])

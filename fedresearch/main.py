@@ -10,43 +10,58 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from fedresearch import config
+from fedresearch.config.explain import FULL_ERROR
 from fedresearch.errors import InputError
+from fedresearch.runs.record import read_record
 from fedresearch.submission import Submission
+from fedresearch.sweep import job
 from fedresearch.usage import CONF, usage
 
 config.register()
 
-_TOLD, _OF_A_RUN = "told to the user", "raised by the run"
-_WANT_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
+_OF_A_RUN = "raised by the run"
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def run(composed: DictConfig) -> None:
-    """Run one composed experiment in Hydra's run directory."""
+    """Run one composed experiment in Hydra's run directory; as a sweep's job, what is left of it, raising nothing."""
     hydra_config = HydraConfig.get()
     directory = Path(hydra_config.runtime.output_dir)
+    in_sweep = hydra_config.mode == RunMode.MULTIRUN
     try:
         parsed = config.parse(composed)
         choices = {group: option for group, option in hydra_config.runtime.choices.items() if "/" not in group}
         config.check(parsed, choices)
-        overrides = list(hydra_config.overrides.task)
+        if in_sweep and job.is_settled(directory, config.digest(parsed)):
+            return
+        submission = Submission(
+            config=parsed,
+            choices=choices,
+            directory=directory,
+            overrides=[word for word in hydra_config.overrides.task if not word.startswith("resume=")],
+            command=sys.orig_argv,
+            config_dirs=[s.path for s in hydra_config.runtime.config_sources if s.provider == "command-line"],
+            again=in_sweep or parsed.resume is not None,
+        )
         # Only now: torch and Flower take seconds to import, and a mistyped key is told before that.
         if config.runs_elsewhere(parsed):
             from fedresearch.submit import submit
 
-            submit(Submission(parsed, choices, directory, overrides, sys.orig_argv))
+            submit(submission)
         else:
             from fedresearch.run import run_experiment
 
-            run_experiment(parsed, choices, directory, overrides)
+            run_experiment(**vars(submission))
     except Exception as error:
+        if in_sweep:
+            job.tell_failure(directory, error)
+            return
         if not any(directory.iterdir()):
             directory.rmdir()
-        told = _tell(error)
-        if told and hydra_config.mode == RunMode.RUN:
+        if config.tell(error):
             sys.exit(1)
-        error.add_note(_TOLD if told else _OF_A_RUN)
-        raise  # a sweep goes on with its other jobs, and then raises this
+        error.add_note(_OF_A_RUN)
+        raise
 
 
 def main() -> None:
@@ -55,32 +70,47 @@ def main() -> None:
     if {"--help", "-h"} & set(arguments):
         print(usage(arguments), end="")
         return
+    try:
+        arguments = _with_the_past(arguments)
+    except InputError as error:
+        config.tell(error)
+        sys.exit(1)
     # Hydra's parser wants its flags before the overrides.
     sys.argv[1:] = sorted(arguments, key=lambda word: not word.startswith("-") and ("=" in word or word[0] == "~"))
+    os.environ.setdefault(FULL_ERROR, os.environ.get("HYDRA_FULL_ERROR", "0"))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises what it would print itself
     try:
         run()
     except KeyboardInterrupt:
         sys.exit("interrupted")
     except Exception as error:
-        notes = getattr(error, "__notes__", ())
-        if _TOLD in notes:
-            sys.exit(1)
         # What is not of a run is of Hydra, which could not make sense of the command line.
         unread = InputError(f"cannot compose this command line: {type(error).__name__}: {error}")
-        if _OF_A_RUN not in notes and (_tell(error) or _tell(unread)):
+        if _OF_A_RUN not in getattr(error, "__notes__", ()) and (config.tell(error) or config.tell(unread)):
             sys.exit(1)
         raise
 
 
-def _tell(error: Exception) -> bool:
-    """Print the error's lines, if it is one that the user can mend; return whether it is."""
-    told = error if isinstance(error, InputError) else config.explain(error)
-    if told is None or _WANT_TRACEBACK:
-        return False
-    for line in told.args:
-        print(f"error: {line}", file=sys.stderr)
-    return True
+def _with_the_past(arguments: list[str]) -> list[str]:
+    """Return the arguments with those before them that the run had that ``resume`` names, in its working directory.
+
+    Raises
+    ------
+    InputError
+        If there is no such run.
+    """
+    named = [word.removeprefix("resume=").strip("'\"") for word in arguments if word.startswith("resume=")]
+    if not named or named[-1] in ("", "null"):
+        return arguments
+    directory = Path(named[-1]).absolute()
+    record = read_record(directory)
+    if Path(record["working_directory"]).is_dir():
+        os.chdir(record["working_directory"])  # its overrides may have relative paths
+    typed = [word for word in arguments if not word.startswith(("resume=", "hydra.run.dir="))]
+    where = config.quoted(str(directory))
+    flags = [f"--config-dir={folder}" for folder in record["config_dirs"]] if "--config-dir" not in typed else []
+    words = config.overrides_again(record["overrides"], typed)
+    return [*flags, *words, f"resume={where}", f"hydra.run.dir={where}"]
 
 
 if __name__ == "__main__":

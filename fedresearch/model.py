@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors.torch
+from torch import Tensor
 from torch.nn import Module
 
 from fedresearch.building import Builder
 from fedresearch.config.schema import Config
 from fedresearch.errors import InputError
 from fedresearch.local.parts import forget_statistics
-from fedresearch.runs.directory import MODEL
+from fedresearch.runs.directory import MODEL, write_whole
 from fedresearch.runs.record import read_record
 
 
@@ -48,3 +49,10 @@ def load_model(directory: str | Path) -> Module:
     model = build_model(Config(**record["config"]), record["choices"])
     model.load_state_dict(safetensors.torch.load_file(directory / MODEL))
     return model.eval()
+
+
+def save_model(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a model's ``state_dict`` as a safetensors file, with what is to be read in its header."""
+    tensors = {name: tensor.contiguous() for name, tensor in state.items()}
+    content = safetensors.torch.save(tensors, None if metadata is None else dict(metadata))
+    write_whole(path, lambda temporary: temporary.write_bytes(content))

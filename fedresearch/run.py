@@ -1,26 +1,32 @@
 """One experiment's run, from the first check to the saved model."""
 
 import logging
+import shutil
 import sys
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-import safetensors.torch
 import torch
 from flwr.app import ArrayRecord, Context, RecordDict
-from torch import Tensor
 
 from fedresearch.apps.nodes import NodeGrid
 from fedresearch.apps.records import sha256
-from fedresearch.apps.rounds import Row
+from fedresearch.apps.rounds import ClientsFailed, Diverged, Row
+from fedresearch.checkpoints import Checkpoints, restore
 from fedresearch.config import Config, digest
 from fedresearch.data.federated import FederatedData
 from fedresearch.data.plot import label_distribution_png, partition_csv
 from fedresearch.errors import InputError
 from fedresearch.experiment import Experiment
-from fedresearch.runs.directory import MODEL, RunDirectory, finite_row, refuse_used, write_whole
-from fedresearch.runs.provenance import provenance
+from fedresearch.model import save_model
+from fedresearch.resuming import goes_on, refuse_other_data, refuse_other_rates
+from fedresearch.runs.directory import FAILURES, MODEL, History, RunDirectory, finite_row, now, refuse_used
+from fedresearch.runs.provenance import provenance, uncommitted
+from fedresearch.runs.record import RECORD, locked, read_record, read_rows
+from fedresearch.stopping import stop_after_the_round
 from fedresearch.tracking.console import Console
 from fedresearch.tracking.tracker import RunInfo, TrackerGroup
 
@@ -33,9 +39,11 @@ def run_experiment(
     directory: Path,
     overrides: Sequence[str],
     command: Sequence[str] = sys.orig_argv,
+    config_dirs: Sequence[str] = (),
+    again: bool = False,
     nodes: NodeGrid | None = None,
 ) -> None:
-    """Run an experiment in a directory of its own.
+    """Run an experiment in a directory of its own, or go on with the one that is there.
 
     Parameters
     ----------
@@ -49,82 +57,173 @@ def run_experiment(
         What was typed, for the record.
     command : sequence of str
         The command of which they are, for the record.
+    config_dirs : sequence of str
+        The folders of further options that it named, for the record.
+    again : bool
+        Whether the directory may hold the run already: what is finished stays as it is, what is not goes on from its
+        last checkpoint.
     nodes : NodeGrid, optional
         SuperNodes that wait for the experiment; None: the config's hardware.
 
     Raises
     ------
     InputError
-        If a part cannot be built as configured, or the directory holds a run already.
+        If a part cannot be built as configured, the directory holds another run, more clients failed than may, or the
+        run diverged.
+    Busy
+        If another process is at work in the directory.
     """
-    refuse_used(directory)
-    experiment = Experiment(config, choices, nodes)
-    experiment.build()
-    report_small_partitions(experiment.data, config.local.batch_size)
-    with experiment.grid:  # only what can run claims the directory
-        _run(experiment, directory, overrides, command)
+    directory.mkdir(parents=True, exist_ok=True)
+    with locked(directory):
+        past: dict[str, Any] = {}
+        if again and (directory / RECORD).exists():
+            past = read_record(directory)
+            if not goes_on(past, config, directory):
+                return
+        else:
+            refuse_used(directory)
+        experiment = Experiment(config, choices, nodes)
+        experiment.build()
+        report_small_partitions(experiment.data, config.local.batch_size)
+        with experiment.grid:  # only what can run claims the directory
+            typed = {"overrides": list(overrides), "config_dirs": list(config_dirs)}
+            _run(experiment, directory, typed, command, past)
 
 
-def _run(experiment: Experiment, directory: Path, overrides: Sequence[str], command: Sequence[str]) -> None:
-    config, choices, data = experiment.config, experiment.choices, experiment.data
-    plain, cell = asdict(config), digest(config, without=("seed",))
-    run = RunDirectory(
-        directory,
-        {
-            "name": experiment.name,
-            "digest": digest(config),
-            "cell": cell,
-            "config": plain,
-            "choices": dict(choices),
-            "overrides": list(overrides),
-            "partition_sha256": data.partition_sha256(),
-            "validation_sha256": data.validation_sha256(),
-            "initial_model_sha256": sha256(experiment.initial_arrays),
-            "num_parameters": sum(p.numel() for p in experiment.model.parameters()),
-            "num_threads": torch.get_num_threads(),
-            **provenance(command),
-        },
-    )
+def _run(
+    experiment: Experiment,
+    directory: Path,
+    typed: Mapping[str, Any],
+    command: Sequence[str],
+    past: Mapping[str, Any],
+) -> None:
+    config, data = experiment.config, experiment.data
+    record, whence = {**_record(experiment), **typed}, provenance(command)
+    if past:
+        refuse_other_data(past, record)
+        after, arrays = restore(experiment, directory)
+        rows = read_rows(directory)[: after.num_rounds]
+        refuse_other_rates(experiment, rows)
+        resumed = {"at": now(), "after_round": after.num_rounds, "command": whence["command"]}
+        resumed |= {key: value for key, value in whence.items() if key != "command" and value != past.get(key)}
+        if resumed.keys() & {"versions", "git", "processor", "python"}:
+            log.warning("the code, its packages or the machine have changed since this run was begun: see run.json")
+        record = {**past, **record, "resumed": [*past.get("resumed", ()), resumed]}
+        run = RunDirectory(directory, record, after)
+        log.warning("going on after round %d of %d", after.num_rounds, config.federation.num_rounds)
+    else:
+        refuse_full(directory, experiment)
+        after, arrays, rows = History(), experiment.initial_arrays, []
+        record = {"id": uuid.uuid4().hex, "started": now(), **record, **whence}
+        run = RunDirectory(directory, record, after)
+    checkpoints = Checkpoints(experiment, run, rows)
     trackers = TrackerGroup([experiment.tracker, Console()])  # what a tracker says first stands above the bar
-    last: Row = {}
+    last: Row = rows[-1] if rows else {}
 
-    def log_row(row: Row) -> None:
+    def log_row(row: Row, arrays: ArrayRecord) -> None:
         run.log(row)
         trackers.log(row)
         if diverged(row) and not diverged(last):
             log.warning("round %d: the loss is not finite, the run has diverged", row["round"])
         last.clear()
         last.update(row)
+        checkpoints.after(row, arrays)
+        if stopping() and row["round"] < config.federation.num_rounds:
+            checkpoints.write(arrays)
+            raise KeyboardInterrupt
 
     def finish(arrays: ArrayRecord) -> None:
         save_model(directory / MODEL, experiment.state_dict(arrays))
         last.update(experiment.evaluate(arrays))  # the last round need not be one to evaluate in
 
-    server_app = experiment.server_app(log_row, finish)
+    server_app = experiment.server_app(log_row, run.log_failure, finish, (rows[-1], arrays) if rows else None)
     try:
         title = f"{experiment.name}, seed {config.seed}"
         save_label_distribution(data, config.dataset["declares"]["num_classes"], title, run)
+        for name, diff in uncommitted().items():
+            run.write_text(name, diff)
         trackers.start(
             RunInfo(
                 directory=directory,
+                run_id=record["id"],
                 name=experiment.name,
-                group=cell,
-                tags=[str(choices[group]) for group in ("strategy", "dataset", "partitioner", "model")],
-                config=plain,
+                group=record["cell"],
+                tags=[str(experiment.choices[group]) for group in ("strategy", "dataset", "partitioner", "model")],
+                config=record["config"],
                 num_rounds=config.federation.num_rounds,
+                after_round=after.num_rounds,
             )
         )
-        server_app(experiment.grid, Context(1, 0, {}, RecordDict(), {}))
+        with stop_after_the_round() as stopping:
+            server_app(experiment.grid, Context(1, 0, {}, RecordDict(), {}))
         trackers.log_model(directory / MODEL)
     except BaseException as error:
-        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        status = _status(error)
         try:
-            run.close(status, error=f"{type(error).__name__}: {error}")
+            run.close(status, error=f"{type(error).__name__}: {error}", result=finite_row(last))
         finally:
             trackers.finish(status, last)
-        raise
-    run.close("finished", result=finite_row(last))
-    trackers.finish("finished", last)
+        told = _told(error, directory)
+        if told is None:
+            raise
+        raise told from error
+    status = "diverged" if diverged(last) else "finished"
+    run.close(status, error=None, result=finite_row(last))
+    trackers.finish(status, last)
+
+
+def _record(experiment: Experiment) -> dict[str, Any]:
+    """Return what a run's record says of the experiment."""
+    config, data = experiment.config, experiment.data
+    return {
+        "name": experiment.name,
+        "digest": digest(config),
+        "cell": digest(config, without=("seed",)),
+        "config": {**asdict(config), "resume": None},
+        "choices": dict(experiment.choices),
+        "partition_sha256": data.partition_sha256(),
+        "validation_sha256": data.validation_sha256(),
+        "initial_model_sha256": sha256(experiment.initial_arrays),
+        "sampling_sha256": experiment.sampling_sha256(),
+        "num_parameters": sum(p.numel() for p in experiment.model.parameters()),
+        "num_threads": torch.get_num_threads(),
+    }
+
+
+def _status(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    return "diverged" if isinstance(error, Diverged) else "failed"
+
+
+def _told(error: BaseException, directory: Path) -> InputError | None:
+    """Return what the user is to read where the run itself ended so, and no programming mistake did."""
+    if isinstance(error, Diverged):
+        return InputError(f"{error}; try a smaller optimizer.lr, or federation.nonfinite=drop or keep")
+    if isinstance(error, ClientsFailed):
+        first, *_, raised = str(error).strip().splitlines()
+        return InputError(
+            f"{first} {raised}; its traceback is in {directory / FAILURES}; mend it and go on with resume={directory}, "
+            "or allow some with federation.max_failures=1"
+        )
+    return None
+
+
+def refuse_full(directory: Path, experiment: Experiment) -> None:
+    """Refuse a disk that has no room for the run's model and checkpoints.
+
+    Raises
+    ------
+    InputError
+        With what is needed and what is free.
+    """
+    model = sum(tensor.nbytes for tensor in experiment.model.state_dict().values())
+    needed, free = (experiment.config.checkpoint.keep + 2) * model + 1_000_000, shutil.disk_usage(directory).free
+    if free < needed:
+        raise InputError(
+            f"{directory} has {free // 1_000_000} MB free, and the run needs {-(-needed // 1_000_000)} MB or more; "
+            "try another hydra.run.dir"
+        )
 
 
 def diverged(row: Row) -> bool:
@@ -167,10 +266,3 @@ def save_label_distribution(data: FederatedData, num_classes: int, title: str, r
     run.write_text("partition.csv", partition_csv(data, labels, num_classes))
     if labels is not None:
         run.write_bytes("partition.png", label_distribution_png(labels, num_classes, title))
-
-
-def save_model(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Write a model's ``state_dict`` as a safetensors file."""
-    tensors = {name: tensor.contiguous() for name, tensor in state.items()}
-    content = safetensors.torch.save(tensors)
-    write_whole(path, lambda temporary: temporary.write_bytes(content))

@@ -22,6 +22,8 @@ class Submission:
     directory: Path
     overrides: list[str]
     command: list[str]
+    config_dirs: list[str]
+    again: bool
 
     def dumps(self) -> str:
         """Return it as JSON."""

@@ -15,7 +15,8 @@ def submit(submission: Submission) -> None:
     InputError
         With what the ServerApp refuses, or where to read why it failed.
     """
-    refuse_used(submission.directory)
+    if not submission.again:
+        refuse_used(submission.directory)
     superlink: SuperLink = Builder(submission.choices).build(
         "hardware", submission.config.hardware, num_supernodes=submission.config.federation.num_supernodes
     )

@@ -13,7 +13,6 @@ import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flwr.app import Context, Message
@@ -122,25 +121,12 @@ def _submitted_clients(submission: Submission, context: Context) -> "Clients":
 
 def _compose(overrides: str, num_supernodes: int) -> Submission:
     """Compose the default experiment with overrides, on so many SuperNodes if the overrides do not say."""
-    from hydra import compose, initialize_config_dir
-    from omegaconf import open_dict
-
     from fedresearch.usage import CONF
 
     words = ["hardware=superlink", f"federation.num_supernodes={num_supernodes}", *shlex.split(overrides)]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config.register()
-        composed = compose("config", words, return_hydra_config=True)
-    hydra_config = composed.hydra
-    directory = Path(hydra_config.run.dir).absolute()
-    with open_dict(composed):
-        del composed["hydra"]
-    parsed = config.parse(composed)
-    choices = {group: option for group, option in hydra_config.runtime.choices.items() if "/" not in group}
-    config.check(parsed, choices)
-    return Submission(
-        parsed, choices, directory, words, ["flwr", "run", ".", "--run-config", f'overrides="{overrides}"']
-    )
+    composed, choices, directory = config.compose(CONF, words)
+    command = ["flwr", "run", ".", "--run-config", f'overrides="{overrides}"']
+    return Submission(composed, choices, directory, words, command, [], again=False)
 
 
 def _one_thread() -> None:

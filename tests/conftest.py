@@ -1,6 +1,7 @@
 """What several tests share: composing an experiment as the command line does, and running it."""
 
 import os
+import signal
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import pytest
 
 os.environ["WANDB_MODE"] = "offline"
 os.environ["HF_HUB_OFFLINE"] = "1"
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a background job, and by all that it starts
 
 ROOT = Path(__file__).parents[1]
 MNIST = ROOT.parent / "shared" / "data" / "mnist"
@@ -43,33 +45,15 @@ def _only_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def compose() -> Callable[..., tuple[Any, dict[str, str]]]:
+def compose() -> Callable[..., tuple[Any, dict[str, str | None]]]:
     """Return a function from overrides to the checked config and the chosen options."""
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-
     from fedresearch import config
     from fedresearch.usage import CONF
 
-    def compose_(*overrides: str, config_dir: Path | None = None) -> tuple[Any, dict[str, str]]:
-        extra = [f"hydra.searchpath=[file://{config_dir}]"] if config_dir else []
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            config.register()
-            composed = hydra_compose("config", [*overrides, *extra], return_hydra_config=True)
-        choices = {k: v for k, v in composed.hydra.runtime.choices.items() if "/" not in k}
-        parsed = config.parse(_without_hydra(composed))
-        config.check(parsed, choices)
-        return parsed, choices
+    def compose_(*overrides: str, config_dir: Path | None = None) -> tuple[Any, dict[str, str | None]]:
+        return config.compose(CONF, overrides, [config_dir] if config_dir else [])[:2]
 
     return compose_
-
-
-def _without_hydra(composed: Any) -> Any:
-    from omegaconf import open_dict
-
-    with open_dict(composed):
-        del composed["hydra"]
-    return composed
 
 
 @pytest.fixture
@@ -85,7 +69,7 @@ def run(compose: Callable[..., Any]) -> Callable[..., Result]:
         experiment.build()
         rows: list[dict[str, Any]] = []
         last: list[ArrayRecord] = []
-        app = experiment.server_app(rows.append, last.append)
+        app = experiment.server_app(lambda row, arrays: rows.append(row), lambda *_: None, last.append)
         with experiment.grid as grid:
             app(grid, Context(1, 0, {}, RecordDict(), {}))
         return Result(rows, {name: array.numpy() for name, array in last[0].items()}, experiment)

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 GUARD = """
 import sys, types
 stub = types.ModuleType("fedresearch.run")
-stub.run_experiment = lambda *arguments: print("would run")
+stub.run_experiment = lambda **arguments: print("would run")
 sys.modules["fedresearch.run"] = stub
 from fedresearch import main
 sys.argv = ["main", *sys.argv[1:]]
@@ -38,7 +38,10 @@ MISTAKES = {
         ["strategy=fedavgg"],
         "strategy=fedavgg does not exist, strategy may be bulyan, centralised, ",
     ),
-    "a group that does not exist": (["strateggy=fedavg"], "unknown key strateggy; the config has cache_dir, dataset, "),
+    "a group that does not exist": (
+        ["strateggy=fedavg"],
+        "unknown key strateggy; the config has cache_dir, checkpoint, ",
+    ),
     "more attackers than the cohort bears": (
         ["strategy=krum", "strategy.server.num_malicious_nodes=2"],
         "strategy.server.num_malicious_nodes=2 needs 2 * 2 + 3 = 7 clients, got the 5 clients of a round (federation."
@@ -59,7 +62,7 @@ MISTAKES = {
     "a schedule as a value": (["optimizer.schedule=cosine"], "without _partial_ and _args_; try schedule=cosine"),
     "a schedule's options where they are not": (
         ["schedule=step", "schedule.gamma=0.1"],
-        "unknown key schedule; the config has cache_dir, dataset, dtype",
+        "unknown key schedule; the config has cache_dir, checkpoint",
     ),
     "an option of SCAFFOLD that does not exist": (
         ["strategy=scaffold", "strategy.client.option=3"],
@@ -76,7 +79,7 @@ MISTAKES = {
     "a mistyped key": (
         ["federation.num_round=3"],
         "unknown key federation.num_round; federation has evaluate_every, fraction_evaluate, fraction_train, "
-        "num_rounds, num_supernodes; did you mean federation.num_rounds?",
+        "max_failures, nonfinite, num_rounds, num_supernodes; did you mean federation.num_rounds?",
     ),
     "a mistyped key of an option": (["partitioner.alpah=1"], "did you mean partitioner.alpha?"),
     "an added key": (["+foo=1"], "unknown key foo; only the options of a group take further keys"),
@@ -208,11 +211,11 @@ def test_each_of_several_mistakes_is_told(tmp_path):
     ]
 
 
-def test_a_sweep_runs_its_good_jobs_and_tells_of_the_bad_one(tmp_path):
+def test_a_sweep_with_a_bad_job_starts_none(tmp_path):
     done = command(tmp_path, "-m", "seed=0,-1,2")
     assert done.returncode == 1
-    assert done.stdout.count("would run") == 2
-    assert "error: seed must be an integer >= 0, got -1; try seed=0" in done.stderr
+    assert done.stdout.count("would run") == 0
+    assert "error: job seed=-1: seed must be an integer >= 0, got -1; try seed=0" in done.stderr
     assert "Traceback" not in done.stderr
 
 

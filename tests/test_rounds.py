@@ -60,7 +60,7 @@ def test_flatten_takes_what_is_named():
 def test_cosine_is_the_mean_over_pairs(clients, origin):
     start = np.array(origin)
     replies = [reply_of(record(w=start + np.array(client)), {"num-steps": 2}) for client in clients]
-    row = _measure_updates(start, replies, {"w"})
+    row, _ = _measure_updates(start, replies, {"w"})
     assert row["local/steps"] == 2 * len(clients)
     units = [u / np.linalg.norm(u) for c in clients if np.linalg.norm(u := start + np.array(c) - start) > 0]
     pairs = [a @ b for a, b in itertools.combinations(units, 2)]
@@ -225,7 +225,7 @@ def test_a_failing_client_stops_the_run_and_is_named(run, monkeypatch):
     monkeypatch.setattr(client_app, "train", fail)
     cohort = cohort_of(1)
     with pytest.raises(
-        RuntimeError, match=rf"partition {cohort[0]} failed in round 1:\n(.|\n)*ArithmeticError: not today"
+        RuntimeError, match=rf"partitions {cohort[0]}, .* failed in round 1:\n(.|\n)*ArithmeticError: not today"
     ):
         run("model=logistic")
 

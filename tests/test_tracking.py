@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import yaml
@@ -57,7 +58,7 @@ SUMMARY = {
 def run_info(directory: Path) -> RunInfo:
     directory.mkdir(exist_ok=True, parents=True)
     config = {"seed": 3, "optimizer": {"lr": 0.1, "betas": [0.9, 0.99]}, "name": None}
-    return RunInfo(directory, "digits-fedavg", "0123456789ab", ["fedavg", "digits"], config, num_rounds=3)
+    return RunInfo(directory, uuid4().hex, "digits-fedavg", "0123456789ab", ["fedavg", "digits"], config, num_rounds=3)
 
 
 def track(tracker: Tracker, directory: Path, status: str = "finished") -> None:
@@ -120,7 +121,7 @@ def test_a_tracker_that_fails_is_told_nothing_more_and_the_others_go_on(error, c
             calls.append((self.name, status))
 
     group = TrackerGroup([Recorder("first"), Recorder("broken"), Recorder("last")])
-    group.start(RunInfo(Path(), "", "", [], {}, 1))
+    group.start(RunInfo(Path(), "", "", "", [], {}, 1))
     group.log({})
     group.log({})
     group.finish("interrupted", {})

@@ -43,6 +43,7 @@ class NodeGrid(DelegatingGrid):
         self.num_supernodes: int | None = None
         self.timeout_s = 60.0
         super().__init__(grid)
+        self.states: dict[int, RecordDict] = {}
         self._node_ids: dict[int, int] = {}  # by partition
         self._asked: set[int] = set()
         self._unanswered: dict[str, Message] = {}

@@ -1,19 +1,21 @@
-"""The ServerApp: the round loop from the initial global model."""
+"""The ServerApp: the round loop from a global model."""
 
 from collections.abc import Callable
 
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedresearch.apps.rounds import RoundLoop
+from fedresearch.apps.rounds import RoundLoop, Row
 
 
-def make_server_app(loop: RoundLoop, initial_arrays: ArrayRecord, finish: Callable[[ArrayRecord], None]) -> ServerApp:
-    """Return the ServerApp that runs the loop and hands the last global arrays to ``finish``."""
+def make_server_app(
+    loop: RoundLoop, arrays: ArrayRecord, finish: Callable[[ArrayRecord], None], last: Row | None = None
+) -> ServerApp:
+    """Return the ServerApp that runs the loop from global arrays, or after a last round, and hands its last on."""
     app = ServerApp()
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        finish(loop.run(grid, initial_arrays))
+        finish(loop.run(grid, arrays, last))
 
     return app

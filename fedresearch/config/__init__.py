@@ -1,7 +1,24 @@
 """The schema of the config, its rules, and what is said when they are broken. Imports neither torch nor flwr."""
 
 from fedresearch.config.check import check
-from fedresearch.config.explain import explain
-from fedresearch.config.schema import Config, digest, parse, register, runs_elsewhere
+from fedresearch.config.compose import compose, overrides_again, quoted
+from fedresearch.config.differences import ConfigDifference, differences
+from fedresearch.config.explain import explain, tell
+from fedresearch.config.resolvers import register
+from fedresearch.config.schema import Config, digest, parse, runs_elsewhere
 
-__all__ = ["Config", "check", "digest", "explain", "parse", "register", "runs_elsewhere"]
+__all__ = [
+    "Config",
+    "ConfigDifference",
+    "check",
+    "compose",
+    "differences",
+    "digest",
+    "explain",
+    "overrides_again",
+    "parse",
+    "quoted",
+    "register",
+    "runs_elsewhere",
+    "tell",
+]

@@ -1,6 +1,8 @@
 """Hydra's, OmegaConf's and the disk's refusals, each as one line that says what to type instead."""
 
 import errno
+import os
+import sys
 from difflib import get_close_matches
 
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
@@ -61,6 +63,20 @@ def explain(error: Exception) -> InputError | None:
     else:
         return None
     return InputError(line)
+
+
+# Set to 1: tracebacks instead of lines. Its own name, since the command sets Hydra's, which worker processes inherit.
+FULL_ERROR = "FEDRESEARCH_FULL_ERROR"
+
+
+def tell(error: Exception) -> bool:
+    """Print an error's lines, if it is one that the user can mend; return whether it is."""
+    told = error if isinstance(error, InputError) else explain(error)
+    if told is None or os.environ.get(FULL_ERROR) == "1":
+        return False
+    for line in told.args:
+        print(f"error: {line}", file=sys.stderr)
+    return True
 
 
 def _unknown_option(error: MissingConfigException) -> str:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from fedresearch.errors import InputError
@@ -21,6 +20,8 @@ class Federation:
     fraction_train: float = MISSING
     fraction_evaluate: float = MISSING
     evaluate_every: int = MISSING
+    max_failures: int = MISSING
+    nonfinite: str = MISSING
 
 
 @dataclass
@@ -42,6 +43,15 @@ class Validation:
 
 
 @dataclass
+class Checkpoint:
+    """How often a run is kept, such that it can go on; ``every`` 0: never. ``best`` None: no best model is kept."""
+
+    every: Any = MISSING
+    keep: int = MISSING
+    best: str | None = MISSING
+
+
+@dataclass
 class Config:
     """One experiment. The groups' options are free-form: their keys are the arguments of what they build."""
 
@@ -50,6 +60,8 @@ class Config:
     dtype: str = MISSING
     memory_format: str = MISSING
     cache_dir: str = MISSING
+    resume: str | None = MISSING
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
     federation: Federation = field(default_factory=Federation)
     local: Local = field(default_factory=Local)
     validation: Validation = field(default_factory=Validation)
@@ -75,13 +87,8 @@ GROUPS = (
     "tracker",
 )
 
-# What the numbers of a run do not depend on.
-_NOT_NUMERICAL = ("name", "cache_dir", "hardware", "tracker")
-
-
-def register() -> None:
-    """Make the schema known to Hydra as ``base_config``."""
-    ConfigStore.instance().store(name="base_config", node=Config)
+# What the numbers of a run do not depend on, but for `counted_hardware`.
+NOT_NUMERICAL = ("name", "cache_dir", "resume", "checkpoint", "hardware", "tracker")
 
 
 def parse(config: DictConfig) -> Config:
@@ -97,6 +104,7 @@ def parse(config: DictConfig) -> Config:
     assert isinstance(parsed, Config)
     sections = {"": (config, Config), "federation.": (config.federation, Federation)}
     sections |= {"local.": (config.local, Local), "validation.": (config.validation, Validation)}
+    sections |= {"checkpoint.": (config.checkpoint, Checkpoint)}
     lines = [
         f"unknown key {prefix}{key}; only the options of a group take further keys"
         for prefix, (section, schema) in sections.items()
@@ -110,7 +118,7 @@ def parse(config: DictConfig) -> Config:
 
 def from_plain(plain: Mapping[str, Any]) -> Config:
     """Return the config of which ``plain`` is the ``asdict``."""
-    sections = {"federation": Federation, "local": Local, "validation": Validation}
+    sections = {"federation": Federation, "local": Local, "validation": Validation, "checkpoint": Checkpoint}
     return Config(**{key: sections[key](**value) if key in sections else value for key, value in plain.items()})
 
 
@@ -129,14 +137,22 @@ def digest(config: Config, *, without: tuple[str, ...] = ()) -> str:
     without : tuple of str
         Further sections that do not count: ``("seed",)`` gives the digest of an ablation's cell.
     """
-    plain = {k: v for k, v in asdict(config).items() if k not in _NOT_NUMERICAL + without}
-    hardware = config.hardware
-    if "chunk" in hardware:  # sums are formed in another order, as with several threads
-        plain["chunk"] = hardware["chunk"]
-    if hardware.get("threads", 1) > 1:
-        plain["threads"] = hardware["threads"]
-    if hardware.get("num_gpus"):
-        plain["device"] = "cuda"
-    elif hardware.get("device", "cpu") != "cpu":
-        plain["device"] = hardware["device"].partition(":")[0]
+    plain = {k: v for k, v in asdict(config).items() if k not in NOT_NUMERICAL + without}
+    plain |= counted_hardware(config.hardware)
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def counted_hardware(hardware: Any) -> dict[str, Any]:
+    """Return what the numbers of a run depend on of its hardware."""
+    if not isinstance(hardware, Mapping):
+        return {}
+    counted = {}
+    if "chunk" in hardware:  # sums are formed in another order, as with several threads
+        counted["chunk"] = hardware["chunk"]
+    if hardware.get("threads", 1) != 1:
+        counted["threads"] = hardware["threads"]
+    if hardware.get("num_gpus"):
+        counted["device"] = "cuda"
+    elif hardware.get("device", "cpu") != "cpu":
+        counted["device"] = str(hardware["device"]).partition(":")[0]
+    return counted

@@ -1,19 +1,35 @@
 """A run's directory: what it was, how it went and what it measured. The truth about a run; trackers only mirror it."""
 
 import errno
+import hashlib
 import json
 import math
 import os
+from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from fedresearch.errors import InputError
-from fedresearch.runs.record import METRICS, RECORD, dump_record
+from fedresearch.runs.provenance import peak_memory_bytes
+from fedresearch.runs.record import METRICS, RECORD, Row, dump_record, parse_rows
 
 MODEL = "model.safetensors"
+FAILURES = "failures.jsonl"
 PARTITION = ("partition.csv", "partition.png")
+# Ends the name of a file that is being written.
+_UNFINISHED = ".tmp"
+
+
+@dataclass(frozen=True)
+class History:
+    """How far ``metrics.jsonl`` goes: rounds, bytes, and the SHA-256 of these."""
+
+    num_rounds: int = 0
+    num_bytes: int = 0
+    sha256: str = hashlib.sha256().hexdigest()
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -26,21 +42,29 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     write : callable
         Writes the content to the path that it is given.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{_UNFINISHED}")
     try:
         write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
+        _sync(temporary)
         temporary.replace(path)
+        _sync(path.parent)  # the name, too, is to outlive a loss of power
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 class RunDirectory:
-    """One run's directory, claimed for it alone.
+    """One run's directory, which this process has locked.
 
     ``run.json`` holds the record: status, config, versions, digests, result. ``metrics.jsonl`` holds a row of numbers
-    for each round, written as the round ends.
+    for each round, written as the round ends. ``failures.jsonl``, where a client failed, holds what it raised.
 
     Parameters
     ----------
@@ -48,28 +72,50 @@ class RunDirectory:
         The directory; made when missing.
     record : mapping
         What is known at the start, as plain JSON values.
+    after : History
+        After which rounds to go on. Those after it that have a row already are run again, and must come out the same.
 
     Raises
     ------
     InputError
-        If the directory holds a run already.
+        If ``metrics.jsonl`` is damaged, or is not what it was when the checkpoint was written.
     """
 
-    def __init__(self, path: Path, record: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, record: Mapping[str, Any], after: History) -> None:
         self.path = path
-        path.mkdir(parents=True, exist_ok=True)
-        try:
-            # Of two starting at once, one gets this file. Unbuffered: what is written is written, and can be cut off.
-            self._metrics = (path / METRICS).open("xb", buffering=0)
-        except FileExistsError:
-            refuse_used(path)
-            raise
+        self.history = after
         self._record: dict[str, Any] = {}
+        path.mkdir(parents=True, exist_ok=True)
+        for unfinished in path.rglob(f".*{_UNFINISHED}"):
+            unfinished.unlink()
+        metrics = path / METRICS
+        content = metrics.read_bytes() if metrics.exists() else b""
+        rows, size = parse_rows(content, metrics)
+        self._sha256 = hashlib.sha256(content[: after.num_bytes])
+        if self._sha256.hexdigest() != after.sha256:
+            raise InputError(
+                f"{metrics} is not what it was when the checkpoint of round {after.num_rounds} was written; "
+                "bring it back, or start a new run"
+            )
+        self._known = deque(rows[after.num_rounds :])
+        self._forget_failures()
+        self.update(**{**record, "status": "running", "ended": None, "error": None, "result": None})
+        # Unbuffered: what is written is written, and can be cut off.
+        self._metrics = metrics.open("ab", buffering=0)
+        self._metrics.truncate(size)
+
+    def _forget_failures(self) -> None:
+        """Remove the failures of the rounds that will run again."""
+        path = self.path / FAILURES
+        if path.exists():
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+            self.write_text(FAILURES, "".join(line for line in lines if self._is_of_the_past(line)))
+
+    def _is_of_the_past(self, line: str) -> bool:
         try:
-            self.update(status="running", started=now(), **record)
-        except OSError:
-            (path / METRICS).unlink()  # the claim: no run, no trace of one
-            raise
+            return bool(json.loads(line)["round"] <= self.history.num_rounds)
+        except (ValueError, TypeError, KeyError):
+            return False
 
     def update(self, **fields: Any) -> None:
         """Set fields of the record."""
@@ -77,8 +123,25 @@ class RunDirectory:
         self.write_text(RECORD, dump_record(self._record))
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Append a round's row, whole or not at all; numbers that are not finite become null, which JSON can hold."""
-        line = json.dumps(finite_row(row), allow_nan=False).encode() + b"\n"
+        """Append a round's row, whole or not at all; numbers that are not finite become null, which JSON can hold.
+
+        Raises
+        ------
+        InputError
+            If the round's row is there, and another.
+        """
+        line = _line(finite_row(row))
+        if self._known:
+            known = self._known.popleft()
+            _refuse_other(json.loads(line), known)
+            line = _line(known)
+        else:
+            self._append(line)
+        self._sha256.update(line)
+        rounds, size = self.history.num_rounds + 1, self.history.num_bytes + len(line)
+        self.history = History(rounds, size, self._sha256.hexdigest())
+
+    def _append(self, line: bytes) -> None:
         size = self._metrics.tell()
         try:
             if self._metrics.write(line) < len(line):
@@ -86,6 +149,16 @@ class RunDirectory:
         except OSError:
             self._metrics.truncate(size)
             raise
+
+    def log_failure(self, server_round: int, partition_id: int, doing: str, error: str) -> None:
+        """Keep what a client raised."""
+        failure = {"round": server_round, "partition_id": partition_id, "doing": doing, "error": error}
+        with (self.path / FAILURES).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(failure) + "\n")
+
+    def sync(self) -> None:
+        """Let the rows so far outlive a loss of power."""
+        os.fsync(self._metrics.fileno())
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file of the run, whole or not at all."""
@@ -98,7 +171,7 @@ class RunDirectory:
     def close(self, status: str, **fields: Any) -> None:
         """Record how the run ended."""
         self._metrics.close()
-        self.update(status=status, ended=now(), **fields)
+        self.update(status=status, ended=now(), peak_memory_bytes=peak_memory_bytes(), **fields)
 
 
 def refuse_used(path: Path) -> None:
@@ -121,6 +194,21 @@ def refuse_used(path: Path) -> None:
         f"{path} already holds {holds}, and nothing is overwritten; "
         "try another hydra.run.dir, or leave it out for a new directory"
     )
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    return json.dumps(row, allow_nan=False).encode() + b"\n"
+
+
+def _refuse_other(row: Row, known: Row) -> None:
+    """Refuse a row that is not the known one of its round, times aside."""
+    keys = [key for key in {**known, **row} if not key.startswith("time/") and row.get(key) != known.get(key)]
+    if keys:
+        raise InputError(
+            f"round {known['round']} came out other than before: {keys[0]} is {row.get(keys[0])} and was "
+            f"{known.get(keys[0])}; go on with the code, the versions and the processor that run.json names, "
+            "or start a new run"
+        )
 
 
 def finite_row(row: Mapping[str, Any]) -> dict[str, Any]:

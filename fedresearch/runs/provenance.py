@@ -2,8 +2,10 @@
 
 import os
 import platform
+import resource
 import shlex
 import subprocess
+import sys
 from collections.abc import Sequence
 from importlib.metadata import distributions
 from pathlib import Path
@@ -27,16 +29,41 @@ def provenance(command: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def peak_memory_bytes() -> int:
+    """Return the most memory that this process, or any one that it started and that has ended, has held so far."""
+    peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return max(peaks) * (1 if sys.platform == "darwin" else 1024)
+
+
+def uncommitted() -> dict[str, str]:
+    """Return what was changed and not committed, as patches by the name of their file.
+
+    Files that git does not track are not in it.
+    """
+    patches = {
+        "fedresearch.diff": _git_output(Path(__file__).parent, "diff", "HEAD"),
+        "working_directory.diff": _git_output(Path.cwd(), "diff", "HEAD"),
+    }
+    if patches["working_directory.diff"] == patches["fedresearch.diff"]:
+        del patches["working_directory.diff"]  # one repository
+    return {name: patch for name, patch in patches.items() if patch}
+
+
 def _git(folder: Path, tracked: str) -> dict[str, Any] | None:
     """Return the commit of the checkout that tracks a path in a folder and whether it is dirty, or None without one."""
+    # A package installed below someone's repository is not of it.
+    if _git_output(folder, "ls-files", "--error-unmatch", tracked) is None:
+        return None
+    commit = _git_output(folder, "rev-parse", "HEAD")
+    if commit is None:
+        return None
+    return {"commit": commit.strip(), "dirty": bool(_git_output(folder, "status", "--porcelain"))}
 
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(folder), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
+def _git_output(folder: Path, *arguments: str) -> str | None:
+    command = ["git", "-C", str(folder), *arguments]
     try:
-        git("ls-files", "--error-unmatch", tracked)  # a package installed below someone's repository is not of it
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout
     except (OSError, subprocess.SubprocessError):
         return None
 

@@ -42,7 +42,11 @@ def locked(directory: Path) -> Iterator[None]:
     lock = FileLock(directory / LOCK, timeout=1, poll_interval=0.05)
     try:
         with lock:
-            yield
+            try:
+                yield
+            finally:
+                if not (directory / RECORD).exists():
+                    (directory / LOCK).unlink(missing_ok=True)  # no run, no trace of one
     except Timeout:
         raise Busy(f"{directory} is being run by another process; wait for it, or stop it") from None
 

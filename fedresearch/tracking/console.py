@@ -80,7 +80,7 @@ class Console:
         return f"round {server_round:>{len(num_rounds)}}/{num_rounds}"
 
     def _time_left(self, row: Mapping[str, Any]) -> str:
-        return _duration(row["time/total_s"] / row["round"] * (self._run.num_rounds - row["round"]))
+        return duration(row["time/total_s"] / row["round"] * (self._run.num_rounds - row["round"]))
 
     def _print(self, line: str) -> None:
         # As it is: a path is not to be wrapped, nor are its brackets markup.
@@ -100,7 +100,8 @@ def _rate(per_second: float) -> str:
     return f"{per_second:.0f}" if per_second >= 10 else f"{per_second:.1f}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return a time to read, of three digits or so."""
     if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, seconds = divmod(round(seconds), 60)
@@ -118,5 +119,5 @@ _RESULTS: dict[str, Callable[[Any], str]] = {
     "clients/accuracy_worst": "{:.4f}".format,
     "comm/bytes_up_total": filesize.decimal,
     "comm/bytes_down_total": filesize.decimal,
-    "time/total_s": _duration,
+    "time/total_s": duration,
 }

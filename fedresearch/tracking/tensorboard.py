@@ -31,8 +31,10 @@ class TensorBoardTracker:
         """Open an event file in ``tensorboard/`` of the run directory."""
         from torch.utils.tensorboard import SummaryWriter
 
-        # Flushed every two seconds (two minutes by default), so that the curves can be watched.
-        self._writer = SummaryWriter(str(run.directory / "tensorboard"), flush_secs=2)
+        # Flushed every two seconds (two minutes by default), so that the curves can be watched. What an earlier process
+        # logged of the rounds that run again is not shown.
+        folder, purged = str(run.directory / "tensorboard"), run.after_round + 1 if run.after_round else None
+        self._writer = SummaryWriter(folder, flush_secs=2, purge_step=purged)
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Write the numbers of one round."""

@@ -17,6 +17,8 @@ class RunInfo:
     ----------
     directory : Path
         The run directory; it exists, and a tracker writes nowhere else.
+    run_id : str
+        The run's own, 32 hexadecimal digits: a run that goes on has the one that it was begun with.
     name : str
         What to call the run.
     group : str
@@ -27,14 +29,18 @@ class RunInfo:
         The resolved config as plain values.
     num_rounds : int
         Rounds that the run will make at most.
+    after_round : int
+        The round after which it goes on; rows of later rounds may have been logged before, the same. 0: a new run.
     """
 
     directory: Path
+    run_id: str
     name: str
     group: str
     tags: list[str]
     config: dict[str, Any]
     num_rounds: int
+    after_round: int = 0
 
 
 class Tracker(Protocol):
@@ -50,7 +56,10 @@ class Tracker(Protocol):
         """Take the final model's file; a tracker that was not asked to store models ignores it."""
 
     def finish(self, status: str, summary: Mapping[str, Any]) -> None:
-        """End the run; ``status`` is ``finished``, ``failed`` or ``interrupted``, ``summary`` has keys as a row has."""
+        """End the run with its status; ``summary`` has keys as a row has.
+
+        The status is ``finished``, ``diverged``, ``failed`` or ``interrupted``.
+        """
 
 
 class NoTracker:

@@ -68,7 +68,8 @@ class WandbTracker:
                 mode, reason = "offline", f"going online failed ({_in_one_line(error)}), so the run is recorded offline"
                 self._wandb = self._init(run, mode)
             if mode == "offline":
-                _say(f"{reason}; to upload it: {self._how_to_sync()}")
+                earlier = "; this run went on, so upload all its parts at once" if run.after_round else ""
+                _say(f"{reason}; to upload it: {self._how_to_sync(earlier)}{earlier}")
             elif self._wandb.url:
                 _say(self._wandb.url)
 
@@ -76,7 +77,7 @@ class WandbTracker:
         """Log one round as one row."""
         with self._surviving("logging a round"):
             if self._wandb:
-                self._wandb.log(_loggable(row))
+                self._wandb.log(_loggable(row), step=row["round"], commit=True)  # W&B drops a round that it has
 
     def log_model(self, path: Path) -> None:
         """Store the model as an artifact of the run, if asked to."""
@@ -108,8 +109,9 @@ class WandbTracker:
             return "online", ""
         return "offline", "no API key is configured, so the run is recorded offline"
 
-    def _how_to_sync(self) -> str:
-        return f"wandb sync {shlex.quote(str(Path(self._wandb.dir).parent))}"
+    def _how_to_sync(self, all_parts: str = "") -> str:
+        part = Path(self._wandb.dir).parent  # .../wandb/offline-run-DATE-ID/files
+        return f"wandb sync {shlex.quote(str(part.parent))}/*" if all_parts else f"wandb sync {shlex.quote(str(part))}"
 
     def _init(self, run: RunInfo, mode: str) -> Any:
         import wandb
@@ -118,6 +120,8 @@ class WandbTracker:
             mode=mode,  # type: ignore[arg-type]  # what W&B does not know, it refuses
             project=self._project,
             entity=self._entity,
+            id=run.run_id,
+            resume="allow",  # a run that goes on is the same run
             name=run.name,
             group=self._group or run.group,
             job_type=self._job_type,

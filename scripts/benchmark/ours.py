@@ -85,7 +85,10 @@ class Ours:
             parameters=parameters(self._model),
             client_config=lambda _: {"lr": work.lr},
             evaluate=lambda _: {},
-            log=lambda _: None,
+            log=lambda *_: None,
+            max_failures=0,
+            nonfinite="stop",
+            log_failure=lambda *_: None,
         )
         module, name, options = _GRIDS[hardware]
         make = getattr(importlib.import_module(f"fedresearch.hardware.{module}"), name)

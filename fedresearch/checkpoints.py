@@ -1,0 +1,108 @@
+"""A run's checkpoints: what of an experiment is kept, how often, and how it is brought back."""
+
+import math
+import time
+from pathlib import Path
+
+from flwr.app import ArrayRecord
+
+from fedresearch.apps.rounds import Row
+from fedresearch.apps.state import Packer, Unknown, unpack, unpack_object
+from fedresearch.errors import InputError
+from fedresearch.experiment import Experiment
+from fedresearch.model import save_model
+from fedresearch.runs.checkpoint import read_checkpoints, write_checkpoint
+from fedresearch.runs.directory import History, RunDirectory
+
+BEST = "best.safetensors"
+# With checkpoint.every=auto, what writing checkpoints may take of the time.
+_SHARE = 0.04
+
+
+class Checkpoints:
+    """Writes a run's checkpoints when they are due, and its best model.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        Whose strategy and clients are kept.
+    run : RunDirectory
+        Where.
+    rows : list of dict
+        The rows of the rounds before.
+
+    Raises
+    ------
+    InputError
+        If the strategy keeps what no checkpoint can hold.
+    """
+
+    def __init__(self, experiment: Experiment, run: RunDirectory, rows: list[Row]) -> None:
+        self._experiment, self._run = experiment, run
+        self._every, self._keep = experiment.config.checkpoint.every, experiment.config.checkpoint.keep
+        self._num_rounds = experiment.config.federation.num_rounds
+        self._column = experiment.config.checkpoint.best
+        self._best = -math.inf
+        for row in rows:
+            self._best = max(self._best, self._score(row))
+        self._next = 0.0  # on the clock
+        self._last = run.history.num_rounds
+        if self._every:
+            try:
+                Packer().pack_object(experiment.strategy, "strategy")
+            except Unknown as error:
+                raise InputError(f"{error}, which a checkpoint cannot hold; try checkpoint.every=0") from error
+
+    def after(self, row: Row, arrays: ArrayRecord) -> None:
+        """Write what is due after a round."""
+        if self._score(row) > self._best:
+            self._best = self._score(row)
+            path = self._run.path / BEST
+            save_model(path, self._experiment.state_dict(arrays), {"round": str(row["round"])})
+        due = time.perf_counter() >= self._next if self._every == "auto" else row["round"] % (self._every or 1) == 0
+        if self._every and (due or row["round"] == self._num_rounds):
+            self.write(arrays)
+
+    def write(self, arrays: ArrayRecord) -> None:
+        """Write a checkpoint after the last round that was logged."""
+        if not self._every or self._last == self._run.history.num_rounds:
+            return
+        started = time.perf_counter()
+        packer = Packer()
+        plain = {
+            "history": vars(self._run.history),
+            "arrays": packer.pack(arrays, "arrays"),
+            "strategy": packer.pack_object(self._experiment.strategy, "strategy"),
+            "states": packer.pack(self._experiment.grid.states, "states"),
+        }
+        self._run.sync()
+        write_checkpoint(self._run.path, self._run.history.num_rounds, plain, packer.arrays, self._keep)
+        self._last = self._run.history.num_rounds
+        ended = time.perf_counter()
+        self._next = ended + (ended - started) / _SHARE
+
+    def _score(self, row: Row) -> float:
+        """Return what is to be as large as possible."""
+        if self._column is None:
+            return -math.inf
+        value = row.get(self._column)
+        if value is None or not math.isfinite(value):
+            return -math.inf
+        return value if "acc" in self._column else -value
+
+
+def restore(experiment: Experiment, directory: Path) -> tuple[History, ArrayRecord]:
+    """Bring the strategy's and the clients' states back from the newest checkpoint that is whole.
+
+    Returns
+    -------
+    history : History
+        After which rounds to go on: none, where there is no checkpoint.
+    arrays : ArrayRecord
+        The global model after them.
+    """
+    for _, plain, arrays in read_checkpoints(directory):
+        unpack_object(plain["strategy"], arrays, experiment.strategy)
+        experiment.grid.states = unpack(plain["states"], arrays)
+        return History(**plain["history"]), unpack(plain["arrays"], arrays)
+    return History(), experiment.initial_arrays

@@ -1,0 +1,73 @@
+"""Composing an experiment without the command line."""
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+
+from fedresearch.config.check import check
+from fedresearch.config.resolvers import register, without_hydra
+from fedresearch.config.schema import Config, parse
+
+
+def compose(
+    conf: Path, overrides: Sequence[str], config_dirs: Iterable[Path] = ()
+) -> tuple[Config, dict[str, str | None], Path]:
+    """Compose the default experiment with overrides, as the command line does.
+
+    Parameters
+    ----------
+    conf : Path
+        The folder of ``config.yaml``.
+    overrides : sequence of str
+        As typed.
+    config_dirs : iterable of Path
+        Folders of further options, as with ``--config-dir``.
+
+    Returns
+    -------
+    config : Config
+        Checked.
+    choices : dict
+        Config group to chosen option.
+    directory : Path
+        Where Hydra would run it.
+
+    Raises
+    ------
+    InputError
+        If it breaks a rule.
+    HydraException, OmegaConfBaseException
+        If it does not compose; :func:`fedresearch.config.explain` has the words.
+    """
+    search_path = ",".join(quoted(f"file://{folder.absolute()}") for folder in config_dirs)
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        register()
+        composed = hydra_compose(
+            "config", [*overrides, *([f"hydra.searchpath=[{search_path}]"] * bool(search_path))], True
+        )
+    hydra_config = composed.hydra
+    directory = Path(hydra_config.run.dir).absolute()
+    config = parse(without_hydra(composed))
+    choices = {group: option for group, option in hydra_config.runtime.choices.items() if "/" not in group}
+    check(config, choices)
+    return config, choices, directory
+
+
+def overrides_again(recorded: Sequence[str], typed: Sequence[str]) -> list[str]:
+    """Return recorded overrides and further ones, without the recorded ones whose key, or whole option, is replaced."""
+    keys = {_key(word) for word in typed}
+    replaced = tuple(f"{group}." for group in keys & {"hardware", "tracker"})
+    return [*(word for word in recorded if _key(word) not in keys and not _key(word).startswith(replaced)), *typed]
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0].lstrip("+~")
+
+
+def quoted(text: str) -> str:
+    """Return a string as the value of an override, in which nothing but ``${`` is taken for more than itself."""
+    doubled = re.sub(r"(\\+)(?='|\Z)", r"\1\1", text)  # a backslash is itself, but before a quote
+    return "'" + doubled.replace("'", "\\'") + "'"

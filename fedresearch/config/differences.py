@@ -1,0 +1,52 @@
+"""What two configs differ in, and which of it changes a run's numbers."""
+
+import json
+import re
+import shlex
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from fedresearch.config.compose import quoted
+from fedresearch.config.schema import NOT_NUMERICAL, counted_hardware
+from fedresearch.nested import ABSENT, differing
+
+
+class ConfigDifference(NamedTuple):
+    """One dotted key and its two values, ``nested.ABSENT`` for none; ``numerical``: they give other numbers."""
+
+    key: str
+    a: Any
+    b: Any
+    numerical: bool
+
+    @property
+    def override(self) -> str:
+        """What to type, in a shell, where ``b`` is had, to have ``a`` instead."""
+        if self.a is ABSENT:
+            return shlex.quote(f"~{self.key}")
+        if isinstance(self.a, str):
+            is_word = re.fullmatch(r"[A-Za-z_./][\w./-]*", self.a) and self.a.lower() not in ("null", "true", "false")
+            value = self.a if is_word else quoted(self.a)
+        else:
+            value = json.dumps(self.a, separators=(",", ":"))
+        return shlex.quote(f"{'+' * (self.b is ABSENT)}{self.key}={value}")
+
+
+def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[ConfigDifference]:
+    """Return what two configs differ in. None of it is numerical exactly when their digests are equal.
+
+    Parameters
+    ----------
+    a, b : mapping
+        The configs as plain values: ``asdict`` of a ``Config``, or a record's ``config``.
+    """
+    a, b = (json.loads(json.dumps(plain)) for plain in (a, b))  # a record's lists were tuples
+    counted = {key for key, *_ in differing(counted_hardware(a.get("hardware")), counted_hardware(b.get("hardware")))}
+    if "device" in counted:
+        counted.add("num_gpus")  # which puts the clients on a GPU too
+
+    def numerical(key: str) -> bool:
+        section, _, rest = key.partition(".")
+        return section not in NOT_NUMERICAL or (section == "hardware" and rest in counted)
+
+    return [ConfigDifference(key, x, y, numerical(key)) for key, x, y in differing(a, b)]

@@ -1,0 +1,45 @@
+"""Where two trees of plain values differ, by dotted key."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+Difference = tuple[str, Any, Any]
+
+
+class _Absent:
+    def __repr__(self) -> str:
+        return "(none)"
+
+
+# Stands for the value of a key that one of the two does not have.
+ABSENT: Final = _Absent()
+
+
+def differing(a: Any, b: Any, key: str = "") -> Iterator[Difference]:
+    """Yield the dotted key and both values of each leaf that differs, in the order of ``a``, then of ``b``.
+
+    Two leaves are equal when their JSON is: so 1, 1.0 and true are three values, and NaN equals itself.
+
+    Parameters
+    ----------
+    a, b : Any
+        Nested mappings; what is no mapping is a leaf. ``ABSENT`` for what is not there.
+    key : str
+        The dotted key of ``a`` and ``b`` themselves.
+    """
+    if _is_section(a, b) or _is_section(b, a):
+        first, second = ({} if node is ABSENT else node for node in (a, b))
+        for name in {**first, **second}:
+            dotted = f"{key}.{name}" if key else str(name)
+            yield from differing(first.get(name, ABSENT), second.get(name, ABSENT), dotted)
+    elif (a is ABSENT) != (b is ABSENT) or _json(a) != _json(b):
+        yield key, a, b
+
+
+def _is_section(node: Any, other: Any) -> bool:
+    return isinstance(node, Mapping) and (isinstance(other, Mapping) or (other is ABSENT and bool(node)))
+
+
+def _json(leaf: Any) -> str:
+    return json.dumps(leaf, sort_keys=True, default=repr)

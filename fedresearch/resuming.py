@@ -1,0 +1,75 @@
+"""Whether a run that was begun may go on, and from where."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fedresearch.apps.rounds import Row
+from fedresearch.config import Config, differences
+from fedresearch.errors import InputError
+from fedresearch.experiment import Experiment
+from fedresearch.runs.record import read_rows
+
+
+def goes_on(past: Mapping[str, Any], config: Config, directory: Path) -> bool:
+    """Return whether there is anything to do for a run that was begun; say so where there is not.
+
+    Raises
+    ------
+    InputError
+        If the config is another than that of the run's beginning, but for what changes no number and more rounds.
+    """
+    changed = [
+        f"{key}={theirs} (now {ours})"
+        for key, theirs, ours, numerical in differences(past["config"], asdict(config))
+        if numerical and key != "federation.num_rounds"
+    ]
+    if changed:
+        raise InputError(
+            f"{directory} was begun with {', '.join(changed)}; a run goes on with the numbers that it was begun with, "
+            "so leave these keys as they were, or start a new run"
+        )
+    num_rounds, before = config.federation.num_rounds, past["config"]["federation"]["num_rounds"]
+    done = len(read_rows(directory))
+    if past["status"] == "diverged" or (past["status"] == "finished" and num_rounds == before):
+        print(f"{directory} is {past['status']} after {done} rounds: there is nothing to do")
+        return False
+    if num_rounds < max(done, before if past["status"] == "finished" else 0):
+        raise InputError(
+            f"{directory} has {done} rounds already, and federation.num_rounds={num_rounds} is fewer; "
+            f"try federation.num_rounds={done}"
+        )
+    return True
+
+
+def refuse_other_data(past: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+    """Refuse to go on with other data, initial weights or draws than those of the run's beginning.
+
+    Raises
+    ------
+    InputError
+        With what is other.
+    """
+    for key in ("partition_sha256", "validation_sha256", "initial_model_sha256", "sampling_sha256"):
+        if past[key] != record[key]:
+            raise InputError(
+                f"{key} is {record[key]}, and was {past[key]} when the run was begun: the data, the code or packages "
+                "have changed; bring them back, or start a new run"
+            )
+
+
+def refuse_other_rates(experiment: Experiment, rows: Sequence[Row]) -> None:
+    """Refuse more rounds where that changes the learning rates of the rounds that are done.
+
+    Raises
+    ------
+    InputError
+        With the first such round.
+    """
+    for row in rows:
+        if row["local/lr"] != experiment.learning_rate(row["round"]):
+            raise InputError(
+                f"with federation.num_rounds={experiment.config.federation.num_rounds} the learning rate of round "
+                f"{row['round']}, which is done, would be another; leave federation.num_rounds, or start a new run"
+            )

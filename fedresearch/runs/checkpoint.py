@@ -1,0 +1,96 @@
+"""Checkpoints: one safetensors file each, whose header holds the plain values as JSON and a SHA-256 of it all."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from fedresearch.errors import InputError
+from fedresearch.runs.directory import write_whole
+
+log = logging.getLogger("fedresearch")
+
+FOLDER = "checkpoints"
+FORMAT = "1"
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+def write_checkpoint(run: Path, server_round: int, plain: Any, arrays: Arrays, keep: int) -> None:
+    """Write the checkpoint after a round, whole or not at all, and then remove all but the newest.
+
+    Parameters
+    ----------
+    run : Path
+        The run's directory.
+    server_round : int
+        The round.
+    plain : JSON value
+        What are no arrays.
+    arrays : mapping of str to ndarray
+        The rest; they come back in C order.
+    keep : int
+        Checkpoints to keep, this one included.
+    """
+    folder = run / FOLDER
+    folder.mkdir(exist_ok=True)
+    text = json.dumps(plain)
+    metadata = {"format": FORMAT, "round": str(server_round), "plain": text, "sha256": _sha256(text, arrays)}
+
+    def write(path: Path) -> None:
+        save_file(dict(arrays), path, metadata)
+        path.chmod(run.stat().st_mode & 0o666)  # it is made for its owner alone
+
+    write_whole(folder / f"round_{server_round:06d}.safetensors", write)
+    for _, path in _checkpoints(run)[keep:]:
+        path.unlink()
+
+
+def read_checkpoints(run: Path) -> Iterator[tuple[int, Any, Arrays]]:
+    """Yield the round, the plain values and the arrays of each checkpoint that is whole, newest first.
+
+    Raises
+    ------
+    InputError
+        If one is of another version.
+    """
+    for server_round, path in _checkpoints(run):
+        try:
+            with safe_open(path, framework="numpy") as file:
+                metadata = file.metadata() or {}
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
+        except (SafetensorError, OSError, ValueError) as error:
+            log.warning("%s is damaged and is not used: %s", path, error)
+            continue
+        if metadata.get("format", FORMAT) != FORMAT:
+            raise InputError(
+                f"{path} has format {metadata['format']}, and this version of fedresearch reads format {FORMAT}; "
+                "go on with the version of run.json, or start a new run"
+            )
+        text = metadata.get("plain", "")
+        if metadata.get("sha256") != _sha256(text, arrays) or metadata.get("round") != str(server_round):
+            log.warning("%s is damaged and is not used: its content is not what its sha256 says", path)
+            continue
+        yield server_round, json.loads(text), arrays
+
+
+def _checkpoints(run: Path) -> list[tuple[int, Path]]:
+    """Return the rounds of a run's checkpoints and where they are, newest first."""
+    paths = [path for path in (run / FOLDER).glob("round_*.safetensors") if path.stem[6:].isdecimal()]
+    return sorted(((int(path.stem[6:]), path) for path in paths), reverse=True)
+
+
+def _sha256(text: str, arrays: Arrays) -> str:
+    sha = hashlib.sha256(text.encode())
+    for name in sorted(arrays):
+        array = arrays[name]
+        sha.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        sha.update(np.ascontiguousarray(array).data)
+    return sha.hexdigest()

@@ -1,0 +1,116 @@
+"""What two runs differ in: what they ran with, as their records say, and their rounds' numbers."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+
+from fedresearch.nested import ABSENT, Difference, differing
+from fedresearch.runs.record import Row
+
+# Fields of a record, under the heading by which they are told. Of a group, its own keys are told.
+_GROUPS = {"options": "choices", "code": "git", "packages": "versions"}
+_FIELDS = {
+    "machine": ("python", "platform", "processor", "num_threads"),
+    "derived": ("partition_sha256", "validation_sha256", "initial_model_sha256", "sampling_sha256"),
+}
+
+
+def surroundings(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[Difference]]:
+    """Return what two records differ in beside the config: options, code, packages, machine, and what is derived.
+
+    What one of the records does not know is left out.
+
+    Parameters
+    ----------
+    a, b : mapping
+        The records.
+
+    Returns
+    -------
+    dict
+        Heading to differences, without headings that have none.
+    """
+    found = {
+        heading: [(key or field, x, y) for key, x, y in differing(a[field], b[field])]
+        for heading, field in _GROUPS.items()
+        if field in a and field in b
+    }
+    for heading, fields in _FIELDS.items():
+        found[heading] = [
+            difference
+            for field in fields
+            if field in a and field in b
+            for difference in differing(a[field], b[field], field)
+        ]
+    return {heading: differences for heading, differences in found.items() if differences}
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """How far the numbers of two runs are the same, their times aside.
+
+    Parameters
+    ----------
+    common : int
+        Through which round they are; 0: not even in the first, or one of the runs has none.
+    num_rounds : tuple of int
+        How many rounds each run has.
+    differing : list
+        What the round after ``common`` differs in, where both runs have one.
+    """
+
+    common: int
+    num_rounds: tuple[int, int]
+    differing: list[Difference]
+
+    @property
+    def identical(self) -> bool:
+        """Whether all rounds are the same, as many in both runs, and there are any."""
+        return self.num_rounds == (self.common, self.common) and self.common > 0
+
+    def lines(self, names: tuple[str, str] = ("A", "B")) -> list[str]:
+        """Return the verdict in words, and below it the keys and values that differ first."""
+        same = f"identical through round {self.common}"
+        if self.differing:
+            since = f"numbers differ from round {self.common + 1} on" + f", {same}" * bool(self.common)
+            return [since, *told(self.differing)]
+        if self.num_rounds == (0, 0):
+            return ["neither has a round, so there are no numbers to compare"]
+        if not self.identical:
+            shorter, longer = sorted(range(2), key=self.num_rounds.__getitem__)
+            return [
+                f"{same}, of which {names[shorter]} has no further; {names[longer]} has {self.num_rounds[longer]}"
+                if self.common
+                else f"{names[shorter]} has no round to compare, {names[longer]} has {self.num_rounds[longer]}"
+            ]
+        return [same]
+
+
+def compare_rows(a: Sequence[Row], b: Sequence[Row]) -> Numbers:
+    """Compare two runs' rows, round by round until one differs."""
+    rounds = [[*differing(_untimed(x), _untimed(y))] for x, y in zip(a, b, strict=False)]
+    common = len([*takewhile(lambda differences: not differences, rounds)])
+    return Numbers(common, (len(a), len(b)), next(filter(None, rounds), []))
+
+
+def told(differences: Iterable[Difference]) -> list[str]:
+    """Return a line for each difference: its key and both values."""
+    return [f"  {shown(key)}: {shown(a)} | {shown(b)}" for key, a, b in differences]
+
+
+def shown(value: Any) -> str:
+    """Return a value as one line of printable text; of a digest or a commit its first 12 digits."""
+    if value is ABSENT:
+        return str(value)
+    if isinstance(value, str) and re.fullmatch("[0-9a-f]{40,64}", value):
+        return value[:12]
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    text = text[1:-1] if isinstance(value, str) and value not in ("", "null", "true", "false") else text
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _untimed(row: Row) -> Row:
+    return {key: value for key, value in row.items() if not key.startswith("time/")}

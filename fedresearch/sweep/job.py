@@ -1,0 +1,69 @@
+"""One job of a sweep, around its run: whether anything is left to do, and where its failure is kept."""
+
+import sys
+import traceback
+from pathlib import Path
+
+from fedresearch.config import tell
+from fedresearch.errors import InputError
+from fedresearch.runs.directory import write_whole
+from fedresearch.runs.record import FINAL, REFUSED, Busy, read_record, state_of
+
+
+def is_settled(directory: Path, digest: str) -> bool:
+    """Return whether a job is done or another process is at it, and say so; what was told of it before is forgotten.
+
+    Raises
+    ------
+    InputError
+        If its directory holds the run of another job.
+    """
+    refuse_other(directory, digest)
+    state = state_of(directory)
+    if state in (*FINAL, "running"):
+        _skipped(directory, state)
+        return True
+    (directory / REFUSED).unlink(missing_ok=True)
+    return False
+
+
+def refuse_other(directory: Path, digest: str) -> None:
+    """Refuse a directory that holds the run of another job, as only a ``hydra.sweep.subdir`` of the user's can.
+
+    Raises
+    ------
+    InputError
+        If it does.
+    """
+    try:
+        found = read_record(directory)["digest"]
+    except InputError:
+        return  # none, or a damaged one
+    if found != digest:
+        raise InputError(f"{directory} holds the run of another config; try another hydra.sweep.dir")
+
+
+def tell_failure(directory: Path, error: Exception) -> None:
+    """Print a job's error, with its traceback if no user can mend it, and keep it where the run's record does not."""
+    if isinstance(error, Busy):
+        _skipped(directory, "running")
+        return
+    if not tell(error):
+        traceback.print_exception(error, file=sys.stderr)
+    try:
+        recorded = read_record(directory).get("error")
+    except InputError:
+        recorded = None
+    # A run's record has what was raised in it, which may be the cause of what is told.
+    if recorded not in (_line(error), _line(error.__cause__)):
+        kept = str(error) if isinstance(error, InputError) else _line(error)
+        write_whole(directory / REFUSED, lambda path: path.write_text(f"{kept}\n", encoding="utf-8"))
+
+
+def _skipped(directory: Path, state: str) -> None:
+    where = " in another process" if state == "running" else ""
+    print(f"{directory.name} is {state}{where}: skipped", flush=True)
+
+
+def _line(error: BaseException | None) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,275 @@
+"""Sweeps that continue: each job runs once, whatever happens to the processes, and no failure hides."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SMALL = ["dataset=digits", "model=logistic", "federation.num_rounds=2", "federation.num_supernodes=4"]
+SMALL += ["local.epochs=1", "tracker=none"]
+# Stands in for the run, and says where it would have been.
+NO_RUN = """
+import sys, types
+stub = types.ModuleType("fedresearch.run")
+stub.run_experiment = lambda directory, **options: print("would run", directory)
+sys.modules["fedresearch.run"] = stub
+from fedresearch import main
+sys.argv = ["main", *sys.argv[1:]]
+main.main()
+"""
+# A strategy that fails in one job while there is a file `broken`, and never ends in another while there is one `hold`.
+MOODY = """
+import time
+from pathlib import Path
+from flwr.serverapp.strategy import FedAvg
+
+class Moody(FedAvg):
+    def __init__(self, seed, lr, **options):
+        super().__init__(**options)
+        self.job = seed, lr
+
+    def aggregate_train(self, server_round, replies):
+        if server_round == 2 and self.job == (2, 0.1) and Path("broken").exists():
+            raise RuntimeError("of several lines\\nthe reason is the last")
+        while server_round == 2 and self.job == (3, 0.1) and Path("hold").exists():
+            Path("holding").touch()
+            time.sleep(0.1)
+        return super().aggregate_train(server_round, replies)
+"""
+MOODY_OPTION = """
+defaults: [fedavg, _self_]
+server: {_target_: moody.Moody, seed: "${seed}", lr: "${optimizer.lr}"}
+"""
+
+
+def start(cwd, *arguments, module="fedresearch.main", path=()):
+    clean = {k: v for k, v in os.environ.items() if not k.endswith("_FULL_ERROR")}
+    folders = os.pathsep.join(map(str, [*path, ROOT, *filter(None, [os.environ.get("PYTHONPATH")])]))
+    environment = {**clean, "PYTHONPATH": folders, "PYTHONUNBUFFERED": "1"}
+    what = ["-c", NO_RUN] if module is None else ["-m", module]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
+    return subprocess.Popen([sys.executable, *what, *arguments], cwd=cwd, env=environment, text=True, **pipes)
+
+
+def finish(process):
+    out, err = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def command(*arguments, **options):
+    return finish(start(*arguments, **options))
+
+
+def status(cwd, directory):
+    return command(cwd, "status", directory, module="fedresearch.sweep")
+
+
+def records(directory):
+    """Return the record of each job that became a run, by its directory."""
+    return {path.parent: json.loads(path.read_text()) for path in directory.glob("*/run.json")}
+
+
+def states(directory):
+    """Return how many jobs are in which state."""
+    found = [record["status"] for record in records(directory).values()]
+    return {state: found.count(state) for state in found}
+
+
+def times(directory):
+    return {path: path.stat().st_mtime_ns for path in directory.glob("*/*") if path.name != ".lock"}
+
+
+def no_torch(folder):
+    """Return a folder that, in front of the path, makes importing torch fail."""
+    folder.mkdir()
+    (folder / "torch.py").write_text("raise RuntimeError('torch was imported')")
+    return folder
+
+
+@pytest.mark.slow
+def test_the_same_command_runs_exactly_what_is_missing(tmp_path):
+    (tmp_path / "conf" / "strategy").mkdir(parents=True)
+    (tmp_path / "conf" / "strategy" / "moody.yaml").write_text(MOODY_OPTION)
+    (tmp_path / "moody.py").write_text(MOODY)
+    for name in ("broken", "hold"):
+        (tmp_path / name).touch()
+    sweep = ["-m", "--config-dir", "conf", *SMALL, "strategy=moody", "seed=range(6)", "optimizer.lr=0.1,0.01"]
+
+    first = start(tmp_path, *sweep, path=[tmp_path])
+    while not (tmp_path / "holding").exists():
+        assert first.poll() is None, first.stderr.read()
+        time.sleep(0.1)
+    (directory,) = (tmp_path / "outputs").iterdir()
+    shown = status(tmp_path, directory)
+    assert "5 finished, 1 failed, 1 running, 5 missing in" in shown.stdout, shown
+    first.send_signal(signal.SIGKILL)
+    finish(first)
+    shown = status(tmp_path, directory)
+    assert shown.returncode == 1
+    assert "5 finished, 1 failed, 1 killed, 5 missing in" in shown.stdout
+    finished = {job for job, record in records(directory).items() if record["status"] == "finished"}
+    before = {path: at for path, at in times(directory).items() if path.parent in finished}
+
+    (tmp_path / "hold").unlink()
+    second = command(tmp_path, *sweep, path=[tmp_path])
+    assert second.returncode == 1  # the broken one failed again
+    assert second.stdout.count("finished after 2 of 2 rounds") == 6
+    assert second.stdout.count("is finished: skipped") == 5
+    assert "11 finished, 1 failed in outputs/sweep_" in second.stdout
+    (failed,) = (job for job, record in records(directory).items() if record["status"] == "failed")
+    assert second.stdout.splitlines()[-1] == f"{failed.name}: the reason is the last"
+    assert "Traceback" in second.stderr
+    assert before.items() <= times(directory).items()
+    assert all(
+        len((job / "metrics.jsonl").read_text().splitlines()) == 2 for job in records(directory) if job != failed
+    )
+
+    (tmp_path / "broken").unlink()
+    third = command(tmp_path, *sweep, path=[tmp_path])
+    assert third.returncode == 0, third.stderr
+    assert third.stdout.count("finished after 2 of 2 rounds") == 1
+    before = times(directory)
+    fourth = command(tmp_path, *sweep, path=[no_torch(tmp_path / "first"), tmp_path])
+    assert fourth.returncode == 0, fourth.stderr
+    assert "12 finished in outputs/sweep_" in fourth.stdout
+    assert fourth.stdout.endswith("there is nothing left to do\n")
+    assert times(directory) == before
+    assert status(tmp_path, directory).returncode == 0
+
+
+@pytest.mark.slow
+def test_of_two_sweeps_at_once_each_job_is_run_by_one(tmp_path):
+    sweep = ["-m", *SMALL, "seed=range(5)"]
+    both = [finish(process) for process in [start(tmp_path, *sweep), start(tmp_path, *sweep)]]
+    assert [done.returncode for done in both] == [0, 0], both
+    (directory,) = (tmp_path / "outputs").iterdir()
+    assert states(directory) == {"finished": 5}
+    printed = both[0].stdout + both[1].stdout
+    assert printed.count("finished after 2 of 2 rounds") == 5
+    for job in records(directory):
+        assert len((job / "metrics.jsonl").read_text().splitlines()) == 2
+        assert printed.splitlines().count(str(job)) == 1
+
+
+@pytest.mark.slow
+def test_jobs_run_side_by_side_under_joblib(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs hydra-joblib-launcher")
+    sweep = ["-m", *SMALL, "seed=0,1", "partitioner.min_partition_size=1,1000"]
+    joblib = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    done = command(tmp_path, *sweep, *joblib)
+    assert done.returncode == 1
+    assert "2 finished, 2 refused in outputs/sweep_" in done.stdout
+    again = command(tmp_path, *sweep)  # the launcher changes no number
+    assert again.stdout.count("is finished: skipped") == 2
+    assert len(list((tmp_path / "outputs").iterdir())) == 1
+
+
+@pytest.mark.slow
+def test_a_job_that_cannot_become_a_run_is_told_and_kept(tmp_path):
+    sweep = ["-m", *SMALL, "partitioner.min_partition_size=1000,1"]
+    done = command(tmp_path, *sweep, "hydra.sweep.dir=s")
+    assert done.returncode == 1
+    assert states(tmp_path / "s") == {"finished": 1}
+    (refused,) = (tmp_path / "s").glob("*/refused.txt")
+    (told,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert told == "error: " + refused.read_text().strip()
+    assert done.stdout.splitlines()[-2:] == ["1 refused, 1 finished in s", f"{refused.parent.name}: {told[7:]}"]
+    shown = status(tmp_path, "s")
+    assert shown.returncode == 1
+    assert shown.stdout in done.stdout
+    # Without the list of jobs it is shown what is there.
+    (tmp_path / "s" / "sweep.json").unlink()
+    assert {"1 refused", "1 finished"} == set(
+        status(tmp_path, "s").stdout.splitlines()[-2].split(" in ")[0].split(", ")
+    )
+
+
+@pytest.mark.slow
+def test_preflight_says_what_is_done_and_estimates_the_rest(tmp_path):
+    sweep = [*SMALL, "seed=0,1", "optimizer.lr=0.1,0.01"]
+    assert command(tmp_path, "-m", *SMALL, "seed=0", "optimizer.lr=0.1", "hydra.sweep.dir=s").returncode == 0
+    before = times(tmp_path / "s")
+    done = command(tmp_path, "preflight", *sweep, "hydra.sweep.dir=s", module="fedresearch.sweep")
+    assert done.returncode == 0, done.stderr
+    (past,) = records(tmp_path / "s")
+    rows = {line.split()[1] + " " + line.split()[0]: line for line in done.stdout.splitlines() if "seed=" in line}
+    assert rows["optimizer.lr=0.1 seed=0"].split()[2:] == [past.name, "finished"]
+    assert rows["optimizer.lr=0.1 seed=1"].rstrip().endswith(f"past run {past.name}")
+    for seed in (0, 1):  # they share what is measured once
+        assert rows[f"optimizer.lr=0.01 seed={seed}"].rstrip().endswith("a run of 2 rounds")
+    assert done.stderr.count("running two rounds of") == 1
+    # Two of the four clients train in each of two rounds: 64 * 10 + 10 parameters of four bytes, down and up.
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("3 of 4 jobs to do in s: ")
+    assert float(last.split(" kB communicated")[0].split()[-1]) > 3 * 2 * 2 * 2 * 650 * 4 / 1000
+    assert times(tmp_path / "s") == before
+
+
+def test_a_mistake_in_any_job_is_told_before_the_first_starts(tmp_path):
+    for module, verb in ((None, ["-m"]), ("fedresearch.sweep", ["preflight"])):
+        done = command(tmp_path, *verb, *SMALL, "seed=0,1", "optimizer.lr=0.1,-3", module=module)
+        assert done.returncode == 1
+        assert done.stdout == ""
+        assert done.stderr == (
+            "error: job seed=0 optimizer.lr=-3 and 1 more: "
+            "optimizer.lr must be > 0 and below 1e38, got -3; try optimizer.lr=0.1\n"
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "same"),
+    [
+        (["tracker.mode=offline"], True),
+        (["name=other", "hardware=workers"], True),
+        (["hardware=batched"], False),
+        (["hardware=cpu,batched"], False),
+        (["seed=0,1"], False),
+    ],
+)
+def test_a_sweep_has_the_directory_of_what_changes_its_numbers(tmp_path, words, same):
+    sweeps = [start(tmp_path, "-m", "model=logistic", *more, module=None) for more in ([], words)]  # in one second
+    for done in map(finish, sweeps):
+        assert done.returncode == 0, done.stderr
+        assert "would run" in done.stdout
+    assert len(list((tmp_path / "outputs").iterdir())) == (1 if same else 2)
+
+
+def test_jobs_that_differ_in_no_number_run_once(tmp_path):
+    done = command(tmp_path, "-m", "hardware=cpu,workers", "seed=0,1", module=None)
+    assert "4 jobs, of which 2 differ in what changes a number" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("2 missing in outputs/sweep_")
+
+
+def test_an_experiment_may_be_a_sweep(tmp_path):
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    grid = "# @package _global_\nhydra: {mode: MULTIRUN, sweeper: {params: {seed: '0,1'}}}\n"
+    (tmp_path / "conf" / "experiment" / "grid.yaml").write_text(grid)
+    done = command(tmp_path, "--config-dir", "conf", "experiment=grid", module=None)
+    assert done.stdout.count("would run") == 2, done.stderr
+    assert "seed=1" in done.stdout.splitlines()[-2]
+
+
+def test_a_directory_of_another_job_is_refused(tmp_path):
+    from fedresearch.runs.record import dump_record
+
+    (tmp_path / "s" / "0").mkdir(parents=True)
+    (tmp_path / "s" / "0" / "run.json").write_text(dump_record({"status": "finished", "digest": "0123456789ab"}))
+    done = command(tmp_path, "-m", "seed=0,1", "hydra.sweep.dir=s", "hydra.sweep.subdir=${hydra.job.num}", module=None)
+    assert done.returncode == 1
+    assert "s/0 holds the run of another config; try another hydra.sweep.dir" in done.stderr
+    assert "would run" not in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [["status", "nowhere"], ["status"], []])
+def test_what_status_cannot_show_is_told(tmp_path, arguments):
+    done = command(tmp_path, *arguments, module="fedresearch.sweep")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert ("nowhere holds no sweep" if len(arguments) == 2 else "fedresearch.sweep status DIR") in done.stderr
