@@ -5,6 +5,7 @@ import shutil
 import sys
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -154,7 +155,9 @@ def _run(
                 after_round=after.num_rounds,
             )
         )
-        with stop_after_the_round() as stopping:
+        # On a SuperLink, who stops the ServerApp has no patience.
+        on_nodes = isinstance(experiment.grid, NodeGrid)
+        with nullcontext(lambda: False) if on_nodes else stop_after_the_round() as stopping:
             server_app(experiment.grid, Context(1, 0, {}, RecordDict(), {}))
         trackers.log_model(directory / MODEL)
     except BaseException as error:

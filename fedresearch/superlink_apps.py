@@ -21,15 +21,14 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedresearch import config
 from fedresearch.apps.flower import client_error
-from fedresearch.apps.nodes import NodeGrid, tell_node_config
+from fedresearch.apps.nodes import ROWS, NodeGrid, answer_query
 from fedresearch.errors import InputError
 from fedresearch.submission import ERROR, EXPERIMENT, OVERRIDES, Submission
 
 if TYPE_CHECKING:
     from fedresearch.apps.client_app import Clients
 
-# The record of a node's state that holds its rows, for as long as its run.
-_ROWS, _SPLITS = "rows", ("train", "validation")
+_SPLITS = ("train", "validation")
 
 server_app = ServerApp()
 client_app = ClientApp()
@@ -61,7 +60,7 @@ def serve(grid: Grid, context: Context) -> None:
             raise
 
 
-client_app.query()(tell_node_config)
+client_app.query()(answer_query)
 
 
 @client_app.train()
@@ -106,8 +105,8 @@ def _submitted_clients(submission: Submission, context: Context) -> "Clients":
 
     partition_id = int(context.node_config["partition-id"])
     rows = None
-    if _ROWS in context.state:
-        own = context.state.array_records[_ROWS]
+    if ROWS in context.state:
+        own = context.state.array_records[ROWS]
         nothing = [np.zeros(0, np.int64)] * int(context.node_config["num-partitions"])
         train, validation = (
             [*nothing[:partition_id], own[split].numpy(), *nothing[partition_id + 1 :]] for split in _SPLITS
@@ -115,7 +114,7 @@ def _submitted_clients(submission: Submission, context: Context) -> "Clients":
         rows = train, validation
     experiment = Experiment(submission.config, submission.choices, rows=rows)
     if rows is None and not submission.config.strategy["pooled"]:
-        context.state[_ROWS] = record({split: getattr(experiment.data, split)[partition_id] for split in _SPLITS})
+        context.state[ROWS] = record({split: getattr(experiment.data, split)[partition_id] for split in _SPLITS})
     return experiment.client_app
 
 

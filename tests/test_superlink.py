@@ -116,10 +116,22 @@ def test_scaffold_over_tls_with_authenticated_supernodes_equals_cpu(there, tmp_p
 
 
 @pytest.mark.slow
+def test_it_goes_on_from_a_checkpoint_with_what_its_clients_kept(there, tmp_path, run):
+    overrides = ["strategy=scaffold", "federation.num_rounds=1", "federation.fraction_train=1", *NO_EVALUATION]
+    code, _, err = fedresearch(tmp_path, *there, *overrides)
+    assert code == 0, err
+    command = [sys.executable, "-m", "fedresearch.main", "resume=d", "federation.num_rounds=2"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    overrides[1] = "federation.num_rounds=2"
+    assert numbers(tmp_path / "d") == run(*SHORT, *overrides).numbers()
+
+
+@pytest.mark.slow
 def test_a_client_that_fails_ends_the_run_with_what_it_raised(there, tmp_path):
     (tmp_path / "conf" / "model").mkdir(parents=True)
     (tmp_path / "conf" / "model" / "faulty.yaml").write_text("# Fails\n_target_: faulty.Faulty\n")
-    code, out, err = fedresearch(tmp_path, "--config-dir", "conf", *there, *NO_EVALUATION, "model=faulty")
+    code, _, err = fedresearch(tmp_path, "--config-dir", "conf", *there, *NO_EVALUATION, "model=faulty")
     assert code == 1
     assert re.search(r"clients? of partitions? [\d, ]+ failed in round 1: ArithmeticError: not today", err)
     assert err.startswith("error: ")

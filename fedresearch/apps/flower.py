@@ -13,9 +13,22 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedresearch.errors import InputError
 
-__all__ = ["TESTED", "Run", "be_server", "check_version", "client_error", "message", "quieten", "set_message_id"]
+__all__ = [
+    "FIRST_NODE_ID",
+    "TESTED",
+    "Run",
+    "be_server",
+    "check_version",
+    "client_error",
+    "message",
+    "quieten",
+    "set_message_id",
+]
 
 TESTED = ("1.41", "1.42")
+
+# Of the clients, in partition order, on all hardware. Node 1 is the server, as on a SuperLink.
+FIRST_NODE_ID = 2
 
 # flwr.common.constant.ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 _CLIENT_APP_RAISED_EXCEPTION = 2

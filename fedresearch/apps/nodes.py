@@ -1,7 +1,7 @@
 """SuperNodes, seen as a Grid in partition order."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -10,21 +10,35 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from fedresearch.apps.delegating import DelegatingGrid
+from fedresearch.apps.flower import FIRST_NODE_ID
 from fedresearch.errors import InputError
 
 # Flower's own Grid asks for replies each 3 s.
 _POLL_S = 0.2
-# The record in which a node tells its ``--node-config``.
-_NODE = "node"
+# The record in which a node tells its ``--node-config``, and the one that says that a message is about its state.
+_NODE, _STATE = "node", "state"
+# The record of a node's state that holds its rows, which the server knows.
+ROWS = "rows"
 
 
-def tell_node_config(message: Message, context: Context) -> Message:
-    """Answer a ``query`` message with the node's config, which alone says whose partition is whose."""
-    return Message(RecordDict({_NODE: ConfigRecord(dict(context.node_config))}), reply_to=message)
+def answer_query(message: Message, context: Context) -> Message:
+    """Answer a ``query`` message, of which there are three kinds.
+
+    One asks for the node's config, which alone says whose partition is whose; one asks for what the client keeps; and
+    one brings what it is to keep.
+    """
+    if _STATE not in message.content:
+        return Message(RecordDict({_NODE: ConfigRecord(dict(context.node_config))}), reply_to=message)
+    brought = {name: record for name, record in message.content.items() if name != _STATE}
+    context.state.update(brought)
+    kept = {} if brought else {name: record for name, record in context.state.items() if name != ROWS}
+    return Message(RecordDict(kept), reply_to=message)
 
 
 class NodeGrid(DelegatingGrid):
     """A Grid whose SuperNodes have connected by themselves, under random ids and in any order.
+
+    Here they have the ids that they have on all other hardware, which follow from their partitions.
 
     Parameters
     ----------
@@ -43,7 +57,7 @@ class NodeGrid(DelegatingGrid):
         self.num_supernodes: int | None = None
         self.timeout_s = 60.0
         super().__init__(grid)
-        self.states: dict[int, RecordDict] = {}
+        self._may_keep: set[int] = set()
         self._node_ids: dict[int, int] = {}  # by partition
         self._asked: set[int] = set()
         self._unanswered: dict[str, Message] = {}
@@ -69,7 +83,7 @@ class NodeGrid(DelegatingGrid):
         while True:
             wanted = self.num_supernodes
             if wanted is not None and all(i in self._node_ids for i in range(wanted)):
-                return [self._node_ids[i] for i in range(wanted)]
+                return range(FIRST_NODE_ID, FIRST_NODE_ID + wanted)
             self.meet()
             if time.monotonic() - started > self.timeout_s:
                 raise InputError(self._missing())
@@ -79,7 +93,8 @@ class NodeGrid(DelegatingGrid):
         """Ask the nodes that are new for their partitions, and take the answers that are there, without waiting."""
         new = [node_id for node_id in self._grid.get_node_ids() if node_id not in self._asked]
         if new:
-            self._unanswered |= self._push([Message(RecordDict(), node_id, MessageType.QUERY) for node_id in new])
+            asked = [Message(RecordDict(), node_id, MessageType.QUERY) for node_id in new]
+            self._unanswered |= self._push(asked, new)
             self._asked.update(new)
         for reply in self._pull(self._unanswered):
             if reply.has_error():  # a node that has left: the SuperLink knows it for a while
@@ -111,7 +126,10 @@ class NodeGrid(DelegatingGrid):
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send messages and return the replies, those that come within the time."""
         started = time.monotonic()
-        unanswered = self._push(list(messages))
+        messages = list(messages)
+        node_ids = [message.metadata.dst_node_id for message in messages]
+        self._may_keep.update(node_ids)
+        unanswered = self._push(messages, [self._node_ids[node_id - FIRST_NODE_ID] for node_id in node_ids])
         replies = [*self._pull(unanswered)]
         while unanswered and (timeout is None or time.monotonic() - started < timeout):
             time.sleep(_POLL_S)
@@ -122,9 +140,40 @@ class NodeGrid(DelegatingGrid):
         """Let an app answer a message as its clients would, and keep nothing of it."""
         app(message, context)
 
-    def _push(self, messages: Sequence[Message]) -> dict[str, Message]:
-        """Send messages and return them by their ids."""
+    @property
+    def states(self) -> dict[int, RecordDict]:
+        """What clients keep from one message to the next, by node id; they are asked, and can be told."""
+        asked = {node_id: RecordDict({_STATE: ConfigRecord()}) for node_id in sorted(self._may_keep)}
+        return {reply.metadata.src_node_id: reply.content for reply in self._query(asked) if reply.content}
+
+    @states.setter
+    def states(self, states: dict[int, RecordDict]) -> None:
+        self.get_node_ids()
+        self._query({i: RecordDict({**state, _STATE: ConfigRecord()}) for i, state in states.items()})
+
+    def _query(self, contents: Mapping[int, RecordDict]) -> list[Message]:
+        """Send each node its content, and return the replies.
+
+        Raises
+        ------
+        RuntimeError
+            If a node fails.
+        """
+        messages = [Message(content, node_id, MessageType.QUERY) for node_id, content in contents.items()]
+        replies = list(self.send_and_receive(messages))
+        for reply in replies:
+            if reply.has_error():
+                raise RuntimeError(f"a SuperNode did not tell or take its state: {reply.error.reason}")
+        return replies
+
+    def _push(self, messages: Sequence[Message], node_ids: Sequence[int]) -> dict[str, Message]:
+        """Send messages to nodes by their own ids, and return them by the messages' ids."""
+        shown = [message.metadata.dst_node_id for message in messages]
+        for message, node_id in zip(messages, node_ids, strict=True):
+            message.metadata.dst_node_id = node_id
         message_ids = list(self._grid.push_messages(messages))
+        for message, node_id in zip(messages, shown, strict=True):
+            message.metadata.dst_node_id = node_id
         if len(message_ids) < len(messages) or not all(message_ids):
             raise RuntimeError("the SuperLink did not take all messages: they are too large, or the run was stopped")
         return dict(zip(message_ids, messages, strict=True))
@@ -133,5 +182,6 @@ class NodeGrid(DelegatingGrid):
         """Yield the replies that are there, and take what they answer out of the unanswered."""
         for reply in self._grid.pull_messages(list(unanswered)) if unanswered else ():
             message = unanswered.pop(reply.metadata.reply_to_message_id)
-            # An error of the SuperLink's own, such as of a node that has left, does not come in the node's name.
-            yield Message(reply.error, reply_to=message) if reply.has_error() else reply
+            # In the name of the node that the message is shown to be to. An error of the SuperLink's own, such as of a
+            # node that has left, comes in no node's name at all.
+            yield Message(reply.error if reply.has_error() else reply.content, reply_to=message)

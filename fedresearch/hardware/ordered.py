@@ -13,11 +13,8 @@ from flwr.app import Context, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
-from fedresearch.apps.flower import Run, be_server, client_error, set_message_id
+from fedresearch.apps.flower import FIRST_NODE_ID, Run, be_server, client_error, set_message_id
 from fedresearch.hardware.threads import limit_threads
-
-# Node 1 is the server, as on a SuperLink.
-_FIRST_NODE_ID = 2
 
 
 class OrderedGrid(Grid):
@@ -86,7 +83,7 @@ class OrderedGrid(Grid):
 
     def get_node_ids(self) -> Sequence[int]:
         """Return all node ids in partition order."""
-        return range(_FIRST_NODE_ID, _FIRST_NODE_ID + self._num_supernodes)
+        return range(FIRST_NODE_ID, FIRST_NODE_ID + self._num_supernodes)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Let the addressed clients work, and return the messages' ids.
@@ -134,7 +131,7 @@ class OrderedGrid(Grid):
 
     @staticmethod
     def _partition_of(message: Message) -> int:
-        return message.metadata.dst_node_id - _FIRST_NODE_ID
+        return message.metadata.dst_node_id - FIRST_NODE_ID
 
     def _keep(self, node_id: int, state: RecordDict) -> None:
         if state:

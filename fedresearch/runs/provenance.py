@@ -1,5 +1,6 @@
 """Where a run's numbers come from: code, versions, machine, command."""
 
+import hashlib
 import os
 import platform
 import resource
@@ -57,7 +58,12 @@ def _git(folder: Path, tracked: str) -> dict[str, Any] | None:
     commit = _git_output(folder, "rev-parse", "HEAD")
     if commit is None:
         return None
-    return {"commit": commit.strip(), "dirty": bool(_git_output(folder, "status", "--porcelain"))}
+    patch = _git_output(folder, "diff", "HEAD")
+    return {
+        "commit": commit.strip(),
+        "dirty": bool(_git_output(folder, "status", "--porcelain")),
+        "diff_sha256": hashlib.sha256(patch.encode()).hexdigest() if patch else None,
+    }
 
 
 def _git_output(folder: Path, *arguments: str) -> str | None:

@@ -4,7 +4,9 @@ import functools
 import importlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from types import TracebackType
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace, TracebackType
 from typing import Any, Self
 
 import torch
@@ -15,10 +17,13 @@ from torch import Tensor, nn
 from fedresearch.apps.client_app import Clients
 from fedresearch.apps.rounds import RoundLoop
 from fedresearch.apps.sampling import Sampling, uniform
+from fedresearch.checkpoints import Checkpoints
+from fedresearch.config.schema import Checkpoint
 from fedresearch.hardware.ordered import OrderedGrid
 from fedresearch.local.parts import parameters
 from fedresearch.local.train import Task, Trained, train
 from fedresearch.local.update import LocalUpdate
+from fedresearch.runs.directory import History, RunDirectory
 from fedresearch.seeding import derive_seed
 from scripts.benchmark.workloads import Workload, initial_state
 
@@ -29,7 +34,9 @@ _GRIDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "batched": ("batched", "BatchedGrid", {"chunk": "auto", "compile": "auto"}),
     "batched-uncompiled": ("batched", "BatchedGrid", {"chunk": "auto", "compile": False}),
 }
-HARDWARE = tuple(_GRIDS)
+# With a checkpoint after every round, as ``checkpoint.every=1`` writes it.
+_CHECKPOINTED = "-checkpointed"
+HARDWARE = (*_GRIDS, *(f"{name}{_CHECKPOINTED}" for name in _GRIDS))
 
 
 class NullClients(Clients):
@@ -90,11 +97,12 @@ class Ours:
             nonfinite="stop",
             log_failure=lambda *_: None,
         )
-        module, name, options = _GRIDS[hardware]
+        module, name, options = _GRIDS[hardware.removesuffix(_CHECKPOINTED)]
         make = getattr(importlib.import_module(f"fedresearch.hardware.{module}"), name)
         self._grid: OrderedGrid = make(self._app, num_clients, **options)
         self._arrays = ArrayRecord(initial_state(work))
         self._open = ExitStack()
+        self._checkpoints = self._write_checkpoints() if hardware.endswith(_CHECKPOINTED) else None
 
     def __enter__(self) -> Self:
         self._open.enter_context(self._grid)
@@ -108,7 +116,17 @@ class Ours:
     def round(self, server_round: int) -> None:
         """Run a round."""
         torch.set_num_threads(1)
-        _, self._arrays = self._loop._round(server_round, self._grid, self._arrays)
+        row, self._arrays = self._loop._round(server_round, self._grid, self._arrays)
+        if self._checkpoints:
+            self._run.log(row | {"time/total_s": 0.0})
+            self._checkpoints.after(row, self._arrays)
+
+    def _write_checkpoints(self) -> Checkpoints:
+        folder = self._open.enter_context(TemporaryDirectory(dir="."))  # on a disk: /tmp may be memory
+        self._run = RunDirectory(Path(folder), {}, History())
+        every = SimpleNamespace(checkpoint=Checkpoint(1, 2, None), federation=SimpleNamespace(num_rounds=0))
+        experiment = SimpleNamespace(config=every, strategy=self._loop.strategy, grid=self._grid)
+        return Checkpoints(experiment, self._run, [])  # type: ignore[arg-type]
 
     def state(self) -> dict[str, Tensor]:
         """Return the global model."""
