@@ -30,11 +30,6 @@ class Checkpoints:
         Where.
     rows : list of dict
         The rows of the rounds before.
-
-    Raises
-    ------
-    InputError
-        If the strategy keeps what no checkpoint can hold.
     """
 
     def __init__(self, experiment: Experiment, run: RunDirectory, rows: list[Row]) -> None:
@@ -47,11 +42,6 @@ class Checkpoints:
             self._best = max(self._best, self._score(row))
         self._next = 0.0  # on the clock
         self._last = run.history.num_rounds
-        if self._every:
-            try:
-                Packer().pack_object(experiment.strategy, "strategy")
-            except Unknown as error:
-                raise InputError(f"{error}, which a checkpoint cannot hold; try checkpoint.every=0") from error
 
     def after(self, row: Row, arrays: ArrayRecord) -> None:
         """Write what is due after a round."""
@@ -89,6 +79,21 @@ class Checkpoints:
         if value is None or not math.isfinite(value):
             return -math.inf
         return value if "acc" in self._column else -value
+
+
+def refuse_unkept(experiment: Experiment) -> None:
+    """Refuse a strategy with what no checkpoint can hold, where there are to be any.
+
+    Raises
+    ------
+    InputError
+        Naming the attribute.
+    """
+    try:
+        if experiment.config.checkpoint.every:
+            Packer().pack_object(experiment.strategy, "strategy")
+    except Unknown as error:
+        raise InputError(f"{error}, which a checkpoint cannot hold; try checkpoint.every=0") from error
 
 
 def restore(experiment: Experiment, directory: Path) -> tuple[History, ArrayRecord]:

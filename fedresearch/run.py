@@ -16,7 +16,7 @@ from flwr.app import ArrayRecord, Context, RecordDict
 from fedresearch.apps.nodes import NodeGrid
 from fedresearch.apps.records import sha256
 from fedresearch.apps.rounds import ClientsFailed, Diverged, Row
-from fedresearch.checkpoints import Checkpoints, restore
+from fedresearch.checkpoints import Checkpoints, refuse_unkept, restore
 from fedresearch.config import Config, digest
 from fedresearch.data.federated import FederatedData
 from fedresearch.data.plot import label_distribution_png, partition_csv
@@ -99,27 +99,23 @@ def _run(
     past: Mapping[str, Any],
 ) -> None:
     config, data = experiment.config, experiment.data
-    record, whence = {**_record(experiment), **typed}, provenance(command)
+    refuse_unkept(experiment)
+    record = {**_record(experiment), **typed}
+    whence = provenance(command)
     if past:
         refuse_other_data(past, record)
         after, arrays = restore(experiment, directory)
         rows = read_rows(directory)[: after.num_rounds]
         refuse_other_rates(experiment, rows)
-        resumed = {"at": now(), "after_round": after.num_rounds, "command": whence["command"]}
-        resumed |= {key: value for key, value in whence.items() if key != "command" and value != past.get(key)}
-        if resumed.keys() & {"versions", "git", "processor", "python"}:
-            log.warning("the code, its packages or the machine have changed since this run was begun: see run.json")
-        record = {**past, **record, "resumed": [*past.get("resumed", ()), resumed]}
-        run = RunDirectory(directory, record, after)
-        log.warning("going on after round %d of %d", after.num_rounds, config.federation.num_rounds)
+        record = {**past, **record, "resumed": [*past.get("resumed", ()), _resumption(past, whence, after)]}
     else:
         refuse_full(directory, experiment)
         after, arrays, rows = History(), experiment.initial_arrays, []
         record = {"id": uuid.uuid4().hex, "started": now(), **record, **whence}
-        run = RunDirectory(directory, record, after)
+    run = RunDirectory(directory, record, after)
     checkpoints = Checkpoints(experiment, run, rows)
     trackers = TrackerGroup([experiment.tracker, Console()])  # what a tracker says first stands above the bar
-    last: Row = rows[-1] if rows else {}
+    last: Row = dict(rows[-1]) if rows else {}
 
     def log_row(row: Row, arrays: ArrayRecord) -> None:
         run.log(row)
@@ -141,8 +137,8 @@ def _run(
     try:
         title = f"{experiment.name}, seed {config.seed}"
         save_label_distribution(data, config.dataset["declares"]["num_classes"], title, run)
-        for name, diff in uncommitted().items():
-            run.write_text(name, diff)
+        for name, patch in uncommitted().items():
+            run.write_text(f"{name}_{after.num_rounds}.diff" if past else f"{name}.diff", patch)
         trackers.start(
             RunInfo(
                 directory=directory,
@@ -191,6 +187,15 @@ def _record(experiment: Experiment) -> dict[str, Any]:
         "num_parameters": sum(p.numel() for p in experiment.model.parameters()),
         "num_threads": torch.get_num_threads(),
     }
+
+
+def _resumption(past: Mapping[str, Any], whence: Mapping[str, Any], after: History) -> dict[str, Any]:
+    """Return what a record says of a run's going on: when, after which round, and what has changed; say so."""
+    changed = {key: value for key, value in whence.items() if key != "command" and value != past.get(key)}
+    if changed.keys() & {"versions", "git", "processor", "python"}:
+        log.warning("the code, its packages or the machine have changed since this run was begun: see run.json")
+    log.warning("going on after round %d", after.num_rounds)
+    return {"at": now(), "after_round": after.num_rounds, "command": whence["command"], **changed}
 
 
 def _status(error: BaseException) -> str:

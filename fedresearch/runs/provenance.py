@@ -37,16 +37,16 @@ def peak_memory_bytes() -> int:
 
 
 def uncommitted() -> dict[str, str]:
-    """Return what was changed and not committed, as patches by the name of their file.
+    """Return what was changed and not committed, as patches by where.
 
     Files that git does not track are not in it.
     """
     patches = {
-        "fedresearch.diff": _git_output(Path(__file__).parent, "diff", "HEAD"),
-        "working_directory.diff": _git_output(Path.cwd(), "diff", "HEAD"),
+        "fedresearch": _git_output(Path(__file__).parent, "diff", "HEAD"),
+        "working_directory": _git_output(Path.cwd(), "diff", "HEAD"),
     }
-    if patches["working_directory.diff"] == patches["fedresearch.diff"]:
-        del patches["working_directory.diff"]  # one repository
+    if patches["working_directory"] == patches["fedresearch"]:
+        del patches["working_directory"]  # one repository
     return {name: patch for name, patch in patches.items() if patch}
 
 
