@@ -2,6 +2,8 @@
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from flwr.app import ArrayRecord
@@ -44,7 +46,17 @@ class Checkpoints:
         self._last = run.history.num_rounds
 
     def after(self, row: Row, arrays: ArrayRecord) -> None:
-        """Write what is due after a round."""
+        """Write what is due after a round.
+
+        Raises
+        ------
+        InputError
+            If the row has no such column as ``checkpoint.best``.
+        """
+        evaluated = row["round"] % self._experiment.config.federation.evaluate_every == 0
+        if self._column is not None and evaluated and self._column not in row:
+            columns = ", ".join(name for name, value in row.items() if isinstance(value, float))
+            raise InputError(f"checkpoint.best={self._column} is no column of this run, which has {columns}")
         if self._score(row) > self._best:
             self._best = self._score(row)
             path = self._run.path / BEST
@@ -54,17 +66,24 @@ class Checkpoints:
             self.write(arrays)
 
     def write(self, arrays: ArrayRecord) -> None:
-        """Write a checkpoint after the last round that was logged."""
+        """Write a checkpoint after the last round that was logged.
+
+        Raises
+        ------
+        InputError
+            If there is something that no checkpoint can hold.
+        """
         if not self._every or self._last == self._run.history.num_rounds:
             return
         started = time.perf_counter()
         packer = Packer()
-        plain = {
-            "history": vars(self._run.history),
-            "arrays": packer.pack(arrays, "arrays"),
-            "strategy": packer.pack_object(self._experiment.strategy, "strategy"),
-            "states": packer.pack(self._experiment.grid.states, "states"),
-        }
+        with _told():
+            plain = {
+                "history": vars(self._run.history),
+                "arrays": packer.pack(arrays, "arrays"),
+                "strategy": packer.pack_object(self._experiment.strategy, "strategy"),
+                "states": packer.pack(self._experiment.grid.states, "states"),
+            }
         self._run.sync()
         write_checkpoint(self._run.path, self._run.history.num_rounds, plain, packer.arrays, self._keep)
         self._last = self._run.history.num_rounds
@@ -82,16 +101,22 @@ class Checkpoints:
 
 
 def refuse_unkept(experiment: Experiment) -> None:
-    """Refuse a strategy with what no checkpoint can hold, where there are to be any.
+    """Refuse a strategy that keeps what no checkpoint can hold, where there are to be any.
 
     Raises
     ------
     InputError
-        Naming the attribute.
+        With the attribute.
     """
-    try:
-        if experiment.config.checkpoint.every:
+    if experiment.config.checkpoint.every:
+        with _told():
             Packer().pack_object(experiment.strategy, "strategy")
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
     except Unknown as error:
         raise InputError(f"{error}, which a checkpoint cannot hold; try checkpoint.every=0") from error
 

@@ -97,11 +97,13 @@ def _with_the_past(arguments: list[str]) -> list[str]:
     Raises
     ------
     InputError
-        If there is no such run.
+        If there is no such run, or it is to be swept.
     """
     named = [word.removeprefix("resume=").strip("'\"") for word in arguments if word.startswith("resume=")]
     if not named or named[-1] in ("", "null"):
         return arguments
+    if {"-m", "--multirun"} & set(arguments):
+        raise InputError("resume goes on with one run; a sweep goes on when its own command is typed again")
     directory = Path(named[-1]).absolute()
     record = read_record(directory)
     if Path(record["working_directory"]).is_dir():

@@ -11,6 +11,9 @@ from fedresearch.errors import InputError
 from fedresearch.experiment import Experiment
 from fedresearch.runs.record import read_rows
 
+# They change no number of the rounds that are done.
+_MAY_CHANGE = ("federation.num_rounds", "federation.max_failures")
+
 
 def goes_on(past: Mapping[str, Any], config: Config, directory: Path) -> bool:
     """Return whether there is anything to do for a run that was begun; say so where there is not.
@@ -23,7 +26,7 @@ def goes_on(past: Mapping[str, Any], config: Config, directory: Path) -> bool:
     changed = [
         f"{key}={theirs} (now {ours})"
         for key, theirs, ours, numerical in differences(past["config"], asdict(config))
-        if numerical and key != "federation.num_rounds"
+        if numerical and key not in _MAY_CHANGE
     ]
     if changed:
         raise InputError(

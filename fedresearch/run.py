@@ -24,7 +24,7 @@ from fedresearch.errors import InputError
 from fedresearch.experiment import Experiment
 from fedresearch.model import save_model
 from fedresearch.resuming import goes_on, refuse_other_data, refuse_other_rates
-from fedresearch.runs.directory import FAILURES, MODEL, History, RunDirectory, finite_row, now, refuse_used
+from fedresearch.runs.directory import FAILURES, MODEL, History, RunDirectory, Unwritable, finite_row, now, refuse_used
 from fedresearch.runs.provenance import provenance, uncommitted
 from fedresearch.runs.record import RECORD, locked, read_record, read_rows
 from fedresearch.stopping import stop_after_the_round
@@ -159,7 +159,10 @@ def _run(
     except BaseException as error:
         status = _status(error)
         try:
-            run.close(status, error=f"{type(error).__name__}: {error}", result=finite_row(last))
+            what = None if status == "interrupted" else f"{type(error).__name__}: {error}"
+            run.close(status, error=what, result=finite_row(last))
+        except Unwritable as unwritable:
+            log.warning("%s", unwritable)  # and what ended the run is told
         finally:
             trackers.finish(status, last)
         told = _told(error, directory)
@@ -192,10 +195,15 @@ def _record(experiment: Experiment) -> dict[str, Any]:
 def _resumption(past: Mapping[str, Any], whence: Mapping[str, Any], after: History) -> dict[str, Any]:
     """Return what a record says of a run's going on: when, after which round, and what has changed; say so."""
     changed = {key: value for key, value in whence.items() if key != "command" and value != past.get(key)}
-    if changed.keys() & {"versions", "git", "processor", "python"}:
+    other_code = any(_code(whence).get(key) != _code(past).get(key) for key in ("commit", "diff_sha256"))
+    if other_code or changed.keys() & {"versions", "processor", "python"}:
         log.warning("the code, its packages or the machine have changed since this run was begun: see run.json")
     log.warning("going on after round %d", after.num_rounds)
     return {"at": now(), "after_round": after.num_rounds, "command": whence["command"], **changed}
+
+
+def _code(whence: Mapping[str, Any]) -> Mapping[str, Any]:
+    return whence["git"]["fedresearch"] or {}
 
 
 def _status(error: BaseException) -> str:
@@ -214,6 +222,8 @@ def _told(error: BaseException, directory: Path) -> InputError | None:
             f"{first} {raised}; its traceback is in {directory / FAILURES}; mend it and go on with resume={directory}, "
             "or allow some with federation.max_failures=1"
         )
+    if isinstance(error, Unwritable):
+        return InputError(f"{error}; make room, and go on with resume={directory}")
     return None
 
 

@@ -21,6 +21,11 @@ Examples:
   python -m fedresearch.main strategy=fedavg partitioner.alpha=0.1 federation.num_rounds=50
   python -m fedresearch.main dataset=mnist model=mlp_2nn partitioner=iid optimizer.lr=0.05 tracker.mode=offline
   python -m fedresearch.main -m partitioner.alpha=0.1,1,10 seed=0,1,2
+  python -m fedresearch.main resume=RUN_DIR federation.num_rounds=100
+  python -m fedresearch.sweep preflight partitioner.alpha=0.1,1,10 seed=0,1,2
+  python -m fedresearch.sweep status SWEEP_DIR
+  python -m fedresearch.compare RUN_DIR OTHER_RUN_DIR
+  python -m fedresearch.reproduce RUN_DIR hardware=workers
 
   --cfg job --resolve    print the composed config instead of running it
   --info                 show where each part of it comes from

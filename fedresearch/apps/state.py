@@ -1,6 +1,7 @@
 """What a run must remember to go on: plain values and Flower's records, as JSON and NumPy arrays."""
 
 from collections.abc import Mapping
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,10 @@ _MADE_WITH = ("function", "method", "builtin_function_or_method", "type", "modul
 
 class Unknown(TypeError):
     """A value of a kind that cannot be kept; the text names where it is."""
+
+
+class _Plain:
+    """An object that is all in its attributes."""
 
 
 class Packer:
@@ -134,10 +139,20 @@ def unpack_object(packed: Mapping[str, Any], arrays: Arrays, owner: object) -> N
 def _is_part(value: Any) -> bool:
     """Return whether a value is a part of a strategy: another strategy, or an object of a class of its own."""
     package = type(value).__module__.partition(".")[0]
-    return isinstance(value, Strategy) or (
+    if isinstance(value, Strategy):
+        return True
+    kind = type(value)
+    # What is of a class of its own may have more to it than its attributes: random.Random, OrderedDict, __slots__.
+    all_in_attributes = (
+        kind.__basicsize__ <= _Plain.__basicsize__
+        and not kind.__itemsize__
+        and not any(vars(base).get("__slots__") for base in kind.__mro__)
+    )
+    return (
         hasattr(value, "__dict__")
+        and all_in_attributes
         and package not in ("builtins", "flwr", "functools", "numpy", "torch")
-        and not isinstance(value, Array | type)
+        and not isinstance(value, Array | Enum | type)
         and not callable(value)
     )
 

@@ -48,7 +48,7 @@ def sweep_digest(
     counting = [word for word in words if _counts(word, counted_hardware(hardware))]
     sources = runtime.config_sources
     folders = [os.path.relpath(source.path) for source in sources if "command-line" in source.provider]
-    return hashlib.sha256(json.dumps([job.config_name, folders, counting]).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps([job.config_name, folders, sorted(counting)]).encode()).hexdigest()[:12]
 
 
 def _counts(word: str, numbers: dict[str, Any]) -> bool:

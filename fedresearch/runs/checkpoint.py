@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from fedresearch.errors import InputError
-from fedresearch.runs.directory import write_whole
+from fedresearch.runs.directory import write_whole, writing
 
 log = logging.getLogger("fedresearch")
 
@@ -38,19 +38,33 @@ def write_checkpoint(run: Path, server_round: int, plain: Any, arrays: Arrays, k
         The rest; they come back in C order.
     keep : int
         Checkpoints to keep, this one included.
+
+    Raises
+    ------
+    Unwritable
+        If it cannot be written. Those before it stay.
     """
     folder = run / FOLDER
-    folder.mkdir(exist_ok=True)
+    with writing(folder):
+        folder.mkdir(exist_ok=True)
     text = json.dumps(plain)
     metadata = {"format": FORMAT, "round": str(server_round), "plain": text, "sha256": _sha256(text, arrays)}
 
     def write(path: Path) -> None:
-        save_file(dict(arrays), path, metadata)
+        try:
+            save_file(dict(arrays), path, metadata)
+        except SafetensorError as error:  # the system's, in its own words
+            raise OSError(str(error)) from error
         path.chmod(run.stat().st_mode & 0o666)  # it is made for its owner alone
 
     write_whole(folder / f"round_{server_round:06d}.safetensors", write)
-    for _, path in _checkpoints(run)[keep:]:
-        path.unlink()
+    found = _checkpoints(run)
+    # Those of later rounds are damaged, or the run had gone on from them.
+    kept = [path for of, path in found if of <= server_round][:keep]
+    for _, path in found:
+        if path not in kept:
+            with writing(path):
+                path.unlink()
 
 
 def read_checkpoints(run: Path) -> Iterator[tuple[int, Any, Arrays]]:

@@ -6,7 +6,8 @@ import json
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,6 +33,19 @@ class History:
     sha256: str = hashlib.sha256().hexdigest()
 
 
+class Unwritable(InputError):
+    """A file of a run cannot be written, as on a disk that is full."""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise :class:`Unwritable` for what the system refuses."""
+    try:
+        yield
+    except OSError as error:
+        raise Unwritable(f"{path} cannot be written: {error.strerror or error}") from error
+
+
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file whole or not at all: under a temporary name, synced to disk, then renamed.
 
@@ -41,15 +55,21 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         Where the file will be.
     write : callable
         Writes the content to the path that it is given.
+
+    Raises
+    ------
+    Unwritable
+        If it cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}{_UNFINISHED}")
-    try:
-        write(temporary)
-        _sync(temporary)
-        temporary.replace(path)
-        _sync(path.parent)  # the name, too, is to outlive a loss of power
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(path):
+        try:
+            write(temporary)
+            _sync(temporary)
+            temporary.replace(path)
+            _sync(path.parent)  # the name, too, is to outlive a loss of power
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:
@@ -90,14 +110,15 @@ class RunDirectory:
             unfinished.unlink()
         metrics = path / METRICS
         content = metrics.read_bytes() if metrics.exists() else b""
-        rows, size = parse_rows(content, metrics)
+        _, size = parse_rows(content, metrics)
         self._sha256 = hashlib.sha256(content[: after.num_bytes])
         if self._sha256.hexdigest() != after.sha256:
             raise InputError(
                 f"{metrics} is not what it was when the checkpoint of round {after.num_rounds} was written; "
                 "bring it back, or start a new run"
             )
-        self._known = deque(rows[after.num_rounds :])
+        # Their lines are kept as they are, for the next checkpoint is of the file's bytes.
+        self._known = deque(line + b"\n" for line in content[:size].split(b"\n")[after.num_rounds : -1])
         self._forget_failures()
         self.update(**{**record, "status": "running", "ended": None, "error": None, "result": None})
         # Unbuffered: what is written is written, and can be cut off.
@@ -114,7 +135,7 @@ class RunDirectory:
     def _is_of_the_past(self, line: str) -> bool:
         try:
             return bool(json.loads(line)["round"] <= self.history.num_rounds)
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             return False
 
     def update(self, **fields: Any) -> None:
@@ -129,12 +150,14 @@ class RunDirectory:
         ------
         InputError
             If the round's row is there, and another.
+        Unwritable
+            If there is no room for it.
         """
         line = _line(finite_row(row))
         if self._known:
             known = self._known.popleft()
-            _refuse_other(json.loads(line), known)
-            line = _line(known)
+            _refuse_other(json.loads(line), json.loads(known))
+            line = known
         else:
             self._append(line)
         self._sha256.update(line)
@@ -143,22 +166,25 @@ class RunDirectory:
 
     def _append(self, line: bytes) -> None:
         size = self._metrics.tell()
-        try:
-            if self._metrics.write(line) < len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError:
-            self._metrics.truncate(size)
-            raise
+        with writing(self.path / METRICS):
+            try:
+                if self._metrics.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                self._metrics.truncate(size)
+                raise
 
     def log_failure(self, server_round: int, partition_id: int, doing: str, error: str) -> None:
         """Keep what a client raised."""
         failure = {"round": server_round, "partition_id": partition_id, "doing": doing, "error": error}
-        with (self.path / FAILURES).open("a", encoding="utf-8") as file:
+        path = self.path / FAILURES
+        with writing(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(failure) + "\n")
 
     def sync(self) -> None:
         """Let the rows so far outlive a loss of power."""
-        os.fsync(self._metrics.fileno())
+        with writing(self.path / METRICS):
+            os.fsync(self._metrics.fileno())
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file of the run, whole or not at all."""
@@ -202,12 +228,16 @@ def _line(row: Mapping[str, Any]) -> bytes:
 
 def _refuse_other(row: Row, known: Row) -> None:
     """Refuse a row that is not the known one of its round, times aside."""
-    keys = [key for key in {**known, **row} if not key.startswith("time/") and row.get(key) != known.get(key)]
+    keys = [
+        key
+        for key in {**known, **row}
+        if not key.startswith("time/") and (key not in row or key not in known or row[key] != known[key])
+    ]
     if keys:
+        is_, was = (one.get(keys[0], "missing") for one in (row, known))
         raise InputError(
-            f"round {known['round']} came out other than before: {keys[0]} is {row.get(keys[0])} and was "
-            f"{known.get(keys[0])}; go on with the code, the versions and the processor that run.json names, "
-            "or start a new run"
+            f"round {row['round']} came out other than before: {keys[0]} is {is_} and was {was}; go on with the code, "
+            "the versions and the processor that run.json names, or start a new run"
         )
 
 

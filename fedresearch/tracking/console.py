@@ -26,7 +26,7 @@ class Console:
     def start(self, run: RunInfo) -> None:
         """Show the bar, if this is a terminal."""
         self._run = run
-        self._known: dict[str, Any] = {}
+        self._known: dict[str, Any] = {"round": run.after_round}
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -37,7 +37,9 @@ class Console:
             expand=True,
             transient=True,
         )
-        self._bar = self._progress.add_task(self._position(0), total=run.num_rounds, figures="")
+        self._bar = self._progress.add_task(
+            self._position(run.after_round), total=run.num_rounds, completed=run.after_round, figures=""
+        )
         if self._terminal.is_interactive:
             self._progress.start()
 
@@ -69,7 +71,7 @@ class Console:
         """Show the results and, on a line of its own, the run directory."""
         if self._terminal.is_interactive:
             self._progress.stop()
-        self._print(f"{status} after {self._known.get('round', 0)} of {self._run.num_rounds} rounds")
+        self._print(f"{status} after {self._known['round']} of {self._run.num_rounds} rounds")
         for name, shown in _RESULTS.items():
             if summary.get(name) is not None:
                 self._print(f"  {name:<26}{shown(summary[name])}")

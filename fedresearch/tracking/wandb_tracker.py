@@ -54,7 +54,7 @@ class WandbTracker:
 
     def start(self, run: RunInfo) -> None:
         """Begin a W&B run, offline if online is not possible."""
-        self._directory = run.directory
+        self._directory, self._in_parts = run.directory, run.after_round > 0
         with self._surviving("starting"):
             mode = self._mode
             try:
@@ -68,8 +68,7 @@ class WandbTracker:
                 mode, reason = "offline", f"going online failed ({_in_one_line(error)}), so the run is recorded offline"
                 self._wandb = self._init(run, mode)
             if mode == "offline":
-                earlier = "; this run went on, so upload all its parts at once" if run.after_round else ""
-                _say(f"{reason}; to upload it: {self._how_to_sync(earlier)}{earlier}")
+                _say(f"{reason}; to upload it: {self._how_to_sync()}")
             elif self._wandb.url:
                 _say(self._wandb.url)
 
@@ -109,9 +108,12 @@ class WandbTracker:
             return "online", ""
         return "offline", "no API key is configured, so the run is recorded offline"
 
-    def _how_to_sync(self, all_parts: str = "") -> str:
+    def _how_to_sync(self) -> str:
+        """Return the command; a run that went on has several parts, which are uploaded together."""
         part = Path(self._wandb.dir).parent  # .../wandb/offline-run-DATE-ID/files
-        return f"wandb sync {shlex.quote(str(part.parent))}/*" if all_parts else f"wandb sync {shlex.quote(str(part))}"
+        if self._in_parts:
+            return f"wandb sync {shlex.quote(str(part.parent))}/offline-run-*"
+        return f"wandb sync {shlex.quote(str(part))}"
 
     def _init(self, run: RunInfo, mode: str) -> Any:
         import wandb

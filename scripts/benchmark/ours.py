@@ -124,8 +124,9 @@ class Ours:
     def _write_checkpoints(self) -> Checkpoints:
         folder = self._open.enter_context(TemporaryDirectory(dir="."))  # on a disk: /tmp may be memory
         self._run = RunDirectory(Path(folder), {}, History())
-        every = SimpleNamespace(checkpoint=Checkpoint(1, 2, None), federation=SimpleNamespace(num_rounds=0))
-        experiment = SimpleNamespace(config=every, strategy=self._loop.strategy, grid=self._grid)
+        federation = SimpleNamespace(num_rounds=0, evaluate_every=1)
+        config = SimpleNamespace(checkpoint=Checkpoint(1, 2, None), federation=federation)
+        experiment = SimpleNamespace(config=config, strategy=self._loop.strategy, grid=self._grid)
         return Checkpoints(experiment, self._run, [])  # type: ignore[arg-type]
 
     def state(self) -> dict[str, Tensor]:

@@ -1,0 +1,694 @@
+"""A run that goes on from a checkpoint: to the bits of one that nothing disturbed, or a line that says why not."""
+
+import errno
+import json
+import os
+import pathlib
+import shutil
+import signal
+import textwrap
+
+import numpy as np
+import pytest
+
+from fedresearch import config
+from fedresearch.apps import client_app
+from fedresearch.apps.state import _READ
+from fedresearch.checkpoints import Checkpoints
+from fedresearch.errors import InputError
+from fedresearch.run import run_experiment
+from fedresearch.runs import checkpoint as module
+from fedresearch.runs.checkpoint import read_checkpoints, write_checkpoint
+from fedresearch.runs.directory import RunDirectory
+from fedresearch.runs.record import dump_record, read_record, read_rows
+from fedresearch.usage import CONF
+
+STRATEGIES = sorted(path.stem for path in (CONF / "strategy").glob("[!_]*.yaml"))
+MLP = ["model=mlp", "model.widths=[6]"]
+SHORT = [
+    "tracker=none",
+    "federation.num_supernodes=5",
+    "federation.fraction_train=0.6",
+    "federation.num_rounds=4",
+    "local.epochs=null",
+    "local.steps=2",
+    "checkpoint.every=1",
+    "checkpoint.keep=9",
+]
+# Keeps something on the server and on the clients.
+SCAFFOLD = ["strategy=scaffold"]
+
+
+@pytest.fixture(autouse=True)
+def _no_picture(monkeypatch):
+    monkeypatch.setattr("fedresearch.run.label_distribution_png", lambda *_: b"")
+
+
+@pytest.fixture(scope="module")
+def normed_dir(tmp_path_factory):
+    """Return a folder with a small model that has BatchNorm."""
+    folder = tmp_path_factory.mktemp("normed")
+    (folder / "model").mkdir()
+    (folder / "model" / "normed.yaml").write_text("_target_: resumed_model.Normed\n")
+    (folder / "resumed_model.py").write_text(
+        textwrap.dedent(
+            """
+            from math import prod
+            from torch import nn
+
+            class Normed(nn.Sequential):
+                def __init__(self, input_shape, num_classes):
+                    width = prod(input_shape)
+                    super().__init__(nn.Flatten(), nn.Linear(width, 6), nn.BatchNorm1d(6), nn.Linear(6, num_classes))
+            """
+        )
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        yield folder
+
+
+def conduct(directory, *overrides, config_dir=None):
+    model = [] if any(word.startswith("model=") for word in overrides) else MLP
+    composed, choices, *_ = config.compose(CONF, [*model, *SHORT, *overrides], [config_dir] if config_dir else [])
+    run_experiment(composed, choices, directory, overrides, again=True)
+    return directory
+
+
+def killed(source, directory, *, checkpoint, row=None):
+    """Copy a run as it would be, had it been killed: with its rows to one, and its checkpoints to one before."""
+    shutil.copytree(source, directory)
+    for path in (directory / "checkpoints").iterdir():
+        if int(path.stem[6:]) > checkpoint:
+            path.unlink()
+    lines = (directory / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (directory / "metrics.jsonl").write_bytes(b"".join(lines[: checkpoint if row is None else row]))
+    (directory / "model.safetensors").unlink()
+    set_status(directory, "running")
+    return directory
+
+
+def set_status(directory, status):
+    record = {**read_record(directory), "status": status, "ended": None, "result": None}
+    (directory / "run.json").write_text(dump_record(record))
+
+
+def rows_of(directory):
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in read_rows(directory)]
+
+
+def resolved(packed, arrays):
+    """Return packed values with the arrays' bytes in place of their names."""
+    if isinstance(packed, dict):
+        return {name: resolved(value, arrays) for name, value in packed.items()}
+    if not isinstance(packed, list):
+        return packed
+    if len(packed) == 2 and isinstance(packed[0], str) and packed[0] in _READ:
+        array = arrays[packed[1]]
+        return [packed[0], array.dtype.str, array.shape, array.tobytes()]
+    if len(packed) == 2 and packed[0] in ("set", "frozenset"):
+        return [packed[0], sorted(packed[1])]  # a set has no order, nor has what is done with its names
+    return [resolved(each, arrays) for each in packed]
+
+
+def outcome(directory):
+    """Return all that a run came to: its rows without times, its model, and what its server and clients kept."""
+    _, plain, arrays = next(read_checkpoints(directory))
+    kept = {name: resolved(value, arrays) for name, value in plain.items() if name != "history"}
+    return rows_of(directory), (directory / "model.safetensors").read_bytes(), kept
+
+
+def rounds_of_checkpoints(directory):
+    return sorted(int(path.stem[6:]) for path in (directory / "checkpoints").iterdir())
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Return the directory of a run that nothing disturbed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fedresearch.run.label_distribution_png", lambda *_: b"")
+        return conduct(tmp_path_factory.mktemp("whole") / "run", *SCAFFOLD)
+
+
+def check_resumed(tmp_path, *overrides, checkpoint=2, row=None, then=(), config_dir=None):
+    undisturbed = conduct(tmp_path / "whole", *overrides, config_dir=config_dir)
+    resumed = killed(undisturbed, tmp_path / "resumed", checkpoint=checkpoint, row=row)
+    conduct(resumed, *overrides, *then, config_dir=config_dir)
+    assert outcome(resumed) == outcome(undisturbed)
+    assert read_record(resumed)["resumed"][-1]["after_round"] == checkpoint
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_goes_on_to_the_same_bits(tmp_path, normed_dir, strategy):
+    model = ["model=normed"] if strategy == "fedbn" else []
+    check_resumed(tmp_path, f"strategy={strategy}", *model, config_dir=normed_dir)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["optimizer=adam", "local.keep_optimizer_state=true"],
+        ["optimizer.momentum=0.9", "local.keep_optimizer_state=true", "strategy=ditto"],
+        ["sampling=proportional"],
+        ["sampling=round_robin"],
+        ["sampling=fixed", "sampling.partition_ids=[1,3]"],
+        ["schedule=cosine"],
+        ["dtype=float64", "federation.evaluate_every=3"],
+        ["federation.fraction_evaluate=0", "validation.fraction=0"],
+        ["model=normed"],
+        ["model=normed", "strategy.buffers=local", "strategy=fedadam"],
+        ["model=cnn_mcmahan", "memory_format=channels_last", "strategy=fedavgm"],
+    ],
+    ids=" ".join,
+)
+def test_every_option_goes_on_to_the_same_bits(tmp_path, normed_dir, overrides):
+    check_resumed(tmp_path, *overrides, config_dir=normed_dir)
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ("hardware=cpu", ["hardware=workers", "hardware.workers=2"]),
+        ("hardware=workers", ["hardware=cpu"]),
+        ("hardware=workers", ["hardware.workers=1"]),
+    ],
+)
+@pytest.mark.slow
+def test_hardware_may_change_on_the_way(tmp_path, whole, first, then):
+    undisturbed = whole if first == "hardware=cpu" else conduct(tmp_path / "first", *SCAFFOLD, first)
+    resumed = killed(undisturbed, tmp_path / "resumed", checkpoint=1)
+    conduct(resumed, *SCAFFOLD, *([first] if then == ["hardware.workers=1"] else []), *then)
+    assert outcome(resumed) == outcome(undisturbed)
+
+
+def test_batched_goes_on_to_the_same_bits(tmp_path):
+    check_resumed(tmp_path, "hardware=batched", "hardware.compile=false", *SCAFFOLD)
+    resumed = killed(tmp_path / "whole", tmp_path / "other", checkpoint=2)
+    with pytest.raises(InputError, match=r"was begun with hardware.chunk="):
+        conduct(resumed, *SCAFFOLD)
+
+
+@pytest.mark.parametrize(("checkpoint", "row"), [(2, 3), (2, 4), (0, 0), (0, 3), (4, 4)])
+def test_rows_past_the_checkpoint_come_out_again(tmp_path, whole, checkpoint, row):
+    before = rows_of(whole)
+    resumed = killed(whole, tmp_path / "run", checkpoint=checkpoint, row=row)
+    kept = (resumed / "metrics.jsonl").read_bytes()
+    conduct(resumed, *SCAFFOLD)
+    assert rows_of(resumed) == before
+    assert outcome(resumed) == outcome(whole)
+    assert (resumed / "metrics.jsonl").read_bytes().startswith(kept)  # their times, too, stay what they were
+
+
+def test_a_row_that_comes_out_again_keeps_its_bytes(tmp_path, whole):
+    """However they are spaced: the checkpoints that follow are of the file as it is."""
+    resumed = killed(whole, tmp_path / "run", checkpoint=1, row=3)
+    metrics = resumed / "metrics.jsonl"
+    lines = metrics.read_bytes().splitlines(keepends=True)
+    metrics.write_bytes(lines[0] + b"".join(line.replace(b": ", b" :") for line in lines[1:]))
+    conduct(resumed, *SCAFFOLD)
+    conduct(resumed, *SCAFFOLD, "federation.num_rounds=5")
+    assert rows_of(resumed)[:4] == rows_of(whole)
+
+
+@pytest.mark.parametrize("torn", [b'{"round": 3, "local/lr"', b"\0\0\0\0\n", b'{"round": 3\n', b"\xff"])
+def test_a_torn_last_row_is_cut_off(tmp_path, whole, torn):
+    resumed = killed(whole, tmp_path / "run", checkpoint=2)
+    with (resumed / "metrics.jsonl").open("ab") as file:
+        file.write(torn)
+    conduct(resumed, *SCAFFOLD)
+    assert outcome(resumed) == outcome(whole)
+
+
+def edit_row(directory, server_round, **fields):
+    rows = read_rows(directory)
+    rows[server_round - 1] |= fields
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_a_changed_row_is_refused(tmp_path, whole):
+    past = killed(whole, tmp_path / "past", checkpoint=2, row=4)
+    was = read_rows(past)[2]["train/loss"]
+    edit_row(past, 3, **{"train/loss": 0.5})
+    with pytest.raises(InputError, match=f"round 3 came out other than before: train/loss is {was} and was 0.5"):
+        conduct(past, *SCAFFOLD)
+    before = killed(whole, tmp_path / "before", checkpoint=2, row=4)
+    edit_row(before, 1, **{"train/loss": 0.5})
+    with pytest.raises(InputError, match="is not what it was when the checkpoint of round 2 was written"):
+        conduct(before, *SCAFFOLD)
+    short = killed(whole, tmp_path / "short", checkpoint=2, row=1)
+    with pytest.raises(InputError, match="is not what it was when the checkpoint of round 2 was written"):
+        conduct(short, *SCAFFOLD)
+
+
+def test_a_key_that_is_gone_is_a_changed_row(tmp_path, whole):
+    past = killed(whole, tmp_path / "past", checkpoint=2, row=3)
+    edit_row(past, 3, **{"eval/losss": None})
+    with pytest.raises(InputError, match="round 3 came out other than before: eval/losss"):
+        conduct(past, *SCAFFOLD)
+
+
+def test_without_checkpoints_all_rounds_come_out_again(tmp_path, whole):
+    undisturbed = conduct(tmp_path / "none", *SCAFFOLD, "checkpoint.every=0")
+    assert not (undisturbed / "checkpoints").exists()
+    assert rows_of(undisturbed) == rows_of(whole)
+    set_status(undisturbed, "running")
+    conduct(undisturbed, *SCAFFOLD, "checkpoint.every=0")
+    assert rows_of(undisturbed) == rows_of(whole)
+    assert read_record(undisturbed)["resumed"][-1]["after_round"] == 0
+
+
+def test_another_number_is_refused_and_named(tmp_path, whole):
+    resumed = killed(whole, tmp_path / "run", checkpoint=2)
+    with pytest.raises(InputError, match=r"was begun with seed=0 \(now 1\), optimizer.lr=0.1 \(now 0.2\); a run goes"):
+        conduct(resumed, *SCAFFOLD, "optimizer.lr=0.2", "seed=1")
+    conduct(resumed, *SCAFFOLD, "name=other", "checkpoint.every=3", "checkpoint.keep=1")
+    assert rows_of(resumed) == rows_of(whole)
+    assert rounds_of_checkpoints(resumed) == [4]  # the last round is always kept
+
+
+def test_more_rounds_are_those_of_a_longer_run(tmp_path, whole):
+    longer = conduct(tmp_path / "longer", *SCAFFOLD, "federation.num_rounds=6")
+    resumed = shutil.copytree(whole, tmp_path / "resumed")
+    conduct(resumed, *SCAFFOLD, "federation.num_rounds=6")
+    assert outcome(resumed) == outcome(longer)
+    with pytest.raises(InputError, match=r"has 6 rounds already, and federation.num_rounds=5 is fewer"):
+        conduct(resumed, *SCAFFOLD, "federation.num_rounds=5")
+
+
+def test_more_rounds_that_change_the_past_are_refused(tmp_path):
+    run = conduct(tmp_path / "run", "schedule=cosine", "federation.num_rounds=2")
+    before = (run / "run.json").read_bytes()
+    with pytest.raises(InputError, match=r"with federation.num_rounds=4 the learning rate of round 2"):
+        conduct(run, "schedule=cosine")
+    assert (run / "run.json").read_bytes() == before
+
+
+def files_of(directory):
+    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def test_a_finished_run_stays_as_it_is(tmp_path, whole, capsys):
+    run = shutil.copytree(whole, tmp_path / "run")
+    before = files_of(run)
+    conduct(run, *SCAFFOLD)
+    assert files_of(run) == before
+    assert "is finished after 4 rounds: there is nothing to do" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("nonfinite", ["stop", "keep"])
+def test_a_diverged_run_stays_as_it_is(tmp_path, capsys, nonfinite):
+    options = ["optimizer.lr=1e30", f"federation.nonfinite={nonfinite}"]
+    if nonfinite == "stop":
+        with pytest.raises(InputError, match=r"are not finite in round \d; try a smaller optimizer.lr"):
+            conduct(tmp_path / "run", *options)
+    else:
+        conduct(tmp_path / "run", *options)
+    before = files_of(tmp_path / "run")
+    assert read_record(tmp_path / "run")["status"] == "diverged"
+    conduct(tmp_path / "run", *options)
+    assert files_of(tmp_path / "run") == before
+    assert "is diverged after" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("nonfinite", ["drop", "keep"])
+def test_updates_that_are_not_finite_go_on_to_the_same_bits(tmp_path, monkeypatch, nonfinite):
+    """Of one client, whose samples are few and whose loss is infinite."""
+    make_fail(monkeypatch, lambda model: [p.data.fill_(np.nan) for p in model.parameters()])
+    check_resumed(tmp_path, f"federation.nonfinite={nonfinite}", *SCAFFOLD)
+    rows = rows_of(tmp_path / "resumed")
+    if nonfinite == "drop":
+        assert {row["clients/dropped"] for row in rows} == {0, 1}
+        assert rows[-1]["eval/loss"] is not None
+    else:
+        assert rows[-1]["eval/loss"] is None
+        assert read_record(tmp_path / "resumed")["status"] == "diverged"
+
+
+def make_fail(monkeypatch, fail):
+    """Let something happen to the model after each training of the smallest partition."""
+    from fedresearch.experiment import Experiment
+
+    composed, choices, *_ = config.compose(CONF, [*MLP, *SHORT])
+    sizes = sorted(len(rows) for rows in Experiment(composed, choices).data.train)
+    assert sizes[0] < sizes[1]
+    train = client_app.train
+
+    def failing(model, task, **options):
+        end = train(model, task, **options)
+        if len(task.y) == sizes[0]:
+            fail(model)
+        return end
+
+    monkeypatch.setattr(client_app, "train", failing)
+
+
+def raise_it(model):
+    raise ArithmeticError("not today")
+
+
+def test_failures_are_allowed_counted_and_kept_once(tmp_path, monkeypatch):
+    make_fail(monkeypatch, raise_it)
+    with pytest.raises(InputError, match=r"the client of partition \d failed in round \d: ArithmeticError: not today"):
+        conduct(tmp_path / "refused", *SCAFFOLD)
+    check_resumed(tmp_path, "federation.max_failures=1", *SCAFFOLD, row=3)
+    rows = rows_of(tmp_path / "resumed")
+    assert {row["clients/failed"] for row in rows} == {0, 1}
+    lines = (tmp_path / "resumed" / "failures.jsonl").read_text().splitlines()
+    failures = [json.loads(line) for line in lines]
+    assert [failure["round"] for failure in failures] == [row["round"] for row in rows if row["clients/failed"]]
+    assert all(failure["doing"] == "train" and "not today" in failure["error"] for failure in failures)
+
+
+def test_a_run_that_failed_goes_on_when_it_is_mended(tmp_path, monkeypatch, whole):
+    with monkeypatch.context() as patch:
+        make_fail(patch, raise_it)
+        with pytest.raises(InputError, match=r"its traceback is in .*failures.jsonl; mend it and go on with resume="):
+            conduct(tmp_path / "run", *SCAFFOLD)
+    assert read_record(tmp_path / "run")["status"] == "failed"
+    conduct(tmp_path / "run", *SCAFFOLD)
+    assert outcome(tmp_path / "run") == outcome(whole)
+    assert (tmp_path / "run" / "failures.jsonl").read_text() == ""
+
+
+def damage(path, how):
+    content = bytearray(path.read_bytes())
+    if how == "cut":
+        content = content[: len(content) // 2]
+    elif how == "empty":
+        content = bytearray()
+    else:
+        content[len(content) * 3 // 4] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", ["cut", "flipped", "empty"])
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_damaged_checkpoint_is_not_used(tmp_path, whole, caplog, how, keep):
+    one, both = (killed(whole, tmp_path / name, checkpoint=3) for name in ("one", "both"))
+    for run, damaged, after in ((one, [3], 2), (both, [1, 2, 3], 0)):
+        for server_round in damaged:
+            damage(run / "checkpoints" / f"round_{server_round:06d}.safetensors", how)
+        conduct(run, *SCAFFOLD, f"checkpoint.keep={keep}")
+        assert read_record(run)["resumed"][-1]["after_round"] == after
+        assert outcome(run) == outcome(whole)
+        assert rounds_of_checkpoints(run) == [3, 4][-keep:]
+    assert "round_000003.safetensors is damaged and is not used" in caplog.text
+
+
+def test_a_damaged_checkpoint_does_not_take_the_place_of_a_new_one(tmp_path, whole, monkeypatch):
+    run = killed(whole, tmp_path / "run", checkpoint=3)
+    for path in (run / "checkpoints").iterdir():
+        damage(path, "cut")
+    stop_after(monkeypatch, 1)
+    with pytest.raises(Stopped):
+        conduct(run, *SCAFFOLD, "checkpoint.keep=2")
+    assert next(read_checkpoints(run))[0] == 1
+
+
+class Stopped(BaseException):
+    """As if the process had ended here."""
+
+
+def stop_after(monkeypatch, server_round):
+    after = Checkpoints.after
+
+    def stopping(self, row, arrays):
+        after(self, row, arrays)
+        if row["round"] == server_round:
+            raise Stopped
+
+    monkeypatch.setattr(Checkpoints, "after", stopping)
+
+
+def test_a_checkpoint_of_another_format_is_refused(tmp_path, whole, monkeypatch):
+    run = killed(whole, tmp_path / "run", checkpoint=3)
+    with monkeypatch.context() as patch:
+        patch.setattr("fedresearch.runs.checkpoint.FORMAT", "2")
+        with pytest.raises(
+            InputError, match=r"round_000003.safetensors has format 1, and .* reads format 2; go on with"
+        ):
+            conduct(run, *SCAFFOLD)
+
+
+def test_so_many_checkpoints_are_kept(tmp_path):
+    run = conduct(tmp_path / "run", "checkpoint.keep=2")
+    assert rounds_of_checkpoints(run) == [3, 4]
+    assert rounds_of_checkpoints(conduct(tmp_path / "third", "checkpoint.every=3")) == [3, 4]
+
+
+@pytest.mark.parametrize("column", ["eval/loss", "clients/accuracy_mean"])
+def test_the_best_model_is_kept_across_a_resume(tmp_path, column):
+    options = ["federation.num_rounds=6", "optimizer.lr=2.0", f"checkpoint.best={column}"]
+    undisturbed = conduct(tmp_path / "whole", *options)
+    scores = [row[column] if "acc" in column else -row[column] for row in rows_of(undisturbed)]
+    best = scores.index(max(scores)) + 1
+    content = (undisturbed / "best.safetensors").read_bytes()
+    assert f'"round":"{best}"'.encode() in content
+    for checkpoint in {best - 1, best % 6}:
+        resumed = killed(undisturbed, tmp_path / str(checkpoint), checkpoint=checkpoint)
+        if best > checkpoint:
+            (resumed / "best.safetensors").unlink()
+        conduct(resumed, *options)
+        assert (resumed / "best.safetensors").read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("value", "where"),
+    [
+        ("random.Random(0)", "is a Random"),
+        ("collections.OrderedDict(a=1)", "is a OrderedDict"),
+        ("collections.Counter('aab')", "is a Counter"),
+        ("np.random.default_rng(0)", "is a Generator"),
+        ("[Part(iter([]))]", r"\.0 is a Part"),
+        ("Part(iter([]))", r"\.value is a list_iterator"),
+        ("Slots()", "is a Slots"),
+        ("np.array(['a'])", "is an array of <U1"),
+    ],
+)
+def test_what_cannot_be_kept_is_refused_before_the_run(tmp_path, monkeypatch, value, where):
+    (tmp_path / "strategy").mkdir()
+    (tmp_path / "keeping.py").write_text(
+        textwrap.dedent(
+            f"""
+            import collections, random
+            import numpy as np
+            from flwr.serverapp.strategy import FedAvg
+
+            class Part:
+                def __init__(self, value):
+                    self.value = value
+
+            class Slots:
+                __slots__ = ("value", "__dict__")
+
+            class Keeping(FedAvg):
+                def __init__(self, **options):
+                    super().__init__(**options)
+                    self.kept = {value}
+            """
+        )
+    )
+    (tmp_path / "strategy" / "keeping.yaml").write_text(
+        "defaults: [_cohort, _self_]\nserver: {_target_: keeping.Keeping}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(__import__("sys").modules, "keeping", raising=False)
+    with pytest.raises(InputError, match=rf"strategy\.kept\S* ?{where}.*try checkpoint.every=0|kept.*{where}"):
+        conduct(tmp_path / "run", "strategy=keeping", config_dir=tmp_path)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    assert not (tmp_path / "run" / "run.json").exists()
+    conduct(tmp_path / "run", "strategy=keeping", "checkpoint.every=0", config_dir=tmp_path)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_after_its_round_and_two_at_once(tmp_path, monkeypatch, whole, number, times):
+    train, done = client_app.train, []
+
+    def signalled(model, task, **options):
+        done.append(len(task.y))
+        if len(done) == 6:  # the rehearsal's is none of these, or the first: three clients a round
+            for _ in range(times):
+                os.kill(os.getpid(), number)
+        return train(model, task, **options)
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(client_app, "train", signalled)
+        with pytest.raises(KeyboardInterrupt):
+            conduct(run, *SCAFFOLD, "checkpoint.every=1000")
+    assert len(done) == 6 + (1 if times == 1 and len(done) % 3 else 0)
+    assert read_record(run)["status"] == "interrupted"
+    assert [row["round"] for row in read_rows(run)] == ([1, 2] if times == 1 else [1])
+    assert rounds_of_checkpoints(run) == [2] if times == 1 else not (run / "checkpoints").exists()
+    conduct(run, *SCAFFOLD)
+    assert outcome(run) == outcome(whole)
+
+
+class Faults:
+    """Lets one of the system calls that write a checkpoint end the process, or fail for want of room.
+
+    From the fault on, none is done any more: not what a process that was killed would not have done either.
+    """
+
+    def __init__(self, patch, *, at=-1, when="before", full=False):
+        self.calls, self.struck, self._at, self._when, self._full = [], False, at, when, full
+        self.armed = False
+        for owner, name in [
+            ("os", "open"),
+            ("os", "fsync"),
+            ("os", "close"),
+            ("pathlib.Path", "mkdir"),
+            ("pathlib.Path", "chmod"),
+            ("pathlib.Path", "replace"),
+            ("pathlib.Path", "unlink"),
+            ("fedresearch.runs.checkpoint", "save_file"),
+        ]:
+            real = getattr(pathlib.Path, name) if owner == "pathlib.Path" else None
+            real = real or getattr(os if owner == "os" else module, name)
+            patch.setattr(f"{owner}.{name}", self._faulty(name, real))
+
+    def _faulty(self, name, real):
+        def faulty(*args, **kwargs):
+            if not self.armed:
+                return real(*args, **kwargs)
+            if self.struck and not self._full:
+                raise Stopped
+            number = len(self.calls)
+            self.calls.append(name)
+            if number != self._at:
+                return real(*args, **kwargs)
+            self.struck = True
+            if self._when == "after":
+                real(*args, **kwargs)
+            elif self._when == "half" and name == "save_file":
+                real(*args, **kwargs)
+                os.truncate(args[1], args[1].stat().st_size // 2)
+            if self._full:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise Stopped
+
+        return faulty
+
+
+CALLS = [
+    "mkdir",
+    "save_file",
+    "chmod",
+    "open",
+    "fsync",
+    "close",
+    "replace",
+    "open",
+    "fsync",
+    "close",
+    "unlink",
+    "unlink",
+]
+REPLACE = CALLS.index("replace")
+
+
+def write_again(run, keep, faults):
+    """Write the checkpoint of round 3, of which the run has the row."""
+    [(_, plain, arrays)] = [found for found in read_checkpoints(run) if found[0] == 3]
+    (run / "checkpoints" / "round_000003.safetensors").unlink()
+    before = {number: content for number, *content in read_checkpoints(run)}
+    faults.armed = True
+    try:
+        write_checkpoint(run, 3, plain, arrays, keep)
+    finally:
+        faults.armed = False
+    return before
+
+
+def test_the_calls_that_write_a_checkpoint_are_known(tmp_path, whole, monkeypatch):
+    run = killed(whole, tmp_path / "run", checkpoint=3)
+    with monkeypatch.context() as patch:
+        write_again(run, 2, faults := Faults(patch))
+    assert faults.calls == CALLS
+    assert rounds_of_checkpoints(run) == [2, 3]
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_process_may_end_at_any_call_of_writing_a_checkpoint(tmp_path, whole, monkeypatch, keep):
+    seen = set()
+    points = [(at, when) for at in range(len(CALLS) + 2 - keep) for when in ("before", "half", "after")]
+    for number, (at, when) in enumerate(points):
+        run = killed(whole, tmp_path / str(number), checkpoint=3)
+        with monkeypatch.context() as patch, pytest.raises(Stopped):
+            write_again(run, keep, Faults(patch, at=at, when=when))
+        newest, plain, arrays = next(read_checkpoints(run))
+        [(_, *expected)] = [found for found in read_checkpoints(whole) if found[0] == newest]
+        assert newest == (3 if at > REPLACE or (at, when) == (REPLACE, "after") else 2)
+        assert resolved(plain, arrays) == resolved(*expected)
+        left = tuple(sorted(path.name for path in (run / "checkpoints").iterdir()))
+        if left not in seen:  # what there is to go on from
+            seen.add(left)
+            conduct(run, *SCAFFOLD, f"checkpoint.keep={keep}")
+            assert outcome(run) == outcome(whole)
+            assert rounds_of_checkpoints(run) == [3, 4][-keep:]
+    assert len(seen) >= 4
+
+
+@pytest.mark.parametrize(("at", "name"), [(at, CALLS[at]) for at in (0, 1, 2, 4, 6, 8)])
+def test_a_full_disk_is_told_and_the_last_checkpoint_stands(tmp_path, whole, monkeypatch, at, name):
+    run, write = tmp_path / "run", module.write_checkpoint
+    killed(whole, run, checkpoint=2)
+    with monkeypatch.context() as patch:
+        faults = Faults(patch, at=at, full=True)
+
+        def armed(*args):
+            faults.armed = not faults.struck
+            try:
+                write(*args)
+            finally:
+                faults.armed = False
+
+        patch.setattr("fedresearch.checkpoints.write_checkpoint", armed)
+        with pytest.raises(
+            InputError, match="cannot be written: No space left on device; make room, and go on with resume="
+        ):
+            conduct(run, *SCAFFOLD)
+    assert faults.calls[at] == name
+    assert read_record(run)["status"] == "failed"
+    assert not list(run.rglob("*.tmp"))
+    assert next(read_checkpoints(run))[0] == (3 if at > 6 else 2)
+    conduct(run, *SCAFFOLD)
+    assert outcome(run) == outcome(whole)
+
+
+def test_a_disk_with_no_room_for_a_row_or_the_record_is_told(tmp_path, whole, monkeypatch, caplog):
+    run = killed(whole, tmp_path / "run", checkpoint=2)
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        append = RunDirectory._append
+
+        def half(self, line):
+            patch.setattr(pathlib.Path, "write_text", full)
+            patch.setattr(self, "_metrics", Short(self._metrics))
+            append(self, line)
+
+        patch.setattr(RunDirectory, "_append", half)
+        with pytest.raises(InputError, match=r"metrics.jsonl cannot be written: No space left .* go on with resume="):
+            conduct(run, *SCAFFOLD)
+    assert "run.json cannot be written: No space left on device" in caplog.text
+    assert len(read_rows(run)) == 2
+    assert read_record(run)["status"] == "running"
+    conduct(run, *SCAFFOLD)
+    assert outcome(run) == outcome(whole)
+
+
+class Short:
+    """A file on a disk that has room for half a line."""
+
+    def __init__(self, file):
+        self._file = file
+
+    def write(self, line):
+        return self._file.write(line[: len(line) // 2])
+
+    def __getattr__(self, name):
+        return getattr(self._file, name)
