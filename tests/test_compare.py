@@ -483,7 +483,7 @@ def test_an_interrupted_rerun_is_waited_for(finished, copy, tmp_path):
     finally:
         process.kill()
     assert process.returncode == 1
-    assert err.splitlines() == ["interrupted", "interrupted"]
+    assert err.splitlines() == ["stopping after this round; once more to stop at once", "interrupted", "interrupted"]
     assert read_record(tmp_path / "again")["status"] == "interrupted"
 
 

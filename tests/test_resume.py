@@ -351,6 +351,8 @@ def test_failures_are_allowed_counted_and_kept_once(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"the client of partition \d failed in round \d: ArithmeticError: not today"):
         conduct(tmp_path / "refused", *SCAFFOLD)
     check_resumed(tmp_path, "federation.max_failures=1", *SCAFFOLD, row=3)
+    conduct(tmp_path / "refused", "federation.max_failures=1", *SCAFFOLD)  # as its error said
+    assert rows_of(tmp_path / "refused") == rows_of(tmp_path / "resumed")
     rows = rows_of(tmp_path / "resumed")
     assert {row["clients/failed"] for row in rows} == {0, 1}
     lines = (tmp_path / "resumed" / "failures.jsonl").read_text().splitlines()
@@ -428,6 +430,11 @@ def test_a_checkpoint_of_another_format_is_refused(tmp_path, whole, monkeypatch)
             InputError, match=r"round_000003.safetensors has format 1, and .* reads format 2; go on with"
         ):
             conduct(run, *SCAFFOLD)
+
+
+def test_a_best_round_by_a_column_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"checkpoint.best=eval/acc is no column .*, eval/accuracy"):
+        conduct(tmp_path / "run", "checkpoint.best=eval/acc")
 
 
 def test_so_many_checkpoints_are_kept(tmp_path):

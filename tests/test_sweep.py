@@ -241,6 +241,20 @@ def test_a_sweep_has_the_directory_of_what_changes_its_numbers(tmp_path, words, 
     assert len(list((tmp_path / "outputs").iterdir())) == (1 if same else 2)
 
 
+def test_a_sweep_is_found_again_whatever_the_order_of_its_words(tmp_path):
+    words = ["model=logistic", "optimizer.lr=0.1"]
+    for done in map(finish, [start(tmp_path, "-m", *order, module=None) for order in (words, words[::-1])]):
+        assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "outputs").iterdir())) == 1
+
+
+def test_a_sweep_goes_on_by_its_own_command(tmp_path):
+    (tmp_path / "run").mkdir()
+    done = command(tmp_path, "-m", "resume=run", "seed=0,1")
+    assert done.returncode == 1
+    assert done.stderr == "error: resume goes on with one run; a sweep goes on when its own command is typed again\n"
+
+
 def test_jobs_that_differ_in_no_number_run_once(tmp_path):
     done = command(tmp_path, "-m", "hardware=cpu,workers", "seed=0,1", module=None)
     assert "4 jobs, of which 2 differ in what changes a number" in done.stdout

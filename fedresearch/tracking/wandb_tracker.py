@@ -66,6 +66,9 @@ class WandbTracker:
                 if mode == "offline":
                     raise
                 mode, reason = "offline", f"going online failed ({_in_one_line(error)}), so the run is recorded offline"
+                import wandb
+
+                wandb.teardown()  # with its service process, in which the try that failed has the run's id
                 self._wandb = self._init(run, mode)
             if mode == "offline":
                 _say(f"{reason}; to upload it: {self._how_to_sync()}")
