@@ -54,8 +54,9 @@ class Checkpoints:
             If the row has no such column as ``checkpoint.best``.
         """
         evaluated = row["round"] % self._experiment.config.federation.evaluate_every == 0
-        if self._column is not None and evaluated and self._column not in row:
-            columns = ", ".join(name for name, value in row.items() if isinstance(value, float))
+        numbers = [name for name, value in row.items() if isinstance(value, int | float)]
+        if self._column is not None and evaluated and self._column not in numbers:
+            columns = ", ".join(numbers)
             raise InputError(f"checkpoint.best={self._column} is no column of this run, which has {columns}")
         if self._score(row) > self._best:
             self._best = self._score(row)

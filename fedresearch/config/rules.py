@@ -89,7 +89,7 @@ RULES = (
     Rule("federation.evaluate_every", _integer(1), "an integer >= 1", "1"),
     Rule("federation.max_failures", _integer(0), "an integer >= 0", "1"),
     Rule("federation.nonfinite", _one_of("stop", "drop", "keep"), "stop, drop or keep", "drop"),
-    Rule("resume", _or_null(_text), "the directory of a run, or null", "RUN_DIR"),
+    Rule("resume", _or_null(lambda v: _text(v) and v != ""), "the directory of a run, or null", "RUN_DIR"),
     Rule("checkpoint.every", lambda v: v == "auto" or _integer(0)(v), "an integer >= 0, or auto", "10"),
     Rule("checkpoint.keep", _integer(1), "an integer >= 1", "2"),
     Rule("checkpoint.best", _or_null(_text), "a column of metrics.jsonl, or null", "clients/accuracy_mean"),
