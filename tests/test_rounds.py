@@ -12,11 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from fedresearch.apps.client_app import Clients
 from fedresearch.apps.cohort import CohortGrid
 from fedresearch.apps.records import cast_like, flatten, sha256
 from fedresearch.apps.rounds import _measure_clients, _measure_updates
 from fedresearch.apps.sampling import Sampling, uniform
 from fedresearch.config.check import cohort_size
+from fedresearch.errors import InputError
 from fedresearch.hardware.in_process import InProcessGrid
 
 # Sums and differences of these are exact.
@@ -236,3 +238,39 @@ def test_sums_are_formed_on_one_thread():
         InProcessGrid(ClientApp(), 1)
         assert {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"} == {1}
     assert torch.get_num_threads() == 1
+
+
+def _without_num_examples(content):
+    content["metrics"].pop("num-examples")
+
+
+def _with_another_name(content):
+    content["arrays"]["other"] = content["arrays"].pop("linear.bias")
+
+
+def _with_another_shape(content):
+    content["arrays"]["linear.bias"] = Array(np.zeros(3, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_without_num_examples, r"the reply of partition \d lacks the metrics num-examples"),
+        (_with_another_name, r"the reply of partition \d has other arrays than the global model: linear.bias, other"),
+        (
+            _with_another_shape,
+            r"the reply of partition \d has linear.bias of shape \(3,\), the global model of",
+        ),
+    ],
+)
+def test_a_reply_that_does_not_fit_is_told(run, monkeypatch, change, said):
+    leave = Clients._leave
+
+    def changed(self, trained, context, num_examples):
+        content = leave(self, trained, context, num_examples)
+        change(content)
+        return content
+
+    monkeypatch.setattr(Clients, "_leave", changed)
+    with pytest.raises(InputError, match=said):
+        run("federation.num_rounds=1", "model=logistic", "local.epochs=1")
