@@ -4,7 +4,7 @@ import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
-from fedresearch.config import differences
+from fedresearch.config import differences, tell
 from fedresearch.errors import InputError
 from fedresearch.runs.comparison import compare_rows, surroundings, told
 from fedresearch.runs.record import read_record, read_rows
@@ -69,7 +69,9 @@ def main() -> None:
     try:
         lines, identical = compare(arguments.A, arguments.B)
     except InputError as error:
-        sys.exit("\n".join(f"error: {line}" for line in error.args))
+        if not tell(error):
+            raise
+        sys.exit(1)
     print("\n".join(lines))
     sys.exit(not identical)
 

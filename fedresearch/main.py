@@ -29,9 +29,7 @@ def run(composed: DictConfig) -> None:
     directory = Path(hydra_config.runtime.output_dir)
     in_sweep = hydra_config.mode == RunMode.MULTIRUN
     try:
-        parsed = config.parse(composed)
-        choices = {group: option for group, option in hydra_config.runtime.choices.items() if "/" not in group}
-        config.check(parsed, choices)
+        parsed, choices = config.checked(composed, hydra_config.runtime.choices)
         if in_sweep and job.is_settled(directory, config.digest(parsed)):
             return
         submission = Submission(
@@ -110,7 +108,8 @@ def _with_the_past(arguments: list[str]) -> list[str]:
         os.chdir(record["working_directory"])  # its overrides may have relative paths
     typed = [word for word in arguments if not word.startswith(("resume=", "hydra.run.dir="))]
     where = config.quoted(str(directory))
-    flags = [f"--config-dir={folder}" for folder in record["config_dirs"]] if "--config-dir" not in typed else []
+    named_dirs = [word for word in typed if word.startswith(("--config-dir", "-cd"))]
+    flags = [f"--config-dir={folder}" for folder in record["config_dirs"]] if not named_dirs else []
     words = config.overrides_again(record["overrides"], typed)
     return [*flags, *words, f"resume={where}", f"hydra.run.dir={where}"]
 

@@ -58,7 +58,7 @@ def reproduce(directory: Path, typed: Sequence[str], out: Path) -> bool:
         raise InputError(f"{hydras[0]} is not of the config; remove it, and choose the rerun's directory with --out")
     typed_in = Path(record["working_directory"])
     folder = typed_in if typed_in.is_dir() else Path.cwd()
-    config_dirs = [folder / path for path in record.get("config_dirs", [])]
+    config_dirs = [folder / path for path in record["config_dirs"]]
     overrides = config.overrides_again(record["overrides"], ["tracker=none", *typed])
     _refuse_other_numbers(record, overrides, config_dirs, directory)
     if "root_certificates" in record["config"]["hardware"] and not any(word.startswith("hardware=") for word in typed):
@@ -123,10 +123,9 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit("interrupted")
     except Exception as error:
-        refused = error if isinstance(error, InputError) else config.explain(error)
-        if refused is None:
+        if not config.tell(error):
             raise
-        sys.exit("\n".join(f"error: {line}" for line in refused.args))
+        sys.exit(1)
     sys.exit(not identical)
 
 

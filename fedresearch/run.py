@@ -20,12 +20,12 @@ from fedresearch.checkpoints import Checkpoints, refuse_unkept, restore
 from fedresearch.config import Config, digest
 from fedresearch.data.federated import FederatedData
 from fedresearch.data.plot import label_distribution_png, partition_csv
-from fedresearch.errors import InputError
+from fedresearch.errors import InputError, named
 from fedresearch.experiment import Experiment
 from fedresearch.model import save_model
 from fedresearch.resuming import goes_on, refuse_other_data, refuse_other_rates
 from fedresearch.runs.directory import FAILURES, MODEL, History, RunDirectory, Unwritable, finite_row, now, refuse_used
-from fedresearch.runs.provenance import provenance, uncommitted
+from fedresearch.runs.provenance import provenance
 from fedresearch.runs.record import RECORD, locked, read_record, read_rows
 from fedresearch.stopping import stop_after_the_round
 from fedresearch.tracking.console import Console
@@ -101,7 +101,7 @@ def _run(
     config, data = experiment.config, experiment.data
     refuse_unkept(experiment)
     record = {**_record(experiment), **typed}
-    whence = provenance(command)
+    whence, patches = provenance(command)
     if past:
         refuse_other_data(past, record)
         after, arrays = restore(experiment, directory)
@@ -137,7 +137,7 @@ def _run(
     try:
         title = f"{experiment.name}, seed {config.seed}"
         save_label_distribution(data, config.dataset["declares"]["num_classes"], title, run)
-        for name, patch in uncommitted().items():
+        for name, patch in patches.items():
             run.write_text(f"{name}_{after.num_rounds}.diff" if past else f"{name}.diff", patch)
         trackers.start(
             RunInfo(
@@ -159,7 +159,7 @@ def _run(
     except BaseException as error:
         status = _status(error)
         try:
-            what = None if status == "interrupted" else f"{type(error).__name__}: {error}"
+            what = None if status == "interrupted" else named(error)
             run.close(status, error=what, result=finite_row(last))
         except Unwritable as unwritable:
             log.warning("%s", unwritable)  # and what ended the run is told

@@ -1,7 +1,7 @@
 """The schema of the config, its rules, and what is said when they are broken. Imports neither torch nor flwr."""
 
 from fedresearch.config.check import check
-from fedresearch.config.compose import compose, overrides_again, quoted
+from fedresearch.config.compose import checked, compose, overrides_again, quoted
 from fedresearch.config.differences import ConfigDifference, differences
 from fedresearch.config.explain import explain, tell
 from fedresearch.config.resolvers import register
@@ -11,6 +11,7 @@ __all__ = [
     "Config",
     "ConfigDifference",
     "check",
+    "checked",
     "compose",
     "differences",
     "digest",

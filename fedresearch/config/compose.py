@@ -1,11 +1,12 @@
 """Composing an experiment without the command line."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from omegaconf import DictConfig
 
 from fedresearch.config.check import check
 from fedresearch.config.resolvers import register, without_hydra
@@ -50,10 +51,28 @@ def compose(
         )
     hydra_config = composed.hydra
     directory = Path(hydra_config.run.dir).absolute()
-    config = parse(without_hydra(composed))
-    choices = {group: option for group, option in hydra_config.runtime.choices.items() if "/" not in group}
+    return *checked(without_hydra(composed), hydra_config.runtime.choices), directory
+
+
+def checked(composed: DictConfig, options: Mapping[str, str | None]) -> tuple[Config, dict[str, str | None]]:
+    """Return what was composed as a config that keeps the rules, and config group to chosen option.
+
+    Parameters
+    ----------
+    composed : DictConfig
+        Without Hydra's own section.
+    options : mapping
+        Hydra's choices, of its own groups too.
+
+    Raises
+    ------
+    InputError
+        If it breaks a rule.
+    """
+    config = parse(composed)
+    choices = {group: option for group, option in options.items() if "/" not in group}
     check(config, choices)
-    return config, choices, directory
+    return config, choices
 
 
 def overrides_again(recorded: Sequence[str], typed: Sequence[str]) -> list[str]:

@@ -8,7 +8,7 @@ from itertools import takewhile
 from typing import Any
 
 from fedresearch.nested import ABSENT, Difference, differing
-from fedresearch.runs.record import Row
+from fedresearch.runs.record import Row, untimed
 
 # Fields of a record, under the heading by which they are told. Of a group, its own keys are told.
 _GROUPS = {"options": "choices", "code": "git", "packages": "versions"}
@@ -91,7 +91,7 @@ class Numbers:
 
 def compare_rows(a: Sequence[Row], b: Sequence[Row]) -> Numbers:
     """Compare two runs' rows, round by round until one differs."""
-    rounds = [[*differing(_untimed(x), _untimed(y))] for x, y in zip(a, b, strict=False)]
+    rounds = [[*differing(untimed(x), untimed(y))] for x, y in zip(a, b, strict=False)]
     common = len([*takewhile(lambda differences: not differences, rounds)])
     return Numbers(common, (len(a), len(b)), next(filter(None, rounds), []))
 
@@ -110,7 +110,3 @@ def shown(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False, default=str)
     text = text[1:-1] if isinstance(value, str) and value not in ("", "null", "true", "false") else text
     return text.encode(errors="backslashreplace").decode()
-
-
-def _untimed(row: Row) -> Row:
-    return {key: value for key, value in row.items() if not key.startswith("time/")}

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from fedresearch.errors import InputError
+from fedresearch.nested import differing
 from fedresearch.runs.provenance import peak_memory_bytes
-from fedresearch.runs.record import METRICS, RECORD, Row, dump_record, parse_rows
+from fedresearch.runs.record import METRICS, RECORD, Row, dump_record, parse_rows, untimed
 
 MODEL = "model.safetensors"
 FAILURES = "failures.jsonl"
@@ -228,15 +229,11 @@ def _line(row: Mapping[str, Any]) -> bytes:
 
 def _refuse_other(row: Row, known: Row) -> None:
     """Refuse a row that is not the known one of its round, times aside."""
-    keys = [
-        key
-        for key in {**known, **row}
-        if not key.startswith("time/") and (key not in row or key not in known or row[key] != known[key])
-    ]
-    if keys:
-        is_, was = (one.get(keys[0], "missing") for one in (row, known))
+    first = next(differing(untimed(known), untimed(row)), None)
+    if first:
+        key, was, is_ = first
         raise InputError(
-            f"round {row['round']} came out other than before: {keys[0]} is {is_} and was {was}; go on with the code, "
+            f"round {row['round']} came out other than before: {key} is {is_} and was {was}; go on with the code, "
             "the versions and the processor that run.json names, or start a new run"
         )
 

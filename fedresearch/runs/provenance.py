@@ -13,21 +13,32 @@ from pathlib import Path
 from typing import Any
 
 
-def provenance(command: Sequence[str]) -> dict[str, Any]:
-    """Return what is needed to run the same code again: git commit, versions of all packages, machine, command."""
-    return {
+def provenance(command: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return what is needed to run the same code again: git commit, versions of all packages, machine, command.
+
+    Returns
+    -------
+    fields : dict
+        Of the record.
+    patches : dict of str to str
+        What was changed and not committed, by where; files that git does not track are not in it.
+    """
+    folders = {"fedresearch": (Path(__file__).parent, "provenance.py"), "working_directory": (Path.cwd(), ".")}
+    checkouts = {name: _checkout(*where) for name, where in folders.items()}
+    fields = {
         "command": shlex.join(command),
         "working_directory": str(Path.cwd()),
-        "git": {
-            "fedresearch": _git(Path(__file__).parent, "provenance.py"),
-            "working_directory": _git(Path.cwd(), "."),
-        },
+        "git": {name: checkout and checkout[0] for name, checkout in checkouts.items()},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": _processor(),
         "num_cpus": os.cpu_count(),
         "versions": dict(sorted({d.metadata["Name"]: d.version for d in distributions()}.items())),
     }
+    patches = {name: checkout[1] for name, checkout in checkouts.items() if checkout and checkout[1]}
+    if patches.get("working_directory") == patches.get("fedresearch"):
+        patches.pop("working_directory", None)  # one repository
+    return fields, patches
 
 
 def peak_memory_bytes() -> int:
@@ -36,37 +47,23 @@ def peak_memory_bytes() -> int:
     return max(peaks) * (1 if sys.platform == "darwin" else 1024)
 
 
-def uncommitted() -> dict[str, str]:
-    """Return what was changed and not committed, as patches by where.
-
-    Files that git does not track are not in it.
-    """
-    patches = {
-        "fedresearch": _git_output(Path(__file__).parent, "diff", "HEAD"),
-        "working_directory": _git_output(Path.cwd(), "diff", "HEAD"),
-    }
-    if patches["working_directory"] == patches["fedresearch"]:
-        del patches["working_directory"]  # one repository
-    return {name: patch for name, patch in patches.items() if patch}
-
-
-def _git(folder: Path, tracked: str) -> dict[str, Any] | None:
-    """Return the commit of the checkout that tracks a path in a folder and whether it is dirty, or None without one."""
+def _checkout(folder: Path, tracked: str) -> tuple[dict[str, Any], str] | None:
+    """Return the state of the checkout that tracks a path in a folder, and its uncommitted patch; None without one."""
     # A package installed below someone's repository is not of it.
-    if _git_output(folder, "ls-files", "--error-unmatch", tracked) is None:
+    if _git(folder, "ls-files", "--error-unmatch", tracked) is None:
         return None
-    commit = _git_output(folder, "rev-parse", "HEAD")
+    commit, patch = _git(folder, "rev-parse", "HEAD"), _git(folder, "diff", "HEAD")
     if commit is None:
         return None
-    patch = _git_output(folder, "diff", "HEAD")
-    return {
+    state = {
         "commit": commit.strip(),
-        "dirty": bool(_git_output(folder, "status", "--porcelain")),
+        "dirty": bool(_git(folder, "status", "--porcelain")),
         "diff_sha256": hashlib.sha256(patch.encode()).hexdigest() if patch else None,
     }
+    return state, patch or ""
 
 
-def _git_output(folder: Path, *arguments: str) -> str | None:
+def _git(folder: Path, *arguments: str) -> str | None:
     command = ["git", "-C", str(folder), *arguments]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout

@@ -18,9 +18,7 @@ LOCK = ".lock"
 REFUSED = "refused.txt"
 
 FORMAT = 1
-# As a record says; a run that is ``running`` in its record and locked by nobody was killed.
-STATUSES = ("running", "finished", "diverged", "failed", "interrupted")
-# Of these, running again gives nothing new.
+# Statuses of a run of which running it again gives nothing new.
 FINAL = ("finished", "diverged")
 
 Row = dict[str, Any]
@@ -124,6 +122,11 @@ def parse_rows(content: bytes, path: Path) -> tuple[list[Row], int]:
             raise InputError(f"{path} is damaged: line {number} is not the row of round {number}")
         rows.append(row)
     return rows, sum(len(line) + 1 for line in lines)
+
+
+def untimed(row: Mapping[str, Any]) -> Row:
+    """Return what of a row is equal between two runs of one config and seed."""
+    return {key: value for key, value in row.items() if not key.startswith("time/")}
 
 
 def state_of(directory: Path) -> str:

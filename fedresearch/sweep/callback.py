@@ -118,9 +118,7 @@ def _compose(composed: DictConfig, overrides: Sequence[str], number: int, sweep_
         composed.hydra.job.num = number
         composed.hydra.job.id = str(number)
     HydraConfig.instance().set_config(composed)  # for the config's ${hydra:...}, as it is set when the job runs
-    parsed = config.parse(without_hydra(composed))
-    choices = {group: option for group, option in composed.hydra.runtime.choices.items() if "/" not in group}
-    config.check(parsed, choices)
+    parsed, choices = config.checked(without_hydra(composed), composed.hydra.runtime.choices)
     directory = str(OmegaConf.select(composed, "hydra.sweep.subdir"))
     refuse_other(sweep_dir / directory, config.digest(parsed))
     return Job(list(overrides), directory, parsed, choices)

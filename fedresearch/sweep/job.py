@@ -5,7 +5,7 @@ import traceback
 from pathlib import Path
 
 from fedresearch.config import tell
-from fedresearch.errors import InputError
+from fedresearch.errors import InputError, named
 from fedresearch.runs.directory import write_whole
 from fedresearch.runs.record import FINAL, REFUSED, Busy, read_record, state_of
 
@@ -55,15 +55,11 @@ def tell_failure(directory: Path, error: Exception) -> None:
     except InputError:
         recorded = None
     # A run's record has what was raised in it, which may be the cause of what is told.
-    if recorded not in (_line(error), _line(error.__cause__)):
-        kept = str(error) if isinstance(error, InputError) else _line(error)
+    if recorded not in [named(cause) for cause in (error, error.__cause__) if cause]:
+        kept = str(error) if isinstance(error, InputError) else named(error)
         write_whole(directory / REFUSED, lambda path: path.write_text(f"{kept}\n", encoding="utf-8"))
 
 
 def _skipped(directory: Path, state: str) -> None:
     where = " in another process" if state == "running" else ""
     print(f"{directory.name} is {state}{where}: skipped", flush=True)
-
-
-def _line(error: BaseException | None) -> str:
-    return f"{type(error).__name__}: {error}"

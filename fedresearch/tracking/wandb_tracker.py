@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fedresearch.errors import named
 from fedresearch.tracking.tracker import RunInfo
 
 
@@ -183,7 +184,7 @@ def _loggable(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _in_one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    return " ".join(named(error).split())
 
 
 def _say(line: str) -> None:
