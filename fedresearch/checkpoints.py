@@ -15,6 +15,7 @@ from fedresearch.experiment import Experiment
 from fedresearch.model import save_model
 from fedresearch.runs.checkpoint import read_checkpoints, write_checkpoint
 from fedresearch.runs.directory import History, RunDirectory
+from fedresearch.runs.record import larger_is_better
 
 BEST = "best.safetensors"
 # With checkpoint.every=auto, what writing checkpoints may take of the time.
@@ -98,7 +99,7 @@ class Checkpoints:
         value = row.get(self._column)
         if value is None or not math.isfinite(value):
             return -math.inf
-        return value if "acc" in self._column else -value
+        return value if larger_is_better(self._column) else -value
 
 
 def refuse_unkept(experiment: Experiment) -> None:

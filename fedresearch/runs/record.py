@@ -129,6 +129,11 @@ def untimed(row: Mapping[str, Any]) -> Row:
     return {key: value for key, value in row.items() if not key.startswith("time/")}
 
 
+def larger_is_better(column: str) -> bool:
+    """Return whether a column is better the larger it is: accuracies are, losses and all else are not."""
+    return "acc" in column
+
+
 def state_of(directory: Path) -> str:
     """Return what has become of a run: its record's status, or ``missing``, ``refused``, ``killed`` or ``damaged``."""
     if not (directory / RECORD).exists():

@@ -1,0 +1,55 @@
+"""A run as its directory tells it, whatever has become of it. Imports neither torch nor flwr."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedresearch.errors import InputError
+from fedresearch.runs.record import REFUSED, Row, read_record, read_rows, state_of
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is known of a run.
+
+    Parameters
+    ----------
+    directory : Path
+        Where it is, or was to be.
+    state : str
+        As :func:`fedresearch.runs.record.state_of` says; ``damaged`` also where its rows are.
+    record : mapping
+        ``run.json``; empty where there is none that can be read.
+    rows : list
+        Of the rounds so far.
+    error : str
+        What it failed of, "" for nothing.
+    """
+
+    directory: Path
+    state: str
+    record: Mapping[str, Any]
+    rows: list[Row]
+    error: str
+
+    @property
+    def failed(self) -> bool:
+        """Whether somebody has to look at it."""
+        return bool(self.error) or self.state == "damaged"
+
+
+def load(directory: Path) -> Run:
+    """Read a run's directory, which need not be there."""
+    state, record, rows, error = state_of(directory), {}, [], ""
+    try:
+        rows = read_rows(directory)
+        record = read_record(directory)
+    except InputError as damage:
+        if state not in ("missing", "refused"):
+            state, error = "damaged", str(damage)
+    if state == "failed":
+        error = record.get("error") or state
+    if state != "running" and (directory / REFUSED).exists():  # of the last try, before it became a run
+        error = (directory / REFUSED).read_text(encoding="utf-8").strip() or "refused"
+    return Run(directory, state, record, rows, error)
