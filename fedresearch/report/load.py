@@ -1,0 +1,91 @@
+"""Finding runs, in whatever state they are, and reading their rows as columns of numbers."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedresearch.errors import InputError
+from fedresearch.runs.loaded import load as load_run
+from fedresearch.runs.record import RECORD, REFUSED, Row
+from fedresearch.sweep.status import JOBS, listed
+
+Column = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run.
+
+    Parameters
+    ----------
+    directory : Path
+        Where it is, or was to be.
+    state : str
+        As :func:`fedresearch.runs.record.state_of` says.
+    record : mapping
+        ``run.json``; empty where there is none that can be read.
+    columns : mapping
+        Column of ``metrics.jsonl`` to float64 (rounds,); NaN where a round has no number.
+    error : str
+        The last line of what it failed of, "" for nothing.
+    """
+
+    directory: Path
+    state: str
+    record: Mapping[str, Any]
+    columns: Mapping[str, Column]
+    error: str
+
+    @property
+    def num_rounds(self) -> int:
+        """How many rounds it has so far."""
+        return len(self.columns.get("round", ()))
+
+
+def load(paths: Sequence[Path]) -> list[Run]:
+    """Return all runs at or below some directories, and the jobs of sweeps that are not runs yet, each once.
+
+    Raises
+    ------
+    InputError
+        If a directory does not exist, or none of them holds a run.
+    """
+    for path in paths:
+        if not path.is_dir():
+            raise InputError(f"{path} is no directory; give those of runs or of sweeps, such as outputs/sweep_DIGEST")
+    directories = {directory.resolve(): directory for path in paths for directory in _directories(path)}
+    if not directories:
+        raise InputError(f"no run in {', '.join(map(str, paths))}; a run's directory holds {RECORD}")
+    return [_load(directory) for directory in directories.values()]
+
+
+def _directories(path: Path) -> Iterator[Path]:
+    for folder, subfolders, files in os.walk(path):
+        subfolders.sort()
+        if RECORD in files or REFUSED in files:
+            yield Path(folder)
+            subfolders.clear()
+        elif JOBS in files:
+            yield from (directory for _, directory in listed(Path(folder)))
+
+
+def _load(directory: Path) -> Run:
+    run = load_run(directory)
+    return Run(directory, run.state, run.record, _columns(run.rows), (run.error.splitlines() or [""])[-1])
+
+
+def _columns(rows: Sequence[Row]) -> dict[str, Column]:
+    """Return a value a round of every column that is of numbers, NaN for those that are null or not there."""
+    columns: dict[str, Column] = {}
+    for number, row in enumerate(rows):
+        for name, value in row.items():
+            if isinstance(value, int | float):
+                if name not in columns:
+                    columns[name] = np.full(len(rows), np.nan)
+                columns[name][number] = value
+    return columns

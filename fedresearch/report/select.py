@@ -1,0 +1,120 @@
+"""What number of a run goes into a table: which column, of which round, over which axis."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedresearch.errors import InputError
+from fedresearch.report.load import Column, Run
+from fedresearch.runs.record import larger_is_better
+
+# The first of these that any run has is what a report is about.
+METRICS = ("eval/accuracy", "clients/eval_acc", "personal/eval_acc", "eval/loss", "clients/eval_loss")
+
+AXES: dict[str, str] = {
+    "rounds": "round",
+    "bytes": "bytes up and down",
+    "steps": "optimizer steps of all clients",
+    "seconds": "seconds",
+}
+
+
+def validation_column(metric: str) -> str:
+    """Return the column of the clients' validation data that is of a metric's kind."""
+    return "clients/eval_acc" if larger_is_better(metric) else "clients/eval_loss"
+
+
+def axis(run: Run, name: str) -> Column:
+    """Return where a run was after each round, float64 (rounds,): rounds, or bytes, steps or seconds so far."""
+    columns = run.columns
+    match name:
+        case "bytes":
+            return columns["comm/bytes_up_total"] + columns["comm/bytes_down_total"]
+        case "steps":
+            return np.cumsum(columns["local/steps"])
+        case "seconds":
+            return columns["time/total_s"]
+    return columns["round"]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A rule that makes one number of a curve.
+
+    Parameters
+    ----------
+    caption : str
+        The rule in words, with the metric's name.
+    choose : callable
+        Run to number; NaN for a run that has no such round.
+    """
+
+    caption: str
+    choose: Callable[[Run], float]
+
+
+def selection(rule: str, metric: str) -> Selection:
+    """Return a selection rule by its name.
+
+    Parameters
+    ----------
+    rule : str
+        ``last``, the last round that was evaluated; ``best_val``, the round in which the clients' validation data
+        is best (of equal ones the first); ``mean_last:K``, the mean of the last K evaluated rounds; ``best_test``,
+        the best of all rounds, which selects on the data that it reports.
+    metric : str
+        The column.
+
+    Raises
+    ------
+    InputError
+        If there is no such rule.
+    """
+    name, _, argument = rule.partition(":")
+    best = np.argmax if larger_is_better(metric) else np.argmin
+    validation = validation_column(metric)
+
+    def last(run: Run) -> float:
+        return float(_evaluated(run, metric)[-1])
+
+    def mean_last(run: Run) -> float:
+        return float(_evaluated(run, metric)[-int(argument) :].mean())
+
+    def best_test(run: Run) -> float:
+        values = _evaluated(run, metric)
+        return float(values[best(values)])
+
+    def best_val(run: Run) -> float:
+        if validation not in run.columns:
+            return np.nan
+        both = np.isfinite(run.columns[metric]) & np.isfinite(run.columns[validation])
+        return float(run.columns[metric][both][best(run.columns[validation][both])]) if both.any() else np.nan
+
+    if name == "mean_last" and argument.isdecimal() and int(argument):
+        return Selection(f"{metric}, mean of the last {argument} evaluated rounds", _where_any(mean_last, metric))
+    rules = {
+        "last": Selection(f"{metric} after the last round", _where_any(last, metric)),
+        "best_val": Selection(f"{metric} in the round with the best {validation}", _where_any(best_val, metric)),
+        "best_test": Selection(
+            f"best on test: {metric} in its own best round, which no one knows without the test data",
+            _where_any(best_test, metric),
+        ),
+    }
+    if rule not in rules:
+        raise InputError(f"no selection rule {rule}; try --select last, best_val, mean_last:10 or best_test")
+    return rules[rule]
+
+
+def default_metric(runs: Sequence[Run]) -> str:
+    """Return the column that a report of these runs is about where none is named."""
+    return next((name for name in METRICS if any(name in run.columns for run in runs)), METRICS[0])
+
+
+def _where_any(choose: Callable[[Run], float], metric: str) -> Callable[[Run], float]:
+    return lambda run: choose(run) if metric in run.columns else np.nan
+
+
+def _evaluated(run: Run, metric: str) -> Column:
+    values = run.columns[metric]
+    return values[np.isfinite(values)]

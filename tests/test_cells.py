@@ -1,0 +1,148 @@
+"""Runs as the report reads them: cells by what varies, replicates by seed, one number of a curve."""
+
+import json
+
+import numpy as np
+import pytest
+
+from fedresearch.errors import InputError
+from fedresearch.report.cells import study
+from fedresearch.report.load import load
+from fedresearch.report.select import axis, default_metric, selection
+from fedresearch.runs.record import dump_record
+
+
+def make(directory, *, seed=0, status="finished", choices=None, rows=(), **sections):
+    """Write the directory of a run that never ran."""
+    config = {
+        "seed": seed,
+        "hardware": {"_target_": "cpu"},
+        "tracker": {"mode": f"{directory.name}"},
+        "optimizer": {"lr": 0.1, "schedule": {"_target_": "constant"}},
+        "partitioner": {"_target_": "iid", "seed": None},
+        "strategy": {"server": {"_target_": "FedAvg"}},
+        **sections,
+    }
+    options = {"strategy": "fedavg", "partitioner": "iid", "experiment": directory.name, **(choices or {})}
+    directory.mkdir(parents=True)
+    record = {"status": status, "config": config, "choices": options, "started": directory.name, "error": None}
+    (directory / "run.json").write_text(dump_record(record))
+    lines = [json.dumps({"round": number, **row}) + "\n" for number, row in enumerate(rows, start=1)]
+    (directory / "metrics.jsonl").write_text("".join(lines))
+
+
+def labels(folder):
+    return {cell.label: list(cell.runs) for cell in study(load([folder])).cells}
+
+
+def test_what_varies_is_found_and_seeds_are_replicates(tmp_path):
+    for seed in (10, 9):
+        for mu in (0, 1):
+            strategy = {"server": {"_target_": "FedProx", "proximal_mu": mu}}
+            make(tmp_path / f"p{seed}{mu}", seed=seed, choices={"strategy": "fedprox"}, strategy=strategy)
+        make(tmp_path / f"a{seed}", seed=seed)
+    assert labels(tmp_path) == {
+        "strategy=fedavg": ["9", "10"],
+        "strategy=fedprox, proximal_mu=0": ["9", "10"],
+        "strategy=fedprox, proximal_mu=1": ["9", "10"],
+    }
+
+
+def test_what_an_option_brings_is_not_a_key_of_its_own(tmp_path):
+    make(tmp_path / "a")
+    make(tmp_path / "b", choices={"strategy": "fedprox"}, strategy={"server": {"_target_": "FedProx", "mu": 1}})
+    assert study(load([tmp_path])).keys == ["strategy"]
+
+
+def test_the_schedule_is_no_part_of_the_optimizers_option(tmp_path):
+    for name in ("cosine", "step"):
+        optimizer = {"lr": 0.1, "schedule": {"_target_": name}}
+        make(tmp_path / name, choices={"schedule": name, "optimizer": "sgd"}, optimizer=optimizer)
+    assert list(labels(tmp_path)) == ["schedule=cosine", "schedule=step"]
+
+
+def test_a_key_that_is_always_equal_to_another_is_told_apart(tmp_path):
+    for value in (0.5, 1):
+        make(tmp_path / str(value), dataset={"alpha": value, "beta": value})
+    found = study(load([tmp_path]))
+    assert (found.keys, found.equal) == (["dataset.alpha"], {"dataset.beta": "dataset.alpha"})
+
+
+def test_seeds_that_follow_the_runs_are_not_named(tmp_path):
+    for seed in (0, 1):
+        make(tmp_path / str(seed), seed=seed, dataset={"seed": seed}, partitioner={"seed": 7})
+    assert labels(tmp_path) == {"all runs": ["0", "1"]}
+    make(tmp_path / "other", seed=0, dataset={"seed": 0}, partitioner={"seed": 8})
+    assert labels(tmp_path) == {
+        "all runs": ["seed=0 partitioner.seed=7", "seed=0 partitioner.seed=8", "seed=1 partitioner.seed=7"]
+    }
+
+
+def test_of_two_runs_of_one_seed_the_finished_one_counts(tmp_path):
+    make(tmp_path / "a", status="finished", rows=[{}])
+    make(tmp_path / "b", status="interrupted", rows=[{}, {}])
+    found = study(load([tmp_path]))
+    assert [run.directory.name for run in found.cells[0].runs.values()] == ["a"]
+    assert [run.directory.name for run in found.repeated] == ["b"]
+
+
+def test_jobs_that_are_no_runs_are_known_too(tmp_path):
+    make(tmp_path / "done")
+    (tmp_path / "refused").mkdir()
+    (tmp_path / "refused" / "refused.txt").write_text("first\nunknown key x\n")
+    jobs = [{"overrides": [], "directory": name} for name in ("done", "refused", "missing")]
+    (tmp_path / "sweep.json").write_text(json.dumps(jobs))
+    unread = study(load([tmp_path, tmp_path / "done"])).unread
+    assert {run.directory.name: (run.state, run.error) for run in unread} == {
+        "refused": ("refused", "unknown key x"),
+        "missing": ("missing", ""),
+    }
+
+
+def test_a_folder_without_runs_is_told(tmp_path):
+    with pytest.raises(InputError, match="no run in"):
+        load([tmp_path])
+    with pytest.raises(InputError, match="is no directory"):
+        load([tmp_path / "nowhere"])
+
+
+ROWS = [
+    {"eval/accuracy": accuracy, "clients/eval_acc": validation, "eval/loss": loss, "local/steps": 10}
+    for accuracy, validation, loss in [(0.5, 0.6, 3.0), (0.9, 0.7, 1.0), (None, None, None), (0.8, 0.9, 2.0)]
+]
+
+
+@pytest.mark.parametrize(
+    ("rule", "metric", "expected"),
+    [
+        ("last", "eval/accuracy", 0.8),
+        ("mean_last:2", "eval/accuracy", (0.9 + 0.8) / 2),
+        ("mean_last:9", "eval/loss", (3 + 1 + 2) / 3),
+        ("best_val", "eval/accuracy", 0.8),
+        ("best_test", "eval/accuracy", 0.9),
+        ("best_test", "eval/loss", 1.0),
+        ("best_val", "eval/loss", np.nan),  # no clients/eval_loss
+        ("last", "personal/eval_acc", np.nan),
+    ],
+)
+def test_a_rule_makes_one_number_of_a_curve(tmp_path, rule, metric, expected):
+    make(tmp_path / "run", rows=ROWS)
+    (run,) = load([tmp_path])
+    assert selection(rule, metric).choose(run) == pytest.approx(expected, nan_ok=True)
+
+
+@pytest.mark.parametrize("rule", ["best", "mean_last", "mean_last:0", "mean_last:x", "last:3", ""])
+def test_a_rule_that_does_not_exist_is_told(rule):
+    with pytest.raises(InputError, match="try --select"):
+        selection(rule, "eval/accuracy")
+
+
+def test_axes_and_the_metric_of_a_report(tmp_path):
+    totals = [{"comm/bytes_up_total": 5 * n, "comm/bytes_down_total": 7 * n, "time/total_s": n / 2} for n in (1, 2, 3)]
+    make(
+        tmp_path / "run", rows=[{"local/steps": n, "clients/eval_loss": 1.0, **total} for n, total in enumerate(totals)]
+    )
+    (run,) = load([tmp_path])
+    found = {name: list(axis(run, name)) for name in ("rounds", "bytes", "steps", "seconds")}
+    assert found == {"rounds": [1, 2, 3], "bytes": [12, 24, 36], "steps": [0, 1, 3], "seconds": [0.5, 1, 1.5]}
+    assert default_metric([run]) == "clients/eval_loss"
