@@ -33,7 +33,7 @@ def differing(a: Any, b: Any, key: str = "") -> Iterator[Difference]:
         for name in {**first, **second}:
             dotted = f"{key}.{name}" if key else str(name)
             yield from differing(first.get(name, ABSENT), second.get(name, ABSENT), dotted)
-    elif (a is ABSENT) != (b is ABSENT) or _json(a) != _json(b):
+    elif (a is ABSENT) != (b is ABSENT) or as_json(a) != as_json(b):
         yield key, a, b
 
 
@@ -41,5 +41,6 @@ def _is_section(node: Any, other: Any) -> bool:
     return isinstance(node, Mapping) and (isinstance(other, Mapping) or (other is ABSENT and bool(node)))
 
 
-def _json(leaf: Any) -> str:
+def as_json(leaf: Any) -> str:
+    """Return a leaf as text that is equal for equal leaves."""
     return json.dumps(leaf, sort_keys=True, default=repr)

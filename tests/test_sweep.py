@@ -159,7 +159,6 @@ def test_of_two_sweeps_at_once_each_job_is_run_by_one(tmp_path):
 
 @pytest.mark.slow
 def test_jobs_run_side_by_side_under_joblib(tmp_path):
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs hydra-joblib-launcher")
     sweep = ["-m", *SMALL, "seed=0,1", "partitioner.min_partition_size=1,1000"]
     joblib = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
     done = command(tmp_path, *sweep, *joblib)

@@ -1,15 +1,18 @@
 """Which keys vary among runs, and the cells that they span; runs of one cell differ in seeds alone, its replicates."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fedresearch.config.schema import GROUPS, NOT_NUMERICAL, counted_hardware
+from fedresearch.nested import as_json
 from fedresearch.report.load import Run
+from fedresearch.runs.comparison import shown
 
 # Where a group's keys are in the config; the key of its option is the group's name, as on the command line.
-_PREFIXES = {"schedule": "optimizer.schedule."} | {group: f"{group}." for group in GROUPS if group != "schedule"}
+_PREFIXES = {"schedule": "optimizer.schedule."} | {
+    group: f"{group}." for group in GROUPS if group not in ("schedule", *NOT_NUMERICAL)
+}
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def study(runs: Sequence[Run]) -> Study:
     cells: dict[str, tuple[dict[str, Any], dict[str, Run]]] = {}
     for run, setting in zip(known, settings, strict=True):
         values = {key: setting[key] for key in keys if key in setting}
-        _, replicates = cells.setdefault(_text(values), (values, {}))
+        _, replicates = cells.setdefault(as_json(values), (values, {}))
         replicate = _replicate({key: setting[key] for key in seeds if key in setting})
         if replicate in replicates:
             kept, left_out = sorted((replicates[replicate], run), key=_standing, reverse=True)
@@ -86,18 +89,12 @@ def study(runs: Sequence[Run]) -> Study:
     return result
 
 
-def shown(value: Any) -> str:
-    """Return a value as it is typed."""
-    return value if isinstance(value, str) else json.dumps(value, default=str)
-
-
 def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the numbers of a run depend on, flat: options by their group's name, and keys."""
     config = {section: value for section, value in record["config"].items() if section not in NOT_NUMERICAL}
     options = {group: option for group, option in record["choices"].items() if group in _PREFIXES}
-    numerical = {group: option for group, option in options.items() if group not in NOT_NUMERICAL}
     hardware = {f"hardware.{key}": value for key, value in counted_hardware(record["config"]["hardware"]).items()}
-    return {**numerical, **dict(_leaves(config)), **hardware}
+    return {**options, **dict(_leaves(config)), **hardware}
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -116,9 +113,9 @@ def _varying(settings: Sequence[Mapping[str, Any]]) -> tuple[list[str], dict[str
         group = next((group for group, prefix in _PREFIXES.items() if key.startswith(prefix)), "")
         of_option: dict[Any, set[str]] = {}
         for setting in settings:
-            of_option.setdefault(setting.get(group), set()).add(_text(setting.get(key)))
+            of_option.setdefault(setting.get(group), set()).add(as_json(setting.get(key)))
         if not _is_seed(key) and any(len(values) > 1 for values in of_option.values()):
-            first = keys.setdefault(_text([setting.get(key) for setting in settings]), key)
+            first = keys.setdefault(as_json([setting.get(key) for setting in settings]), key)
             if first != key:
                 equal[key] = first
     return list(keys.values()), equal
@@ -130,7 +127,7 @@ def _varying_seeds(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     return [
         key
         for key in seeds
-        if len({_text(setting.get(key)) for setting in settings}) > 1
+        if len({as_json(setting.get(key)) for setting in settings}) > 1
         and (key == "seed" or any(setting.get(key) != setting["seed"] for setting in settings))
     ] or ["seed"]
 
@@ -154,7 +151,3 @@ def _order(value: Any) -> tuple[int, float, str]:
     if value is None:
         return 0, 0.0, ""
     return (1, float(value), "") if isinstance(value, int | float) else (2, 0.0, shown(value))
-
-
-def _text(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, default=str)

@@ -4,13 +4,12 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedresearch.errors import InputError
-from fedresearch.runs.loaded import load as load_run
+from fedresearch.runs import loaded
 from fedresearch.runs.record import RECORD, REFUSED, Row
 from fedresearch.sweep.status import JOBS, listed
 
@@ -18,33 +17,25 @@ Column = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Run:
-    """One run.
+class Run(loaded.Run):
+    """A run and its numbers.
 
     Parameters
     ----------
-    directory : Path
-        Where it is, or was to be.
-    state : str
-        As :func:`fedresearch.runs.record.state_of` says.
-    record : mapping
-        ``run.json``; empty where there is none that can be read.
     columns : mapping
         Column of ``metrics.jsonl`` to float64 (rounds,); NaN where a round has no number.
-    error : str
-        The last line of what it failed of, "" for nothing.
     """
 
-    directory: Path
-    state: str
-    record: Mapping[str, Any]
     columns: Mapping[str, Column]
-    error: str
 
     @property
     def num_rounds(self) -> int:
         """How many rounds it has so far."""
         return len(self.columns.get("round", ()))
+
+    def column(self, name: str) -> Column:
+        """Return a column, float64 (rounds,); NaN in every round where the run does not have it."""
+        return self.columns.get(name, np.full(self.num_rounds, np.nan))
 
 
 def load(paths: Sequence[Path]) -> list[Run]:
@@ -75,8 +66,8 @@ def _directories(path: Path) -> Iterator[Path]:
 
 
 def _load(directory: Path) -> Run:
-    run = load_run(directory)
-    return Run(directory, run.state, run.record, _columns(run.rows), (run.error.splitlines() or [""])[-1])
+    run, rows = loaded.load(directory)
+    return Run(**vars(run), columns=_columns(rows))
 
 
 def _columns(rows: Sequence[Row]) -> dict[str, Column]:

@@ -12,13 +12,6 @@ from fedresearch.runs.record import larger_is_better
 # The first of these that any run has is what a report is about.
 METRICS = ("eval/accuracy", "clients/eval_acc", "personal/eval_acc", "eval/loss", "clients/eval_loss")
 
-AXES: dict[str, str] = {
-    "rounds": "round",
-    "bytes": "bytes up and down",
-    "steps": "optimizer steps of all clients",
-    "seconds": "seconds",
-}
-
 
 def validation_column(metric: str) -> str:
     """Return the column of the clients' validation data that is of a metric's kind."""
@@ -74,47 +67,33 @@ def selection(rule: str, metric: str) -> Selection:
     name, _, argument = rule.partition(":")
     best = np.argmax if larger_is_better(metric) else np.argmin
     validation = validation_column(metric)
-
-    def last(run: Run) -> float:
-        return float(_evaluated(run, metric)[-1])
-
-    def mean_last(run: Run) -> float:
-        return float(_evaluated(run, metric)[-int(argument) :].mean())
-
-    def best_test(run: Run) -> float:
-        values = _evaluated(run, metric)
-        return float(values[best(values)])
-
-    def best_val(run: Run) -> float:
-        if validation not in run.columns:
-            return np.nan
-        both = np.isfinite(run.columns[metric]) & np.isfinite(run.columns[validation])
-        return float(run.columns[metric][both][best(run.columns[validation][both])]) if both.any() else np.nan
-
-    if name == "mean_last" and argument.isdecimal() and int(argument):
-        return Selection(f"{metric}, mean of the last {argument} evaluated rounds", _where_any(mean_last, metric))
-    rules = {
-        "last": Selection(f"{metric} after the last round", _where_any(last, metric)),
-        "best_val": Selection(f"{metric} in the round with the best {validation}", _where_any(best_val, metric)),
-        "best_test": Selection(
+    # Of the rounds that have the metric, and for best_val the validation data's too.
+    rules: dict[str, tuple[str, Callable[[Column, Column], float]]] = {
+        "last": (f"{metric} after the last round", lambda values, _: values[-1]),
+        "best_val": (
+            f"{metric} in the round with the best {validation}",
+            lambda values, validated: values[best(validated)],
+        ),
+        "best_test": (
             f"best on test: {metric} in its own best round, which no one knows without the test data",
-            _where_any(best_test, metric),
+            lambda values, _: values[best(values)],
         ),
     }
+    if name == "mean_last" and argument.isdecimal() and int(argument):
+        caption = f"{metric}, mean of the last {argument} evaluated rounds"
+        rules[rule] = caption, lambda values, _: values[-int(argument) :].mean()
     if rule not in rules:
         raise InputError(f"no selection rule {rule}; try --select last, best_val, mean_last:10 or best_test")
-    return rules[rule]
+    caption, pick = rules[rule]
+
+    def choose(run: Run) -> float:
+        values, validated = run.column(metric), run.column(validation)
+        known = np.isfinite(values) & (np.isfinite(validated) if rule == "best_val" else True)
+        return float(pick(values[known], validated[known])) if known.any() else np.nan
+
+    return Selection(caption, choose)
 
 
 def default_metric(runs: Sequence[Run]) -> str:
     """Return the column that a report of these runs is about where none is named."""
     return next((name for name in METRICS if any(name in run.columns for run in runs)), METRICS[0])
-
-
-def _where_any(choose: Callable[[Run], float], metric: str) -> Callable[[Run], float]:
-    return lambda run: choose(run) if metric in run.columns else np.nan
-
-
-def _evaluated(run: Run, metric: str) -> Column:
-    values = run.columns[metric]
-    return values[np.isfinite(values)]

@@ -21,16 +21,13 @@ class Run:
         As :func:`fedresearch.runs.record.state_of` says; ``damaged`` also where its rows are.
     record : mapping
         ``run.json``; empty where there is none that can be read.
-    rows : list
-        Of the rounds so far.
     error : str
-        What it failed of, "" for nothing.
+        The last line of what it failed of, "" for nothing.
     """
 
     directory: Path
     state: str
     record: Mapping[str, Any]
-    rows: list[Row]
     error: str
 
     @property
@@ -39,8 +36,8 @@ class Run:
         return bool(self.error) or self.state == "damaged"
 
 
-def load(directory: Path) -> Run:
-    """Read a run's directory, which need not be there."""
+def load(directory: Path) -> tuple[Run, list[Row]]:
+    """Return the run of a directory, which need not be there, and the rows of its rounds so far."""
     state, record, rows, error = state_of(directory), {}, [], ""
     try:
         rows = read_rows(directory)
@@ -52,4 +49,4 @@ def load(directory: Path) -> Run:
         error = record.get("error") or state
     if state != "running" and (directory / REFUSED).exists():  # of the last try, before it became a run
         error = (directory / REFUSED).read_text(encoding="utf-8").strip() or "refused"
-    return Run(directory, state, record, rows, error)
+    return Run(directory, state, record, (error.splitlines() or [""])[-1]), rows

@@ -29,24 +29,25 @@ def show(directory: Path) -> bool:
         If the directory holds neither a list of jobs nor any job.
     """
     jobs = listed(directory)
-    runs = [load(job) for _, job in jobs]
+    loaded = [load(job) for _, job in jobs]
     overrides = [
-        run.record.get("overrides", []) if words is None else words for (words, _), run in zip(jobs, runs, strict=True)
+        run.record.get("overrides", []) if words is None else words
+        for (words, _), (run, _) in zip(jobs, loaded, strict=True)
     ]
-    figures = [run.record.get("result") or (run.rows[-1] if run.rows else {}) for run in runs]
+    figures = [run.record.get("result") or (rows[-1] if rows else {}) for run, rows in loaded]
     figure = next((name for name in _FIGURES if any(name in last for last in figures)), _FIGURES[0])
     table = new_table("job", "directory", "state", "rounds", figure)
-    for run, words, last in zip(runs, swept(overrides), figures, strict=True):
-        of = f"{len(run.rows)}/{run.record['config']['federation']['num_rounds']}" if run.record else ""
+    for (run, rows), words, last in zip(loaded, swept(overrides), figures, strict=True):
+        of = f"{len(rows)}/{run.record['config']['federation']['num_rounds']}" if run.record else ""
         value = last.get(figure)
         table.add_row(" ".join(words), run.directory.name, run.state, of, "" if value is None else f"{value:.4f}")
     print_table(table)
-    print(", ".join(f"{number} {state}" for state, number in Counter(run.state for run in runs).items()), end="")
+    print(", ".join(f"{number} {state}" for state, number in Counter(run.state for run, _ in loaded).items()), end="")
     print(f" in {directory}", flush=True)
-    for run in runs:
+    for run, _ in loaded:
         if run.error:
-            print(f"{run.directory.name}: {run.error.splitlines()[-1]}", flush=True)
-    return any(run.failed for run in runs)
+            print(f"{run.directory.name}: {run.error}", flush=True)
+    return any(run.failed for run, _ in loaded)
 
 
 def listed(directory: Path) -> list[tuple[list[str] | None, Path]]:
