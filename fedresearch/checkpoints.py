@@ -80,11 +80,12 @@ class Checkpoints:
         started = time.perf_counter()
         packer = Packer()
         with _told():
+            states = dict(sorted(self._experiment.grid.states.items()))  # processes answer in any order
             plain = {
                 "history": vars(self._run.history),
                 "arrays": packer.pack(arrays, "arrays"),
                 "strategy": packer.pack_object(self._experiment.strategy, "strategy"),
-                "states": packer.pack(self._experiment.grid.states, "states"),
+                "states": packer.pack(states, "states"),
             }
         self._run.sync()
         write_checkpoint(self._run.path, self._run.history.num_rounds, plain, packer.arrays, self._keep)
