@@ -75,3 +75,12 @@ def run(compose: Callable[..., Any]) -> Callable[..., Result]:
         return Result(rows, {name: array.numpy() for name, array in last[0].items()}, experiment)
 
     return run_
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the directory of a run that nothing disturbed; to be copied, not written to."""
+    from tests.directories import SCAFFOLD, conduct
+
+    directory: Path = conduct(tmp_path_factory.mktemp("whole") / "run", *SCAFFOLD)
+    return directory

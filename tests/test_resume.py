@@ -1,9 +1,7 @@
 """A run that goes on from a checkpoint: to the bits of one that nothing disturbed, or a line that says why not."""
 
-import errno
 import json
 import os
-import pathlib
 import shutil
 import signal
 import textwrap
@@ -13,35 +11,22 @@ import pytest
 
 from fedresearch import config
 from fedresearch.apps import client_app
-from fedresearch.apps.state import _READ
-from fedresearch.checkpoints import Checkpoints
 from fedresearch.errors import InputError
-from fedresearch.run import run_experiment
-from fedresearch.runs import checkpoint as module
-from fedresearch.runs.checkpoint import read_checkpoints, write_checkpoint
-from fedresearch.runs.directory import RunDirectory
-from fedresearch.runs.record import dump_record, read_record, read_rows
+from fedresearch.runs.record import read_record, read_rows
 from fedresearch.usage import CONF
+from tests.directories import (
+    MLP,
+    SCAFFOLD,
+    SHORT,
+    conduct,
+    killed,
+    outcome,
+    rounds_of_checkpoints,
+    rows_of,
+    set_status,
+)
 
 STRATEGIES = sorted(path.stem for path in (CONF / "strategy").glob("[!_]*.yaml"))
-MLP = ["model=mlp", "model.widths=[6]"]
-SHORT = [
-    "tracker=none",
-    "federation.num_supernodes=5",
-    "federation.fraction_train=0.6",
-    "federation.num_rounds=4",
-    "local.epochs=null",
-    "local.steps=2",
-    "checkpoint.every=1",
-    "checkpoint.keep=9",
-]
-# Keeps something on the server and on the clients.
-SCAFFOLD = ["strategy=scaffold"]
-
-
-@pytest.fixture(autouse=True)
-def _no_picture(monkeypatch):
-    monkeypatch.setattr("fedresearch.run.label_distribution_png", lambda *_: b"")
 
 
 @pytest.fixture(scope="module")
@@ -66,68 +51,6 @@ def normed_dir(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
         yield folder
-
-
-def conduct(directory, *overrides, config_dir=None):
-    model = [] if any(word.startswith("model=") for word in overrides) else MLP
-    composed, choices, *_ = config.compose(CONF, [*model, *SHORT, *overrides], [config_dir] if config_dir else [])
-    run_experiment(composed, choices, directory, overrides, again=True)
-    return directory
-
-
-def killed(source, directory, *, checkpoint, row=None):
-    """Copy a run as it would be, had it been killed: with its rows to one, and its checkpoints to one before."""
-    shutil.copytree(source, directory)
-    for path in (directory / "checkpoints").iterdir():
-        if int(path.stem[6:]) > checkpoint:
-            path.unlink()
-    lines = (directory / "metrics.jsonl").read_bytes().splitlines(keepends=True)
-    (directory / "metrics.jsonl").write_bytes(b"".join(lines[: checkpoint if row is None else row]))
-    (directory / "model.safetensors").unlink()
-    set_status(directory, "running")
-    return directory
-
-
-def set_status(directory, status):
-    record = {**read_record(directory), "status": status, "ended": None, "result": None}
-    (directory / "run.json").write_text(dump_record(record))
-
-
-def rows_of(directory):
-    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in read_rows(directory)]
-
-
-def resolved(packed, arrays):
-    """Return packed values with the arrays' bytes in place of their names."""
-    if isinstance(packed, dict):
-        return {name: resolved(value, arrays) for name, value in packed.items()}
-    if not isinstance(packed, list):
-        return packed
-    if len(packed) == 2 and isinstance(packed[0], str) and packed[0] in _READ:
-        array = arrays[packed[1]]
-        return [packed[0], array.dtype.str, array.shape, array.tobytes()]
-    if len(packed) == 2 and packed[0] in ("set", "frozenset"):
-        return [packed[0], sorted(packed[1])]  # a set has no order, nor has what is done with its names
-    return [resolved(each, arrays) for each in packed]
-
-
-def outcome(directory):
-    """Return all that a run came to: its rows without times, its model, and what its server and clients kept."""
-    _, plain, arrays = next(read_checkpoints(directory))
-    kept = {name: resolved(value, arrays) for name, value in plain.items() if name != "history"}
-    return rows_of(directory), (directory / "model.safetensors").read_bytes(), kept
-
-
-def rounds_of_checkpoints(directory):
-    return sorted(int(path.stem[6:]) for path in (directory / "checkpoints").iterdir())
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """Return the directory of a run that nothing disturbed."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fedresearch.run.label_distribution_png", lambda *_: b"")
-        return conduct(tmp_path_factory.mktemp("whole") / "run", *SCAFFOLD)
 
 
 def check_resumed(tmp_path, *overrides, checkpoint=2, row=None, then=(), config_dir=None):
@@ -372,56 +295,6 @@ def test_a_run_that_failed_goes_on_when_it_is_mended(tmp_path, monkeypatch, whol
     assert (tmp_path / "run" / "failures.jsonl").read_text() == ""
 
 
-def damage(path, how):
-    content = bytearray(path.read_bytes())
-    if how == "cut":
-        content = content[: len(content) // 2]
-    elif how == "empty":
-        content = bytearray()
-    else:
-        content[len(content) * 3 // 4] ^= 1
-    path.write_bytes(content)
-
-
-@pytest.mark.parametrize("how", ["cut", "flipped", "empty"])
-@pytest.mark.parametrize("keep", [1, 2])
-def test_a_damaged_checkpoint_is_not_used(tmp_path, whole, caplog, how, keep):
-    one, both = (killed(whole, tmp_path / name, checkpoint=3) for name in ("one", "both"))
-    for run, damaged, after in ((one, [3], 2), (both, [1, 2, 3], 0)):
-        for server_round in damaged:
-            damage(run / "checkpoints" / f"round_{server_round:06d}.safetensors", how)
-        conduct(run, *SCAFFOLD, f"checkpoint.keep={keep}")
-        assert read_record(run)["resumed"][-1]["after_round"] == after
-        assert outcome(run) == outcome(whole)
-        assert rounds_of_checkpoints(run) == [3, 4][-keep:]
-    assert "round_000003.safetensors is damaged and is not used" in caplog.text
-
-
-def test_a_damaged_checkpoint_does_not_take_the_place_of_a_new_one(tmp_path, whole, monkeypatch):
-    run = killed(whole, tmp_path / "run", checkpoint=3)
-    for path in (run / "checkpoints").iterdir():
-        damage(path, "cut")
-    stop_after(monkeypatch, 1)
-    with pytest.raises(Stopped):
-        conduct(run, *SCAFFOLD, "checkpoint.keep=2")
-    assert next(read_checkpoints(run))[0] == 1
-
-
-class Stopped(BaseException):
-    """As if the process had ended here."""
-
-
-def stop_after(monkeypatch, server_round):
-    after = Checkpoints.after
-
-    def stopping(self, row, arrays):
-        after(self, row, arrays)
-        if row["round"] == server_round:
-            raise Stopped
-
-    monkeypatch.setattr(Checkpoints, "after", stopping)
-
-
 def test_a_checkpoint_of_another_format_is_refused(tmp_path, whole, monkeypatch):
     run = killed(whole, tmp_path / "run", checkpoint=3)
     with monkeypatch.context() as patch:
@@ -530,172 +403,3 @@ def test_a_signal_ends_the_run_after_its_round_and_two_at_once(tmp_path, monkeyp
     assert rounds_of_checkpoints(run) == [2] if times == 1 else not (run / "checkpoints").exists()
     conduct(run, *SCAFFOLD)
     assert outcome(run) == outcome(whole)
-
-
-class Faults:
-    """Lets one of the system calls that write a checkpoint end the process, or fail for want of room.
-
-    From the fault on, none is done any more: not what a process that was killed would not have done either.
-    """
-
-    def __init__(self, patch, *, at=-1, when="before", full=False):
-        self.calls, self.struck, self._at, self._when, self._full = [], False, at, when, full
-        self.armed = False
-        for owner, name in [
-            ("os", "open"),
-            ("os", "fsync"),
-            ("os", "close"),
-            ("pathlib.Path", "mkdir"),
-            ("pathlib.Path", "chmod"),
-            ("pathlib.Path", "replace"),
-            ("pathlib.Path", "unlink"),
-            ("fedresearch.runs.checkpoint", "save_file"),
-        ]:
-            real = getattr(pathlib.Path, name) if owner == "pathlib.Path" else None
-            real = real or getattr(os if owner == "os" else module, name)
-            patch.setattr(f"{owner}.{name}", self._faulty(name, real))
-
-    def _faulty(self, name, real):
-        def faulty(*args, **kwargs):
-            if not self.armed:
-                return real(*args, **kwargs)
-            if self.struck and not self._full:
-                raise Stopped
-            number = len(self.calls)
-            self.calls.append(name)
-            if number != self._at:
-                return real(*args, **kwargs)
-            self.struck = True
-            if self._when == "after":
-                real(*args, **kwargs)
-            elif self._when == "half" and name == "save_file":
-                real(*args, **kwargs)
-                os.truncate(args[1], args[1].stat().st_size // 2)
-            if self._full:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            raise Stopped
-
-        return faulty
-
-
-CALLS = [
-    "mkdir",
-    "save_file",
-    "chmod",
-    "open",
-    "fsync",
-    "close",
-    "replace",
-    "open",
-    "fsync",
-    "close",
-    "unlink",
-    "unlink",
-]
-REPLACE = CALLS.index("replace")
-
-
-def write_again(run, keep, faults):
-    """Write the checkpoint of round 3, of which the run has the row."""
-    [(_, plain, arrays)] = [found for found in read_checkpoints(run) if found[0] == 3]
-    (run / "checkpoints" / "round_000003.safetensors").unlink()
-    before = {number: content for number, *content in read_checkpoints(run)}
-    faults.armed = True
-    try:
-        write_checkpoint(run, 3, plain, arrays, keep)
-    finally:
-        faults.armed = False
-    return before
-
-
-def test_the_calls_that_write_a_checkpoint_are_known(tmp_path, whole, monkeypatch):
-    run = killed(whole, tmp_path / "run", checkpoint=3)
-    with monkeypatch.context() as patch:
-        write_again(run, 2, faults := Faults(patch))
-    assert faults.calls == CALLS
-    assert rounds_of_checkpoints(run) == [2, 3]
-
-
-@pytest.mark.parametrize("keep", [1, 2])
-def test_a_process_may_end_at_any_call_of_writing_a_checkpoint(tmp_path, whole, monkeypatch, keep):
-    seen = set()
-    points = [(at, when) for at in range(len(CALLS) + 2 - keep) for when in ("before", "half", "after")]
-    for number, (at, when) in enumerate(points):
-        run = killed(whole, tmp_path / str(number), checkpoint=3)
-        with monkeypatch.context() as patch, pytest.raises(Stopped):
-            write_again(run, keep, Faults(patch, at=at, when=when))
-        newest, plain, arrays = next(read_checkpoints(run))
-        [(_, *expected)] = [found for found in read_checkpoints(whole) if found[0] == newest]
-        assert newest == (3 if at > REPLACE or (at, when) == (REPLACE, "after") else 2)
-        assert resolved(plain, arrays) == resolved(*expected)
-        left = tuple(sorted(path.name for path in (run / "checkpoints").iterdir()))
-        if left not in seen:  # what there is to go on from
-            seen.add(left)
-            conduct(run, *SCAFFOLD, f"checkpoint.keep={keep}")
-            assert outcome(run) == outcome(whole)
-            assert rounds_of_checkpoints(run) == [3, 4][-keep:]
-    assert len(seen) >= 4
-
-
-@pytest.mark.parametrize(("at", "name"), [(at, CALLS[at]) for at in (0, 1, 2, 4, 6, 8)])
-def test_a_full_disk_is_told_and_the_last_checkpoint_stands(tmp_path, whole, monkeypatch, at, name):
-    run, write = tmp_path / "run", module.write_checkpoint
-    killed(whole, run, checkpoint=2)
-    with monkeypatch.context() as patch:
-        faults = Faults(patch, at=at, full=True)
-
-        def armed(*args):
-            faults.armed = not faults.struck
-            try:
-                write(*args)
-            finally:
-                faults.armed = False
-
-        patch.setattr("fedresearch.checkpoints.write_checkpoint", armed)
-        with pytest.raises(
-            InputError, match="cannot be written: No space left on device; make room, and go on with resume="
-        ):
-            conduct(run, *SCAFFOLD)
-    assert faults.calls[at] == name
-    assert read_record(run)["status"] == "failed"
-    assert not list(run.rglob("*.tmp"))
-    assert next(read_checkpoints(run))[0] == (3 if at > 6 else 2)
-    conduct(run, *SCAFFOLD)
-    assert outcome(run) == outcome(whole)
-
-
-def test_a_disk_with_no_room_for_a_row_or_the_record_is_told(tmp_path, whole, monkeypatch, caplog):
-    run = killed(whole, tmp_path / "run", checkpoint=2)
-
-    def full(*_, **__):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with monkeypatch.context() as patch:
-        append = RunDirectory._append
-
-        def half(self, line):
-            patch.setattr(pathlib.Path, "write_text", full)
-            patch.setattr(self, "_metrics", Short(self._metrics))
-            append(self, line)
-
-        patch.setattr(RunDirectory, "_append", half)
-        with pytest.raises(InputError, match=r"metrics.jsonl cannot be written: No space left .* go on with resume="):
-            conduct(run, *SCAFFOLD)
-    assert "run.json cannot be written: No space left on device" in caplog.text
-    assert len(read_rows(run)) == 2
-    assert read_record(run)["status"] == "running"
-    conduct(run, *SCAFFOLD)
-    assert outcome(run) == outcome(whole)
-
-
-class Short:
-    """A file on a disk that has room for half a line."""
-
-    def __init__(self, file):
-        self._file = file
-
-    def write(self, line):
-        return self._file.write(line[: len(line) // 2])
-
-    def __getattr__(self, name):
-        return getattr(self._file, name)

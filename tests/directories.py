@@ -1,0 +1,82 @@
+"""Short runs in directories, as they would be if killed, and all that they came to."""
+
+import shutil
+
+import pytest
+
+from fedresearch import config
+from fedresearch.apps.state import _READ
+from fedresearch.run import run_experiment
+from fedresearch.runs.checkpoint import read_checkpoints
+from fedresearch.runs.record import dump_record, read_record, read_rows
+from fedresearch.usage import CONF
+
+MLP = ["model=mlp", "model.widths=[6]"]
+SHORT = [
+    "tracker=none",
+    "federation.num_supernodes=5",
+    "federation.fraction_train=0.6",
+    "federation.num_rounds=4",
+    "local.epochs=null",
+    "local.steps=2",
+    "checkpoint.every=1",
+    "checkpoint.keep=9",
+]
+# Keeps something on the server and on the clients.
+SCAFFOLD = ["strategy=scaffold"]
+
+
+def conduct(directory, *overrides, config_dir=None):
+    model = [] if any(word.startswith("model=") for word in overrides) else MLP
+    composed, choices, *_ = config.compose(CONF, [*model, *SHORT, *overrides], [config_dir] if config_dir else [])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fedresearch.run.label_distribution_png", lambda *_: b"")
+        run_experiment(composed, choices, directory, overrides, again=True)
+    return directory
+
+
+def killed(source, directory, *, checkpoint, row=None):
+    """Copy a run as it would be, had it been killed: with its rows to one, and its checkpoints to one before."""
+    shutil.copytree(source, directory)
+    for path in (directory / "checkpoints").iterdir():
+        if int(path.stem[6:]) > checkpoint:
+            path.unlink()
+    lines = (directory / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (directory / "metrics.jsonl").write_bytes(b"".join(lines[: checkpoint if row is None else row]))
+    (directory / "model.safetensors").unlink()
+    set_status(directory, "running")
+    return directory
+
+
+def set_status(directory, status):
+    record = {**read_record(directory), "status": status, "ended": None, "result": None}
+    (directory / "run.json").write_text(dump_record(record))
+
+
+def rows_of(directory):
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in read_rows(directory)]
+
+
+def resolved(packed, arrays):
+    """Return packed values with the arrays' bytes in place of their names."""
+    if isinstance(packed, dict):
+        return {name: resolved(value, arrays) for name, value in packed.items()}
+    if not isinstance(packed, list):
+        return packed
+    if len(packed) == 2 and isinstance(packed[0], str) and packed[0] in _READ:
+        array = arrays[packed[1]]
+        return [packed[0], array.dtype.str, array.shape, array.tobytes()]
+    if len(packed) == 2 and packed[0] in ("set", "frozenset"):
+        return [packed[0], sorted(packed[1])]  # a set has no order, nor has what is done with its names
+    return [resolved(each, arrays) for each in packed]
+
+
+def outcome(directory):
+    """Return all that a run came to: its rows without times, its model, and what its server and clients kept."""
+    _, plain, arrays = next(read_checkpoints(directory))
+    kept = {name: resolved(value, arrays) for name, value in plain.items() if name != "history"}
+    return rows_of(directory), (directory / "model.safetensors").read_bytes(), kept
+
+
+def rounds_of_checkpoints(directory):
+    return sorted(int(path.stem[6:]) for path in (directory / "checkpoints").iterdir())
