@@ -184,6 +184,7 @@ class Experiment:
                 self.config.seed,
                 "evaluate-sampling",
             ),
+            target_accuracy=federation.target_accuracy,
             evaluate_every=federation.evaluate_every,
             parameters=parameters(self.model),
             client_config=self._client_config,

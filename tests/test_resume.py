@@ -218,6 +218,22 @@ def test_a_finished_run_stays_as_it_is(tmp_path, whole, capsys):
     assert "is finished after 4 rounds: there is nothing to do" in capsys.readouterr().out
 
 
+def test_a_run_ends_with_the_round_that_reaches_the_target_also_when_it_goes_on(tmp_path, whole):
+    accuracies = [row["eval/accuracy"] for row in rows_of(whole)]
+    target = max(accuracies[:3])
+    first = accuracies.index(target) + 1
+    options = [*SCAFFOLD, f"federation.target_accuracy={target}"]
+    run = conduct(tmp_path / "run", *options)
+    assert first < 4
+    assert rows_of(run) == rows_of(whole)[:first]
+    assert read_record(run)["status"] == "finished"
+    again = conduct(killed(run, tmp_path / "again", checkpoint=first), *options)
+    assert rows_of(again) == rows_of(run)
+    assert (again / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
+    longer = conduct(run, *options, "federation.num_rounds=9")
+    assert rows_of(longer) == rows_of(again)
+
+
 @pytest.mark.parametrize("nonfinite", ["stop", "keep"])
 def test_a_diverged_run_stays_as_it_is(tmp_path, capsys, nonfinite):
     options = ["optimizer.lr=1e30", f"federation.nonfinite={nonfinite}"]

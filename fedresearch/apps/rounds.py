@@ -63,6 +63,8 @@ class RoundLoop:
         The server half of the strategy. It is shown each round's cohort as if it were the whole federation.
     num_rounds : int
         Rounds to run.
+    target_accuracy : float or None
+        The ``eval/accuracy`` that ends the run earlier; None: nothing does.
     train_cohort, evaluate_cohort : callable
         The partition ids that train in a round, and that evaluate the new global model. A client that is there twice
         trains once and counts twice in the average.
@@ -87,6 +89,7 @@ class RoundLoop:
 
     strategy: Strategy
     num_rounds: int
+    target_accuracy: float | None
     train_cohort: Callable[[int], Sequence[int]]
     evaluate_cohort: Callable[[int], Sequence[int]]
     evaluate_every: int
@@ -118,14 +121,17 @@ class RoundLoop:
         Diverged
             If an update or the global model is not finite and ``nonfinite`` is ``"stop"``.
         """
-        last = last or {"round": 0, "time/total_s": 0.0, **{f"{key}_total": 0 for key in _TOTALS}}
-        self._totals = {key: last[f"{key}_total"] for key in _TOTALS}
-        started = time.perf_counter() - last["time/total_s"]
-        for server_round in range(last["round"] + 1, self.num_rounds + 1):
-            row, arrays = self._round(server_round, grid, arrays)
+        row = last or {"round": 0, "time/total_s": 0.0, **{f"{key}_total": 0 for key in _TOTALS}}
+        self._totals = {key: row[f"{key}_total"] for key in _TOTALS}
+        started = time.perf_counter() - row["time/total_s"]
+        while row["round"] < self.num_rounds and not self._reached(row):
+            row, arrays = self._round(row["round"] + 1, grid, arrays)
             row["time/total_s"] = time.perf_counter() - started
             self.log(row, arrays)
         return arrays
+
+    def _reached(self, row: Row) -> bool:
+        return self.target_accuracy is not None and row.get("eval/accuracy", 0.0) >= self.target_accuracy
 
     def _round(self, server_round: int, grid: Grid, arrays: ArrayRecord) -> tuple[Row, ArrayRecord]:
         started = time.perf_counter()

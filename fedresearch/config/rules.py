@@ -87,6 +87,7 @@ RULES = (
     Rule("federation.fraction_train", _real(lambda v: 0 < v <= 1), "in (0, 1]", "0.1"),
     Rule("federation.fraction_evaluate", _real(lambda v: 0 <= v <= 1), "in [0, 1]", "1.0"),
     Rule("federation.evaluate_every", _integer(1), "an integer >= 1", "1"),
+    Rule("federation.target_accuracy", _or_null(_real(lambda v: 0 < v <= 1)), "in (0, 1], or null", "0.97"),
     Rule("federation.max_failures", _integer(0), "an integer >= 0", "1"),
     Rule("federation.nonfinite", _one_of("stop", "drop", "keep"), "stop, drop or keep", "drop"),
     Rule("resume", _or_null(lambda v: _text(v) and v != ""), "the directory of a run, or null", "RUN_DIR"),

@@ -13,13 +13,17 @@ from fedresearch.errors import InputError
 
 @dataclass
 class Federation:
-    """Who takes part, and for how long. ``num_supernodes`` None: as many clients as the partitioner makes."""
+    """Who takes part, and for how long. ``num_supernodes`` None: as many clients as the partitioner makes.
+
+    ``target_accuracy`` None: all rounds are done, whatever is reached.
+    """
 
     num_supernodes: int | None = MISSING
     num_rounds: int = MISSING
     fraction_train: float = MISSING
     fraction_evaluate: float = MISSING
     evaluate_every: int = MISSING
+    target_accuracy: float | None = MISSING
     max_failures: int = MISSING
     nonfinite: str = MISSING
 
