@@ -1,0 +1,254 @@
+"""What seeds say: intervals and tests over replicates, the score of many cells at once, and times to a target."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+_RESAMPLES = 2_000
+
+
+@dataclass(frozen=True)
+class Paired:
+    """How values differ from those of a baseline on the same seeds.
+
+    Parameters
+    ----------
+    n : int
+        Number of shared seeds.
+    mean : float
+        Mean difference, value less baseline; NaN without seeds.
+    half_width : float
+        Of its 95 % interval, as of `t_half_width`.
+    t_p, wilcoxon_p : float
+        Two-sided p-values, of the paired t-test and of the exact signed-rank test. NaN for fewer than two seeds.
+    """
+
+    n: int
+    mean: float
+    half_width: float
+    t_p: float
+    wilcoxon_p: float
+
+
+@dataclass(frozen=True)
+class IQM:
+    """An interquartile mean, and the ends of its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Duration:
+    """How long seeds take to a target which some may never have reached.
+
+    Parameters
+    ----------
+    median : float
+        NaN where it is not reached: fewer than half of the seeds reach the target, or just half.
+    low, high : float
+        Range of the seeds that reach it; NaN where none does.
+    reached, total : int
+        Number of seeds that reach it, and of all.
+    censored_at : float
+        What the median is certainly not below, whenever the other seeds would have reached the target: the ordinary
+        median of all times, with the last x of those. NaN without seeds.
+    """
+
+    median: float
+    low: float
+    high: float
+    reached: int
+    total: int
+    censored_at: float
+
+
+def t_half_width(values: Sequence[float]) -> float:
+    """Return half the width of the 95 % Student-t interval of a mean; NaN for fewer than two values."""
+    n = len(values)
+    return float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / math.sqrt(n)) if n > 1 else math.nan
+
+
+def paired(values: Sequence[float], baseline: Sequence[float]) -> Paired:
+    """Compare values with those of a baseline, seed by seed.
+
+    Parameters
+    ----------
+    values, baseline : sequence of float
+        Finite numbers, one a seed, in the same order of seeds.
+    """
+    n = len(values)
+    differences = np.array([value - other for value, other in zip(values, baseline, strict=True)])
+    mean = float(differences.mean()) if n else math.nan
+    if n < 2:
+        return Paired(n, mean, math.nan, math.nan, math.nan)
+    error = differences.std(ddof=1) / math.sqrt(n)
+    t_p = float(2 * stats.t.sf(abs(mean) / error, n - 1)) if error else float(mean == 0)
+    wilcoxon_p = _signed_rank_p(differences, scale=max(map(abs, (*values, *baseline))))
+    return Paired(n, mean, t_half_width(differences.tolist()), t_p, wilcoxon_p)
+
+
+def _signed_rank_p(differences: NDArray[np.float64], scale: float) -> float:
+    """Return the exact two-sided p-value of Wilcoxon's signed-rank test, also with ties and zeros.
+
+    Zeros are left out before ranking (Wilcoxon 1945), which is the default of SciPy and R, so that a reader who
+    computes the test again finds the same. With ties the ranks are averages, and p is of all signs on those.
+    """
+    # Differences of 0.8 - 0.7 and 0.9 - 0.8 are a tie, though not in floating point.
+    sizes = np.round(np.abs(differences) / (scale or 1), 12)
+    doubled = np.rint(2 * stats.rankdata(sizes[sizes > 0])).astype(int)
+    above = doubled[differences[sizes > 0] > 0].sum()
+    distribution = np.ones(1)  # of the sum of the doubled ranks with a positive sign: a probability for 0, 1, ...
+    for rank in doubled:
+        distribution = (np.pad(distribution, (0, rank)) + np.pad(distribution, (rank, 0))) / 2
+    return min(1.0, 2 * float(distribution[max(above, doubled.sum() - above) :].sum()))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values adjusted for their number by the step-down procedure of Holm (1979).
+
+    NaN stands for a comparison that was not made: it stays, and does not count.
+    """
+    adjusted = [math.nan] * len(p_values)
+    known = sorted((p, index) for index, p in enumerate(p_values) if not math.isnan(p))
+    largest = 0.0
+    for step, (p, index) in enumerate(known):
+        adjusted[index] = largest = max(largest, min(1.0, (len(known) - step) * p))
+    return adjusted
+
+
+def iqm(strata: Sequence[Sequence[float]], seed: int = 0) -> IQM | None:
+    """Return the mean of the middle half of all scores (Agarwal et al. 2021, arXiv:2108.13264, Section 4).
+
+    Its interval has the percentiles of a bootstrap that draws seeds anew in every stratum.
+
+    Parameters
+    ----------
+    strata : sequence of sequence of float
+        Finite scores, one a seed, of every setting that they are pooled over.
+    seed : int
+        Of the bootstrap.
+
+    Returns
+    -------
+    IQM or None
+        None for fewer than four scores, or fewer than two in any stratum.
+    """
+    if sum(map(len, strata)) < 4 or min(map(len, strata)) < 2:
+        return None
+    generator = np.random.default_rng(seed)
+    drawn = [generator.choice(stratum, (_RESAMPLES, len(stratum))) for stratum in strata]
+    resampled = stats.trim_mean(np.concatenate(drawn, axis=1), 0.25, axis=1)
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    return IQM(float(stats.trim_mean(np.concatenate(strata), 0.25)), float(low), float(high))
+
+
+def crossing(x: ArrayLike, y: ArrayLike, target: float, rising: bool = True) -> float:
+    """Return where a curve first reaches a target.
+
+    The curve is made monotone by the best value so far, and is linear between the evaluated points (McMahan et al.
+    2017, arXiv:1602.05629, Section 3).
+
+    Parameters
+    ----------
+    x, y : array_like, (rounds,)
+        Points of the curve, by x. Those whose y is not finite are left out: rounds without evaluation.
+    target : float
+        Value to reach.
+    rising : bool
+        Whether larger is better.
+
+    Returns
+    -------
+    float
+        The first x where the curve is there from the start; NaN where it never is.
+    """
+    sign = 1 if rising else -1
+    known = np.isfinite(y)
+    places, goal = np.asarray(x)[known], sign * target
+    best = np.maximum.accumulate(sign * np.asarray(y)[known])
+    if not (best >= goal).any():
+        return math.nan
+    after = int(np.argmax(best >= goal))
+    if after == 0:
+        return float(places[0])
+    share = (goal - best[after - 1]) / (best[after] - best[after - 1])
+    return float(places[after - 1] + share * (places[after] - places[after - 1]))
+
+
+def median_duration(times: Sequence[float], censored: Sequence[bool]) -> Duration:
+    """Return the median of times of which some are only known to be longer (Kaplan and Meier 1958).
+
+    It is the first time at which less than half survives. Where just half survives between two times, it is half way
+    between those, so that it is the ordinary median where nothing is censored.
+
+    Parameters
+    ----------
+    times : sequence of float
+        Where each seed reached the target; for a seed that never did, its last x.
+    censored : sequence of bool
+        Whether a seed never did.
+    """
+    reached = sorted(time for time, never in zip(times, censored, strict=True) if not never)
+    median, previous, surviving = math.nan, math.nan, Fraction(1)  # a float may miss one half
+    for time in dict.fromkeys(reached):
+        at_risk = sum(other >= time for other in times)
+        before, surviving = surviving, surviving * (1 - Fraction(reached.count(time), at_risk))
+        if surviving < Fraction(1, 2):
+            median = (previous + time) / 2 if before == Fraction(1, 2) else time
+            break
+        previous = time
+    low, high = (reached[0], reached[-1]) if reached else (math.nan, math.nan)
+    bound = float(np.median(times)) if len(times) else math.nan
+    return Duration(float(median), float(low), float(high), len(reached), len(times), bound)
+
+
+def told_duration(duration: Duration, shown: Callable[[float], str]) -> str:
+    """Return a duration in words, such as ``35 (33–41)``, ``41 (38–45), 4/5 seeds`` or ``>200, 2/5 seeds``.
+
+    Parameters
+    ----------
+    duration : Duration
+        The median, the range of the seeds that reached the target, and how many did unless all.
+    shown : callable
+        Text of a time.
+    """
+    if not duration.total:
+        return "–"
+    if math.isnan(duration.median):
+        text = f">{shown(duration.censored_at)}"
+    else:
+        text = shown(duration.median)
+        if duration.reached > 1:
+            text += f" ({shown(duration.low)}–{shown(duration.high)})"
+    return text if duration.reached == duration.total else f"{text}, {duration.reached}/{duration.total} seeds"
+
+
+def speed_up(baseline: Duration, arm: Duration) -> tuple[float, str]:
+    """Return how many times faster than a baseline an arm is by its median, and the same in words.
+
+    Returns
+    -------
+    ratio : float
+        A bound where one of the medians is not reached; NaN where neither is, or the arm takes no time.
+    text : str
+        Such as ``4.5×``, ``>4.5×`` for a baseline that is not reached and ``<0.8×`` for such an arm. Bounds are rounded
+        to the side on which they hold.
+    """
+    unreached = [math.isnan(duration.median) for duration in (baseline, arm)]
+    slow, fast = (d.censored_at if math.isnan(d.median) else d.median for d in (baseline, arm))
+    if all(unreached) or math.isnan(slow) or not fast > 0:
+        return math.nan, "–"
+    ratio = slow / fast
+    match unreached:
+        case [True, _]:
+            return ratio, f">{math.floor(ratio * 10) / 10:.1f}×"
+        case [_, True]:
+            return ratio, f"<{math.ceil(ratio * 10) / 10:.1f}×"
+    return ratio, f"{ratio:.1f}×"
