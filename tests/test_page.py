@@ -1,0 +1,283 @@
+"""The report's page in a browser: what it shows, what its controls do, and that it needs no network."""
+
+import re
+import shutil
+
+import pytest
+from playwright.sync_api import Error, expect, sync_playwright
+
+from fedresearch.report.page import page
+
+HOSTILE = "</script><b>x"
+PICTURE = "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' width='900' height='9'/%3E"
+EMPTY = {
+    **{"title": "Report", "command": "report", "generated": "today", "base": {}},
+    **{name: [] for name in ("warnings", "notes", "axes", "metrics", "arms", "tables", "figures", "runs")},
+}
+
+
+def arm(number):
+    """Return an arm of four rounds, the second of them without an evaluation."""
+    mean = [number, None, number + 0.2, number + 0.3]
+    low, high = ([value and value + shift for value in mean] for shift in (-0.125, 0.25))
+    return {
+        "label": HOSTILE if number == 1 else f"lr={number}",
+        "n": 5,
+        "x": {"rounds": [1, 2, 3, 4], "bytes": [1e6, 2e6, 3e6, 4e6]},
+        "y": {"eval/accuracy": {"mean": mean, "low": low, "high": high}},
+    }
+
+
+def cells(*sorts):
+    return [{"text": f"is {sort}", "sort": sort} for sort in sorts]
+
+
+ARMS = [arm(number) for number in range(1, 15)]
+ARMS[1]["y"]["eval/loss"] = {"mean": [4.0, 3.0, 2.0, 1.0], "low": [None] * 4, "high": [None] * 4}
+del ARMS[2]["x"]["bytes"]
+RUNS = [
+    {
+        **{"directory": f"run{number:02}", "arm": ARMS[number % 14]["label"], "seed": f"{number}", "rounds": 4},
+        **{"state": "failed" if number == 7 else "finished", "figure": "" if number == 7 else f"{number / 10}"},
+        **{"error": "boom" if number == 7 else "", "changed": {"seed": number, "lr": HOSTILE, "shared": [number]}},
+    }
+    for number in range(30)
+]
+DOCUMENT = EMPTY | {
+    "command": "report --title '" + "long " * 40 + "'",
+    "warnings": [f"unfair {HOSTILE}"],
+    "notes": ["left out"],
+    "axes": [{"id": "rounds", "label": "Rounds"}, {"id": "bytes", "label": "Bytes"}],
+    "metrics": [{"id": "eval/accuracy", "label": "Accuracy"}, {"id": "eval/loss", "label": "Loss"}],
+    "arms": ARMS,
+    "tables": [
+        {
+            **{"id": "final", "title": "Final", "caption": "What is best", "notes": ["† differs"]},
+            "columns": [{"label": "name", "numeric": False}, {"label": "number", "numeric": True}]
+            + [{"label": f"another column {number}", "numeric": True} for number in range(9)],
+            "rows": [
+                cells(name, number, *range(9)) for name, number in zip("bdac", (0.5, None, -1.5, 0.45), strict=True)
+            ],
+        }
+    ],
+    "figures": [{"title": "Partition", "src": PICTURE}],
+    "base": {"model": "mlp", "shared": "overridden"},
+    "runs": RUNS,
+}
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        for path in (None, "chromium", "google-chrome"):
+            try:
+                found = playwright.chromium.launch(executable_path=path and shutil.which(path), args=["--no-sandbox"])
+            except Error:
+                continue
+            yield found
+            found.close()
+            return
+        pytest.skip("no browser: neither Playwright's own nor chromium nor google-chrome starts")
+
+
+@pytest.fixture(scope="module")
+def show(browser, tmp_path_factory):
+    """Return a function that opens a document's page, and notes in ``page.faults`` what it must not do."""
+
+    def show_(document):
+        file = tmp_path_factory.mktemp("page") / "report.html"
+        file.write_text(page(document), "utf-8")
+        shown = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme="light")
+        shown.faults = []
+        shown.on("console", lambda message: message.type == "error" and shown.faults.append(message.text))
+        shown.on("pageerror", lambda error: shown.faults.append(str(error)))
+        shown.on(
+            "request",
+            lambda request: (
+                request.url == file.as_uri()
+                or request.url.startswith(("data:", "blob:"))
+                or shown.faults.append(request.url)
+            ),
+        )
+        shown.goto(file.as_uri())
+        return shown
+
+    return show_
+
+
+@pytest.fixture(scope="module")
+def opened(show):
+    return show(DOCUMENT)  # Plotly takes seconds to start, so all tests share it; each sets what it looks at
+
+
+@pytest.fixture
+def report(opened):
+    yield opened
+    assert opened.faults == []
+
+
+def curves(report):
+    """Return the lines that are drawn, as name to their points."""
+    lines = report.evaluate("document.getElementById('plot').data.filter((trace) => trace.name)")
+    return {line["name"]: list(zip(line["x"], line["y"], strict=True)) for line in lines}
+
+
+def rows(report, selector):
+    """Return the first cells' texts of a table's visible rows."""
+    return report.locator(f"{selector} tbody tr:visible > :first-child").all_inner_texts()
+
+
+def test_a_page_of_empty_lists_is_whole(show):
+    report = show(EMPTY)
+    assert report.locator("h1").text_content() == "Report"
+    assert report.locator("section, dialog, table, ul").count() == 0
+    assert report.faults == []
+
+
+def test_a_number_that_json_does_not_have_is_refused():
+    with pytest.raises(ValueError, match="JSON compliant"):
+        page(EMPTY | {"base": {"lr": float("nan")}})
+
+
+def test_what_is_wrong_comes_first(report):
+    texts = report.locator("main").inner_text()
+    order = [texts.index(text) for text in ("Report", "unfair", "left out", "Curves", "What is best", "† differs")]
+    assert order == sorted(order)
+    report.get_by_role("button", name="Copy").click()
+    assert report.evaluate("getSelection().toString()") == DOCUMENT["command"]
+
+
+def test_only_arms_that_are_on_are_drawn(report):
+    labels = [arm["label"] for arm in ARMS]
+    assert list(curves(report)) == labels[:12]
+    assert curves(report)["lr=2"] == [(1, 2), (3, 2.2), (4, 2.3)]
+    report.get_by_label("lr=14").check()
+    report.get_by_label("lr=2 n").uncheck()
+    assert list(curves(report)) == [labels[0], *labels[2:12], labels[13]]
+    report.get_by_role("button", name="None").click()
+    assert curves(report) == {}
+    report.get_by_label("Search arms").fill("LR=1")
+    report.get_by_role("button", name="All").click()
+    assert list(curves(report)) == labels[9:]
+    report.get_by_label("Search arms").fill("")
+    report.get_by_role("button", name="All").click()
+    assert list(curves(report)) == labels
+
+
+def test_axis_and_metric_are_chosen(report):
+    report.get_by_role("button", name="All").click()
+    report.get_by_label("over").select_option("Bytes")
+    assert "lr=3" not in curves(report)
+    assert curves(report)["lr=4"] == [(1e6, 4), (3e6, 4.2), (4e6, 4.3)]
+    report.get_by_label("Metric").select_option("Loss")
+    assert curves(report) == {"lr=2": [(1e6, 4), (2e6, 3), (3e6, 2), (4e6, 1)]}
+    assert report.locator("#plot .xtitle, #plot .ytitle").all_text_contents() == ["Bytes", "Loss"]
+    report.get_by_label("over").select_option("Rounds")
+    report.get_by_label("Metric").select_option("Accuracy")
+    assert len(curves(report)) == 14
+
+
+def test_a_band_is_the_interval(report):
+    report.get_by_role("button", name="None").click()
+    report.get_by_label("lr=4 n").check()
+    (band,) = report.evaluate("document.getElementById('plot').data.filter((trace) => trace.fill)")
+    assert band["x"] == [1, 3, 4, 4, 3, 1]
+    assert band["y"] == pytest.approx([4.25, 4.45, 4.55, 4.175, 4.075, 3.875])
+
+
+def test_hovering_tells_the_arm_the_point_and_the_interval(report):
+    report.get_by_role("button", name="None").click()
+    report.get_by_label(HOSTILE).check()
+    x, y = report.evaluate("""() => {
+        const plot = document.getElementById("plot");
+        plot.scrollIntoView();
+        const { left, top } = plot.getBoundingClientRect();
+        const { xaxis, yaxis } = plot._fullLayout;
+        return [left + xaxis._offset + xaxis.d2p(3), top + yaxis._offset + yaxis.d2p(1.2)];
+    }""")
+    report.mouse.move(x - 5, y)
+    report.mouse.move(x, y)
+    expect(report.locator("#plot .hovertext")).to_have_text(f"{HOSTILE}Rounds: 3Accuracy: 1.2 (1.075 to 1.45)")
+
+
+def test_no_button_of_the_plot_sends_it_away(report):
+    titles = report.locator("#plot .modebar-btn").evaluate_all("all => all.map((it) => it.dataset.title)")
+    assert titles == ["Zoom", "Pan", "Zoom in", "Zoom out", "Reset axes", "Download plot as a PNG"]
+    with report.expect_download() as download:
+        report.locator("[data-title^=Download]").click()
+    assert download.value.path().read_bytes().startswith(b"\x89PNG")
+
+
+def test_labels_are_text(report):
+    assert report.locator("b").count() == 0
+    assert report.locator(".warnings li").text_content() == f"unfair {HOSTILE}"
+
+
+def test_figures_are_there_with_their_titles(report):
+    assert report.get_by_alt_text("Partition").evaluate("(image) => image.complete && image.naturalWidth") == 900
+
+
+def test_a_table_is_sorted_with_what_is_unknown_last(report):
+    number = report.locator("#table-final th").nth(1)
+    number.get_by_role("button").click()
+    assert rows(report, "#table-final") == ["is a", "is c", "is b", "is d"]
+    assert number.get_attribute("aria-sort") == "ascending"
+    number.get_by_role("button").press("Enter")
+    assert rows(report, "#table-final") == ["is b", "is c", "is a", "is d"]
+    assert number.get_attribute("aria-sort") == "descending"
+    name = report.locator("#table-final th").first
+    name.get_by_role("button").press("Space")
+    name.get_by_role("button").press("Space")
+    assert rows(report, "#table-final") == ["is d", "is c", "is b", "is a"]
+    assert number.get_attribute("aria-sort") is None
+
+
+def test_runs_are_filtered_and_sorted(report):
+    report.get_by_label("Filter runs").fill("finished lr=1")
+    assert rows(report, "#runs") == [f"run{n:02}" for n in range(30) if n % 14 in range(9, 14)]
+    report.get_by_label("Filter runs").fill("")
+    report.get_by_role("button", name="Figure").click()
+    assert rows(report, "#runs") == [f"run{n:02}" for n in [*range(7), *range(8, 30), 7]]
+    report.get_by_role("button", name="Seed").dblclick()
+    assert rows(report, "#runs") == [f"run{n:02}" for n in reversed(range(30))]
+    report.get_by_label("Filter runs").fill("BOOM")
+    assert rows(report, "#runs") == ["run07"]
+    assert report.locator("#runs-count").text_content() == "1 of 30"
+
+
+def test_a_run_opens_with_what_is_its_own_first(report):
+    report.get_by_label("Filter runs").fill("run07")
+    report.get_by_role("button", name="run07").press("Enter")
+    dialog = report.get_by_role("dialog")
+    expect(dialog).to_contain_text("seed 7 · failed · 4 rounds · boom")
+    pairs = dialog.locator("tr").evaluate_all("rows => rows.map((row) => [...row.cells].map((it) => it.textContent))")
+    assert pairs == [["seed", "7"], ["lr", HOSTILE], ["shared", "[7]"], ["model", "mlp"]]
+    report.keyboard.press("Escape")
+    expect(dialog).to_be_hidden()
+    report.get_by_text("boom").first.click()
+    expect(dialog).to_be_visible()
+    dialog.get_by_role("button", name="Close").click()
+    expect(dialog).to_be_hidden()
+
+
+def test_a_phone_scrolls_tables_but_not_the_page(report):
+    report.set_viewport_size({"width": 360, "height": 740})
+    width = report.locator("#plot").evaluate("(plot) => plot.clientWidth")
+    expect(report.locator("#plot .main-svg").first).to_have_attribute("width", f"{width}")
+    assert report.evaluate("document.documentElement.scrollWidth") == 360
+    assert report.locator("#table-final").evaluate("(table) => table.parentElement.scrollWidth") > 360
+    report.set_viewport_size({"width": 1280, "height": 900})
+
+
+def test_the_dark_scheme_has_colours_of_its_own(report):
+    def colours(scheme):
+        report.emulate_media(color_scheme=scheme)
+        body = report.locator("body")
+        back, text = (body.evaluate(f"(it) => getComputedStyle(it).{name}") for name in ("backgroundColor", "color"))
+        expect(report.locator("#plot .ytitle")).to_have_css("fill", text)
+        return [sum(map(int, re.findall(r"\d+", colour))) for colour in (back, text)]
+
+    for _ in range(2):
+        dark_back, dark_text = colours("dark")
+        back, text = colours("light")
+        assert max(dark_back, text) < min(back, dark_text)
