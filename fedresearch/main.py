@@ -36,7 +36,7 @@ def run(composed: DictConfig) -> None:
             config=parsed,
             choices=choices,
             directory=directory,
-            overrides=[word for word in hydra_config.overrides.task if not word.startswith("resume=")],
+            overrides=[word for word in config.as_typed(hydra_config.overrides.task) if not word.startswith("resume=")],
             command=sys.orig_argv,
             config_dirs=[s.path for s in hydra_config.runtime.config_sources if s.provider == "command-line"],
             again=in_sweep or parsed.resume is not None,

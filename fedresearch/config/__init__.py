@@ -4,12 +4,13 @@ from fedresearch.config.check import check
 from fedresearch.config.compose import checked, compose, overrides_again, quoted
 from fedresearch.config.differences import ConfigDifference, differences
 from fedresearch.config.explain import explain, tell
-from fedresearch.config.resolvers import register
+from fedresearch.config.resolvers import as_typed, register
 from fedresearch.config.schema import Config, digest, parse, runs_elsewhere
 
 __all__ = [
     "Config",
     "ConfigDifference",
+    "as_typed",
     "check",
     "checked",
     "compose",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from fedresearch.config.check import check
@@ -49,6 +50,7 @@ def compose(
         composed = hydra_compose(
             "config", [*overrides, *([f"hydra.searchpath=[{search_path}]"] * bool(search_path))], True
         )
+    HydraConfig.instance().set_config(composed)  # for the config's ${hydra:...}
     hydra_config = composed.hydra
     directory = Path(hydra_config.run.dir).absolute()
     return *checked(without_hydra(composed), hydra_config.runtime.choices), directory

@@ -38,6 +38,8 @@ def explain(error: Exception) -> InputError | None:
     error : Exception
         What Hydra, OmegaConf or the operating system raised.
     """
+    if isinstance(error.__cause__, InputError):  # of a resolver
+        return error.__cause__
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     if isinstance(error, MissingConfigException):
         line = _unknown_option(error)

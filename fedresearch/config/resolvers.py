@@ -1,23 +1,28 @@
-"""What ``conf/config.yaml`` asks of Python: the schema, and names of a sweep's directories that are found again."""
+"""What ``conf/`` asks of Python: the schema, names of a sweep's directories that are found again, tuned values."""
 
 import copy
 import hashlib
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from fedresearch.config.schema import NOT_NUMERICAL, Config, counted_hardware, digest, parse
+from fedresearch.errors import InputError
+from fedresearch.usage import CONF
 
 
 def register() -> None:
-    """Make known to Hydra the schema, as ``base_config``, and the resolvers ``sweep_digest`` and ``job_digest``."""
+    """Make known to Hydra the schema, as ``base_config``, and the resolvers of this module."""
     ConfigStore.instance().store(name="base_config", node=Config)
     # Cached by the text of its arguments: Hydra hands a sweep's cache on to its jobs, whose own overrides are others.
     OmegaConf.register_new_resolver("sweep_digest", sweep_digest, use_cache=True, replace=True)
     OmegaConf.register_new_resolver("job_digest", job_digest, replace=True)
+    OmegaConf.register_new_resolver("tuned", tuned, replace=True)
 
 
 def without_hydra(composed: DictConfig) -> DictConfig:
@@ -26,6 +31,13 @@ def without_hydra(composed: DictConfig) -> DictConfig:
     with open_dict(plain):
         del plain["hydra"]
     return plain
+
+
+def as_typed(overrides: Any) -> list[str]:
+    """Return Hydra's list of overrides, interpolations as they are: those of a job are resolved in its own config."""
+    words = OmegaConf.to_container(overrides, resolve=False)
+    assert isinstance(words, list)
+    return words
 
 
 def job_digest(*, _root_: DictConfig) -> str:
@@ -44,11 +56,42 @@ def sweep_digest(
     Jobs are named by their configs; this only keeps one sweep's together, and different sweeps apart.
     """
     words = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
-    words += list(overrides)
+    words += as_typed(overrides)
     counting = [word for word in words if _counts(word, counted_hardware(hardware))]
     sources = runtime.config_sources
     folders = [os.path.relpath(source.path) for source in sources if "command-line" in source.provider]
     return hashlib.sha256(json.dumps([job.config_name, folders, sorted(counting)]).encode()).hexdigest()[:12]
+
+
+def tuned(table: str, *, _root_: DictConfig) -> Any:
+    """Return the value that :mod:`fedresearch.tune` chose for the cell that a config is of.
+
+    Parameters
+    ----------
+    table : str
+        The file that it wrote, or the name of one in ``conf/tune``.
+
+    Raises
+    ------
+    InputError
+        If the file has no such cell, cannot be read, or was chosen on runs of this seed.
+    """
+    path = Path(table) if table.endswith(".json") else CONF / "tune" / f"{table}.json"
+    try:
+        chosen = json.loads(path.read_text(encoding="utf-8"))
+        keys, seeds = chosen["keys"], chosen["seeds"]
+        values = {json.dumps(entry["cell"]): entry["value"] for entry in chosen["cells"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} holds no tuned values ({error}); python -m fedresearch.tune writes such files"
+        ) from None
+    if _root_.seed in seeds:
+        raise InputError(f"{path} was chosen on runs with seed={_root_.seed}; try a fresh one, such as seed=0")
+    options = HydraConfig.get().runtime.choices
+    cell = json.dumps([options[key] if key in options else OmegaConf.select(_root_, key) for key in keys])
+    if cell not in values:
+        raise InputError(f"{path} has no value for {', '.join(keys)} = {cell}; it has those of {', '.join(values)}")
+    return values[cell]
 
 
 def _counts(word: str, numbers: dict[str, Any]) -> bool:

@@ -90,7 +90,7 @@ def compose_jobs(sweep: DictConfig) -> list[Job]:
     """
     loader = GlobalHydra.instance().config_loader()
     words = [f"{key}={value}" for key, value in (sweep.hydra.sweeper.params or {}).items()]
-    words += list(sweep.hydra.overrides.task)
+    words += config.as_typed(sweep.hydra.overrides.task)
     overrides = OverridesParser.create(config_loader=loader).parse_overrides(words)
     (batch,) = BasicSweeper.split_arguments(overrides, None)
     jobs: dict[str, Job] = {}

@@ -1,0 +1,150 @@
+"""The command ``python -m fedresearch.tune SWEEP_DIR``: the best value of a key for each cell, on validation data."""
+
+import json
+import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedresearch.config import tell
+from fedresearch.errors import InputError
+from fedresearch.nested import as_json
+from fedresearch.report.cells import Cell, study
+from fedresearch.report.load import Run, load
+from fedresearch.report.select import default_metric, selection, validation_column
+from fedresearch.runs.comparison import shown
+from fedresearch.runs.directory import write_whole
+from fedresearch.runs.record import FINAL, larger_is_better
+
+_DESCRIPTION = """\
+Choose the best value of a key, of those that a sweep tried, for each cell: for
+each combination of the other keys that vary. Judged by the clients' validation
+data, as the mean over seeds; the test data is not looked at.
+"""
+_EPILOG = """\
+example:
+  python -m fedresearch.main tune=lr partitioner.alpha=0.1,1
+  python -m fedresearch.tune outputs/sweep_DIGEST --out rates.json
+  python -m fedresearch.main -m partitioner.alpha=0.1,1 seed=0,1,2 'optimizer.lr=${tuned:rates.json}'
+"""
+
+# Short runs may tune long ones: this does not tell a cell, but where nothing else does.
+_LENGTH = "federation.num_rounds"
+
+
+def choose(runs: Sequence[Run], key: str, rule: str) -> tuple[dict[str, Any], list[str]]:
+    """Choose the best value of a key for each cell of the other keys.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+        Those of the sweep, all at their end.
+    key : str
+        The key to tune, such as ``optimizer.lr``.
+    rule : str
+        The name of a selection rule, which makes one number of a run's validation curve.
+
+    Returns
+    -------
+    chosen : dict
+        ``key``; ``keys``, which tell the cells; ``selection``, the rule in words; ``seeds`` of the runs; ``cells``: of
+        each the ``cell``, the ``value`` chosen, and the validation metric of all that was ``tried``, null where a run
+        diverged.
+    warnings : list of str
+        Where the best is the smallest or largest value that was tried.
+
+    Raises
+    ------
+    InputError
+        If a run is not at its end, the key does not vary, or there is no validation data.
+    """
+    undone = [run for run in runs if run.state not in FINAL]
+    if undone:
+        raise InputError(
+            f"{len(undone)} of {len(runs)} runs are not at their end, {undone[0].directory} is {undone[0].state}; "
+            "type the sweep's command again to go on with it"
+        )
+    found = study(runs)
+    if key not in found.keys:
+        raise InputError(f"{key} does not vary among these runs; try --key {' or '.join(found.keys) or 'KEY'}")
+    metric = validation_column(default_metric(runs))
+    chosen_by = selection(rule, metric)
+    keys = [other for other in found.keys if other != key]
+    if _tells_apart(found.cells, [other for other in keys if other != _LENGTH]):
+        keys = [other for other in keys if other != _LENGTH]
+    cells: dict[str, dict[Any, float]] = {}
+    for cell in found.cells:
+        values = [chosen_by.choose(run) if run.state == "finished" else np.nan for run in cell.runs.values()]
+        of = as_json([cell.keys.get(other) for other in keys])
+        cells.setdefault(of, {})[cell.keys[key]] = float(np.mean(values))
+    if all(np.isnan(list(tried.values())).all() for tried in cells.values()):
+        raise InputError(f"no run has {metric}; try validation.fraction=0.1 and federation.fraction_evaluate=1")
+    entries, warnings = [], []
+    for of, tried in cells.items():
+        cell_values = json.loads(of)
+        label = ", ".join(map(shown, cell_values)) or "all runs"
+        scores = np.array(list(tried.values())) * (1 if larger_is_better(metric) else -1)
+        if np.isnan(scores).all():
+            raise InputError(f"{label}: every {key} that was tried diverged; try smaller ones")
+        best = int(np.nanargmax(scores))
+        value = list(tried)[best]
+        if isinstance(value, int | float) and value in (min(tried), max(tried)):
+            smallest = value == min(tried)
+            warnings.append(
+                f"{label}: {key}={shown(value)} is the {'smallest' if smallest else 'largest'} that was tried; "
+                f"try {'smaller' if smallest else 'larger'} ones too"
+            )
+        measured = {shown(tried_value): None if np.isnan(score) else score for tried_value, score in tried.items()}
+        entries.append({"cell": cell_values, "value": value, "tried": measured})
+    seeds = sorted({run.record["config"]["seed"] for run in runs})
+    return {"key": key, "keys": keys, "selection": chosen_by.caption, "seeds": seeds, "cells": entries}, warnings
+
+
+def _tells_apart(cells: Sequence[Cell], keys: Sequence[str]) -> bool:
+    """Return whether some keys are enough to tell how long a cell's runs are."""
+    lengths: dict[str, set[Any]] = {}
+    for cell in cells:
+        lengths.setdefault(as_json([cell.keys.get(key) for key in keys]), set()).add(cell.keys.get(_LENGTH))
+    return all(len(of) == 1 for of in lengths.values())
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = ArgumentParser(
+        "python -m fedresearch.tune",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("sweeps", metavar="SWEEP_DIR", type=Path, nargs="+", help="a sweep's directory, or a run's")
+    parser.add_argument("--key", default="optimizer.lr", help="the key to tune (default: %(default)s)")
+    parser.add_argument(
+        "--select", default="mean_last:5", metavar="RULE", help="last or mean_last:K (default: %(default)s)"
+    )
+    parser.add_argument("--out", type=Path, default=Path("tuned.json"), help="the file to write (default: %(default)s)")
+    arguments = parser.parse_args()
+    try:
+        chosen, warnings = choose(load(arguments.sweeps), arguments.key, arguments.select)
+        text = json.dumps(chosen, indent=2) + "\n"
+        write_whole(arguments.out, lambda path: path.write_text(text, encoding="utf-8"))
+    except (InputError, OSError) as error:
+        if not tell(error):
+            raise
+        sys.exit(1)
+    for entry in chosen["cells"]:
+        tried = ", ".join(
+            f"{value}: {'diverged' if score is None else f'{score:.4f}'}" for value, score in entry["tried"].items()
+        )
+        print(
+            f"{', '.join(map(shown, entry['cell'])) or 'all runs'}: {chosen['key']}={shown(entry['value'])} ({tried})"
+        )
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    print(arguments.out)
+
+
+if __name__ == "__main__":
+    main()

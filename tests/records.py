@@ -1,0 +1,24 @@
+"""Directories of runs that never ran, for what only reads them."""
+
+import json
+
+from fedresearch.runs.record import dump_record
+
+
+def make(directory, *, seed=0, status="finished", choices=None, rows=(), **sections):
+    """Write the directory of a run that never ran."""
+    config = {
+        "seed": seed,
+        "hardware": {"_target_": "cpu"},
+        "tracker": {"mode": f"{directory.name}"},
+        "optimizer": {"lr": 0.1, "schedule": {"_target_": "constant"}},
+        "partitioner": {"_target_": "iid", "seed": None},
+        "strategy": {"server": {"_target_": "FedAvg"}},
+        **sections,
+    }
+    options = {"strategy": "fedavg", "partitioner": "iid", "experiment": directory.name, **(choices or {})}
+    directory.mkdir(parents=True)
+    record = {"status": status, "config": config, "choices": options, "started": directory.name, "error": None}
+    (directory / "run.json").write_text(dump_record(record))
+    lines = [json.dumps({"round": number, **row}) + "\n" for number, row in enumerate(rows, start=1)]
+    (directory / "metrics.jsonl").write_text("".join(lines))
