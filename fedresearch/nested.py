@@ -1,4 +1,4 @@
-"""Where two trees of plain values differ, by dotted key."""
+"""Trees of plain values by dotted key: their leaves, and where two of them differ."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -39,6 +39,15 @@ def differing(a: Any, b: Any, key: str = "") -> Iterator[Difference]:
 
 def _is_section(node: Any, other: Any) -> bool:
     return isinstance(node, Mapping) and (isinstance(other, Mapping) or (other is ABSENT and bool(node)))
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted key and the value of all that is no mapping."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def as_json(leaf: Any) -> str:

@@ -1,11 +1,11 @@
 """Which keys vary among runs, and the cells that they span; runs of one cell differ in seeds alone, its replicates."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fedresearch.config.schema import GROUPS, NOT_NUMERICAL, counted_hardware
-from fedresearch.nested import as_json
+from fedresearch.nested import as_json, leaves
 from fedresearch.report.load import Run
 from fedresearch.runs.comparison import shown
 
@@ -94,15 +94,7 @@ def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
     config = {section: value for section, value in record["config"].items() if section not in NOT_NUMERICAL}
     options = {group: option for group, option in record["choices"].items() if group in _PREFIXES}
     hardware = {f"hardware.{key}": value for key, value in counted_hardware(record["config"]["hardware"]).items()}
-    return {**options, **dict(_leaves(config)), **hardware}
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+    return {**options, **dict(leaves(config)), **hardware}
 
 
 def _varying(settings: Sequence[Mapping[str, Any]]) -> tuple[list[str], dict[str, str]]:

@@ -1,0 +1,89 @@
+"""The cell that each cell is compared with."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fedresearch.errors import InputError
+from fedresearch.report.cells import Cell, Study
+from fedresearch.runs.comparison import shown
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What cells are compared with.
+
+    Parameters
+    ----------
+    text : str
+        Such as ``strategy=fedavg``.
+    of : mapping
+        Label of a cell to the cell that it is compared with; without those that are baselines, or have none.
+    warnings : list of str
+        Where a cell differs from its baseline in more than the key that was named, or has none.
+    """
+
+    text: str
+    of: Mapping[str, Cell]
+    warnings: Sequence[str]
+
+
+NO_BASELINE = Baseline("", {}, [])
+
+
+def baseline(study: Study, text: str, tuned: Sequence[str]) -> Baseline:
+    """Find the baseline of every cell: the one that has all its values, but of the key that is named.
+
+    Where there is none, but one cell has the named value at all, it is that one, with a warning.
+
+    Parameters
+    ----------
+    study : Study
+        The cells.
+    text : str
+        ``KEY=VALUE``.
+    tuned : sequence of str
+        Keys whose values were chosen for each cell, and need not agree.
+
+    Raises
+    ------
+    InputError
+        If a key does not vary among the cells, or no cell has the value.
+    """
+    key, _, value = text.partition("=")
+    for name in (key, *tuned):
+        if name not in study.keys:
+            varying = ", ".join(study.keys) or "nothing"
+            raise InputError(f"{name} does not vary among these runs; what varies is {varying}")
+    candidates = [cell for cell in study.cells if key in cell.keys and shown(cell.keys[key]) == value]
+    if not candidates:
+        values = dict.fromkeys(shown(cell.keys[key]) for cell in study.cells if key in cell.keys)
+        raise InputError(f"no run has {text}; try --baseline {key}={' or '.join(values)}")
+    of, warnings = {}, []
+    for cell in study.cells:
+        if cell in candidates:
+            continue
+        differing = {one.label: _differing(study, cell, one, {key, *tuned}) for one in candidates}
+        equal = [one for one in candidates if not differing[one.label]]
+        if len(equal) == 1:
+            of[cell.label] = equal[0]
+        elif len(candidates) == 1:
+            (only,) = candidates
+            of[cell.label] = only
+            warnings.append(f"{cell.label} differs from its baseline also in {', '.join(differing[only.label])}")
+        else:
+            several = "several cells" if equal else "no cell"
+            warnings.append(f"{cell.label} has no baseline: {several} with {text} and its other values")
+    return Baseline(text, of, warnings)
+
+
+def _differing(study: Study, cell: Cell, other: Cell, but: set[str]) -> list[str]:
+    """Return the keys in which two cells differ; an option's own keys do not count where the option is compared."""
+    absent: Any = object()
+    return [
+        key
+        for key in study.keys
+        if key not in but
+        and cell.keys.get(key, absent) != other.keys.get(key, absent)
+        and not any(key.startswith(f"{name}.") for name in but)
+    ]

@@ -1,0 +1,66 @@
+"""What figures and the page draw: a cell's mean curve over its seeds, along an axis."""
+
+import numpy as np
+
+from fedresearch.report.cells import Cell, Study
+from fedresearch.report.figures import Curve, Line, Spread
+from fedresearch.report.final import outcome
+from fedresearch.report.load import Run
+from fedresearch.report.select import Selection, axis
+from fedresearch.report.statistics import t_half_width
+from fedresearch.runs.comparison import shown
+
+
+def drawn(cell: Cell) -> list[Run]:
+    """Return a cell's runs whose curves are drawn: the finished ones, or all where none is."""
+    begun = [run for run in cell.runs.values() if run.num_rounds]
+    return [run for run in begun if run.state == "finished"] or begun
+
+
+def mean_curve(cell: Cell, axis_name: str, metric: str) -> Curve:
+    """Return the mean over seeds in each round that all have, with 95 % t-intervals from two seeds on.
+
+    NaN in rounds without an evaluation. Its x is the seeds' mean after that round.
+    """
+    runs = drawn(cell)
+    length = min((run.num_rounds for run in runs), default=0)
+    x = np.array([axis(run, axis_name)[:length] for run in runs]).reshape(len(runs), length)
+    y = np.array([run.column(metric)[:length] for run in runs]).reshape(len(runs), length)
+    half_width = np.array([t_half_width(values.tolist()) for values in y.T])
+    x_mean, mean = (values.mean(0) if len(runs) else np.empty(0) for values in (x, y))
+    return Curve(cell.label, x_mean, mean, mean - half_width, mean + half_width)
+
+
+def sensitivity_lines(study: Study, key: str, selected: Selection) -> list[Line]:
+    """Return the metric by a numeric key, a line for each combination of the other keys with two values or more."""
+    lines: dict[str, list[tuple[float, float, float]]] = {}
+    for cell in study.cells:
+        value = cell.keys.get(key)
+        if isinstance(value, int | float):
+            others = {study.short(name): shown(other) for name, other in cell.keys.items() if name != key}
+            label = ", ".join(f"{name}={other}" for name, other in others.items()) or "all runs"
+            of = outcome(cell, selected)
+            lines.setdefault(label, []).append((float(value), of.mean, of.half_width))
+    return [
+        Line(label, *(np.array(column) for column in zip(*sorted(points), strict=True)))
+        for label, points in lines.items()
+        if len(points) > 1
+    ]
+
+
+def numeric_keys(study: Study) -> list[str]:
+    """Return the keys with three numbers or more as values."""
+    return [
+        key
+        for key in study.keys
+        if len({cell.keys[key] for cell in study.cells if isinstance(cell.keys.get(key), int | float)}) > 2
+    ]
+
+
+def client_spread(cell: Cell, prefix: str) -> Spread | None:
+    """Return the clients' accuracies after the last round that has them, each a mean over seeds; None without any."""
+    names = [f"{prefix}/accuracy_{part}" for part in ("mean", "std", "p10", "worst")]
+    columns = [[run.column(name) for name in names] for run in drawn(cell)]
+    last = [[column[np.isfinite(column)][-1:] for column in of_run] for of_run in columns]
+    known = [np.concatenate(values) for values in last if all(map(len, values))]
+    return Spread(cell.label, *map(float, np.mean(known, axis=0))) if known else None

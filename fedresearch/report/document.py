@@ -1,0 +1,119 @@
+"""A report as the page reads it: values that JSON has."""
+
+import base64
+import math
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from fedresearch.nested import as_json, leaves
+from fedresearch.report import figures
+from fedresearch.report.cells import Cell
+from fedresearch.report.curves import drawn, mean_curve
+from fedresearch.report.load import Column, Run
+from fedresearch.report.making import AXIS_LABELS, Report
+from fedresearch.report.select import METRICS
+from fedresearch.report.tables import Table
+from fedresearch.runs.directory import now
+
+
+def document(made: Report) -> dict[str, Any]:
+    """Return a report as the page reads it."""
+    found = made.study
+    metrics = [made.metric, *(name for name in (*METRICS, "train/loss") if name != made.metric)]
+    known = [name for name in metrics if any(name in run.columns for cell in found.cells for run in drawn(cell))]
+    return {
+        "title": made.title,
+        "command": shlex.join(["python", "-m", "fedresearch.report", *sys.argv[1:]]),
+        "generated": now(),
+        "warnings": [*made.warnings],
+        "notes": [*made.notes],
+        "axes": [{"id": name, "label": label.capitalize()} for name, label in AXIS_LABELS.items()],
+        "metrics": [{"id": name, "label": name} for name in known],
+        "arms": [_arm(cell, known) for cell in found.cells if drawn(cell)],
+        "tables": [_table(table) for table in made.tables],
+        "figures": [
+            {"title": name.replace("_", " "), "src": _source(content)}
+            for name, content in {
+                **{name: figures.png(figure) for name, figure in made.figures.items()},
+                **made.pictures,
+            }.items()
+        ],
+        **_runs(made),
+    }
+
+
+def _source(picture: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+
+
+def _arm(cell: Cell, metrics: Sequence[str]) -> dict[str, Any]:
+    curves = {name: mean_curve(cell, "rounds", name) for name in metrics}
+    return {
+        "label": cell.label,
+        "n": len(drawn(cell)),
+        "x": {name: _column(mean_curve(cell, name, metrics[0]).x) for name in AXIS_LABELS},
+        "y": {
+            name: {"mean": _column(curve.mean), "low": _column(curve.low), "high": _column(curve.high)}
+            for name, curve in curves.items()
+        },
+    }
+
+
+def _column(values: Column) -> list[float | None]:
+    """Return numbers to six digits, more than a screen shows; null for what is not finite."""
+    return [float(f"{value:.6g}") if math.isfinite(value) else None for value in values.tolist()]
+
+
+def _table(table: Table) -> dict[str, Any]:
+    return {
+        "id": table.id,
+        "title": table.title,
+        "caption": table.caption,
+        "notes": [*table.notes],
+        "columns": [
+            {"label": label, "numeric": numeric} for label, numeric in zip(table.columns, table.numeric, strict=True)
+        ],
+        "rows": [[{"text": entry.text, "sort": entry.sort} for entry in row] for row in table.rows],
+    }
+
+
+def _runs(made: Report) -> dict[str, Any]:
+    """Return every run, and apart from them what all their configs and records have in common."""
+    of_run = [(cell.label, replicate, run) for cell in made.study.cells for replicate, run in cell.runs.items()] + [
+        ("", "", run) for run in (*made.study.repeated, *made.study.unread)
+    ]
+    flat = [dict(_told(run)) for _, _, run in of_run]
+    recorded = [one for one in flat if one]
+    base = {
+        key: value
+        for key, value in (recorded[0] if recorded else {}).items()
+        if all(key in one and as_json(one[key]) == as_json(value) for one in recorded)
+    }
+    runs = [
+        {
+            "directory": str(run.directory),
+            "arm": label,
+            "seed": replicate,
+            "state": run.state,
+            "rounds": run.num_rounds,
+            "figure": _figure(made.selected.choose(run)),
+            "error": run.error,
+            "changed": {key: value for key, value in one.items() if key not in base},
+        }
+        for (label, replicate, run), one in zip(of_run, flat, strict=True)
+    ]
+    return {"base": base, "runs": runs}
+
+
+def _figure(value: float) -> str:
+    return f"{value:.4g}" if math.isfinite(value) else ""
+
+
+def _told(run: Run) -> Iterator[tuple[str, Any]]:
+    """Yield what a run's record says, flat: its config, and whatever else but its numbers."""
+    yield from leaves(run.record.get("config", {}))
+    others = {name: value for name, value in run.record.items() if name not in ("config", "result", "format")}
+    for name, value in leaves(others):
+        yield f"run: {name}", value

@@ -1,0 +1,219 @@
+"""All that a report says of runs, before it is written."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from fedresearch.errors import InputError
+from fedresearch.report import figures
+from fedresearch.report.baseline import NO_BASELINE, baseline
+from fedresearch.report.cells import Cell, Study, study
+from fedresearch.report.curves import client_spread, drawn, mean_curve, numeric_keys, sensitivity_lines
+from fedresearch.report.final import final_table, middle_table, outcome, pivot
+from fedresearch.report.guard import fairness
+from fedresearch.report.load import Run
+from fedresearch.report.published import published_table
+from fedresearch.report.select import Selection, default_metric, selection
+from fedresearch.report.statistics import told_duration
+from fedresearch.report.tables import Entry, Table, measured, number
+from fedresearch.report.targets import AXES, target_table, to_target
+from fedresearch.runs.comparison import shown
+
+AXIS_LABELS = {
+    "rounds": "rounds",
+    "bytes": "bytes communicated in training",
+    "steps": "local steps",
+    "seconds": "seconds",
+}
+_MAX_PICTURES = 6
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that a report says.
+
+    Parameters
+    ----------
+    title : str
+        What it is on.
+    warnings, notes : list of str
+        What a reader must know before the numbers.
+    tables : list of Table
+        In their order.
+    figures : dict
+        Name of the file to the figure.
+    pictures : dict
+        Name to a picture that a run has drawn itself.
+    study : Study
+        The cells.
+    selected : Selection
+        The rule by which a run has one number.
+    metric : str
+        What the report is about.
+    """
+
+    title: str
+    warnings: Sequence[str]
+    notes: Sequence[str]
+    tables: Sequence[Table]
+    figures: Mapping[str, Figure]
+    pictures: Mapping[str, bytes]
+    study: Study
+    selected: Selection
+    metric: str
+
+
+def report(
+    runs: Sequence[Run],
+    *,
+    select: str = "last",
+    metric: str | None = None,
+    targets: Sequence[float] = (),
+    against: str = "",
+    tuned: Sequence[str] = (),
+    x: str = "rounds",
+    rows: str | None = None,
+    cols: str | None = None,
+) -> Report:
+    """Make a report of runs.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+        In any state.
+    select : str
+        The selection rule's name.
+    metric : str, optional
+        A column of ``metrics.jsonl``; None: the first that any run has of those that are usual.
+    targets : sequence of float
+        Values of the metric to reach.
+    against : str
+        The baseline, ``KEY=VALUE``; "" for none.
+    tuned : sequence of str
+        Keys whose values were chosen for each cell, and need not agree with the baseline's.
+    x : str
+        The axis of the curves and of speed-ups: rounds, bytes, steps or seconds.
+    rows, cols : str, optional
+        The keys of a table, and of a heat map, with one down and one across.
+
+    Raises
+    ------
+    InputError
+        If no run has the metric, or a key does not vary.
+    """
+    metric = metric or default_metric(runs)
+    if not any(metric in run.columns for run in runs):
+        columns = sorted({name for run in runs for name in run.columns if "/" in name})
+        raise InputError(f"no run has {metric}; they have {', '.join(columns) or 'no round yet'}")
+    selected = selection(select, metric)
+    found = study(runs)
+    for key in filter(None, (rows, cols)):
+        if key not in found.keys:
+            raise InputError(
+                f"{key} does not vary among these runs; what varies is {', '.join(found.keys) or 'nothing'}"
+            )
+    compared = baseline(found, against, tuned) if against else NO_BASELINE
+    fair = fairness(found, compared)
+    final = final_table(found, selected, metric, compared, fair.marks)
+    tables = [
+        published_table(found),
+        final,
+        middle_table(found, selected, metric, compared),
+        *(target_table(found, metric, target, x, compared, fair.marks) for target in targets),
+    ]
+    if rows and cols:
+        tables += _pivots(found, selected, metric, targets, rows, cols)
+    told = [*(f"Warning: {text}" for text in fair.warnings), *fair.legend]
+    tables = [table and Table(**{**vars(table), "notes": [*table.notes, *told]}) for table in tables]
+    title = f"{metric} of {len(runs)} runs in {len(found.cells)} cells"
+    return Report(
+        title=title,
+        warnings=fair.warnings,
+        notes=[*fair.notes, *fair.legend],
+        tables=[table for table in tables if table],
+        figures=dict(_figures(found, selected, metric, targets, x, rows, cols)),
+        pictures=dict(_pictures(found)),
+        study=found,
+        selected=selected,
+        metric=metric,
+    )
+
+
+def _pivots(
+    found: Study, selected: Selection, metric: str, targets: Sequence[float], rows: str, cols: str
+) -> Iterator[Table]:
+    def final(cell: Cell) -> Entry:
+        of = outcome(cell, selected)
+        return Entry(measured(of.mean, of.half_width), number(of.mean))
+
+    caption = f"{selected.caption}: mean ± half the 95 % t-interval over seeds."
+    yield pivot(found, rows, cols, final, "final_grid", f"Final performance by {rows} and {cols}", caption)
+    for target in targets:
+
+        def rounds(cell: Cell, target: float = target) -> Entry:
+            taken = to_target(cell, metric, target, "rounds")
+            return Entry(told_duration(taken, AXES["rounds"]), number(taken.median))
+
+        caption = f"Rounds until {metric} first reaches {target:g}, median over seeds (range)."
+        yield pivot(found, rows, cols, rounds, f"target_{target:g}_grid", f"Rounds to {target:g}", caption)
+
+
+def _figures(
+    found: Study,
+    selected: Selection,
+    metric: str,
+    targets: Sequence[float],
+    x: str,
+    rows: str | None,
+    cols: str | None,
+) -> Iterator[tuple[str, Figure]]:
+    target = targets[-1] if targets else None
+    begun = [cell for cell in found.cells if drawn(cell)]
+    for axis_name in dict.fromkeys((x, "bytes")):
+        curves = [mean_curve(cell, axis_name, metric) for cell in begun]
+        if curves:
+            yield f"curves_{axis_name}", figures.learning_curves(curves, AXIS_LABELS[axis_name], metric, target)
+    for key in numeric_keys(found):
+        lines = sensitivity_lines(found, key, selected)
+        if any(np.isfinite(line.mean).any() for line in lines):
+            yield f"sensitivity_{found.short(key)}", figures.sensitivity(lines, key, metric)
+    if rows and cols:
+        yield from _heat_maps(found, selected, metric, rows, cols)
+    elif len(found.keys) == 2:
+        yield from _heat_maps(found, selected, metric, *found.keys)
+    for prefix, whose in (("clients", "the global model on clients"), ("personal", "clients' own models")):
+        spreads = [spread for cell in begun if (spread := client_spread(cell, prefix))]
+        if spreads:
+            yield f"{prefix}_accuracy", figures.client_spread(spreads, f"accuracy of {whose}")
+
+
+def _heat_maps(found: Study, selected: Selection, metric: str, rows: str, cols: str) -> Iterator[tuple[str, Figure]]:
+    """Yield a heat map for each combination of the other keys, the first few."""
+    grids: dict[str, dict[tuple[str, str], float]] = {}
+    for cell in found.cells:
+        if rows in cell.keys and cols in cell.keys:
+            others = {key: value for key, value in cell.keys.items() if key not in (rows, cols)}
+            label = ", ".join(f"{found.short(key)}={shown(value)}" for key, value in others.items())
+            at = (shown(cell.keys[rows]), shown(cell.keys[cols]))
+            grids.setdefault(label, {})[at] = outcome(cell, selected).mean
+    for count, (label, grid) in enumerate([*grids.items()][:_MAX_PICTURES], start=1):
+        downs, acrosses = (list(dict.fromkeys(at[side] for at in grid)) for side in (0, 1))
+        values = np.array([[grid.get((down, across), math.nan) for across in acrosses] for down in downs])
+        title = f"{metric}{', ' * bool(label)}{label}"
+        if np.isfinite(values).any():
+            figure = figures.heat_map(values, downs, acrosses, found.short(rows), found.short(cols), title)
+            yield f"heat_map{f'_{count}' if len(grids) > 1 else ''}", figure
+
+
+def _pictures(found: Study) -> Iterator[tuple[str, bytes]]:
+    """Yield the partition plots of the first few cells that differ in their partition."""
+    seen: dict[str, None] = {}
+    for cell in found.cells:
+        run = next(iter(cell.runs.values()))
+        path, digest = run.directory / "partition.png", str(run.record.get("partition_sha256"))
+        if path.is_file() and digest not in seen and len(seen) < _MAX_PICTURES:
+            seen[digest] = None
+            yield f"partition_{len(seen)}", path.read_bytes()

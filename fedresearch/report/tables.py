@@ -1,0 +1,133 @@
+"""A table in the forms that it is needed in: Markdown, CSV of the numbers, LaTeX that compiles as pasted."""
+
+import csv
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+from tabulate import tabulate
+
+# What LaTeX writes otherwise, and what its source must not hold.
+_LATEX = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    **{"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "<": "$<$", ">": "$>$"},
+    **{"±": "$\\pm$", "×": "$\\times$", "†": "$\\dagger$", "–": "--", "−": "$-$", "≥": "$\\geq$", "≤": "$\\leq$"},
+    **{"α": "$\\alpha$", "μ": "$\\mu$", "…": "\\ldots{}", "|": "$|$", '"': "''"},
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What stands in a table: its text, and by what it is sorted; None comes last."""
+
+    text: str
+    sort: float | str | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as it is read, and the numbers behind it.
+
+    Parameters
+    ----------
+    id : str
+        The name of its files.
+    title, caption : str
+        In a few words, and how to read it.
+    columns : list of str
+        Their heads.
+    rows : list of list of Entry
+        An entry a column.
+    records : list of dict
+        The same and more as plain values, a record a row of the CSV; None for what is not known.
+    notes : list of str
+        What stands below.
+    """
+
+    id: str
+    title: str
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Entry]]
+    records: Sequence[Mapping[str, Any]]
+    notes: Sequence[str] = field(default_factory=list)
+
+    @property
+    def texts(self) -> list[list[str]]:
+        """The rows as they are read."""
+        return [[entry.text for entry in row] for row in self.rows]
+
+    @property
+    def numeric(self) -> list[bool]:
+        """Of each column, whether its entries are sorted as numbers."""
+        return [not any(isinstance(row[number].sort, str) for row in self.rows) for number in range(len(self.columns))]
+
+
+def markdown(table: Table) -> str:
+    """Return a table as Markdown, with its title as a heading."""
+    rows = [[text.replace("|", "\\|") for text in row] for row in table.texts]
+    aligned = ["right" if numeric else "left" for numeric in table.numeric]
+    body = tabulate(rows, list(table.columns), tablefmt="pipe", colalign=aligned, disable_numparse=True)
+    return "\n\n".join([f"## {table.title}", table.caption, body, *table.notes]) + "\n"
+
+
+def latex(table: Table) -> str:
+    r"""Return a table as LaTeX's ``table``, to be pasted; of packages it needs ``booktabs``."""
+    frame = pd.DataFrame([[_escaped(text) for text in row] for row in table.texts])
+    frame.columns = pd.Index([_escaped(column) for column in table.columns])
+    body = frame.style.hide(axis="index").to_latex(
+        hrules=True, column_format="".join("r" if numeric else "l" for numeric in table.numeric)
+    )
+    lines = [
+        "% \\usepackage{booktabs}",
+        "\\begin{table}",
+        "\\centering",
+        f"\\caption{{{_escaped(table.caption)}}}",
+        f"\\label{{tab:{table.id}}}",
+        body.rstrip(),
+        *(f"\n\\smallskip{{\\footnotesize {_escaped(note)}}}" for note in table.notes),
+        "\\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def comma_separated(table: Table) -> str:
+    """Return a table's records as CSV, numbers in full."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(table.records[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table.records)
+    return buffer.getvalue()
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"[^\w\s]|_", lambda match: _LATEX.get(match[0], match[0]), text)
+
+
+def measured(mean: float, half_width: float) -> str:
+    """Return a mean with its interval, both to the second digit of the interval; without one, to four digits."""
+    if mean != mean:
+        return "–"
+    if half_width != half_width or not half_width:
+        return f"{mean:.4g}"
+    decimals = max(0, 1 - _exponent(half_width))
+    return f"{mean:.{decimals}f} ± {half_width:.{decimals}f}"
+
+
+def _exponent(value: float) -> int:
+    return int(f"{value:.1e}".partition("e")[2])
+
+
+def rounded(p_value: float) -> str:
+    """Return a p-value to two digits."""
+    if p_value != p_value:
+        return "–"
+    return "<0.001" if p_value < 0.001 else f"{p_value:.2g}"
+
+
+def number(value: float) -> float | None:
+    """Return a number for a record or for sorting: None for NaN."""
+    return None if value != value else float(value)

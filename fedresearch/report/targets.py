@@ -1,0 +1,84 @@
+"""The table of what it takes to reach a target: rounds, bytes, steps and seconds, and the speed-up by it."""
+
+import math
+from collections.abc import Callable, Mapping
+
+from rich import filesize
+
+from fedresearch.report.baseline import Baseline
+from fedresearch.report.cells import Cell, Study
+from fedresearch.report.final import key_entries
+from fedresearch.report.load import Run
+from fedresearch.report.select import axis
+from fedresearch.report.statistics import Duration, crossing, median_duration, speed_up, told_duration
+from fedresearch.report.tables import Entry, Table, number
+from fedresearch.runs.record import larger_is_better
+from fedresearch.tracking.console import duration as told_seconds
+
+# How far a run is along each axis, in words.
+AXES: dict[str, Callable[[float], str]] = {
+    "rounds": lambda rounds: f"{rounds:.0f}" if rounds >= 10 else f"{rounds:.2g}",
+    "bytes": lambda count: filesize.decimal(round(count)),
+    "steps": lambda steps: f"{steps:,.0f}",
+    "seconds": told_seconds,
+}
+
+
+def to_target(cell: Cell, metric: str, target: float, axis_name: str) -> Duration:
+    """Return how long a cell's seeds take to a target along an axis.
+
+    A run that is not there counts as one that takes longer than it has gone, or, if it diverged, than it was to go.
+    A run without any round does not count, since nothing is known of it.
+    """
+    times, censored = [], []
+    for run in cell.runs.values():
+        if run.num_rounds:
+            x = axis(run, axis_name)
+            time = crossing(x, run.column(metric), target, larger_is_better(metric))
+            never = math.isnan(time)
+            times.append(float(x[-1]) * _share_to_go(run) if never else time)
+            censored.append(never)
+    return median_duration(times, censored)
+
+
+def _share_to_go(run: Run) -> float:
+    return run.record["config"]["federation"]["num_rounds"] / run.num_rounds if run.state == "diverged" else 1.0
+
+
+def target_table(
+    study: Study, metric: str, target: float, axis_name: str, compared: Baseline, marks: Mapping[str, str]
+) -> Table:
+    """Return the table of what it takes to reach a target, a row a cell."""
+    durations = {cell.label: {name: to_target(cell, metric, target, name) for name in AXES} for cell in study.cells}
+    columns = [*map(study.short, study.keys), *AXES]
+    if compared.text:
+        columns.insert(len(study.keys) + 1, "speed-up")
+    rows, records = [], []
+    for cell in study.cells:
+        taken = durations[cell.label]
+        entries = [Entry(told_duration(taken[name], shown), number(taken[name].median)) for name, shown in AXES.items()]
+        # How many seeds reach it is said once.
+        entries[1:] = [Entry(entry.text.partition(", ")[0], entry.sort) for entry in entries[1:]]
+        record = {key: cell.keys.get(key) for key in study.keys} | {"metric": metric, "target": target}
+        record |= {"seeds": taken["rounds"].total, "reached": taken["rounds"].reached}
+        if compared.text:
+            ratio, text = math.nan, "–"
+            if cell.label in compared.of:
+                ratio, text = speed_up(durations[compared.of[cell.label].label][axis_name], taken[axis_name])
+            elif any(cell is other for other in compared.of.values()):
+                ratio, text = 1.0, "baseline"
+            entries.insert(1, Entry(text, number(ratio)))
+            record["speed_up"] = number(ratio)
+        for name, one in taken.items():
+            record |= {f"{name}_median": number(one.median), f"{name}_low": number(one.low)}
+            record |= {f"{name}_high": number(one.high), f"{name}_at_least": number(one.censored_at)}
+        rows.append([*key_entries(study, cell, marks), *entries])
+        records.append(record)
+    caption = (
+        f"What it takes until {metric} first reaches {target:g}: the monotone curve, linear between evaluated rounds "
+        "(McMahan et al. 2017); median over seeds (range). Seeds that do not reach it count as longer than they ran "
+        "(Kaplan and Meier): >200, 2/5 seeds."
+    )
+    if compared.text:
+        caption += f" Speed-up in {axis_name} over {compared.text}."
+    return Table(f"target_{target:g}", f"To {metric} {target:g}", caption, columns, rows, records)
