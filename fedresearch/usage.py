@@ -26,6 +26,7 @@ Examples:
   python -m fedresearch.sweep status SWEEP_DIR
   python -m fedresearch.compare RUN_DIR OTHER_RUN_DIR
   python -m fedresearch.reproduce RUN_DIR hardware=workers
+  python -m fedresearch.report SWEEP_DIR --baseline strategy=fedavg --targets 0.9
 
   --cfg job --resolve    print the composed config instead of running it
   --info                 show where each part of it comes from

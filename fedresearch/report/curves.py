@@ -5,9 +5,9 @@ import numpy as np
 from fedresearch.report.cells import Cell, Study
 from fedresearch.report.figures import Curve, Line, Spread
 from fedresearch.report.final import outcome
-from fedresearch.report.load import Run
+from fedresearch.report.load import Column, Run
 from fedresearch.report.select import Selection, axis
-from fedresearch.report.statistics import t_half_width
+from fedresearch.report.statistics import t_half_widths
 from fedresearch.runs.comparison import shown
 
 
@@ -17,18 +17,25 @@ def drawn(cell: Cell) -> list[Run]:
     return [run for run in begun if run.state == "finished"] or begun
 
 
-def mean_curve(cell: Cell, axis_name: str, metric: str) -> Curve:
-    """Return the mean over seeds in each round that all have, with 95 % t-intervals from two seeds on.
+def mean_x(cell: Cell, axis_name: str) -> Column:
+    """Return where a cell's drawn runs are after each round that all have, on average."""
+    runs = drawn(cell)
+    return np.mean([axis(run, axis_name)[: _length(runs)] for run in runs], axis=0)
 
-    NaN in rounds without an evaluation. Its x is the seeds' mean after that round.
+
+def mean_curve(cell: Cell, axis_name: str, metric: str) -> Curve:
+    """Return the mean over a cell's drawn runs after each round that all have, with its 95 % t-interval.
+
+    NaN where a run has no number, and for the interval of a single run.
     """
     runs = drawn(cell)
-    length = min((run.num_rounds for run in runs), default=0)
-    x = np.array([axis(run, axis_name)[:length] for run in runs]).reshape(len(runs), length)
-    y = np.array([run.column(metric)[:length] for run in runs]).reshape(len(runs), length)
-    half_width = np.array([t_half_width(values.tolist()) for values in y.T])
-    x_mean, mean = (values.mean(0) if len(runs) else np.empty(0) for values in (x, y))
-    return Curve(cell.label, x_mean, mean, mean - half_width, mean + half_width)
+    values = np.array([run.column(metric)[: _length(runs)] for run in runs])
+    mean, half_widths = values.mean(axis=0), t_half_widths(values)
+    return Curve(cell.label, mean_x(cell, axis_name), mean, mean - half_widths, mean + half_widths)
+
+
+def _length(runs: list[Run]) -> int:
+    return min(run.num_rounds for run in runs)
 
 
 def sensitivity_lines(study: Study, key: str, selected: Selection) -> list[Line]:

@@ -10,7 +10,7 @@ from typing import Any
 from fedresearch.nested import as_json, leaves
 from fedresearch.report import figures
 from fedresearch.report.cells import Cell
-from fedresearch.report.curves import drawn, mean_curve
+from fedresearch.report.curves import drawn, mean_curve, mean_x
 from fedresearch.report.load import Column, Run
 from fedresearch.report.making import AXIS_LABELS, Report
 from fedresearch.report.select import METRICS
@@ -53,7 +53,7 @@ def _arm(cell: Cell, metrics: Sequence[str]) -> dict[str, Any]:
     return {
         "label": cell.label,
         "n": len(drawn(cell)),
-        "x": {name: _column(mean_curve(cell, name, metrics[0]).x) for name in AXIS_LABELS},
+        "x": {name: _column(mean_x(cell, name)) for name in AXIS_LABELS},
         "y": {
             name: {"mean": _column(curve.mean), "low": _column(curve.low), "high": _column(curve.high)}
             for name, curve in curves.items()

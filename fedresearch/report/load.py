@@ -72,11 +72,10 @@ def _load(directory: Path) -> Run:
 
 def _columns(rows: Sequence[Row]) -> dict[str, Column]:
     """Return a value a round of every column that is of numbers, NaN for those that are null or not there."""
-    columns: dict[str, Column] = {}
-    for number, row in enumerate(rows):
-        for name, value in row.items():
-            if isinstance(value, int | float):
-                if name not in columns:
-                    columns[name] = np.full(len(rows), np.nan)
-                columns[name][number] = value
+    columns = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        values = [row.get(name) for row in rows]
+        column = np.array([value if isinstance(value, int | float) else np.nan for value in values])
+        if not np.isnan(column).all():
+            columns[name] = column
     return columns

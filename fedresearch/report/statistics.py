@@ -69,10 +69,24 @@ class Duration:
     censored_at: float
 
 
+def t_half_widths(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return half the width of the 95 % Student-t interval of each column's mean; NaN for fewer than two rows.
+
+    Parameters
+    ----------
+    values : ndarray, (n, columns)
+        A row a seed. A column with NaN has NaN.
+    """
+    n = len(values)
+    if n < 2:
+        return np.full(values.shape[1], np.nan)
+    half_widths: NDArray[np.float64] = stats.t.ppf(0.975, n - 1) * values.std(axis=0, ddof=1) / math.sqrt(n)
+    return half_widths
+
+
 def t_half_width(values: Sequence[float]) -> float:
     """Return half the width of the 95 % Student-t interval of a mean; NaN for fewer than two values."""
-    n = len(values)
-    return float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / math.sqrt(n)) if n > 1 else math.nan
+    return float(t_half_widths(np.array(values, dtype=float).reshape(-1, 1))[0])
 
 
 def paired(values: Sequence[float], baseline: Sequence[float]) -> Paired:

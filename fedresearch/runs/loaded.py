@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fedresearch.errors import InputError
-from fedresearch.runs.record import REFUSED, Row, read_record, read_rows, state_of
+from fedresearch.runs.record import REFUSED, Row, read_record, read_rows, standing, state_of
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,19 @@ class Run:
 
 def load(directory: Path) -> tuple[Run, list[Row]]:
     """Return the run of a directory, which need not be there, and the rows of its rounds so far."""
-    state, record, rows, error = state_of(directory), {}, [], ""
+    record: Mapping[str, Any] = {}
+    rows: list[Row] = []
+    error = ""
     try:
         rows = read_rows(directory)
         record = read_record(directory)
+        state = standing(directory, record)
     except InputError as damage:
+        state = state_of(directory)
         if state not in ("missing", "refused"):
             state, error = "damaged", str(damage)
     if state == "failed":
-        error = record.get("error") or state
+        error = str(record.get("error") or state)
     if state != "running" and (directory / REFUSED).exists():  # of the last try, before it became a run
         error = (directory / REFUSED).read_text(encoding="utf-8").strip() or "refused"
     return Run(directory, state, record, (error.splitlines() or [""])[-1]), rows

@@ -139,9 +139,14 @@ def state_of(directory: Path) -> str:
     if not (directory / RECORD).exists():
         return "refused" if (directory / REFUSED).exists() else "missing"
     try:
-        status: str = read_record(directory)["status"]
+        return standing(directory, read_record(directory))
     except InputError:
         return "damaged"
+
+
+def standing(directory: Path, record: Mapping[str, Any]) -> str:
+    """Return a record's status, or ``killed`` where it says that the run goes on, and nobody is at work in it."""
+    status: str = record["status"]
     if status == "running":
         try:
             with locked(directory):
