@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import hydra
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -23,43 +24,51 @@ _OF_A_RUN = "raised by the run"
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-def run(composed: DictConfig) -> None:
-    """Run one composed experiment in Hydra's run directory; as a sweep's job, what is left of it, raising nothing."""
+def run(composed: DictConfig) -> float | None:
+    """Run one composed experiment in Hydra's run directory; as a sweep's job, what is left of it, raising nothing.
+
+    Returned is what a sweeper optimises that chooses its jobs as it goes, and None in any other case.
+    """
     hydra_config = HydraConfig.get()
     directory = Path(hydra_config.runtime.output_dir)
     in_sweep = hydra_config.mode == RunMode.MULTIRUN
     try:
-        parsed, choices = config.checked(composed, hydra_config.runtime.choices)
-        if in_sweep and job.is_settled(directory, config.digest(parsed)):
-            return
-        submission = Submission(
-            config=parsed,
-            choices=choices,
-            directory=directory,
-            overrides=[word for word in config.as_typed(hydra_config.overrides.task) if not word.startswith("resume=")],
-            command=sys.orig_argv,
-            config_dirs=[s.path for s in hydra_config.runtime.config_sources if s.provider == "command-line"],
-            again=in_sweep or parsed.resume is not None,
-        )
-        # Only now: torch and Flower take seconds to import, and a mistyped key is told before that.
-        if config.runs_elsewhere(parsed):
-            from fedresearch.submit import submit
-
-            submit(submission)
-        else:
-            from fedresearch.run import run_experiment
-
-            run_experiment(**vars(submission))
+        _run(composed, hydra_config, directory, in_sweep)
     except Exception as error:
-        if in_sweep:
-            job.tell_failure(directory, error)
-            return
-        if not any(directory.iterdir()):
-            directory.rmdir()
-        if config.tell(error):
-            sys.exit(1)
-        error.add_note(_OF_A_RUN)
-        raise
+        if not in_sweep:
+            if not any(directory.iterdir()):
+                directory.rmdir()
+            if config.tell(error):
+                sys.exit(1)
+            error.add_note(_OF_A_RUN)
+            raise
+        job.tell_failure(directory, error)
+    optimised = in_sweep and hydra_config.runtime.choices["hydra/sweeper"] != "basic"
+    return job.objective(directory) if optimised else None
+
+
+def _run(composed: DictConfig, hydra_config: HydraConf, directory: Path, in_sweep: bool) -> None:
+    parsed, choices = config.checked(composed, hydra_config.runtime.choices)
+    if in_sweep and job.is_settled(directory, config.digest(parsed)):
+        return
+    submission = Submission(
+        config=parsed,
+        choices=choices,
+        directory=directory,
+        overrides=[word for word in config.as_typed(hydra_config.overrides.task) if not word.startswith("resume=")],
+        command=sys.orig_argv,
+        config_dirs=[s.path for s in hydra_config.runtime.config_sources if s.provider == "command-line"],
+        again=in_sweep or parsed.resume is not None,
+    )
+    # Only now: torch and Flower take seconds to import, and a mistyped key is told before that.
+    if config.runs_elsewhere(parsed):
+        from fedresearch.submit import submit
+
+        submit(submission)
+    else:
+        from fedresearch.run import run_experiment
+
+        run_experiment(**vars(submission))
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -54,6 +55,7 @@ def test_they_are_found():
         "my_conf/dataset/noise.yaml",
         "my_conf/model/net.yaml",
         "my_conf/experiment/first.yaml",
+        "sweep.yaml",
     }
 
 
@@ -89,6 +91,22 @@ def test_another_image_set_of_the_hub_composes(folder):
     printed = execute(folder, sys.executable, "-m", "fedresearch.main", *arguments)
     assert "name: ufldl-stanford/svhn" in printed
     assert "label: label" in printed
+
+
+def test_the_wandb_sweep_types_overrides(folder):
+    """As W&B's agent does with what the server chose."""
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
+
+    sweep = yaml.safe_load((folder / "sweep.yaml").read_text())
+    chosen = {"optimizer.lr": {"value": 0.25}, "strategy": {"value": "scaffold"}}
+    assert chosen.keys() == sweep["parameters"].keys()
+    assert f"`{sweep['metric']['name']}`" in README
+    values = {**create_sweep_command_args({"args": chosen}), "env": ["env"], "program": [sweep["program"]]}
+    words = [word for part in sweep["command"] for word in values.get(part.strip("${}"), [part])]
+    assert words[1] == "python"
+    printed = execute(folder, "env", sys.executable, *words[2:], "--cfg", "job")
+    assert yaml.safe_load(printed)["optimizer"]["lr"] == 0.25
+    assert "SCAFFOLD" in printed.upper()
 
 
 def test_the_code_runs_on_a_finished_run(folder):

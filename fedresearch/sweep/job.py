@@ -7,7 +7,10 @@ from pathlib import Path
 from fedresearch.config import tell
 from fedresearch.errors import InputError, named
 from fedresearch.runs.directory import write_whole
-from fedresearch.runs.record import FINAL, REFUSED, Busy, read_record, state_of
+from fedresearch.runs.record import FINAL, REFUSED, Busy, read_record, read_rows, state_of
+
+# The first of these that a job has; test data choose nothing.
+_OBJECTIVES = ("clients/eval_acc", "clients/eval_loss")
 
 
 def is_settled(directory: Path, digest: str) -> bool:
@@ -58,6 +61,26 @@ def tell_failure(directory: Path, error: Exception) -> None:
     if recorded not in [named(cause) for cause in (error, error.__cause__) if cause]:
         kept = str(error) if isinstance(error, InputError) else named(error)
         write_whole(directory / REFUSED, lambda path: path.write_text(f"{kept}\n", encoding="utf-8"))
+
+
+def objective(directory: Path) -> float | None:
+    """Return what a sweeper optimises of a job: the clients' validation accuracy or, without classes, their loss.
+
+    It is that of the last round that was evaluated on the clients; None if there is none, or the job has not finished.
+
+    Raises
+    ------
+    InputError
+        If the job's rows are damaged.
+    """
+    if state_of(directory) != "finished":
+        return None
+    rows = read_rows(directory)
+    for column in _OBJECTIVES:
+        values = [row[column] for row in rows if row.get(column) is not None]
+        if values:
+            return float(values[-1])
+    return None
 
 
 def _skipped(directory: Path, state: str) -> None:

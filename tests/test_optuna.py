@@ -1,0 +1,67 @@
+"""What a sweeper is told of a job; Optuna's, where it is installed."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fedresearch.sweep.job import objective
+from tests.records import make
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        (
+            [{"clients/eval_acc": 0.5, "clients/eval_loss": 2.0}, {"clients/eval_acc": 0.25, "clients/eval_loss": 1.0}],
+            0.25,
+        ),
+        ([{"clients/eval_acc": 0.5}, {"train/loss": 1.0}], 0.5),  # the last round was none to evaluate in
+        ([{"clients/eval_loss": 2.0}, {"clients/eval_loss": 1.5}], 1.5),  # a regression
+        ([{"eval/accuracy": 0.5}], None),  # test data
+    ],
+)
+def test_the_validation_data_of_the_last_round_evaluated(rows, told, tmp_path):
+    make(tmp_path / "job", rows=rows)
+    assert objective(tmp_path / "job") == told
+
+
+@pytest.mark.parametrize("status", ["diverged", "failed", "interrupted", "running"])
+def test_a_job_that_did_not_finish_has_none(status, tmp_path):
+    make(tmp_path / "job", status=status, rows=[{"clients/eval_acc": 0.5}])
+    assert objective(tmp_path / "job") is None
+
+
+def test_a_job_that_never_became_a_run_has_none(tmp_path):
+    assert objective(tmp_path) is None
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("hydra_plugins.hydra_optuna_sweeper") is None, reason="hydra-optuna-sweeper is missing")
+def test_optuna_is_told_and_goes_on(tmp_path):
+    def sweep(trials):
+        words = ["hydra/sweeper=optuna", "hydra.sweeper.direction=maximize", f"hydra.sweeper.n_trials={trials}"]
+        words += ["hydra.sweeper.n_jobs=1", "hydra.sweeper.sampler.seed=1", "hydra.sweep.dir=sweep", "tracker=none"]
+        words += ["optimizer.lr=tag(log, interval(0.001, 1.0))", "model=logistic", "federation.num_rounds=1"]
+        command = [sys.executable, "-m", "fedresearch.main", "-m", *words]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    assert "Failed" not in sweep(2)
+    assert sweep(3).count("is finished: skipped") == 2  # the same two were asked again, and what they came to was told
+    runs = {path.parent: json.loads(path.read_text()) for path in tmp_path.glob("sweep/*/metrics.jsonl")}
+    rates = {run: json.loads((run / "run.json").read_text())["config"]["optimizer"]["lr"] for run in runs}
+    best = max(runs, key=lambda run: runs[run]["clients/eval_acc"])
+    found = yaml.safe_load((tmp_path / "sweep" / "optimization_results.yaml").read_text())
+    assert len(runs) == 3
+    assert found["best_value"] == runs[best]["clients/eval_acc"]
+    assert found["best_params"] == {"optimizer.lr": rates[best]}
