@@ -5,8 +5,8 @@ import json
 from fedresearch.runs.record import dump_record
 
 
-def make(directory, *, seed=0, status="finished", choices=None, rows=(), **sections):
-    """Write the directory of a run that never ran."""
+def make(directory, *, seed=0, status="finished", choices=None, rows=(), record=None, **sections):
+    """Write the directory of a run that never ran; ``record`` holds further fields of its record."""
     config = {
         "seed": seed,
         "hardware": {"_target_": "cpu"},
@@ -18,7 +18,7 @@ def make(directory, *, seed=0, status="finished", choices=None, rows=(), **secti
     }
     options = {"strategy": "fedavg", "partitioner": "iid", "experiment": directory.name, **(choices or {})}
     directory.mkdir(parents=True)
-    record = {"status": status, "config": config, "choices": options, "started": directory.name, "error": None}
-    (directory / "run.json").write_text(dump_record(record))
+    known = {"status": status, "config": config, "choices": options, "started": directory.name, "error": None}
+    (directory / "run.json").write_text(dump_record({**known, **(record or {})}))
     lines = [json.dumps({"round": number, **row}) + "\n" for number, row in enumerate(rows, start=1)]
     (directory / "metrics.jsonl").write_text("".join(lines))

@@ -1,5 +1,6 @@
 """The command ``python -m fedresearch.report DIR...``: runs in any state to tables, figures and a page."""
 
+import math
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
@@ -14,7 +15,7 @@ replicates. Reads run directories only; no tracker and no network is needed.
 """
 _EPILOG = """\
 Files, in --out: report.html (all of it, in one file), report.md, each table as
-.csv (numbers in full) and .tex (booktabs), each figure as .png and .pdf.
+.csv (numbers in full) and .tex (booktabs, graphicx), each figure as .png and .pdf.
 
 examples:
   python -m fedresearch.report outputs/sweep_DIGEST
@@ -89,9 +90,12 @@ def _words(text: str) -> list[str]:
 
 def _number(word: str) -> float:
     try:
-        return float(word)
+        number = float(word)
     except ValueError:
-        raise InputError(f"--targets takes numbers, got {word}; try --targets 0.9,0.97") from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise InputError(f"--targets takes numbers, got {word}; try --targets 0.9,0.97")
+    return number
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedresearch.errors import InputError
+from fedresearch.nested import leaves
 from fedresearch.report.cells import Cell, Study
 from fedresearch.runs.comparison import shown
 
@@ -51,10 +52,10 @@ def baseline(study: Study, text: str, tuned: Sequence[str]) -> Baseline:
         If a key does not vary among the cells, or no cell has the value.
     """
     key, _, value = text.partition("=")
-    for name in (key, *tuned):
-        if name not in study.keys:
-            varying = ", ".join(study.keys) or "nothing"
-            raise InputError(f"{name} does not vary among these runs; what varies is {varying}")
+    refuse_constant(study, key)
+    for name in tuned:  # all cells may have chosen the same
+        if not any(_is_set(run.record, name) for cell in study.cells for run in cell.runs.values()):
+            refuse_constant(study, name)
     candidates = [cell for cell in study.cells if key in cell.keys and shown(cell.keys[key]) == value]
     if not candidates:
         values = dict.fromkeys(shown(cell.keys[key]) for cell in study.cells if key in cell.keys)
@@ -77,6 +78,30 @@ def baseline(study: Study, text: str, tuned: Sequence[str]) -> Baseline:
     return Baseline(text, of, warnings)
 
 
+def refuse_constant(study: Study, key: str) -> None:
+    """Refuse a key that does not tell cells apart.
+
+    Raises
+    ------
+    InputError
+        With those that do.
+    """
+    if key in study.equal:
+        raise InputError(f"{key} always has the values of {study.equal[key]}, which stands for both; name that")
+    if key not in study.keys:
+        varying = ", ".join(study.keys) or "nothing"
+        raise InputError(f"{key} does not vary among these runs; what varies is {varying}")
+
+
+def _is_set(record: Mapping[str, Any], key: str) -> bool:
+    return key in record["choices"] or key in dict(leaves(record["config"]))
+
+
+def of_option(key: str, group: str) -> bool:
+    """Return whether a key is one that a group's option brings; a schedule's are in the optimizer's section."""
+    return key.replace("optimizer.schedule.", "schedule.", 1).startswith(f"{group}.")
+
+
 def _differing(study: Study, cell: Cell, other: Cell, but: set[str]) -> list[str]:
     """Return the keys in which two cells differ; an option's own keys do not count where the option is compared."""
     absent: Any = object()
@@ -85,5 +110,5 @@ def _differing(study: Study, cell: Cell, other: Cell, but: set[str]) -> list[str
         for key in study.keys
         if key not in but
         and cell.keys.get(key, absent) != other.keys.get(key, absent)
-        and not any(key.startswith(f"{name}.") for name in but)
+        and not any(of_option(key, name) for name in but)
     ]

@@ -85,7 +85,9 @@ def study(runs: Sequence[Run]) -> Study:
     for values, replicates in sorted(cells.values(), key=lambda cell: [_order(cell[0].get(key)) for key in keys]):
         label = ", ".join(f"{result.short(key)}={shown(value)}" for key, value in values.items())
         ordered = dict(sorted(replicates.items(), key=lambda item: (len(item[0]), item[0])))
-        result.cells.append(Cell(values, label or "all runs", ordered))
+        label = label or "all runs"
+        alike = sum(cell.label.partition(" #")[0] == label for cell in result.cells)  # such as of 1 and "1"
+        result.cells.append(Cell(values, f"{label} #{alike + 1}" if alike else label, ordered))
     return result
 
 

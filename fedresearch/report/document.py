@@ -4,11 +4,10 @@ import base64
 import math
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fedresearch.nested import as_json, leaves
-from fedresearch.report import figures
 from fedresearch.report.cells import Cell
 from fedresearch.report.curves import drawn, mean_curve, mean_x
 from fedresearch.report.load import Column, Run
@@ -18,8 +17,8 @@ from fedresearch.report.tables import Table
 from fedresearch.runs.directory import now
 
 
-def document(made: Report) -> dict[str, Any]:
-    """Return a report as the page reads it."""
+def document(made: Report, pictures: Mapping[str, bytes]) -> dict[str, Any]:
+    """Return a report, and its figures as PNG by their names, as the page reads them."""
     found = made.study
     metrics = [made.metric, *(name for name in (*METRICS, "train/loss") if name != made.metric)]
     known = [name for name in metrics if any(name in run.columns for cell in found.cells for run in drawn(cell))]
@@ -34,18 +33,11 @@ def document(made: Report) -> dict[str, Any]:
         "arms": [_arm(cell, known) for cell in found.cells if drawn(cell)],
         "tables": [_table(table) for table in made.tables],
         "figures": [
-            {"title": name.replace("_", " "), "src": _source(content)}
-            for name, content in {
-                **{name: figures.png(figure) for name, figure in made.figures.items()},
-                **made.pictures,
-            }.items()
+            {"title": name.replace("_", " "), "src": f"data:image/png;base64,{base64.b64encode(picture).decode()}"}
+            for name, picture in pictures.items()
         ],
         **_runs(made),
     }
-
-
-def _source(picture: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(picture).decode()}"
 
 
 def _arm(cell: Cell, metrics: Sequence[str]) -> dict[str, Any]:

@@ -275,16 +275,20 @@ def client_spread(spreads: Sequence[Spread], y_label: str) -> Figure:
     return _laid_out(figure)
 
 
-def save(figure: Figure, stem: Path) -> None:
-    """Write a figure as ``stem.png`` and as ``stem.pdf``, each whole or not at all; equal figures give equal bytes.
+def save(figure: Figure, stem: Path) -> bytes:
+    """Write a figure as ``stem.png`` and as ``stem.pdf``, each whole or not at all, and return the first.
+
+    Equal figures give equal bytes.
 
     Raises
     ------
     Unwritable
         If they cannot be written.
     """
-    _write(stem.with_name(f"{stem.name}.png"), png(figure))
+    picture = png(figure)
+    _write(stem.with_name(f"{stem.name}.png"), picture)
     _write(stem.with_name(f"{stem.name}.pdf"), _saved(figure, "pdf", CreationDate=None))
+    return picture
 
 
 def png(figure: Figure) -> bytes:

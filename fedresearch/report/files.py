@@ -7,7 +7,7 @@ from fedresearch.report.document import document
 from fedresearch.report.making import Report
 from fedresearch.report.page import page
 from fedresearch.report.tables import comma_separated, latex, markdown
-from fedresearch.runs.directory import write_whole
+from fedresearch.runs.directory import write_whole, writing
 
 
 def write(made: Report, out: Path) -> str:
@@ -18,19 +18,20 @@ def write(made: Report, out: Path) -> str:
     Unwritable
         If they cannot be written.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
     for table in made.tables:
         _write(out / f"{table.id}.csv", comma_separated(table))
         _write(out / f"{table.id}.tex", latex(table))
-    for name, figure in made.figures.items():
-        figures.save(figure, out / name)
+    pictures = {name: figures.save(figure, out / name) for name, figure in made.figures.items()}
     for name, picture in made.pictures.items():
         _write(out / f"{name}.png", picture)
+    pictures |= made.pictures
     told = "\n".join(markdown(table) for table in made.tables)
     first = [f"# {made.title}", *(f"**Warning:** {text}" for text in made.warnings), *made.notes]
-    pictures = [f"![{name}]({name}.png)" for name in (*made.figures, *made.pictures)]
-    _write(out / "report.md", "\n\n".join([*first, told, *pictures]) + "\n")
-    _write(out / "report.html", page(document(made)))
+    shown = [f"![{name}]({name}.png)" for name in pictures]
+    _write(out / "report.md", "\n\n".join([*first, told, *shown]) + "\n")
+    _write(out / "report.html", page(document(made, pictures)))
     return "\n\n".join([*(f"warning: {text}" for text in made.warnings), *made.notes, told])
 
 

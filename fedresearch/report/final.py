@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fedresearch.report.baseline import Baseline
+from fedresearch.report.baseline import Baseline, of_option
 from fedresearch.report.cells import Cell, Study
 from fedresearch.report.select import Selection
 from fedresearch.report.statistics import holm, iqm, paired, t_half_width
@@ -67,7 +67,7 @@ def final_table(study: Study, selected: Selection, metric: str, compared: Baseli
     some_left_out = any(of.left_out for of in outcomes.values())
     middles = {label: iqm([[*of.values.values()]]) if len(of.values) > 3 else None for label, of in outcomes.items()}
     some_middle = any(middles.values())
-    columns = [*map(study.short, study.keys), metric, "n"]
+    columns = [*key_columns(study), metric, "n"]
     columns += ["not in the mean"] * some_left_out + ["IQM [95 %]"] * some_middle
     columns += ["difference", "p (t)", "p (Wilcoxon)"] * bool(compared.text)
     rows, records = [], []
@@ -109,15 +109,24 @@ _LEFT_OUT = {"failed": "failed", "diverged": "diverged", "unfinished": "unfinish
 _IQM = {"": "value", "_low_95": "low", "_high_95": "high"}
 
 
+def key_columns(study: Study) -> list[str]:
+    """Return the heads of the columns that tell a cell."""
+    return [*map(study.short, study.keys)] or ["cell"]
+
+
 def key_entries(study: Study, cell: Cell, marks: Mapping[str, str]) -> list[Entry]:
-    """Return what tells a cell, an entry a key that varies; the last one with the cell's mark."""
+    """Return what tells a cell, an entry a key that varies; the first one with the cell's mark."""
     entries = []
     for key in study.keys or [""]:
         value = cell.keys.get(key)
         text = shown(value) if key in cell.keys else "" if key else "all runs"
         entries.append(Entry(text, value if isinstance(value, int | float) else text or None))
-    mark = marks.get(cell.label, "")
-    return [*entries[:-1], Entry(f"{entries[-1].text} {mark}".strip(), entries[-1].sort)]
+    return [Entry(marked(entries[0].text, cell, marks), entries[0].sort), *entries[1:]]
+
+
+def marked(text: str, cell: Cell, marks: Mapping[str, str]) -> str:
+    """Return a text with the mark of the cell that it is of behind it."""
+    return f"{text} {marks.get(cell.label, '')}".strip()
 
 
 def _paired(arm: Outcome, other: Outcome) -> Any:
@@ -149,22 +158,30 @@ def _number_known(p_values: Mapping[str, float]) -> int:
     return sum(not math.isnan(p) for p in p_values.values())
 
 
-def middle_table(study: Study, selected: Selection, metric: str, compared: Baseline) -> Table | None:
+def middle_table(
+    study: Study, selected: Selection, metric: str, compared: Baseline, tuned: Sequence[str]
+) -> Table | None:
     """Return the interquartile mean of each value of the baseline's key over all settings of the other keys.
 
-    Only settings that all values have, with two seeds or more each. None where there are not two of them.
+    Keys that were tuned are none of them. Only settings that all values have, with two seeds or more each. None where
+    there are not two of those.
     """
     key = compared.text.partition("=")[0]
+    if not key:
+        return None
+    cells = [cell for cell in study.cells if key in cell.keys]
     settings: dict[str, dict[str, list[float]]] = {}
-    for cell in study.cells:
-        others = {name: value for name, value in cell.keys.items() if name != key and not name.startswith(f"{key}.")}
+    for cell in cells:
+        others = {
+            name: value for name, value in cell.keys.items() if name not in (key, *tuned) and not of_option(name, key)
+        }
         values = [*outcome(cell, selected).values.values()]
         if len(values) > 1:
             setting = settings.setdefault(str(others), {})
             setting.setdefault(_arm(study, cell, key), []).extend(values)
-    arms = dict.fromkeys(_arm(study, cell, key) for cell in study.cells)
+    arms = dict.fromkeys(_arm(study, cell, key) for cell in cells)
     common = [setting for setting in settings.values() if setting.keys() == arms.keys()]
-    if not key or len(common) < 2 or len(arms) < 2:
+    if len(common) < 2 or len(arms) < 2:
         return None
     rows, records = [], []
     for arm in arms:
@@ -182,9 +199,10 @@ def middle_table(study: Study, selected: Selection, metric: str, compared: Basel
 
 
 def _arm(study: Study, cell: Cell, key: str) -> str:
-    own = {name: value for name, value in cell.keys.items() if name == key or name.startswith(f"{key}.")}
-    first, *others = own.items()
-    return ", ".join([shown(first[1]), *(f"{study.short(name)}={shown(value)}" for name, value in others)])
+    others = {name: value for name, value in cell.keys.items() if of_option(name, key)}
+    return ", ".join(
+        [shown(cell.keys[key]), *(f"{study.short(name)}={shown(value)}" for name, value in others.items())]
+    )
 
 
 def pivot(

@@ -13,10 +13,14 @@ from fedresearch.report.load import Run
 # What is derived of the config, and all that it depends on beside the seed.
 _PARTITION = ("dataset", "partitioner", "federation.num_supernodes", "strategy.pooled")
 _DERIVED = {
-    "partition_sha256": ("partition", _PARTITION),
+    "partition_sha256": ("partitions", _PARTITION),
     "validation_sha256": ("validation data", (*_PARTITION, "validation")),
-    "initial_model_sha256": ("initial weights", ("dataset", "model", "dtype")),
-    "sampling_sha256": ("client sampling", (*_PARTITION, "sampling", "federation.fraction_train", "validation")),
+    # Of the weights that are shared: what stays on the clients is the strategy's.
+    "initial_model_sha256": (
+        "initial shared weights",
+        ("dataset", "model", "dtype", "strategy.client", "strategy.buffers"),
+    ),
+    "sampling_sha256": ("sampled clients", (*_PARTITION, "sampling", "federation.fraction_train", "validation")),
 }
 _DAGGERS = ("†", "‡", "§")
 
@@ -80,7 +84,8 @@ def _unpaired(study: Study, compared: Baseline) -> Iterator[str]:
         ]
         cells = dict.fromkeys(others)
         if cells:
-            yield f"the {words} are not the baseline's in {len(cells)} of {len(compared.of)} cells: {next(iter(cells))}"
+            number = f"{len(cells)} of {counted(len(compared.of), 'cell')}"
+            yield f"the {words} are not the baseline's in {number}, such as {next(iter(cells))}"
 
 
 def _at(config: Any, key: str) -> Any:
@@ -109,11 +114,11 @@ def _code(study: Study) -> tuple[dict[str, str], list[str], list[str]]:
         found = dict.fromkeys(signs[told[id(run)]] for run in cell.runs.values() if told[id(run)] != most)
         if found:
             marks[cell.label] = "".join(found)
-    legend = [f"{signs[code]} {_number(count, 'run')} by {code}" for code, count in others[: len(_DAGGERS)]]
+    legend = [f"{signs[code]} {counted(count, 'run')} by {code}" for code, count in others[: len(_DAGGERS)]]
     if len(others) > len(_DAGGERS):
         legend[-1] = f"{_DAGGERS[-1]} runs by {len(others) - len(_DAGGERS) + 1} further versions of the code"
     if signs:
-        legend.insert(0, f"unmarked: {_number(number, 'run')} by {most}")
+        legend.insert(0, f"unmarked: {counted(number, 'run')} by {most}")
     notes = [] if signs or "uncommitted" not in most else [f"all runs are by {most}"]
     processors = {run.record["processor"] for run in _runs(study) if "processor" in run.record}
     if len(processors) > 1:
@@ -132,7 +137,8 @@ def _whence(run: Run) -> str:
     return ", ".join([words, *packages])
 
 
-def _number(count: int, noun: str) -> str:
+def counted(count: int, noun: str) -> str:
+    """Return how many there are of something, in words."""
     return f"{count} {noun}{'s' * (count != 1)}"
 
 
@@ -143,7 +149,7 @@ def _left_out(study: Study) -> Iterator[str]:
     if study.repeated:
         names = ", ".join(run.directory.name for run in study.repeated[:5])
         yield (
-            f"{_number(len(study.repeated), 'run')} left out, since another of the same cell and seed is further or "
+            f"{counted(len(study.repeated), 'run')} left out, since another of the same cell and seed is further or "
             f"newer: {names}{', ...' * (len(study.repeated) > 5)}"
         )
     for key, other in study.equal.items():

@@ -9,11 +9,11 @@ from matplotlib.figure import Figure
 
 from fedresearch.errors import InputError
 from fedresearch.report import figures
-from fedresearch.report.baseline import NO_BASELINE, baseline
+from fedresearch.report.baseline import NO_BASELINE, baseline, refuse_constant
 from fedresearch.report.cells import Cell, Study, study
 from fedresearch.report.curves import client_spread, drawn, mean_curve, numeric_keys, sensitivity_lines
-from fedresearch.report.final import final_table, middle_table, outcome, pivot
-from fedresearch.report.guard import fairness
+from fedresearch.report.final import final_table, marked, middle_table, outcome, pivot
+from fedresearch.report.guard import counted, fairness
 from fedresearch.report.load import Run
 from fedresearch.report.published import published_table
 from fedresearch.report.select import Selection, default_metric, selection
@@ -111,24 +111,24 @@ def report(
     selected = selection(select, metric)
     found = study(runs)
     for key in filter(None, (rows, cols)):
-        if key not in found.keys:
-            raise InputError(
-                f"{key} does not vary among these runs; what varies is {', '.join(found.keys) or 'nothing'}"
-            )
+        refuse_constant(found, key)
+    if rows and cols and not any({rows, cols} <= cell.keys.keys() for cell in found.cells):
+        raise InputError(f"no run has both {rows} and {cols}")
     compared = baseline(found, against, tuned) if against else NO_BASELINE
     fair = fairness(found, compared)
     final = final_table(found, selected, metric, compared, fair.marks)
     tables = [
-        published_table(found),
+        published_table(found, fair.marks),
         final,
-        middle_table(found, selected, metric, compared),
+        middle_table(found, selected, metric, compared, tuned),
         *(target_table(found, metric, target, x, compared, fair.marks) for target in targets),
     ]
     if rows and cols:
-        tables += _pivots(found, selected, metric, targets, rows, cols)
+        tables += _pivots(found, selected, metric, targets, rows, cols, fair.marks)
     told = [*(f"Warning: {text}" for text in fair.warnings), *fair.legend]
     tables = [table and Table(**{**vars(table), "notes": [*table.notes, *told]}) for table in tables]
-    title = f"{metric} of {len(runs)} runs in {len(found.cells)} cells"
+    numbers = (sum(len(cell.runs) for cell in found.cells), len(found.cells))
+    title = f"{metric} of {counted(numbers[0], 'run')} in {counted(numbers[1], 'cell')}"
     return Report(
         title=title,
         warnings=fair.warnings,
@@ -143,11 +143,17 @@ def report(
 
 
 def _pivots(
-    found: Study, selected: Selection, metric: str, targets: Sequence[float], rows: str, cols: str
+    found: Study,
+    selected: Selection,
+    metric: str,
+    targets: Sequence[float],
+    rows: str,
+    cols: str,
+    marks: Mapping[str, str],
 ) -> Iterator[Table]:
     def final(cell: Cell) -> Entry:
         of = outcome(cell, selected)
-        return Entry(measured(of.mean, of.half_width), number(of.mean))
+        return Entry(marked(measured(of.mean, of.half_width), cell, marks), number(of.mean))
 
     caption = f"{selected.caption}: mean ± half the 95 % t-interval over seeds."
     yield pivot(found, rows, cols, final, "final_grid", f"Final performance by {rows} and {cols}", caption)
@@ -155,7 +161,7 @@ def _pivots(
 
         def rounds(cell: Cell, target: float = target) -> Entry:
             taken = to_target(cell, metric, target, "rounds")
-            return Entry(told_duration(taken, AXES["rounds"]), number(taken.median))
+            return Entry(marked(told_duration(taken, AXES["rounds"]), cell, marks), number(taken.median))
 
         caption = f"Rounds until {metric} first reaches {target:g}, median over seeds (range)."
         yield pivot(found, rows, cols, rounds, f"target_{target:g}_grid", f"Rounds to {target:g}", caption)

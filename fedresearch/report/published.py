@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
-from fedresearch.errors import InputError
-from fedresearch.report.baseline import baseline
 from fedresearch.report.cells import Cell, Study
-from fedresearch.report.final import outcome
+from fedresearch.report.final import marked, outcome
 from fedresearch.report.select import selection
 from fedresearch.report.statistics import speed_up, told_duration
 from fedresearch.report.tables import Entry, Table, measured, number
@@ -19,7 +17,7 @@ from fedresearch.runs.comparison import shown
 _MEASURE = "measure"
 
 
-def published_table(study: Study) -> Table | None:
+def published_table(study: Study, marks: Mapping[str, str]) -> Table | None:
     """Return the table of a paper's numbers and ours; None where the runs are of no such preset, or of several."""
     choices = [run.record["choices"] for cell in study.cells for run in cell.runs.values()]
     experiments = {chosen.get("experiment") for chosen in choices}
@@ -35,8 +33,12 @@ def published_table(study: Study) -> Table | None:
         for cell in study.cells:
             if all(_value(cell, key) == line[key] for key in keys):
                 ours, text = _ours(study, cell, line[_MEASURE], keys)
-                rows.append([*(Entry(line[key], line[key]) for key in (*keys, _MEASURE)), *_entries(line, ours, text)])
-                records.append({**line, "ours": number(ours)})
+                within = _within(line, ours, text)
+                told = marked(text, cell, marks)
+                keys_entries = (Entry(line[key], line[key]) for key in (*keys, _MEASURE))
+                rows.append([*keys_entries, *_entries(line, ours, told), Entry(within, within)])
+                exact = None if _is_bound(text) else number(ours)
+                records.append({**line, "ours": exact, "ours_text": text, "within": within})
     if not rows:
         return None
     sources = "; ".join(dict.fromkeys(line["source"] for line in lines))
@@ -57,7 +59,7 @@ def _value(cell: Cell, key: str) -> str:
 
 
 def _ours(study: Study, cell: Cell, measure: str, keys: list[str]) -> tuple[float, str]:
-    """Return our number for a measure, and the same in words."""
+    """Return our number for a measure, or a bound on it, and the same in words, which begin with < or > for a bound."""
     what, _, of = measure.partition(" ")
     if what in ("last", "best"):
         found = outcome(cell, selection({"last": "last", "best": "best_test"}[what], of))
@@ -65,26 +67,46 @@ def _ours(study: Study, cell: Cell, measure: str, keys: list[str]) -> tuple[floa
     target = float(of.rpartition(" ")[2])
     taken = to_target(cell, "eval/accuracy", target, "rounds")
     if what == "rounds":
-        return taken.median, told_duration(taken, AXES["rounds"])
+        time = taken.censored_at if math.isnan(taken.median) else taken.median
+        return time, told_duration(taken, AXES["rounds"])
     # speed-up over KEY=VALUE to TARGET
-    try:
-        other = baseline(study, of.split(" ")[1], [key for key in study.keys if key not in keys]).of[cell.label]
-    except (InputError, KeyError):  # the baseline was not run
+    key, _, value = of.split(" ")[1].partition("=")
+    wanted = [value if name == key else _value(cell, name) for name in keys]
+    others = [other for other in study.cells if [_value(other, name) for name in keys] == wanted]
+    if len(others) != 1:  # it was not run, or with several values of other keys
         return math.nan, "–"
-    return speed_up(to_target(other, "eval/accuracy", target, "rounds"), taken)
+    return speed_up(to_target(others[0], "eval/accuracy", target, "rounds"), taken)
+
+
+def _is_bound(text: str) -> bool:
+    return text.startswith(("<", ">"))
+
+
+def _band(line: Mapping[str, str]) -> tuple[float, float]:
+    """Return the least and the most that is accepted, infinite where the line has none."""
+    return float(line["low"] or "-inf"), float(line["high"] or "inf")
+
+
+def _within(line: Mapping[str, str], ours: float, text: str) -> str:
+    """Return whether our number is accepted: yes, no, – where ours does not tell, "" where all is."""
+    low, high = _band(line)
+    if math.isinf(low) and math.isinf(high):
+        return ""
+    if text.startswith(">"):
+        return "no" if ours > high else "–"
+    if text.startswith("<"):
+        return "no" if ours < low else "–"
+    return "–" if math.isnan(ours) else "yes" if low <= ours <= high else "no"
 
 
 def _entries(line: Mapping[str, str], ours: float, text: str) -> list[Entry]:
     theirs = float(line["published"].lstrip(">"))
-    ratio = math.nan if line["published"].startswith(">") else ours / theirs
-    low, high = (float(line[end] or outermost) for end, outermost in (("low", "-inf"), ("high", "inf")))
-    has_band = math.isfinite(low) or math.isfinite(high)
-    accepted = "–".join("" if math.isinf(end) else f"{end:.4g}" for end in (low, high)) if has_band else ""
-    within = ("yes" if low <= ours <= high else "no") if has_band else ""
+    ratio = math.nan if _is_bound(line["published"]) or _is_bound(text) else ours / theirs
+    low, high = ("" if math.isinf(end) else f"{end:.4g}" for end in _band(line))
+    accepted = f"{low}–{high}" if low or high else ""
     return [
         Entry(line["published"] + (f" ± {line['spread']}" if line["spread"] else ""), theirs),
         Entry(text, number(ours)),
         Entry("–" if math.isnan(ratio) else f"{ratio:.2f}", number(ratio)),
         Entry(accepted, accepted),
-        Entry(within, within),
     ]

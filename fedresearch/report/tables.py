@@ -11,12 +11,16 @@ import pandas as pd
 from tabulate import tabulate
 
 # What LaTeX writes otherwise, and what its source must not hold.
-_LATEX = {
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-    **{"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "<": "$<$", ">": "$>$"},
-    **{"±": "$\\pm$", "×": "$\\times$", "†": "$\\dagger$", "–": "--", "−": "$-$", "≥": "$\\geq$", "≤": "$\\leq$"},
-    **{"α": "$\\alpha$", "μ": "$\\mu$", "…": "\\ldots{}", "|": "$|$", '"': "''"},
-}
+_LATEX: dict[int, str] = str.maketrans(
+    {
+        **{character: f"\\{character}" for character in "&%$#_{}"},
+        **{"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "<": "$<$", ">": "$>$"},
+        **{"±": "$\\pm$", "×": "$\\times$", "–": "--", "−": "$-$", "≥": "$\\geq$", "≤": "$\\leq$"},
+        **{"†": "$\\dagger$", "‡": "$\\ddagger$", "§": "\\S{}"},
+        **{"α": "$\\alpha$", "μ": "$\\mu$", "…": "\\ldots{}", "|": "$|$", '"': "''"},
+        **{character: f"{{{character}}}" for character in "[]*"},  # which mean something behind the end of a row
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -68,26 +72,28 @@ class Table:
 
 def markdown(table: Table) -> str:
     """Return a table as Markdown, with its title as a heading."""
-    rows = [[text.replace("|", "\\|") for text in row] for row in table.texts]
+    heads, *rows = ([text.replace("|", "\\|") for text in row] for row in (table.columns, *table.texts))
     aligned = ["right" if numeric else "left" for numeric in table.numeric]
-    body = tabulate(rows, list(table.columns), tablefmt="pipe", colalign=aligned, disable_numparse=True)
+    body = tabulate(rows, heads, tablefmt="pipe", colalign=aligned, disable_numparse=True)
     return "\n\n".join([f"## {table.title}", table.caption, body, *table.notes]) + "\n"
 
 
 def latex(table: Table) -> str:
-    r"""Return a table as LaTeX's ``table``, to be pasted; of packages it needs ``booktabs``."""
+    """Return a table as LaTeX's ``table``, to be pasted; a wide one is made as wide as the text."""
     frame = pd.DataFrame([[_escaped(text) for text in row] for row in table.texts])
     frame.columns = pd.Index([_escaped(column) for column in table.columns])
     body = frame.style.hide(axis="index").to_latex(
         hrules=True, column_format="".join("r" if numeric else "l" for numeric in table.numeric)
     )
     lines = [
-        "% \\usepackage{booktabs}",
+        "% \\usepackage{booktabs,graphicx}",
         "\\begin{table}",
         "\\centering",
         f"\\caption{{{_escaped(table.caption)}}}",
         f"\\label{{tab:{table.id}}}",
-        body.rstrip(),
+        "\\smallskip",
+        "\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%",
+        f"{body.rstrip()}}}",
         *(f"\n\\smallskip{{\\footnotesize {_escaped(note)}}}" for note in table.notes),
         "\\end{table}",
     ]
@@ -104,15 +110,17 @@ def comma_separated(table: Table) -> str:
 
 
 def _escaped(text: str) -> str:
-    return re.sub(r"[^\w\s]|_", lambda match: _LATEX.get(match[0], match[0]), text)
+    return re.sub(r"(?<![\w-])-(?=\d)", "−", text).translate(_LATEX)
 
 
 def measured(mean: float, half_width: float) -> str:
     """Return a mean with its interval, both to the second digit of the interval; without one, to four digits."""
     if mean != mean:
         return "–"
-    if half_width != half_width or not half_width:
+    if half_width != half_width:
         return f"{mean:.4g}"
+    if half_width <= 1e-12 * abs(mean):  # equal values, but for the rounding of their mean
+        return f"{mean:.4g} ± 0"
     decimals = max(0, 1 - _exponent(half_width))
     return f"{mean:.{decimals}f} ± {half_width:.{decimals}f}"
 

@@ -7,7 +7,7 @@ from rich import filesize
 
 from fedresearch.report.baseline import Baseline
 from fedresearch.report.cells import Cell, Study
-from fedresearch.report.final import key_entries
+from fedresearch.report.final import key_columns, key_entries
 from fedresearch.report.load import Run
 from fedresearch.report.select import axis
 from fedresearch.report.statistics import Duration, crossing, median_duration, speed_up, told_duration
@@ -28,7 +28,8 @@ def to_target(cell: Cell, metric: str, target: float, axis_name: str) -> Duratio
     """Return how long a cell's seeds take to a target along an axis.
 
     A run that is not there counts as one that takes longer than it has gone, or, if it diverged, than it was to go.
-    A run without any round does not count, since nothing is known of it.
+    A run without any round does not count, since nothing is known of it; if it diverged, it counts as one that takes
+    longer than the last of the others.
     """
     times, censored = [], []
     for run in cell.runs.values():
@@ -38,6 +39,9 @@ def to_target(cell: Cell, metric: str, target: float, axis_name: str) -> Duratio
             never = math.isnan(time)
             times.append(float(x[-1]) * _share_to_go(run) if never else time)
             censored.append(never)
+    at_once = sum(run.state == "diverged" and not run.num_rounds for run in cell.runs.values())
+    times += [max(times, default=0.0)] * at_once
+    censored += [True] * at_once
     return median_duration(times, censored)
 
 
@@ -50,7 +54,7 @@ def target_table(
 ) -> Table:
     """Return the table of what it takes to reach a target, a row a cell."""
     durations = {cell.label: {name: to_target(cell, metric, target, name) for name in AXES} for cell in study.cells}
-    columns = [*map(study.short, study.keys), *AXES]
+    columns = [*key_columns(study), *AXES]
     if compared.text:
         columns.insert(len(study.keys) + 1, "speed-up")
     rows, records = [], []
@@ -76,8 +80,8 @@ def target_table(
         records.append(record)
     caption = (
         f"What it takes until {metric} first reaches {target:g}: the monotone curve, linear between evaluated rounds "
-        "(McMahan et al. 2017); median over seeds (range). Seeds that do not reach it count as longer than they ran "
-        "(Kaplan and Meier): >200, 2/5 seeds."
+        "(McMahan et al. 2017); median over seeds (range). Seeds that do not reach it count as longer than they ran, "
+        "those that diverged as longer than they were to run (Kaplan and Meier): >200, 2/5 seeds."
     )
     if compared.text:
         caption += f" Speed-up in {axis_name} over {compared.text}."

@@ -1,0 +1,143 @@
+"""The cell that each cell is compared with: equal in all keys but the one that is named."""
+
+import re
+
+import pytest
+
+from fedresearch.errors import InputError
+from fedresearch.report.baseline import baseline
+from fedresearch.report.cells import study
+from fedresearch.report.load import load
+from tests.records import make
+
+
+def arm(folder, strategy, alpha, /, **sections):
+    """Write a run of a strategy on Dirichlet partitions."""
+    directory = folder / f"{strategy}_{alpha}_{len([*folder.iterdir()])}"
+    partitioner = {"_target_": "dirichlet", "alpha": alpha}
+    make(directory, choices={"strategy": strategy, "partitioner": "dirichlet"}, partitioner=partitioner, **sections)
+
+
+def prox(mu):
+    return {"server": {"_target_": "FedProx", "proximal_mu": mu}}
+
+
+def matched(folder, text, *tuned):
+    """Return label to its baseline's label, and the warnings."""
+    found = baseline(study(load([folder])), text, tuned)
+    return {label: cell.label for label, cell in found.of.items()}, found.warnings
+
+
+def test_a_cell_is_compared_with_the_one_of_the_same_other_values(tmp_path):
+    for alpha in (0.1, 1.0):
+        arm(tmp_path, "fedavg", alpha)
+        for mu in (0.5, 2):
+            arm(tmp_path, "fedprox", alpha, strategy=prox(mu))
+    expected = {
+        f"strategy=fedprox, alpha={alpha}, proximal_mu={mu}": f"strategy=fedavg, alpha={alpha}"
+        for mu in (0.5, 2)
+        for alpha in (0.1, 1.0)
+    }
+    assert matched(tmp_path, "strategy=fedavg") == (expected, [])
+
+
+def test_the_baseline_may_be_any_key_and_then_the_options_keys_count(tmp_path):
+    arm(tmp_path, "fedavg", 0.1)
+    arm(tmp_path, "fedavg", 1.0)
+    for mu in (0.5, 2):
+        arm(tmp_path, "fedprox", 1.0, strategy=prox(mu))
+    found, (first, second) = matched(tmp_path, "partitioner.alpha=0.1")
+    assert found["strategy=fedavg, alpha=1.0"] == "strategy=fedavg, alpha=0.1"
+    ending = "differs from its baseline also in strategy, strategy.server.proximal_mu"
+    assert first == f"strategy=fedprox, alpha=1.0, proximal_mu=0.5 {ending}"
+    assert second == f"strategy=fedprox, alpha=1.0, proximal_mu=2 {ending}"
+
+
+def test_a_schedules_keys_are_its_own_and_not_the_optimizers(tmp_path):
+    for schedule, steps in (("constant", None), ("step", 5), ("step", 9)):
+        optimizer = {"lr": 0.1, "schedule": {"_target_": schedule} | ({"steps": steps} if steps else {})}
+        for name in ("sgd", "adam"):
+            choices = {"schedule": schedule, "optimizer": name}
+            make(tmp_path / f"{schedule}{steps}{name}", choices=choices, optimizer=optimizer)
+    found, warnings = matched(tmp_path, "schedule=constant")
+    assert found == {
+        f"schedule=step, optimizer={name}, steps={steps}": f"schedule=constant, optimizer={name}"
+        for name in ("sgd", "adam")
+        for steps in (5, 9)
+    }
+    assert warnings == []
+    found, warnings = matched(tmp_path, "optimizer=sgd")
+    assert found == {
+        f"schedule={schedule}, optimizer=adam{steps}": f"schedule={schedule}, optimizer=sgd{steps}"
+        for schedule, steps in (("constant", ""), ("step", ", steps=5"), ("step", ", steps=9"))
+    }
+    assert warnings == []
+
+
+def test_what_was_tuned_need_not_be_the_same(tmp_path):
+    for strategy, alpha, lr in [("fedavg", 0.1, 0.01), ("fedavg", 1.0, 0.1), ("scaffold", 0.1, 1.0)]:
+        arm(tmp_path, strategy, alpha, optimizer={"lr": lr, "schedule": {}})
+    label = "strategy=scaffold, lr=1.0, alpha=0.1"
+    assert matched(tmp_path, "strategy=fedavg", "optimizer.lr") == ({label: "strategy=fedavg, lr=0.01, alpha=0.1"}, [])
+    # Without, neither of two candidates will do.
+    assert matched(tmp_path, "strategy=fedavg") == (
+        {},
+        [f"{label} has no baseline: no cell with strategy=fedavg and its other values"],
+    )
+
+
+def test_the_only_candidate_is_taken_and_its_other_differences_told(tmp_path):
+    arm(tmp_path, "fedavg", 0.1, federation={"fraction_train": 1.0})
+    arm(tmp_path, "scaffold", 1.0, federation={"fraction_train": 0.5})
+    arm(tmp_path, "fedprox", 0.1, federation={"fraction_train": 0.5})
+    found, warnings = matched(tmp_path, "strategy=fedavg")
+    only = "strategy=fedavg, alpha=0.1, fraction_train=1.0"
+    scaffold, fedprox = (
+        "strategy=scaffold, alpha=1.0, fraction_train=0.5",
+        "strategy=fedprox, alpha=0.1, fraction_train=0.5",
+    )
+    assert found == {scaffold: only, fedprox: only}
+    assert sorted(warnings) == [
+        f"{fedprox} differs from its baseline also in federation.fraction_train",
+        f"{scaffold} differs from its baseline also in partitioner.alpha, federation.fraction_train",
+    ]
+
+
+def test_of_several_that_would_do_none_is_taken(tmp_path):
+    for mu in (1, 2):
+        arm(tmp_path, "fedprox", 0.1, strategy=prox(mu))
+    arm(tmp_path, "fedavg", 0.1)
+    warning = "strategy=fedavg has no baseline: several cells with strategy=fedprox and its other values"
+    assert matched(tmp_path, "strategy=fedprox") == ({}, [warning])
+
+
+@pytest.mark.parametrize(
+    ("text", "tuned", "told"),
+    [
+        (
+            "local.epochs=1",
+            [],
+            "local.epochs does not vary among these runs; what varies is strategy, partitioner.alpha",
+        ),
+        ("strategy=fedavg", ["lr"], "lr does not vary among these runs; what varies is strategy, partitioner.alpha"),
+        ("strategy=fedprox", [], "no run has strategy=fedprox; try --baseline strategy=fedavg or scaffold"),
+        ("partitioner.alpha", [], "no run has partitioner.alpha; try --baseline partitioner.alpha=0.1 or 1.0"),
+        (
+            "model.width=1",
+            [],
+            "model.width always has the values of partitioner.alpha, which stands for both; name that",
+        ),
+    ],
+)
+def test_what_is_not_among_the_runs_is_told(tmp_path, text, tuned, told):
+    for strategy in ("fedavg", "scaffold"):
+        for alpha in (0.1, 1.0):
+            arm(tmp_path, strategy, alpha, model={"width": alpha})
+    with pytest.raises(InputError, match=f"^{re.escape(told)}$"):
+        matched(tmp_path, text, *tuned)
+
+
+def test_where_nothing_varies_that_is_told(tmp_path):
+    make(tmp_path / "run")
+    with pytest.raises(InputError, match="what varies is nothing"):
+        matched(tmp_path, "strategy=fedavg")

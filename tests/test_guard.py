@@ -1,0 +1,212 @@
+"""What a reader of a comparison is told: what cells do not share, other code, and runs that are in no mean."""
+
+import json
+
+import pytest
+
+from fedresearch.report.baseline import NO_BASELINE, baseline
+from fedresearch.report.cells import study
+from fedresearch.report.final import final_table
+from fedresearch.report.guard import fairness
+from fedresearch.report.load import load
+from fedresearch.report.select import selection
+from fedresearch.report.targets import target_table
+from tests.records import make
+
+
+def code(commit, diff=None, **versions):
+    """Return what a record says of the code: a commit of ten equal digits or more, and what was changed since."""
+    return {"git": {"fedresearch": {"commit": commit * 40, "diff_sha256": diff and diff * 64}}, "versions": versions}
+
+
+def arm(folder, chosen, *seeds, **fields):
+    """Write a run a seed; sections of the config and fields of the record."""
+    for seed in seeds:
+        make(folder / f"{chosen}_{seed}", seed=seed, choices={"strategy": chosen}, **fields)
+
+
+def held(folder, against="strategy=fedavg"):
+    found = study(load([folder]))
+    return fairness(found, baseline(found, against, []) if against else NO_BASELINE)
+
+
+def test_what_is_as_it_should_be_needs_no_words(tmp_path):
+    record = {**code("a", torch="2.6.0"), "processor": "one", "partition_sha256": "p"}
+    for strategy in ("fedavg", "scaffold"):
+        arm(tmp_path, strategy, 0, 1, record=record)
+    assert vars(held(tmp_path)) == {"warnings": [], "notes": [], "marks": {}, "legend": []}
+
+
+def test_cells_without_a_shared_seed_are_told(tmp_path):
+    arm(tmp_path, "fedavg", 0, 1)
+    arm(tmp_path, "fedprox", 1, 2)
+    arm(tmp_path, "scaffold", 2, 3)
+    assert held(tmp_path).warnings == [
+        "strategy=scaffold shares no seed with its baseline strategy=fedavg (2, 3 against 0, 1): they are not compared"
+    ]
+
+
+def test_what_the_baseline_lacks_is_told_here_too(tmp_path):
+    arm(tmp_path, "fedavg", 0, optimizer={"lr": 1, "schedule": {"_target_": "constant"}})
+    arm(tmp_path, "scaffold", 0)
+    fair = held(tmp_path)
+    assert fair.warnings == ["strategy=scaffold, lr=0.1 differs from its baseline also in optimizer.lr"]
+
+
+def test_runs_of_other_code_are_marked(tmp_path):
+    arm(tmp_path, "fedavg", 0, 1, record=code("a", torch="2.6.0"))
+    arm(tmp_path, "fedprox", 0, record=code("a", torch="2.6.0"))
+    arm(tmp_path, "fedprox", 1, 2, record=code("a", "c", torch="2.6.0"))
+    arm(tmp_path, "scaffold", 0, record=code("b", torch="2.6.0", flwr="1.20", tqdm="4"))
+    fair = held(tmp_path)
+    assert fair.marks == {"strategy=fedprox": "†", "strategy=scaffold": "‡"}
+    assert fair.legend == [
+        "unmarked: 3 runs by commit aaaaaaaaaa, torch 2.6.0",
+        "† 2 runs by commit aaaaaaaaaa with uncommitted changes (cccccc), torch 2.6.0",
+        "‡ 1 run by commit bbbbbbbbbb, torch 2.6.0, flwr 1.20",
+    ]
+    assert fair.notes == []
+
+
+def test_marks_do_not_run_out(tmp_path):
+    arm(tmp_path, "fedavg", 0, 1, record=code("a"))
+    for number, commit in enumerate("bcdef"):
+        arm(tmp_path, f"s{number}", 0, record=code(commit))
+    fair = held(tmp_path)
+    assert fair.marks == {f"strategy=s{number}": mark for number, mark in enumerate("†‡§§§")}
+    assert fair.legend[3] == "§ runs by 3 further versions of the code"
+    assert len(fair.legend) == 4
+
+
+@pytest.mark.parametrize(
+    ("record", "notes"),
+    [
+        (code("a", "c"), ["all runs are by commit aaaaaaaaaa with uncommitted changes (cccccc)"]),
+        ({"git": {"fedresearch": None}, "versions": {"fedresearch": "1.2"}}, []),
+        ({}, []),
+    ],
+)
+def test_code_that_all_share_needs_no_mark(tmp_path, record, notes):
+    arm(tmp_path, "fedavg", 0, 1, record=record)
+    fair = held(tmp_path, against="")
+    assert (fair.marks, fair.legend, fair.notes) == ({}, [], notes)
+
+
+def test_an_installed_version_is_code_too(tmp_path):
+    arm(tmp_path, "fedavg", 0, 1, record={"git": {"fedresearch": None}, "versions": {"fedresearch": "1.2"}})
+    arm(tmp_path, "scaffold", 0, record={"versions": {"fedresearch": "1.3", "numpy": "2"}})
+    assert held(tmp_path).legend == ["unmarked: 2 runs by fedresearch 1.2", "† 1 run by fedresearch 1.3, numpy 2"]
+
+
+def test_processors_are_counted(tmp_path):
+    arm(tmp_path, "fedavg", 0, record={"processor": "one"})
+    arm(tmp_path, "fedavg", 1, record={"processor": "another"})
+    assert held(tmp_path, against="").notes == ["the runs are of 2 kinds of processor, which may round differently"]
+
+
+def test_partitions_that_differ_though_nothing_asks_for_it_are_warned_of(tmp_path):
+    for strategy in ("fedavg", "scaffold"):
+        for seed in (0, 1):
+            other = strategy == "scaffold" and seed == 1
+            arm(tmp_path, strategy, seed, record={"partition_sha256": f"{seed}{other}", "sampling_sha256": "s"})
+    fair = held(tmp_path)
+    assert fair.warnings == [
+        "the partitions differ between runs of one seed, in 1 of 2 cases, such as of strategy=fedavg and "
+        "strategy=scaffold, though their configs do not ask for it: other code, packages or data"
+    ]
+    assert fair.notes == ["the partitions are not the baseline's in 1 of 1 cell, such as strategy=scaffold"]
+
+
+def test_partitions_that_differ_by_config_are_only_noted(tmp_path):
+    for alpha in (0.1, 1.0, 10.0):
+        for seed in (0, 1):
+            record = {"partition_sha256": f"{alpha}{seed}", "initial_model_sha256": f"{seed}"}
+            partitioner = {"_target_": "dirichlet", "alpha": alpha}
+            make(tmp_path / f"{alpha}{seed}", seed=seed, partitioner=partitioner, record=record)
+    fair = held(tmp_path, against="partitioner.alpha=0.1")
+    assert fair.warnings == []
+    assert fair.notes == ["the partitions are not the baseline's in 2 of 2 cells, such as alpha=1.0"]
+
+
+def test_a_strategy_that_shares_less_of_the_model_is_no_fault(tmp_path):
+    arm(tmp_path, "fedavg", 0, record={"initial_model_sha256": "all"})
+    strategy = {"server": {"_target_": "FedAvg"}, "client": {"_target_": "FedPer"}}
+    arm(tmp_path, "fedper", 0, record={"initial_model_sha256": "some"}, strategy=strategy)
+    fair = held(tmp_path)
+    assert fair.warnings == []
+    assert fair.notes == ["the initial shared weights are not the baseline's in 1 of 1 cell, such as strategy=fedper"]
+
+
+@pytest.mark.parametrize(
+    ("digest", "words"),
+    [
+        ("validation_sha256", "validation data"),
+        ("initial_model_sha256", "initial shared weights"),
+        ("sampling_sha256", "sampled clients"),
+    ],
+)
+def test_whatever_is_derived_is_held_to_the_config(tmp_path, digest, words):
+    for strategy in ("fedavg", "scaffold"):
+        arm(tmp_path, strategy, 0, record={digest: strategy})
+    (warning,) = held(tmp_path).warnings
+    assert warning.startswith(f"the {words} differ between runs of one seed")
+
+
+ROWS = [
+    {"eval/accuracy": accuracy, "local/steps": 1, "comm/bytes_up_total": 10 * number, "comm/bytes_down_total": 0}
+    | {"time/total_s": float(number)}
+    for number, accuracy in enumerate((0.1, 0.5, 0.9), start=1)
+]
+
+
+@pytest.fixture
+def messy(tmp_path):
+    """Return a sweep in which each arm's seed 0 is well, and others ended in all the ways that there are."""
+    ends = {
+        "fedavg": ["finished", "failed"],
+        "fedprox": ["finished", "diverged", "interrupted", "running"],  # by no process: killed
+        "scaffold": ["interrupted"],
+    }
+    sections = {"federation": {"num_rounds": 8}}
+    for strategy, states in ends.items():
+        for seed, status in enumerate(states):
+            rows = ROWS if status == "finished" else ROWS[:2]
+            arm(tmp_path, strategy, seed, status=status, rows=rows, record={"error": "boom"}, **sections)
+    make(tmp_path / "again", choices={"strategy": "fedprox"}, status="failed", rows=ROWS[:1], **sections)
+    arm(tmp_path, "damaged", 0, rows=ROWS, **sections)
+    (tmp_path / "damaged_0" / "run.json").write_text("{")
+    (tmp_path / "no").mkdir()
+    (tmp_path / "no" / "refused.txt").write_text("model=x does not exist\n")
+    names = [path.name for path in sorted(tmp_path.iterdir())]
+    jobs = [{"overrides": [], "directory": name} for name in (*names, "never")]
+    (tmp_path / "sweep.json").write_text(json.dumps(jobs))
+    return tmp_path
+
+
+def test_runs_that_are_left_out_of_cells_are_noted(messy):
+    fair = held(messy)
+    assert fair.warnings == []
+    assert fair.notes == [
+        "not in any cell: 1 damaged, 1 refused, 1 missing",
+        "1 run left out, since another of the same cell and seed is further or newer: again",
+    ]
+
+
+def test_runs_that_are_in_no_mean_are_counted(messy):
+    found = study(load([messy]))
+    table = final_table(found, selection("last", "eval/accuracy"), "eval/accuracy", NO_BASELINE, {})
+    assert table.texts == [
+        ["fedavg", "0.9", "1", "1 failed"],
+        ["fedprox", "0.9", "1", "1 diverged, 2 unfinished"],
+        ["scaffold", "–", "0", "1 unfinished"],
+    ]
+    assert "Runs that failed, diverged or are unfinished are not in the mean." in table.caption
+
+
+def test_runs_that_are_in_no_mean_count_for_a_target_as_far_as_they_went(messy):
+    found = study(load([messy]))
+    table = target_table(found, "eval/accuracy", 0.5, "rounds", NO_BASELINE, {"strategy=scaffold": "†"})
+    assert [row[:2] for row in table.texts] == [["fedavg", "2 (2–2)"], ["fedprox", "2 (2–2)"], ["scaffold †", "2"]]
+    table = target_table(found, "eval/accuracy", 0.9, "rounds", NO_BASELINE, {})
+    # Of fedprox, the diverged run was to go to round 8; two others stopped after round 2: the median is above 2.5.
+    assert [row[1] for row in table.texts] == ["3, 1/2 seeds", ">2.5, 1/4 seeds", ">2, 0/1 seeds"]

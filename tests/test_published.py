@@ -1,0 +1,157 @@
+"""A paper's numbers beside made-up runs of its preset."""
+
+import pytest
+
+from fedresearch.report.cells import study
+from fedresearch.report.load import load
+from fedresearch.report.published import published_table
+from tests.records import make
+
+TABLE1 = "mcmahan2017_table1_2nn"
+
+
+def arm(folder, fraction, reached, *, partitioner="iid", experiment=TABLE1, num_rounds=1000, seed=0, **fields):
+    """Write a run that jumps to 0.97 in a round; None: never."""
+    rows = [
+        {"eval/accuracy": 0.1 if reached is None or number < reached else 0.97} for number in range(1, num_rounds + 1)
+    ]
+    rows = rows[: reached or num_rounds]
+    make(
+        folder / f"{partitioner}_{fraction}_{seed}_{len([*folder.iterdir()])}",
+        seed=seed,
+        rows=rows,
+        choices={"experiment": experiment, "partitioner": partitioner, **fields.pop("choices", {})},
+        partitioner={"_target_": partitioner},
+        federation={"fraction_train": fraction, "num_rounds": num_rounds},
+        **fields,
+    )
+
+
+def table(folder, marks=None):
+    return published_table(study(load([folder])), marks or {})
+
+
+def ours(folder):
+    """Return measure and partitioner, to published, ours, ratio, accepted and within, of the rows there are."""
+    return {tuple(row[:3]): row[3:] for row in table(folder).texts}
+
+
+def test_ours_stand_beside_the_papers(tmp_path):
+    for seed, reached in enumerate((300, 320, 340)):
+        arm(tmp_path, 0.01, reached, seed=seed)
+    arm(tmp_path, 0.1, 160)
+    made = table(tmp_path)
+    heads = ["partitioner", "fraction_train", "measure", "published", "ours", "ratio", "accepted", "within"]
+    assert made.columns == heads
+    assert made.texts == [
+        ["iid", "0.01", "rounds to 0.97", "316", "320 (300–340)", "1.01", "94.8–379.2", "yes"],
+        ["iid", "0.1", "rounds to 0.97", "87", "160", "1.84", "26.1–104.4", "no"],
+        [
+            "iid",
+            "0.1",
+            "speed-up over federation.fraction_train=0.01 to 0.97",
+            "3.6",
+            "2.0×",
+            "0.56",
+            "2.34–4.86",
+            "no",
+        ],
+    ]
+    assert [record["ours"] for record in made.records] == [320, 160, 2]
+    assert made.records[0]["source"] == "McMahan et al. 2017, Table 1"
+    assert "McMahan et al. 2017, Table 1" in made.caption
+
+
+def test_a_bound_is_within_nothing(tmp_path):
+    arm(tmp_path, 0.01, None, num_rounds=250)  # its median is above 250, and up to 379.2 is accepted
+    arm(tmp_path, 0.1, None, num_rounds=250)  # up to 104.4 is
+    arm(tmp_path, 0.2, 77)
+    rows = ours(tmp_path)
+    speed_up = "speed-up over federation.fraction_train=0.01 to 0.97"
+    assert rows["iid", "0.01", "rounds to 0.97"] == ["316", ">250, 0/1 seeds", "–", "94.8–379.2", "–"]
+    assert rows["iid", "0.1", "rounds to 0.97"] == ["87", ">250, 0/1 seeds", "–", "26.1–104.4", "no"]
+    assert rows["iid", "0.1", speed_up] == ["3.6", "–", "–", "2.34–4.86", "–"]
+    assert rows["iid", "0.2", speed_up] == ["4.1", ">3.2×", "–", "2.665–5.535", "–"]  # 250 / 77
+    records = {record["measure"]: record for record in table(tmp_path).records}
+    assert (records[speed_up]["ours"], records[speed_up]["ours_text"]) == (None, ">3.2×")
+
+
+def test_an_arm_that_is_certainly_too_slow_is_not_within(tmp_path):
+    arm(tmp_path, 0.01, 100)
+    arm(tmp_path, 0.2, None, num_rounds=250)
+    rows = ours(tmp_path)
+    speed_up = "speed-up over federation.fraction_train=0.01 to 0.97"
+    assert rows["iid", "0.2", speed_up] == ["4.1", "<0.4×", "–", "2.665–5.535", "no"]
+
+
+def test_a_speed_up_needs_the_baseline_of_the_same_setting(tmp_path):
+    arm(tmp_path, 0.01, 300, partitioner="pathological_mcmahan")
+    arm(tmp_path, 0.1, 100)
+    rows = ours(tmp_path)
+    assert rows["iid", "0.1", "rounds to 0.97"][1] == "100"
+    speed_up = "speed-up over federation.fraction_train=0.01 to 0.97"
+    assert rows["iid", "0.1", speed_up] == ["3.6", "–", "–", "2.34–4.86", "–"]
+
+
+def test_further_keys_have_rows_of_their_own(tmp_path):
+    for epochs in (1, 5):
+        arm(tmp_path, 0.1, 60 * epochs, local={"epochs": epochs})
+    arm(tmp_path, 0.01, 300, local={"epochs": 1})
+    speed_up = "speed-up over federation.fraction_train=0.01 to 0.97"
+    rows = [row[1:5] for row in table(tmp_path).texts]
+    assert sorted(rows) == [
+        ["0.01", "rounds to 0.97", "316", "300"],
+        ["0.1", "rounds to 0.97", "87", "300"],
+        ["0.1", "rounds to 0.97", "87", "60"],
+        ["0.1", speed_up, "3.6", "1.0×"],
+        ["0.1", speed_up, "3.6", "5.0×"],
+    ]
+
+
+def test_runs_of_other_code_are_marked(tmp_path):
+    arm(tmp_path, 0.1, 100)
+    arm(tmp_path, 0.2, 70)
+    texts = table(tmp_path, {"fraction_train=0.2": "†"}).texts
+    assert {row[1]: row[4] for row in texts if row[2].startswith("rounds")} == {"0.1": "100", "0.2": "70 †"}
+
+
+def test_accuracies_last_and_best_are_told_apart(tmp_path):
+    for seed, (best, last) in enumerate([(0.995, 0.99), (0.993, 0.98)]):
+        rows = [{"eval/accuracy": best}, {"eval/accuracy": last}]
+        choices = {"experiment": "li2022_niid_bench_mnist", "strategy": "fedavg"}
+        make(tmp_path / str(seed), seed=seed, rows=rows, choices=choices)
+    rows = {row[3]: row[4:] for row in table(tmp_path).texts}
+    # 12.71 is the table's t at one degree of freedom; half the distance of two values is their standard error.
+    width = 12.71 * (0.995 - 0.993) / 2
+    assert rows["best eval/accuracy"] == ["0.9909 ± 0.0005", f"0.994 ± {width:.3f}", "1.00", "0.9869–0.9949", "yes"]
+    assert rows["last eval/accuracy"][1].startswith("0.985 ± 0.06")
+    assert rows["last eval/accuracy"][2:] == ["0.99", "", ""]
+
+
+def test_a_published_bound_has_no_ratio(tmp_path):
+    choices = {"experiment": "karimireddy2020_epochs", "strategy": "fedavg"}
+    rows = [{"eval/accuracy": 0.9}]
+    make(tmp_path / "run", rows=rows, choices=choices, partitioner={"strictness": 1}, local={"epochs": 20})
+    assert table(tmp_path).texts == [["1", "20", "fedavg", "rounds to 0.85", ">1000", "1", "–", "", ""]]
+
+
+def test_without_a_finished_run_nothing_is_within(tmp_path):
+    choices = {"experiment": "li2022_fcube", "partitioner": "natural_id", "strategy": "fedavg"}
+    make(tmp_path / "run", status="failed", rows=[{"eval/accuracy": 0.999}], choices=choices)
+    assert [row[4:] for row in table(tmp_path).texts] == [["–", "–", "0.993–1", "–"]]
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        [{"experiment": None}],
+        [{"experiment": "of_ours"}],
+        [{"experiment": TABLE1, "choices": {"tune": "lr"}}],
+        [{"experiment": TABLE1}, {"experiment": "li2022_fcube", "partitioner": "other"}],
+        [{"experiment": TABLE1, "partitioner": "not_in_the_paper"}],
+    ],
+)
+def test_runs_that_are_not_the_presets_have_no_such_table(tmp_path, others):
+    for fields in others:
+        arm(tmp_path, 0.1, 5, **fields)
+    assert table(tmp_path) is None

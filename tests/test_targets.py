@@ -1,0 +1,142 @@
+"""The table of what a target takes: by hand, along each axis, and for runs that never get there."""
+
+import pytest
+
+from fedresearch.report.baseline import NO_BASELINE, baseline
+from fedresearch.report.cells import study
+from fedresearch.report.load import load
+from fedresearch.report.targets import target_table
+from tests.records import make
+
+
+def arm(folder, chosen, curves, *, metric="eval/accuracy", statuses=(), num_rounds=40):
+    """Write a run of a strategy a curve; a round takes 3 steps, 1000 bytes each way and half a second."""
+    for seed, values in enumerate(curves):
+        rows = [
+            {metric: value, "local/steps": 3, "time/total_s": number / 2}
+            | {"comm/bytes_up_total": number * 1000, "comm/bytes_down_total": number * 1000}
+            for number, value in enumerate(values, start=1)
+        ]
+        status = dict(enumerate(statuses)).get(seed, "finished")
+        sections = {"choices": {"strategy": chosen}, "federation": {"num_rounds": num_rounds}}
+        make(folder / f"{chosen}{seed}", seed=seed, rows=rows, status=status, **sections)
+
+
+def table(folder, target=0.5, axis="rounds", against="", metric="eval/accuracy"):
+    found = study(load([folder]))
+    return target_table(found, metric, target, axis, baseline(found, against, []) if against else NO_BASELINE, {})
+
+
+def test_the_crossing_is_taken_along_every_axis(tmp_path):
+    # From 0.2 in round 2 to 0.6 in round 4, the target is three quarters of the way: 3.5. Round 3 has no evaluation.
+    arm(tmp_path, "fedavg", [[0.1, 0.2, None, 0.6]])
+    made = table(tmp_path)
+    assert made.columns == ["cell", "rounds", "bytes", "steps", "seconds"]
+    assert made.texts == [["all runs", "3.5", "7.0 kB", "10", "1.8 s"]]
+    (record,) = made.records
+    medians = [record[f"{name}_median"] for name in ("rounds", "bytes", "steps", "seconds")]
+    assert medians == pytest.approx([3.5, 7000, 10.5, 1.75])
+    assert (record["metric"], record["target"], record["seeds"], record["reached"]) == ("eval/accuracy", 0.5, 1, 1)
+
+
+def test_seeds_have_a_median_and_a_range(tmp_path):
+    # Reached in rounds 1, 2 and 4, the best so far being 0.4 before.
+    arm(tmp_path, "fedavg", [[0.5], [0.4, 0.5], [0.4, 0.1, 0.2, 0.5]])
+    (record,) = table(tmp_path).records
+    assert [record[f"rounds_{what}"] for what in ("low", "median", "high", "at_least")] == [1, 2, 4, 2]
+    assert table(tmp_path).texts == [
+        ["all runs", "2 (1–4)", "4.0 kB (2.0 kB–8.0 kB)", "6 (3–12)", "1.0 s (0.5 s–2.0 s)"]
+    ]
+
+
+def test_fewer_than_half_give_a_bound(tmp_path):
+    arm(tmp_path, "fedavg", [[0.1] * 40, [0.1] * 40, [0.1, 0.5]])
+    assert table(tmp_path).texts == [["all runs", ">40, 1/3 seeds", ">80.0 kB", ">120", ">20.0 s"]]
+    (record,) = table(tmp_path).records
+    assert (record["rounds_median"], record["rounds_at_least"], record["seeds"], record["reached"]) == (None, 40, 3, 1)
+
+
+def test_a_diverged_run_counts_as_never_there_all_its_rounds_long(tmp_path):
+    arm(tmp_path, "fedavg", [[0.1, 0.2], [0.1, 0.2]], statuses=["diverged", "diverged"], num_rounds=20)
+    arm(tmp_path, "scaffold", [[0.1, 0.2]], statuses=["interrupted"], num_rounds=20)
+    made = table(tmp_path)
+    assert made.texts == [
+        ["fedavg", ">20, 0/2 seeds", ">40.0 kB", ">60", ">10.0 s"],
+        ["scaffold", ">2, 0/1 seeds", ">4.0 kB", ">6", ">1.0 s"],
+    ]
+    assert "those that diverged as longer than they were to run" in made.caption
+
+
+def test_a_run_that_was_there_before_it_ended_was_there(tmp_path):
+    arm(tmp_path, "fedavg", [[0.1, 0.5, 0.1], [0.1, 0.1, 0.5]], statuses=["diverged", "failed"])
+    assert table(tmp_path).texts[0][1] == "2.5 (2–3)"
+
+
+def test_runs_without_a_round_count_only_if_they_diverged(tmp_path):
+    statuses = ["finished", "failed", "diverged", "diverged"]
+    arm(tmp_path, "fedavg", [[0.1, 0.5], [], [], []], statuses=statuses)
+    arm(tmp_path, "fedprox", [[], []], statuses=["failed", "interrupted"])
+    arm(tmp_path, "scaffold", [[0.1, 0.5], [], []], statuses=["finished", "failed", "failed"])
+    texts = table(tmp_path).texts
+    assert [row[1] for row in texts] == [">2, 1/3 seeds", "–", "2"]
+    assert texts[1] == ["fedprox", "–", "–", "–", "–"]
+
+
+def test_losses_fall(tmp_path):
+    arm(tmp_path, "fedavg", [[3.0, 2.0, 1.0]], metric="eval/loss")
+    made = table(tmp_path, target=1.5, metric="eval/loss")
+    assert made.texts[0][1] == "2.5"
+    assert (made.id, made.title) == ("target_1.5", "To eval/loss 1.5")
+
+
+def test_runs_without_the_metric_never_get_there(tmp_path):
+    arm(tmp_path, "fedavg", [[0.5]])
+    arm(tmp_path, "scaffold", [[0.5] * 3], metric="eval/loss")
+    assert [row[1] for row in table(tmp_path).texts] == ["1", ">3, 0/1 seeds"]
+
+
+def test_speed_ups_are_over_the_baseline(tmp_path):
+    arm(tmp_path, "fedavg", [[0.1] * 29 + [0.5]])
+    arm(tmp_path, "fedprox", [[0.1] * 11 + [0.5]])
+    arm(tmp_path, "scaffold", [[0.1] * 40])
+    made = table(tmp_path, against="strategy=fedavg")
+    assert made.columns == ["strategy", "rounds", "speed-up", "bytes", "steps", "seconds"]
+    # 30 / 12, and at least 40 rounds against 30.
+    assert [row[:3] for row in made.texts] == [
+        ["fedavg", "30", "baseline"],
+        ["fedprox", "12", "2.5×"],
+        ["scaffold", ">40, 0/1 seeds", "<0.8×"],
+    ]
+    assert [record["speed_up"] for record in made.records] == [1.0, 2.5, 0.75]
+    assert made.caption.endswith("Speed-up in rounds over strategy=fedavg.")
+
+
+def test_speed_ups_are_along_the_axis_that_is_asked_for(tmp_path):
+    arm(tmp_path, "fedavg", [[0.1] * 9 + [0.5]])
+    rows = [
+        {"eval/accuracy": 0.5, "local/steps": 3, "time/total_s": 40.0}
+        | {"comm/bytes_up_total": 1000, "comm/bytes_down_total": 4000}
+    ]
+    make(tmp_path / "s", choices={"strategy": "scaffold"}, rows=rows, federation={"num_rounds": 40})
+    ratios = {"rounds": 10 / 1, "bytes": 20_000 / 5000, "steps": 30 / 3, "seconds": 5 / 40}
+    for axis, ratio in ratios.items():
+        made = table(tmp_path, axis=axis, against="strategy=fedavg")
+        assert made.records[1]["speed_up"] == pytest.approx(ratio)
+
+
+def test_a_cell_without_a_baseline_has_no_speed_up(tmp_path):
+    arm(tmp_path / "of", "fedavg", [[0.5]])
+    for number in (1, 2):
+        (directory := tmp_path / str(number)).mkdir()
+        arm(directory, "fedavg", [[0.5]], num_rounds=number)
+    arm(tmp_path, "scaffold", [[0.5]], num_rounds=9)
+    made = table(tmp_path, against="strategy=fedavg")
+    assert {row[made.columns.index("speed-up")] for row in made.texts} == {"–"}
+
+
+def test_the_mark_of_a_cell_is_beside_its_name(tmp_path):
+    arm(tmp_path, "fedavg", [[0.5]])
+    arm(tmp_path, "scaffold", [[0.5]])
+    found = study(load([tmp_path]))
+    made = target_table(found, "eval/accuracy", 0.5, "rounds", NO_BASELINE, {"strategy=scaffold": "†"})
+    assert [row[0] for row in made.texts] == ["fedavg", "scaffold †"]
