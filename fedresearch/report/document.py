@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from fedresearch.nested import as_json, leaves
+from fedresearch.nested import leaves
 from fedresearch.report.cells import Cell
 from fedresearch.report.curves import drawn, mean_curve, mean_x
 from fedresearch.report.load import Column, Run
@@ -81,7 +81,7 @@ def _runs(made: Report) -> dict[str, Any]:
     base = {
         key: value
         for key, value in (recorded[0] if recorded else {}).items()
-        if all(key in one and as_json(one[key]) == as_json(value) for one in recorded)
+        if all(key in one and type(one[key]) is type(value) and one[key] == value for one in recorded)
     }
     runs = [
         {

@@ -75,7 +75,6 @@ def _columns(rows: Sequence[Row]) -> dict[str, Column]:
     columns = {}
     for name in dict.fromkeys(name for row in rows for name in row):
         values = [row.get(name) for row in rows]
-        column = np.array([value if isinstance(value, int | float) else np.nan for value in values])
-        if not np.isnan(column).all():
-            columns[name] = column
+        if isinstance(next((value for value in values if value is not None), None), int | float):
+            columns[name] = np.array(values, dtype=np.float64)  # None becomes NaN
     return columns
