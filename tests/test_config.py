@@ -79,7 +79,7 @@ MISTAKES = {
     "a mistyped key": (
         ["federation.num_round=3"],
         "unknown key federation.num_round; federation has evaluate_every, fraction_evaluate, fraction_train, "
-        "max_failures, nonfinite, num_rounds, num_supernodes; did you mean federation.num_rounds?",
+        "max_failures, nonfinite, num_rounds, num_supernodes, target_accuracy; did you mean federation.num_rounds?",
     ),
     "a mistyped key of an option": (["partitioner.alpah=1"], "did you mean partitioner.alpha?"),
     "an added key": (["+foo=1"], "unknown key foo; only the options of a group take further keys"),
