@@ -10,7 +10,7 @@ from fedresearch.checkpoints import Checkpoints
 from fedresearch.errors import InputError
 from fedresearch.runs import checkpoint as module
 from fedresearch.runs.checkpoint import read_checkpoints, write_checkpoint
-from fedresearch.runs.directory import RunDirectory
+from fedresearch.runs.directory import History, RunDirectory
 from fedresearch.runs.record import read_record, read_rows
 from tests.directories import SCAFFOLD, conduct, killed, outcome, resolved, rounds_of_checkpoints
 
@@ -232,3 +232,13 @@ class Short:
 
     def __getattr__(self, name):
         return getattr(self._file, name)
+
+
+def test_only_what_a_run_left_unfinished_is_removed(tmp_path):
+    kept = [tmp_path / "run" / ".x.tmp", tmp_path / "run" / "notes" / ".draft.7.tmp"]
+    left = [tmp_path / "run" / ".model.safetensors.12.tmp", tmp_path / "run" / "checkpoints" / ".round.12.tmp"]
+    for path in (*kept, *left):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+    RunDirectory(tmp_path / "run", {"started": "now"}, History()).close("failed", error=None, result={})
+    assert [path.exists() for path in (*kept, *left)] == [True, True, False, False]

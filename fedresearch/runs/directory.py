@@ -21,6 +21,7 @@ from fedresearch.runs.record import METRICS, RECORD, Row, dump_record, parse_row
 MODEL = "model.safetensors"
 FAILURES = "failures.jsonl"
 PARTITION = ("partition.csv", "partition.png")
+_CHECKPOINTS = "checkpoints"  # as in runs/checkpoint.py, which imports this module
 # Ends the name of a file that is being written.
 _UNFINISHED = ".tmp"
 
@@ -107,8 +108,9 @@ class RunDirectory:
         self.history = after
         self._record: dict[str, Any] = {}
         path.mkdir(parents=True, exist_ok=True)
-        for unfinished in path.rglob(f".*{_UNFINISHED}"):
-            unfinished.unlink()
+        for folder in (path, path / _CHECKPOINTS):  # only where a run writes, and only what write_whole names
+            for unfinished in folder.glob(f".*.[0-9]*{_UNFINISHED}"):
+                unfinished.unlink()
         metrics = path / METRICS
         content = metrics.read_bytes() if metrics.exists() else b""
         _, size = parse_rows(content, metrics)
