@@ -17,6 +17,7 @@ GROUPS = (
     "hardware",
     "tracker",
     "experiment",
+    "tune",
 )
 
 # What an option needs beside it; the others go with the defaults.
