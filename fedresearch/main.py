@@ -106,21 +106,23 @@ def _with_the_past(arguments: list[str]) -> list[str]:
     InputError
         If there is no such run, or it is to be swept.
     """
-    named = [word.removeprefix("resume=").strip("'\"") for word in arguments if word.startswith("resume=")]
+    plain = [word.lstrip("+") for word in arguments]
+    named = [word.removeprefix("resume=").strip("'\"") for word in plain if word.startswith("resume=")]
     if not named or named[-1] in ("", "null"):
         return arguments
-    if {"-m", "--multirun"} & set(arguments):
+    if {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(plain):
         raise InputError("resume goes on with one run; a sweep goes on when its own command is typed again")
     directory = Path(named[-1]).absolute()
     record = read_record(directory)
     if Path(record["working_directory"]).is_dir():
         os.chdir(record["working_directory"])  # its overrides may have relative paths
-    typed = [word for word in arguments if not word.startswith(("resume=", "hydra.run.dir="))]
+    typed = [word for word in arguments if not word.lstrip("+").startswith(("resume=", "hydra.run.dir="))]
     where = config.quoted(str(directory))
     named_dirs = [word for word in typed if word.startswith(("--config-dir", "-cd"))]
     flags = [f"--config-dir={folder}" for folder in record["config_dirs"]] if not named_dirs else []
     words = config.overrides_again(record["overrides"], typed)
-    return [*flags, *words, f"resume={where}", f"hydra.run.dir={where}"]
+    # Its experiment may be a sweep, of which it was one job.
+    return [*flags, *words, "hydra.mode=RUN", f"resume={where}", f"hydra.run.dir={where}"]
 
 
 if __name__ == "__main__":

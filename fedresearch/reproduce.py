@@ -13,7 +13,7 @@ from typing import Any
 from fedresearch import config
 from fedresearch.errors import InputError
 from fedresearch.runs.comparison import compare_rows, shown, surroundings
-from fedresearch.runs.record import FINAL, read_record, read_rows, state_of
+from fedresearch.runs.record import FINAL, read_record, read_rows, refuse_lost_rows, state_of
 from fedresearch.usage import CONF
 
 _DESCRIPTION = """\
@@ -47,6 +47,7 @@ def reproduce(directory: Path, typed: Sequence[str], out: Path) -> bool:
         If the run is not finished, would have other numbers now, or its rerun does not finish.
     """
     record, rows = read_record(directory), read_rows(directory)
+    refuse_lost_rows(directory, record, rows)
     if (state := state_of(directory)) not in FINAL:
         raise InputError(
             f"{directory} is {state}, and only a finished run is reproduced; "
@@ -54,8 +55,8 @@ def reproduce(directory: Path, typed: Sequence[str], out: Path) -> bool:
         )
     if out.exists():
         raise InputError(f"{out} exists, and nothing is overwritten; try another --out, or leave it out")
-    if hydras := [word for word in typed if word.startswith("hydra.")]:
-        raise InputError(f"{hydras[0]} is not of the config; remove it, and choose the rerun's directory with --out")
+    if others := [word for word in typed if word.lstrip("+").startswith(("hydra.", "resume="))]:
+        raise InputError(f"{others[0]} is not for a rerun; remove it, and choose the rerun's directory with --out")
     typed_in = Path(record["working_directory"])
     folder = typed_in if typed_in.is_dir() else Path.cwd()
     config_dirs = [folder / path for path in record["config_dirs"]]
@@ -64,7 +65,9 @@ def reproduce(directory: Path, typed: Sequence[str], out: Path) -> bool:
     if "root_certificates" in record["config"]["hardware"] and not any(word.startswith("hardware=") for word in typed):
         print("this run was on a SuperLink; its numbers are the same with hardware=workers", flush=True)
     flags = [word for path in config_dirs for word in ("--config-dir", str(path))]
-    _run([*flags, *overrides, f"hydra.run.dir={config.quoted(str(out.absolute()))}"], folder)
+    # Its experiment may be a sweep, of which it was one job.
+    words = [*overrides, "hydra.mode=RUN", f"hydra.run.dir={config.quoted(str(out.absolute()))}"]
+    _run([*flags, *words], folder)
     if (state := state_of(out)) not in FINAL:
         raise InputError(f"the rerun in {out} is {state}; see above")
     notes = [

@@ -9,7 +9,7 @@ from fedresearch.apps.rounds import Row
 from fedresearch.config import Config, differences
 from fedresearch.errors import InputError
 from fedresearch.experiment import Experiment
-from fedresearch.runs.record import read_rows
+from fedresearch.runs.record import read_rows, refuse_lost_rows
 
 # They change no number of the rounds that are done.
 _MAY_CHANGE = ("federation.num_rounds", "federation.max_failures")
@@ -34,14 +34,17 @@ def goes_on(past: Mapping[str, Any], config: Config, directory: Path) -> bool:
             "so leave these keys as they were, or start a new run"
         )
     num_rounds, before = config.federation.num_rounds, past["config"]["federation"]["num_rounds"]
-    done = len(read_rows(directory))
+    rows = read_rows(directory)
+    refuse_lost_rows(directory, past, rows)
+    done = len(rows)
     if past["status"] == "diverged" or (past["status"] == "finished" and num_rounds == before):
         print(f"{directory} is {past['status']} after {done} rounds: there is nothing to do")
         return False
-    if num_rounds < max(done, before if past["status"] == "finished" else 0):
+    least = max(done, before if past["status"] == "finished" else 0)
+    if num_rounds < least:
         raise InputError(
-            f"{directory} has {done} rounds already, and federation.num_rounds={num_rounds} is fewer; "
-            f"try federation.num_rounds={done}"
+            f"{directory} is {past['status']} with federation.num_rounds={before} after {done} rounds, and "
+            f"federation.num_rounds={num_rounds} is fewer; try federation.num_rounds={least}"
         )
     return True
 

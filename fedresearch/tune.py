@@ -75,29 +75,32 @@ def choose(runs: Sequence[Run], key: str, rule: str) -> tuple[dict[str, Any], li
     keys = [other for other in found.keys if other != key]
     if _tells_apart(found.cells, [other for other in keys if other != _LENGTH]):
         keys = [other for other in keys if other != _LENGTH]
-    cells: dict[str, dict[Any, float]] = {}
+    without = [cell.label for cell in found.cells if key not in cell.keys]
+    if without:
+        raise InputError(f"{without[0]} has no {key}; tune the runs that have it")
+    cells: dict[str, list[tuple[Any, float]]] = {}
     for cell in found.cells:
         values = [chosen_by.choose(run) if run.state == "finished" else np.nan for run in cell.runs.values()]
         of = as_json([cell.keys.get(other) for other in keys])
-        cells.setdefault(of, {})[cell.keys[key]] = float(np.mean(values))
-    if all(np.isnan(list(tried.values())).all() for tried in cells.values()):
+        cells.setdefault(of, []).append((cell.keys[key], float(np.mean(values))))
+    if all(np.isnan(score) for tried in cells.values() for _, score in tried):
         raise InputError(f"no run has {metric}; try validation.fraction=0.1 and federation.fraction_evaluate=1")
     entries, warnings = [], []
     for of, tried in cells.items():
         cell_values = json.loads(of)
         label = ", ".join(map(shown, cell_values)) or "all runs"
-        scores = np.array(list(tried.values())) * (1 if larger_is_better(metric) else -1)
+        scores = np.array([score for _, score in tried]) * (1 if larger_is_better(metric) else -1)
         if np.isnan(scores).all():
             raise InputError(f"{label}: every {key} that was tried diverged; try smaller ones")
-        best = int(np.nanargmax(scores))
-        value = list(tried)[best]
-        if isinstance(value, int | float) and value in (min(tried), max(tried)):
-            smallest = value == min(tried)
+        value, _ = tried[int(np.nanargmax(scores))]
+        numbers = [other for other, _ in tried if type(other) in (int, float)]
+        if type(value) in (int, float) and value in (min(numbers), max(numbers)):
+            smallest = value == min(numbers)
             warnings.append(
                 f"{label}: {key}={shown(value)} is the {'smallest' if smallest else 'largest'} that was tried; "
                 f"try {'smaller' if smallest else 'larger'} ones too"
             )
-        measured = {shown(tried_value): None if np.isnan(score) else score for tried_value, score in tried.items()}
+        measured = {shown(tried_value): None if np.isnan(score) else score for tried_value, score in tried}
         entries.append({"cell": cell_values, "value": value, "tried": measured})
     seeds = sorted({run.record["config"]["seed"] for run in runs})
     return {"key": key, "keys": keys, "selection": chosen_by.caption, "seeds": seeds, "cells": entries}, warnings

@@ -418,7 +418,8 @@ def test_what_would_have_other_numbers_is_refused_before_it_trains(finished, cop
     assert "local.batch_size=7 (now 10)" in line
     assert line.endswith("type local.batch_size=7 optimizer.lr=0.25")
     assert "hardware.chunk=(none) (now auto)" in refusal(finished, "hardware=batched")
-    assert refusal(finished, "hydra.run.dir=x").startswith("error: hydra.run.dir=x is not of the config; remove it")
+    assert refusal(finished, "hydra.run.dir=x").startswith("error: hydra.run.dir=x is not for a rerun; remove it")
+    assert refusal(finished, "+resume=x").startswith("error: +resume=x is not for a rerun; remove it")
     assert refusal(finished, "strategy=fedavgg").startswith("error: strategy=fedavgg does not exist, strategy may be ")
     edit_record(copy, status="interrupted")
     assert refusal(copy) == (
@@ -449,11 +450,12 @@ def test_what_was_typed_for_other_hardware_or_a_tracker_is_left_out(finished, co
     config = read_record(copy)["config"] | {"hardware": {"root_certificates": None}}
     edit_record(copy, config=config, overrides=[*SHORT[:4], *mine], working_directory="/no/longer/there")
     assert reproduce.reproduce(copy, ["hardware=cpu"], tmp_path / "again")
-    assert reruns == [[*SHORT[:4], "seed=0", "tracker=none", "hardware=cpu", f"hydra.run.dir='{tmp_path}/again'"]]
+    where = ["hydra.mode=RUN", f"hydra.run.dir='{tmp_path}/again'"]
+    assert reruns == [[*SHORT[:4], "seed=0", "tracker=none", "hardware=cpu", *where]]
     assert capsys.readouterr().out == "identical through round 3\n"
     shutil.rmtree(tmp_path / "again")
     assert reproduce.reproduce(copy, ["hardware.timeout_s=8"], tmp_path / "again")
-    assert reruns[1][4:-1] == ["seed=0", mine[3], "tracker=none", "hardware.timeout_s=8"]
+    assert reruns[1][4:-2] == ["seed=0", mine[3], "tracker=none", "hardware.timeout_s=8"]
     hint = "this run was on a SuperLink; its numbers are the same with hardware=workers\n"
     assert capsys.readouterr().out == f"{hint}identical through round 3\n"
 

@@ -450,3 +450,15 @@ def test_tiny_and_empty_partitions_are_reported_by_id(tmp_path):
     lines = done.stderr.splitlines()
     assert lines[0] == f"partitions {', '.join(empty)} are empty and never sampled"
     assert lines[1] == f"partitions {', '.join(tiny)} hold less than one batch of 10 training samples"
+
+
+@pytest.mark.parametrize("word", ["resume=nowhere", "+resume=nowhere", "++resume=nowhere"])
+def test_a_run_to_go_on_with_is_looked_for_however_it_is_typed(tmp_path, monkeypatch, capsys, word):
+    from fedresearch.main import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["main", word, "tracker=none"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    assert "nowhere holds no run" in capsys.readouterr().err

@@ -3,6 +3,8 @@
 import csv
 import math
 import re
+import subprocess
+import sys
 from dataclasses import asdict
 from functools import cache
 from itertools import product
@@ -15,6 +17,7 @@ from hydra.types import RunMode
 
 from fedresearch import config
 from fedresearch.experiment import Experiment
+from fedresearch.runs.record import read_rows
 from fedresearch.sweep.callback import compose_jobs
 from fedresearch.usage import CONF
 from tests.conftest import ROOT
@@ -131,6 +134,25 @@ def test_published_numbers_are_of_cells_of_their_preset(path):
     keys = [*rows[0]][: [*rows[0]].index("measure")]
     cells = {tuple("" if value is None else str(value) for value in values(job, keys)) for job in jobs(path.stem)}
     assert {tuple(row[key] for key in keys) for row in rows} <= cells
+
+
+@pytest.mark.slow
+def test_one_job_of_a_preset_is_reproduced_and_resumed(tmp_path):
+    """Not its whole sweep, though its options say that they are one."""
+
+    def run(module, *arguments):
+        command = [sys.executable, "-m", f"fedresearch.{module}", *arguments]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    short = ["strategy=fedavg", "partitioner=iid", "seed=0", "federation.num_rounds=2", "tracker=none"]
+    run("main", "experiment=li2022_fcube", *short, "hydra.sweep.dir=sweep")
+    (job,) = [path.parent for path in tmp_path.glob("sweep/*/run.json")]
+    assert "identical through round 2" in run("reproduce", str(job), "--out", "again")
+    run("main", f"resume={job}", "federation.num_rounds=3")
+    assert len(read_rows(job)) == 3
+    assert not (tmp_path / "outputs").exists()
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from fedresearch import config
 from fedresearch.apps import client_app
 from fedresearch.errors import InputError
 from fedresearch.local import cohort
+from fedresearch.runs.loaded import load
 from fedresearch.runs.record import read_record, read_rows
 from fedresearch.usage import CONF
 from tests.directories import (
@@ -207,7 +208,9 @@ def test_more_rounds_are_those_of_a_longer_run(tmp_path, whole):
     resumed = shutil.copytree(whole, tmp_path / "resumed")
     conduct(resumed, *SCAFFOLD, "federation.num_rounds=6")
     assert outcome(resumed) == outcome(longer)
-    with pytest.raises(InputError, match=r"has 6 rounds already, and federation.num_rounds=5 is fewer"):
+    with pytest.raises(
+        InputError, match=r"after 6 rounds, and federation.num_rounds=5 is fewer; try federation.num_rounds=6"
+    ):
         conduct(resumed, *SCAFFOLD, "federation.num_rounds=5")
 
 
@@ -245,6 +248,14 @@ def test_a_run_ends_with_the_round_that_reaches_the_target_also_when_it_goes_on(
     assert (again / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
     longer = conduct(run, *options, "federation.num_rounds=9")
     assert rows_of(longer) == rows_of(again)
+
+
+def test_a_finished_run_that_has_lost_rows_is_not_taken_for_whole(tmp_path, whole):
+    run = shutil.copytree(whole, tmp_path / "run")
+    (run / "metrics.jsonl").write_bytes((run / "metrics.jsonl").read_bytes().splitlines(keepends=True)[0])
+    with pytest.raises(InputError, match=r"metrics.jsonl is damaged: it has 1 rounds, and run.json says 4"):
+        conduct(run, *SCAFFOLD)
+    assert load(run)[0].state == "damaged"
 
 
 @pytest.mark.parametrize("nonfinite", ["stop", "keep"])

@@ -99,23 +99,58 @@ def test_what_cannot_be_tuned_is_told(tmp_path):
 def test_the_config_finds_what_was_chosen(tmp_path, compose):
     path = tmp_path / "rates.json"
     cells = [{"cell": ["dirichlet", 0.5], "value": 0.02}, {"cell": ["iid", 0.5], "value": 0.3}]
-    path.write_text(json.dumps({"keys": ["partitioner", "federation.fraction_train"], "seeds": [1000], "cells": cells}))
+    path.write_text(
+        json.dumps(
+            {
+                "key": "optimizer.lr",
+                "keys": ["partitioner", "federation.fraction_train"],
+                "seeds": [1000],
+                "cells": cells,
+            }
+        )
+    )
     rate = f"optimizer.lr=${{tuned:{path}}}"
     assert compose(rate)[0].optimizer["lr"] == 0.02
     assert compose(rate, "partitioner=iid")[0].optimizer["lr"] == 0.3
     refusals = {
-        ("partitioner=shard",): 'no value for partitioner, federation.fraction_train = ["shard", 0.5]; it has '
+        ("partitioner=shard",): 'has no value for partitioner, federation.fraction_train = ["shard", 0.5]; it has '
         'those of ["dirichlet", 0.5], ["iid", 0.5]',
         ("seed=1000",): "was chosen on runs with seed=1000; try a fresh one",
     }
     for overrides, refusal in refusals.items():
         with pytest.raises(OmegaConfBaseException) as raised:
             compose(rate, *overrides)
-        assert refusal in explain(raised.value).args[0]
+        assert explain(raised.value).args[0].startswith(f"{path} {refusal}")
+    with pytest.raises(OmegaConfBaseException) as raised:
+        compose(f"optimizer.momentum=${{tuned:{path}}}")
+    assert "holds values of optimizer.lr, and optimizer.momentum asks for one" in explain(raised.value).args[0]
     path.write_text("{")
     with pytest.raises(OmegaConfBaseException) as raised:
         compose(rate)
     assert "holds no tuned values" in explain(raised.value).args[0]
+
+
+def test_values_that_are_no_numbers_are_tuned_too(tmp_path):
+    for number, (widths, accuracy) in enumerate((([8], 0.5), ([8, 8], 0.7), (None, 0.1))):
+        make(
+            tmp_path / str(number),
+            rows=[{"clients/eval_acc": accuracy, "eval/accuracy": 0.5}],
+            model={"widths": widths},
+        )
+    chosen, warnings = choose(load([tmp_path]), "model.widths", "last")
+    assert chosen["cells"] == [{"cell": [], "value": [8, 8], "tried": {"[8]": 0.5, "[8, 8]": 0.7, "null": 0.1}}]
+    assert not warnings
+
+
+def test_a_key_that_not_all_options_have_is_told(tmp_path):
+    for mu in (0.1, 1):
+        server = {"_target_": "FedProx", "proximal_mu": mu}
+        make(
+            tmp_path / f"{mu}", choices={"strategy": "fedprox"}, strategy={"server": server}, rows=[{"eval/loss": 1.0}]
+        )
+    make(tmp_path / "fedavg", rows=[{"eval/loss": 1.0}])
+    with pytest.raises(InputError, match=r"strategy=fedavg has no strategy.server.proximal_mu"):
+        choose(load([tmp_path]), "strategy.server.proximal_mu", "last")
 
 
 @pytest.mark.slow

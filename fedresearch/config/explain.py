@@ -38,8 +38,9 @@ def explain(error: Exception) -> InputError | None:
     error : Exception
         What Hydra, OmegaConf or the operating system raised.
     """
-    if isinstance(error.__cause__, InputError):  # of a resolver
-        return error.__cause__
+    # Of a resolver, whose error OmegaConf makes one of its own.
+    if isinstance(error, OmegaConfBaseException) and isinstance(error.__context__, InputError):
+        return error.__context__
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     if isinstance(error, MissingConfigException):
         line = _unknown_option(error)

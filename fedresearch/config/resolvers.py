@@ -9,7 +9,7 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, Node, OmegaConf, open_dict
 
 from fedresearch.config.schema import NOT_NUMERICAL, Config, counted_hardware, digest, parse
 from fedresearch.errors import InputError
@@ -63,7 +63,7 @@ def sweep_digest(
     return hashlib.sha256(json.dumps([job.config_name, folders, sorted(counting)]).encode()).hexdigest()[:12]
 
 
-def tuned(table: str, *, _root_: DictConfig) -> Any:
+def tuned(table: str, *, _root_: DictConfig, _node_: Node) -> Any:
     """Return the value that :mod:`fedresearch.tune` chose for the cell that a config is of.
 
     Parameters
@@ -74,17 +74,20 @@ def tuned(table: str, *, _root_: DictConfig) -> Any:
     Raises
     ------
     InputError
-        If the file has no such cell, cannot be read, or was chosen on runs of this seed.
+        If the file is of another key, has no such cell, cannot be read, or was chosen on runs of this seed.
     """
     path = Path(table) if table.endswith(".json") else CONF / "tune" / f"{table}.json"
     try:
         chosen = json.loads(path.read_text(encoding="utf-8"))
-        keys, seeds = chosen["keys"], chosen["seeds"]
+        key, keys, seeds = chosen["key"], [*chosen["keys"]], [*chosen["seeds"]]
         values = {json.dumps(entry["cell"]): entry["value"] for entry in chosen["cells"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
             f"{path} holds no tuned values ({error}); python -m fedresearch.tune writes such files"
         ) from None
+    asked = _node_._get_full_key(None)
+    if asked != key:
+        raise InputError(f"{path} holds values of {key}, and {asked} asks for one; try {key}=${{tuned:{table}}}")
     if _root_.seed in seeds:
         raise InputError(f"{path} was chosen on runs with seed={_root_.seed}; try a fresh one, such as seed=0")
     options = HydraConfig.get().runtime.choices

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fedresearch.errors import InputError
-from fedresearch.runs.record import REFUSED, Row, read_record, read_rows, standing, state_of
+from fedresearch.runs.record import REFUSED, Row, read_record, read_rows, refuse_lost_rows, standing, state_of
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ def load(directory: Path) -> tuple[Run, list[Row]]:
     try:
         rows = read_rows(directory)
         record = read_record(directory)
+        refuse_lost_rows(directory, record, rows)
         state = standing(directory, record)
     except InputError as damage:
         state = state_of(directory)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,19 @@ def read_rows(directory: Path) -> list[Row]:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     rows, _ = parse_rows(content, path)
     return rows
+
+
+def refuse_lost_rows(directory: Path, record: Mapping[str, Any], rows: Sequence[Row]) -> None:
+    """Refuse a run that has ended after more rounds than it has rows.
+
+    Raises
+    ------
+    InputError
+        With both numbers.
+    """
+    ended = (record.get("result") or {}).get("round", 0)
+    if ended > len(rows):
+        raise InputError(f"{directory / METRICS} is damaged: it has {len(rows)} rounds, and {RECORD} says {ended}")
 
 
 def parse_rows(content: bytes, path: Path) -> tuple[list[Row], int]:
