@@ -88,6 +88,7 @@ class Ours:
             num_rounds=0,
             train_cohort=sampling_of(work, data),
             evaluate_cohort=lambda _: range(num_clients),
+            target_accuracy=None,
             evaluate_every=1 if work.evaluates else 10**9,
             parameters=parameters(self._model),
             client_config=lambda _: {"lr": work.lr},
