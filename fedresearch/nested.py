@@ -15,6 +15,8 @@ class _Absent:
 # Stands for the value of a key that one of the two does not have.
 ABSENT: Final = _Absent()
 
+_encode = json.JSONEncoder(sort_keys=True, default=repr).encode
+
 
 def differing(a: Any, b: Any, key: str = "") -> Iterator[Difference]:
     """Yield the dotted key and both values of each leaf that differs, in the order of ``a``, then of ``b``.
@@ -52,4 +54,4 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 def as_json(leaf: Any) -> str:
     """Return a leaf as text that is equal for equal leaves."""
-    return json.dumps(leaf, sort_keys=True, default=repr)
+    return _encode(leaf)

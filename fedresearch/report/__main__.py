@@ -1,5 +1,6 @@
 """The command ``python -m fedresearch.report DIR...``: runs in any state to tables, figures and a page."""
 
+import gc
 import math
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
@@ -51,6 +52,7 @@ def main() -> None:
     parser.add_argument("--cols", metavar="KEY")
     parser.add_argument("--out", type=Path, help="where to (default: report, in the first DIR)")
     arguments = parser.parse_args()
+    gc.disable()  # a seventh of the time for 1,000 runs: nearly all that is made lives to the end
     try:
         _report(arguments)
     except (InputError, OSError) as error:

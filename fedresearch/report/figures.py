@@ -17,6 +17,7 @@ from matplotlib import style
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import EngFormatter, NullLocator
 from numpy.typing import NDArray
 
@@ -319,7 +320,7 @@ def _boxes_for_glyphs() -> Iterator[None]:
 def _laid_out(figure: Figure) -> Figure:
     """Lay a figure out once and for all: a second time would move things, and change the bytes."""
     with _boxes_for_glyphs():
-        figure.draw_without_rendering()
+        ConstrainedLayoutEngine().execute(figure)
     figure.set_layout_engine("none")
     return figure
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,7 @@ def _load(directory: Path) -> Run:
 def _columns(rows: Sequence[Row]) -> dict[str, Column]:
     """Return a value a round of every column that is of numbers, NaN for those that are null or not there."""
     columns = {}
-    for name in dict.fromkeys(name for row in rows for name in row):
+    for name in dict.fromkeys(chain.from_iterable(rows)):
         values = [row.get(name) for row in rows]
         if isinstance(next((value for value in values if value is not None), None), int | float):
             columns[name] = np.array(values, dtype=np.float64)  # None becomes NaN

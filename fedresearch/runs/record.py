@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import orjson
 from filelock import FileLock, Timeout
 
 from fedresearch.errors import InputError
@@ -125,8 +126,8 @@ def parse_rows(content: bytes, path: Path) -> tuple[list[Row], int]:
     rows: list[Row] = []
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
+            row = orjson.loads(line)
+        except orjson.JSONDecodeError:
             if number == len(lines):
                 lines.pop()
                 break
