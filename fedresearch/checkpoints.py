@@ -38,7 +38,6 @@ class Checkpoints:
     def __init__(self, experiment: Experiment, run: RunDirectory, rows: list[Row]) -> None:
         self._experiment, self._run = experiment, run
         self._every, self._keep = experiment.config.checkpoint.every, experiment.config.checkpoint.keep
-        self._num_rounds = experiment.config.federation.num_rounds
         self._column = experiment.config.checkpoint.best
         self._best = -math.inf
         for row in rows:
@@ -64,7 +63,7 @@ class Checkpoints:
             path = self._run.path / BEST
             save_model(path, self._experiment.state_dict(arrays), {"round": str(row["round"])})
         due = time.perf_counter() >= self._next if self._every == "auto" else row["round"] % (self._every or 1) == 0
-        if self._every and (due or row["round"] == self._num_rounds):
+        if self._every and due:
             self.write(arrays)
 
     def write(self, arrays: ArrayRecord) -> None:

@@ -36,18 +36,21 @@ def run(composed: DictConfig) -> float | None:
         _run(composed, hydra_config, directory, in_sweep)
     except Exception as error:
         if not in_sweep:
-            if not any(directory.iterdir()):
-                directory.rmdir()
             if config.tell(error):
                 sys.exit(1)
             error.add_note(_OF_A_RUN)
             raise
         job.tell_failure(directory, error)
+    finally:
+        if not any(directory.iterdir()):
+            directory.rmdir()
     optimised = in_sweep and hydra_config.runtime.choices["hydra/sweeper"] != "basic"
     return job.objective(directory) if optimised else None
 
 
 def _run(composed: DictConfig, hydra_config: HydraConf, directory: Path, in_sweep: bool) -> None:
+    if not in_sweep and not hydra_config.run.dir:
+        raise InputError("hydra.run.dir is empty; leave it out for a new directory")
     parsed, choices = config.checked(composed, hydra_config.runtime.choices)
     if in_sweep and job.is_settled(directory, config.digest(parsed)):
         return
@@ -104,7 +107,7 @@ def _with_the_past(arguments: list[str]) -> list[str]:
     Raises
     ------
     InputError
-        If there is no such run, or it is to be swept.
+        If there is no such run, it is to be swept, or to go on in another directory.
     """
     plain = [word.lstrip("+") for word in arguments]
     named = [word.removeprefix("resume=").strip("'\"") for word in plain if word.startswith("resume=")]
@@ -112,11 +115,13 @@ def _with_the_past(arguments: list[str]) -> list[str]:
         return arguments
     if {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(plain):
         raise InputError("resume goes on with one run; a sweep goes on when its own command is typed again")
+    if any(word.startswith("hydra.run.dir=") for word in plain):
+        raise InputError("resume goes on in the run's own directory, and takes no hydra.run.dir; leave that out")
     directory = Path(named[-1]).absolute()
     record = read_record(directory)
     if Path(record["working_directory"]).is_dir():
         os.chdir(record["working_directory"])  # its overrides may have relative paths
-    typed = [word for word in arguments if not word.lstrip("+").startswith(("resume=", "hydra.run.dir="))]
+    typed = [word for word in arguments if not word.lstrip("+").startswith("resume=")]
     where = config.quoted(str(directory))
     named_dirs = [word for word in typed if word.startswith(("--config-dir", "-cd"))]
     flags = [f"--config-dir={folder}" for folder in record["config_dirs"]] if not named_dirs else []

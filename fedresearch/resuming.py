@@ -9,6 +9,7 @@ from fedresearch.apps.rounds import Row
 from fedresearch.config import Config, differences
 from fedresearch.errors import InputError
 from fedresearch.experiment import Experiment
+from fedresearch.runs.comparison import shown
 from fedresearch.runs.record import read_rows, refuse_lost_rows
 
 # They change no number of the rounds that are done.
@@ -24,7 +25,7 @@ def goes_on(past: Mapping[str, Any], config: Config, directory: Path) -> bool:
         If the config is another than that of the run's beginning, but for what changes no number and more rounds.
     """
     changed = [
-        f"{key}={theirs} (now {ours})"
+        f"{key}={shown(theirs)} (now {shown(ours)})"
         for key, theirs, ours, numerical in differences(past["config"], asdict(config))
         if numerical and key not in _MAY_CHANGE
     ]

@@ -130,15 +130,12 @@ def _run(
             raise KeyboardInterrupt
 
     def finish(arrays: ArrayRecord) -> None:
+        checkpoints.write(arrays)
         save_model(directory / MODEL, experiment.state_dict(arrays))
         last.update(experiment.evaluate(arrays))  # the last round need not be one to evaluate in
 
     server_app = experiment.server_app(log_row, run.log_failure, finish, (rows[-1], arrays) if rows else None)
     try:
-        title = f"{experiment.name}, seed {config.seed}"
-        save_label_distribution(data, config.dataset["declares"]["num_classes"], title, run)
-        for name, patch in patches.items():
-            run.write_text(f"{name}_{after.num_rounds}.diff" if past else f"{name}.diff", patch)
         trackers.start(
             RunInfo(
                 directory=directory,
@@ -151,6 +148,10 @@ def _run(
                 after_round=after.num_rounds,
             )
         )
+        title = f"{experiment.name}, seed {config.seed}"
+        save_label_distribution(data, config.dataset["declares"]["num_classes"], title, run)
+        for name, patch in patches.items():
+            run.write_text(f"{name}_{after.num_rounds}.diff" if past else f"{name}.diff", patch)
         # On a SuperLink, who stops the ServerApp has no patience.
         on_nodes = isinstance(experiment.grid, NodeGrid)
         with nullcontext(lambda: False) if on_nodes else stop_after_the_round() as stopping:
@@ -223,7 +224,7 @@ def _told(error: BaseException, directory: Path) -> InputError | None:
             "or allow some with federation.max_failures=1"
         )
     if isinstance(error, Unwritable):
-        return InputError(f"{error}; make room, and go on with resume={directory}")
+        return InputError(f"{error}; mend that, and go on with resume={directory}")
     return None
 
 
@@ -240,7 +241,7 @@ def refuse_full(directory: Path, experiment: Experiment) -> None:
     if free < needed:
         raise InputError(
             f"{directory} has {free // 1_000_000} MB free, and the run needs {-(-needed // 1_000_000)} MB or more; "
-            "try another hydra.run.dir"
+            "make room, or try another hydra.run.dir (of a sweep: hydra.sweep.dir)"
         )
 
 

@@ -59,8 +59,12 @@ def choose(runs: Sequence[Run], key: str, rule: str) -> tuple[dict[str, Any], li
     Raises
     ------
     InputError
-        If a run is not at its end, the key does not vary, or there is no validation data.
+        If the rule picks a round, a run is not at its end, the key does not vary, or there is no validation data.
     """
+    if rule.startswith("best"):
+        raise InputError(
+            f"--select {rule} takes the best round of each, which is luck for the most part; try --select last"
+        )
     undone = [run for run in runs if run.state not in FINAL]
     if undone:
         raise InputError(

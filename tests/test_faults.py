@@ -1,6 +1,7 @@
 """What may go wrong with a checkpoint, at each call that writes it and on the disk: a run goes on to the same bits."""
 
 import errno
+import json
 import os
 import pathlib
 
@@ -186,7 +187,7 @@ def test_a_full_disk_is_told_and_the_last_checkpoint_stands(tmp_path, whole, mon
 
         patch.setattr("fedresearch.checkpoints.write_checkpoint", armed)
         with pytest.raises(
-            InputError, match="cannot be written: No space left on device; make room, and go on with resume="
+            InputError, match="cannot be written: No space left on device; mend that, and go on with resume="
         ):
             conduct(run, *SCAFFOLD)
     assert faults.calls[at] == name
@@ -232,6 +233,20 @@ class Short:
 
     def __getattr__(self, name):
         return getattr(self._file, name)
+
+
+def test_only_the_failures_of_rounds_that_run_again_are_forgotten(tmp_path):
+    run = RunDirectory(tmp_path, {"started": "now"}, History())
+    for server_round in (1, 2):
+        run.log({"round": server_round})
+        run.log_failure(server_round, 0, "train", "not today")
+    after = run.history
+    run.log({"round": 3})
+    run.log_failure(3, 0, "train", "not today")
+    run.close("interrupted", error=None, result={})
+    RunDirectory(tmp_path, {"started": "now"}, after).close("failed", error=None, result={})
+    failures = [json.loads(line) for line in (tmp_path / "failures.jsonl").read_text().splitlines()]
+    assert [failure["round"] for failure in failures] == [1, 2]
 
 
 def test_only_what_a_run_left_unfinished_is_removed(tmp_path):

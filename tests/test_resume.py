@@ -10,12 +10,14 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from fedresearch import config
+from fedresearch import checkpoints, config
 from fedresearch.apps import client_app
 from fedresearch.errors import InputError
+from fedresearch.experiment import Experiment
 from fedresearch.local import cohort
+from fedresearch.runs.directory import RunDirectory
 from fedresearch.runs.loaded import load
-from fedresearch.runs.record import read_record, read_rows
+from fedresearch.runs.record import dump_record, read_record, read_rows
 from fedresearch.usage import CONF
 from tests.directories import (
     MLP,
@@ -243,11 +245,20 @@ def test_a_run_ends_with_the_round_that_reaches_the_target_also_when_it_goes_on(
     assert first < 4
     assert rows_of(run) == rows_of(whole)[:first]
     assert read_record(run)["status"] == "finished"
+    with pytest.raises(InputError, match=rf"after {first} rounds, and federation.num_rounds=3 is fewer; .*rounds=4"):
+        conduct(run, *options, "federation.num_rounds=3")
     again = conduct(killed(run, tmp_path / "again", checkpoint=first), *options)
     assert rows_of(again) == rows_of(run)
     assert (again / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
     longer = conduct(run, *options, "federation.num_rounds=9")
     assert rows_of(longer) == rows_of(again)
+
+
+def test_a_target_that_nothing_could_reach_is_refused(compose):
+    with pytest.raises(InputError, match=r"target_accuracy=0.9 needs classes, and dataset=diabetes has none"):
+        compose("dataset=diabetes", "federation.target_accuracy=0.9")
+    with pytest.raises(InputError, match=r"evaluate_every=9 never does in 4 rounds; try federation.evaluate_every=1"):
+        compose("federation.target_accuracy=0.9", "federation.num_rounds=4", "federation.evaluate_every=9")
 
 
 def test_a_finished_run_that_has_lost_rows_is_not_taken_for_whole(tmp_path, whole):
@@ -348,6 +359,47 @@ def test_a_checkpoint_of_another_format_is_refused(tmp_path, whole, monkeypatch)
 def test_a_best_round_by_a_column_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"checkpoint.best=eval/acc is no column .*, eval/accuracy"):
         conduct(tmp_path / "run", "checkpoint.best=eval/acc")
+
+
+@pytest.mark.parametrize("key", ["partition_sha256", "validation_sha256", "initial_model_sha256", "sampling_sha256"])
+def test_other_data_weights_or_draws_than_at_the_beginning_are_refused(tmp_path, whole, key):
+    run = killed(whole, tmp_path / "run", checkpoint=2)
+    (run / "run.json").write_text(dump_record({**read_record(run), key: "0" * 64}))
+    before = files_of(run)
+    with pytest.raises(InputError, match=rf"{key} is {read_record(whole)[key]}, and was {'0' * 64} when the run was"):
+        conduct(run, *SCAFFOLD)
+    assert files_of(run) == before
+
+
+def test_a_checkpoint_under_the_name_of_another_round_is_not_used(tmp_path, whole, caplog):
+    run = killed(whole, tmp_path / "run", checkpoint=2)
+    (run / "checkpoints" / "round_000001.safetensors").rename(run / "checkpoints" / "round_000002.safetensors")
+    conduct(run, *SCAFFOLD)
+    assert "round_000002.safetensors is damaged and is not used" in caplog.text
+    assert outcome(run) == outcome(whole)
+
+
+def test_the_rows_are_on_disk_before_the_checkpoint_that_counts_on_them(tmp_path, monkeypatch):
+    done = []
+    sync, write = RunDirectory.sync, checkpoints.write_checkpoint
+    monkeypatch.setattr(RunDirectory, "sync", lambda run: (sync(run), done.append(run.history.num_rounds)))
+    monkeypatch.setattr(
+        checkpoints, "write_checkpoint", lambda *arguments: (done.append("checkpoint"), write(*arguments))
+    )
+    conduct(tmp_path / "run", "federation.num_rounds=2")
+    assert done == [1, "checkpoint", 2, "checkpoint"]
+
+
+def test_of_equally_good_rounds_the_first_is_kept(tmp_path, monkeypatch):
+    scores = iter([0.1, 0.2, 0.2])
+    monkeypatch.setattr(Experiment, "evaluate", lambda *_: {"eval/loss": 1.0, "eval/accuracy": next(scores, 0.2)})
+    run = conduct(tmp_path / "run", "checkpoint.best=eval/accuracy", "federation.num_rounds=3")
+    assert b'"round":"2"' in (run / "best.safetensors").read_bytes()
+
+
+def test_the_round_that_reaches_the_target_has_a_checkpoint(tmp_path):
+    run = conduct(tmp_path / "run", "federation.target_accuracy=0.01", "checkpoint.every=3")
+    assert rounds_of_checkpoints(run) == [1]
 
 
 def test_so_many_checkpoints_are_kept(tmp_path):

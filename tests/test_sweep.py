@@ -276,7 +276,7 @@ def test_a_directory_of_another_job_is_refused(tmp_path):
     (tmp_path / "s" / "0" / "run.json").write_text(dump_record({"status": "finished", "digest": "0123456789ab"}))
     done = command(tmp_path, "-m", "seed=0,1", "hydra.sweep.dir=s", "hydra.sweep.subdir=${hydra.job.num}", module=None)
     assert done.returncode == 1
-    assert "s/0 holds the run of another config; try another hydra.sweep.dir" in done.stderr
+    assert "s/0 holds the run of another config; try another hydra.sweep.subdir" in done.stderr
     assert "would run" not in done.stdout
 
 

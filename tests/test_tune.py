@@ -87,6 +87,8 @@ def test_what_cannot_be_tuned_is_told(tmp_path):
     sweep(tmp_path / "good", ACCURACIES)
     with pytest.raises(InputError, match=r"local.epochs does not vary .* try --key optimizer.lr or partitioner.alpha"):
         choose(load([tmp_path / "good"]), "local.epochs", "last")
+    with pytest.raises(InputError, match=r"--select best_test takes the best round of each, .* try --select last"):
+        choose(load([tmp_path / "good"]), "optimizer.lr", "best_test")
     make(tmp_path / "good" / "half", seed=7, status="interrupted", rows=[{}])
     with pytest.raises(InputError, match=r"1 of 7 runs are not at their end, .*half is interrupted"):
         choose(load([tmp_path / "good"]), "optimizer.lr", "last")
@@ -124,6 +126,9 @@ def test_the_config_finds_what_was_chosen(tmp_path, compose):
     with pytest.raises(OmegaConfBaseException) as raised:
         compose(f"optimizer.momentum=${{tuned:{path}}}")
     assert "holds values of optimizer.lr, and optimizer.momentum asks for one" in explain(raised.value).args[0]
+    with pytest.raises(OmegaConfBaseException) as raised:
+        compose("optimizer.lr=${tuned:3}")
+    assert "3.json holds no tuned values" in explain(raised.value).args[0]
     path.write_text("{")
     with pytest.raises(OmegaConfBaseException) as raised:
         compose(rate)

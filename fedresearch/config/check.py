@@ -103,6 +103,8 @@ def _cross_check(config: Config, choices: Mapping[str, str | None]) -> Iterator[
             "federation.fraction_evaluate > 0 needs validation data on the clients, got validation.fraction=0; "
             "try federation.fraction_evaluate=0"
         )
+    if federation.target_accuracy is not None:
+        yield from _check_target(config, choices)
     yield from _check_partitions(config, choices)
     yield from _check_cohorts(config)
     yield from _check_robust_rule(config)
@@ -133,6 +135,19 @@ def _cross_check(config: Config, choices: Mapping[str, str | None]) -> Iterator[
         yield from _check_superlink(config)
     if config.optimizer.get("nesterov") and not config.optimizer.get("momentum"):
         yield "optimizer.nesterov=true needs momentum, got optimizer.momentum=0; try optimizer.momentum=0.9"
+
+
+def _check_target(config: Config, choices: Mapping[str, str | None]) -> Iterator[str]:
+    """Refuse a target that would never be looked at."""
+    federation = config.federation
+    target = f"federation.target_accuracy={federation.target_accuracy}"
+    if config.dataset["declares"]["num_classes"] == 1:
+        yield f"{target} needs classes, and dataset={choices['dataset']} has none; try federation.target_accuracy=null"
+    if federation.evaluate_every > federation.num_rounds:
+        yield (
+            f"{target} is looked at when the model is evaluated, which federation.evaluate_every="
+            f"{federation.evaluate_every} never does in {federation.num_rounds} rounds; try federation.evaluate_every=1"
+        )
 
 
 def _check_superlink(config: Config) -> Iterator[str]:

@@ -63,19 +63,20 @@ def sweep_digest(
     return hashlib.sha256(json.dumps([job.config_name, folders, sorted(counting)]).encode()).hexdigest()[:12]
 
 
-def tuned(table: str, *, _root_: DictConfig, _node_: Node) -> Any:
+def tuned(table: Any, *, _root_: DictConfig, _node_: Node) -> Any:
     """Return the value that :mod:`fedresearch.tune` chose for the cell that a config is of.
 
     Parameters
     ----------
-    table : str
-        The file that it wrote, or the name of one in ``conf/tune``.
+    table : Any
+        As text, the file that it wrote, or the name of one in ``conf/tune``.
 
     Raises
     ------
     InputError
         If the file is of another key, has no such cell, cannot be read, or was chosen on runs of this seed.
     """
+    table = str(table)
     path = Path(table) if table.endswith(".json") else CONF / "tune" / f"{table}.json"
     try:
         chosen = json.loads(path.read_text(encoding="utf-8"))

@@ -19,7 +19,8 @@ from fedresearch import config
 from fedresearch.config.resolvers import without_hydra
 from fedresearch.errors import InputError
 from fedresearch.runs.directory import write_whole
-from fedresearch.runs.record import FINAL, state_of
+from fedresearch.runs.loaded import load
+from fedresearch.runs.record import FINAL
 from fedresearch.sweep.job import refuse_other
 from fedresearch.sweep.status import JOBS, show, swept
 
@@ -59,6 +60,8 @@ class Sweep(Callback):
             sys.exit(1)
 
     def _start(self, sweep: DictConfig) -> None:
+        if not sweep.hydra.sweep.dir:
+            raise InputError("hydra.sweep.dir is empty; leave it out for one that the same command finds again")
         directory = Path(sweep.hydra.sweep.dir)
         if sweep.hydra.runtime.choices["hydra/sweeper"] != "basic":  # it chooses its jobs as it goes
             if self.preflight:
@@ -74,7 +77,7 @@ class Sweep(Callback):
         listed = [{"overrides": job.overrides, "directory": job.directory} for job in jobs]
         text = json.dumps(listed, indent=2) + "\n"
         write_whole(directory / JOBS, lambda path: path.write_text(text, encoding="utf-8"))
-        if all(state_of(directory / job.directory) in FINAL for job in jobs):
+        if all(load(directory / job.directory)[0].state in FINAL for job in jobs):
             show(directory)
             print("there is nothing left to do")
             sys.exit(0)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from fedresearch.config import tell
 from fedresearch.errors import InputError, named
-from fedresearch.runs.directory import write_whole
+from fedresearch.runs.directory import Unwritable, write_whole
+from fedresearch.runs.loaded import load
 from fedresearch.runs.record import FINAL, REFUSED, Busy, read_record, read_rows, state_of
 
 # The first of these that a job has; test data choose nothing.
@@ -22,7 +23,7 @@ def is_settled(directory: Path, digest: str) -> bool:
         If its directory holds the run of another job.
     """
     refuse_other(directory, digest)
-    state = state_of(directory)
+    state = load(directory)[0].state  # damaged, too, where a finished run has lost rows
     if state in (*FINAL, "running"):
         _skipped(directory, state)
         return True
@@ -43,7 +44,7 @@ def refuse_other(directory: Path, digest: str) -> None:
     except InputError:
         return  # none, or a damaged one
     if found != digest:
-        raise InputError(f"{directory} holds the run of another config; try another hydra.sweep.dir")
+        raise InputError(f"{directory} holds the run of another config; try another hydra.sweep.subdir")
 
 
 def tell_failure(directory: Path, error: Exception) -> None:
@@ -60,7 +61,10 @@ def tell_failure(directory: Path, error: Exception) -> None:
     # A run's record has what was raised in it, which may be the cause of what is told.
     if recorded not in [named(cause) for cause in (error, error.__cause__) if cause]:
         kept = str(error) if isinstance(error, InputError) else named(error)
-        write_whole(directory / REFUSED, lambda path: path.write_text(f"{kept}\n", encoding="utf-8"))
+        try:
+            write_whole(directory / REFUSED, lambda path: path.write_text(f"{kept}\n", encoding="utf-8"))
+        except Unwritable as unwritable:  # the other jobs, and the sweep's table, are not to be lost for it
+            tell(unwritable)
 
 
 def objective(directory: Path) -> float | None:
