@@ -17,6 +17,7 @@ from fedresearch.report.figures import (
     client_spread,
     heat_map,
     learning_curves,
+    partition,
     png,
     save,
     sensitivity,
@@ -58,6 +59,32 @@ def test_a_curve_is_its_mean_where_known_and_the_band_about_it():
     bottom, top = axes.get_ylim()
     assert bottom <= 0.05
     assert top >= 0.55
+
+
+@pytest.mark.parametrize(
+    ("metric", "mean", "top"), [("eval/accuracy", 0.9, 1.02), ("eval/loss", 0.9, 1.9), ("eval/accuracy", 50.0, 51.0)]
+)
+def test_the_axis_leaves_out_what_no_accuracy_can_be(metric, mean, top):
+    (axes,) = learning_curves([curve(mean=np.full(5, mean), half_width=1.0)], "rounds", metric).axes
+    assert axes.get_ylim()[1] == pytest.approx(top, rel=0.1)
+    (axes,) = sensitivity([line([1, 2], mean=mean, half_width=1.0)], "lr", metric).axes
+    assert axes.get_ylim()[1] == pytest.approx(top, rel=0.1)
+    assert axes.get_ylim()[1] >= top or top == 1.02
+
+
+def test_a_partition_is_stacked_class_upon_class():
+    counts = np.array([[3, 1, 0], [0, 2, 5]])
+    figure = partition(counts, "iid, seed 0")
+    bars = [[(bar.get_y(), bar.get_height()) for bar in of] for of in figure.axes[0].containers]
+    assert bars == [[(0, 3), (0, 0)], [(3, 1), (0, 2)], [(4, 0), (2, 5)]]
+    assert legend(figure) == ["class 0", "class 1", "class 2"]
+    assert figure.axes[0].get_xlabel() == "client"
+
+
+def test_of_many_clients_and_classes_the_first_are_drawn_and_a_scale_tells_the_classes():
+    figure = partition(np.ones((120, 62), np.int64), "femnist")
+    assert figure.axes[0].get_xlabel() == "client, 100 of 120"
+    assert (len(figure.legends), figure.axes[1].get_ylabel()) == (0, "class")
 
 
 def test_a_single_run_has_no_band():

@@ -137,7 +137,7 @@ def test_four_seeds_have_an_interquartile_mean(tmp_path):
     assert 0.79 <= first["iqm_low_95"] < first["iqm"] < first["iqm_high_95"] <= 0.85
     assert (second["iqm"], second["iqm_low_95"]) == (None, None)
     column = [row[table.columns.index("IQM [95 %]")] for row in table.texts]
-    assert column[0].startswith("0.81 [")
+    assert column[0].startswith("0.810 [")
     assert column[1] == "–"
 
 
@@ -219,8 +219,9 @@ def mean_entry(cell):
     return Entry(f"{mean:.2f}", mean)
 
 
-def grid(folder, rows, cols):
-    return pivot(study(load([folder])), rows, cols, mean_entry, "grid", "Grid", "")
+def grid(folder, rows, cols, tuned=()):
+    found = study(load([folder]))
+    return pivot(found, rows, cols, found.others((rows, cols), tuned), mean_entry, "grid", "Grid", "")
 
 
 def test_one_key_goes_down_and_one_across(tmp_path):
@@ -245,6 +246,15 @@ def test_further_keys_have_columns_of_their_own(tmp_path):
         ["1", "scaffold", "0.10", "0.11"],
         ["5", "scaffold", "0.50", "0.51"],
     ]
+
+
+def test_a_tuned_key_needs_no_column_where_the_others_tell_cells_apart(tmp_path):
+    for strategy, alpha, lr in [("fedavg", 0.1, 1.0), ("fedavg", 1.0, 2.0), ("scaffold", 0.1, 3.0)]:
+        arm(tmp_path, strategy, [lr / 10], alpha, optimizer={"lr": lr, "schedule": {}})
+    tuned = grid(tmp_path, "strategy", "partitioner.alpha", ["optimizer.lr"])
+    assert tuned.texts == [["fedavg", "0.10", "0.20"], ["scaffold", "0.30", ""]]
+    arm(tmp_path, "scaffold", [0.4], 0.1, optimizer={"lr": 4.0, "schedule": {}})
+    assert grid(tmp_path, "strategy", "partitioner.alpha", ["optimizer.lr"]).columns[0] == "lr"
 
 
 def test_values_of_any_kind_are_keys(tmp_path):

@@ -98,6 +98,15 @@ def test_an_installed_version_is_code_too(tmp_path):
     assert held(tmp_path).legend == ["unmarked: 2 runs by fedresearch 1.2", "† 1 run by fedresearch 1.3, numpy 2"]
 
 
+def test_runs_that_ended_at_their_target_are_told(tmp_path):
+    federation = {"num_rounds": 9, "target_accuracy": 0.9}
+    arm(tmp_path, "fedavg", 0, 1, rows=[{}, {}], federation=federation)
+    arm(tmp_path, "scaffold", 0, rows=[{}] * 9, federation=federation)
+    arm(tmp_path, "scaffold", 1, rows=[{}], federation=federation, status="failed")
+    (told,) = held(tmp_path, against="").notes
+    assert told.startswith("2 of 3 finished runs ended when they reached federation.target_accuracy")
+
+
 def test_processors_are_counted(tmp_path):
     arm(tmp_path, "fedavg", 0, record={"processor": "one"})
     arm(tmp_path, "fedavg", 1, record={"processor": "another"})
@@ -206,7 +215,7 @@ def test_runs_that_are_in_no_mean_are_counted(messy):
 def test_runs_that_are_in_no_mean_count_for_a_target_as_far_as_they_went(messy):
     found = study(load([messy]))
     table = target_table(found, "eval/accuracy", 0.5, "rounds", NO_BASELINE, {"strategy=scaffold": "†"})
-    assert [row[:2] for row in table.texts] == [["fedavg", "2 (2–2)"], ["fedprox", "2 (2–2)"], ["scaffold †", "2"]]
+    assert [row[:2] for row in table.texts] == [["fedavg", "2"], ["fedprox", "2"], ["scaffold †", "2"]]
     table = target_table(found, "eval/accuracy", 0.9, "rounds", NO_BASELINE, {})
     # Of fedprox, the diverged run was to go to round 8; two others stopped after round 2: the median is above 2.5.
     assert [row[1] for row in table.texts] == ["3, 1/2 seeds", ">2.5, 1/4 seeds", ">2, 0/1 seeds"]

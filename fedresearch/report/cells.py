@@ -63,6 +63,14 @@ class Study:
         last = key.rpartition(".")[2]
         return last if [other.rpartition(".")[2] for other in self.keys].count(last) == 1 else key
 
+    def others(self, keys: Sequence[str], tuned: Sequence[str]) -> list[str]:
+        """Return the keys beside some that tell cells apart; without the tuned ones, if it goes without those."""
+        others = [key for key in self.keys if key not in keys]
+        untuned = [key for key in others if key not in tuned]
+        cells = [cell for cell in self.cells if {*keys} <= cell.keys.keys()]
+        places = {as_json([cell.keys.get(key) for key in (*keys, *untuned)]) for cell in cells}
+        return untuned if len(places) == len(cells) else others
+
 
 def study(runs: Sequence[Run]) -> Study:
     """Group runs into cells by the keys that are found to vary."""

@@ -1,6 +1,9 @@
 """What figures and the page draw: a cell's mean curve over its seeds, along an axis."""
 
+from collections.abc import Sequence
+
 import numpy as np
+from numpy.typing import NDArray
 
 from fedresearch.report.cells import Cell, Study
 from fedresearch.report.figures import Curve, Line, Spread
@@ -38,13 +41,14 @@ def _length(runs: list[Run]) -> int:
     return min(run.num_rounds for run in runs)
 
 
-def sensitivity_lines(study: Study, key: str, selected: Selection) -> list[Line]:
+def sensitivity_lines(study: Study, key: str, selected: Selection, tuned: Sequence[str]) -> list[Line]:
     """Return the metric by a numeric key, a line for each combination of the other keys with two values or more."""
     lines: dict[str, list[tuple[float, float, float]]] = {}
+    apart = study.others([key], tuned)
     for cell in study.cells:
         value = cell.keys.get(key)
         if isinstance(value, int | float):
-            others = {study.short(name): shown(other) for name, other in cell.keys.items() if name != key}
+            others = {study.short(name): shown(other) for name, other in cell.keys.items() if name in apart}
             label = ", ".join(f"{name}={other}" for name, other in others.items()) or "all runs"
             of = outcome(cell, selected)
             lines.setdefault(label, []).append((float(value), of.mean, of.half_width))
@@ -62,6 +66,15 @@ def numeric_keys(study: Study) -> list[str]:
         for key in study.keys
         if len({cell.keys[key] for cell in study.cells if isinstance(cell.keys.get(key), int | float)}) > 2
     ]
+
+
+def class_counts(run: Run) -> NDArray[np.int64] | None:
+    """Return how many samples of each class each client has, int64 (clients, classes); None where that is not kept."""
+    try:
+        table = np.loadtxt(run.directory / "partition.csv", np.int64, delimiter=",", skiprows=1, ndmin=2)
+    except (OSError, ValueError):
+        return None
+    return table[:, 4:] if table.shape[1] > 4 else None
 
 
 def client_spread(cell: Cell, prefix: str) -> Spread | None:

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import style
+from matplotlib import colormaps, style
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import EngFormatter, NullLocator
@@ -23,9 +25,11 @@ from numpy.typing import NDArray
 
 from fedresearch.report.load import Column
 from fedresearch.runs.directory import write_whole
+from fedresearch.runs.record import larger_is_better
 
 # More arms than this cannot be told apart; the tables have them all.
 MAX_ARMS = 16
+MAX_CLIENTS = 100
 _WIDTH = 6.3  # inches, of the text on a page
 _DPI = 150
 # Okabe and Ito, "Color Universal Design", 2008; without its yellow, which is lost on white.
@@ -155,6 +159,7 @@ def learning_curves(curves: Sequence[Curve], x_label: str, y_label: str, target:
     if target is not None:
         handles.append(axes.axhline(target, color="0.4", linestyle=(0, (2, 2)), linewidth=0.9))
         labels.append(f"target {target:g}")
+    _within_reach(axes, y_label, [curve.mean for curve in curves[:MAX_ARMS]])
     if "bytes" in x_label:
         axes.xaxis.set_major_formatter(EngFormatter(unit="B"))
     _legend(figure, handles, labels, len(curves))
@@ -177,6 +182,7 @@ def sensitivity(lines: Sequence[Line], x_label: str, y_label: str) -> Figure:
         axes.errorbar(line.values, line.mean, line.half_width, capsize=2.5, elinewidth=0.8, **_look(number))
         for number, line in enumerate(lines[:MAX_ARMS])
     ]
+    _within_reach(axes, y_label, [line.mean for line in lines[:MAX_ARMS]])
     values = np.unique(np.concatenate([line.values for line in lines[:MAX_ARMS]]))
     is_log = bool(values[0] > 0 and values[-1] >= 20 * values[0])
     if is_log:
@@ -276,6 +282,38 @@ def client_spread(spreads: Sequence[Spread], y_label: str) -> Figure:
     return _laid_out(figure)
 
 
+@_styled
+def partition(counts: NDArray[np.int64], title: str) -> Figure:
+    """Draw how many samples of each class each client holds, as stacked bars; the first ``MAX_CLIENTS`` clients.
+
+    Parameters
+    ----------
+    counts : ndarray
+        int64 (clients, classes).
+    title : str
+        Whose partition it is.
+    """
+    shown = counts[:MAX_CLIENTS]
+    figure, axes = _axes(2.6, f"client{f', {len(shown)} of {len(counts)}' * (len(counts) > len(shown))}", "samples")
+    title = _wrapped(title, 80)
+    figure.set_figheight(figure.get_figheight() + _LINE * (_most_lines([title]) + 1))
+    figure.suptitle(title)
+    axes.grid(visible=False, axis="x")
+    below = np.cumsum(shown, axis=1) - shown
+    colours = colormaps["cividis"](np.linspace(0, 1, counts.shape[1]))  # whose lightness tells them apart
+    bars = [
+        axes.bar(np.arange(len(shown)), held, 0.9, bottom, color=colour, edgecolor="white", linewidth=0.2)
+        for held, bottom, colour in zip(shown.T, below.T, colours, strict=True)
+    ]
+    axes.locator_params(axis="x", integer=True)
+    if len(bars) <= MAX_ARMS:
+        _legend(figure, bars, [f"class {number}" for number in range(len(bars))], len(bars))
+    else:
+        scale = ScalarMappable(Normalize(0, len(bars) - 1), "cividis")
+        figure.colorbar(scale, ax=axes, pad=0.02, aspect=30, label="class")
+    return _laid_out(figure)
+
+
 def save(figure: Figure, stem: Path) -> bytes:
     """Write a figure as ``stem.png`` and as ``stem.pdf``, each whole or not at all, and return the first.
 
@@ -332,6 +370,14 @@ def _axes(height: float, x_label: str, y_label: str) -> tuple[Figure, Axes]:
     axes.set_ylabel(_wrapped(y_label, 45))
     axes.grid(visible=True)
     return figure, axes
+
+
+def _within_reach(axes: Axes, metric: str, means: Sequence[Column]) -> None:
+    """Leave out of the axis what no accuracy can be, however wide its interval."""
+    known = np.concatenate([mean[np.isfinite(mean)] for mean in means])
+    if larger_is_better(metric) and ((known >= 0) & (known <= 1)).all():
+        bottom, top = axes.get_ylim()
+        axes.set_ylim(max(bottom, -0.02), min(top, 1.02))
 
 
 def _look(number: int) -> dict[str, Any]:

@@ -24,9 +24,6 @@ def write(made: Report, out: Path) -> str:
         _write(out / f"{table.id}.csv", comma_separated(table))
         _write(out / f"{table.id}.tex", latex(table))
     pictures = {name: figures.save(figure, out / name) for name, figure in made.figures.items()}
-    for name, picture in made.pictures.items():
-        _write(out / f"{name}.png", picture)
-    pictures |= made.pictures
     told = "\n".join(markdown(table) for table in made.tables)
     first = [f"# {made.title}", *(f"**Warning:** {text}" for text in made.warnings), *made.notes]
     shown = [f"![{name}]({name}.png)" for name in pictures]

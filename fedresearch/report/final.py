@@ -12,8 +12,9 @@ from fedresearch.report.baseline import Baseline, of_option
 from fedresearch.report.cells import Cell, Study
 from fedresearch.report.select import Selection
 from fedresearch.report.statistics import holm, iqm, paired, t_half_width
-from fedresearch.report.tables import Entry, Table, measured, number, rounded
+from fedresearch.report.tables import Entry, Table, between, measured, number, rounded
 from fedresearch.runs.comparison import shown
+from fedresearch.runs.record import larger_is_better
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def final_table(study: Study, selected: Selection, metric: str, compared: Baseli
             words = ", ".join(f"{of.left_out[why]} {words}" for why, words in _LEFT_OUT.items() if why in of.left_out)
             row.append(Entry(words, words))
         if some_middle:
-            text = f"{middle.value:.4g} [{middle.low:.4g}, {middle.high:.4g}]" if middle else "–"
+            text = between(middle.value, middle.low, middle.high) if middle else "–"
             row.append(Entry(text, middle.value if middle else None))
         record |= {f"iqm{end}": middle and getattr(middle, name) for end, name in _IQM.items()}
         if compared.text:
@@ -164,10 +165,10 @@ def middle_table(
     """Return the interquartile mean of each value of the baseline's key over all settings of the other keys.
 
     Keys that were tuned are none of them. Only settings that all values have, with two seeds or more each. None where
-    there are not two of those.
+    there are not two of those, or for a loss, which has no scale that settings share.
     """
     key = compared.text.partition("=")[0]
-    if not key:
+    if not key or not larger_is_better(metric):
         return None
     cells = [cell for cell in study.cells if key in cell.keys]
     settings: dict[str, dict[str, list[float]]] = {}
@@ -188,7 +189,7 @@ def middle_table(
         middle = iqm([setting[arm] for setting in common])
         n = sum(len(setting[arm]) for setting in common)
         assert middle is not None  # two settings with two seeds each
-        text = f"{middle.value:.4g} [{middle.low:.4g}, {middle.high:.4g}]"
+        text = between(middle.value, middle.low, middle.high)
         rows.append([Entry(arm, arm), Entry(text, middle.value), Entry(str(n), n)])
         records.append({"arm": arm, "metric": metric, "n": n, "settings": len(common)} | vars(middle))
     caption = (
@@ -206,10 +207,16 @@ def _arm(study: Study, cell: Cell, key: str) -> str:
 
 
 def pivot(
-    study: Study, rows: str, cols: str, entry: Callable[[Cell], Entry], table_id: str, title: str, caption: str
+    study: Study,
+    rows: str,
+    cols: str,
+    others: Sequence[str],
+    entry: Callable[[Cell], Entry],
+    table_id: str,
+    title: str,
+    caption: str,
 ) -> Table:
     """Return a table with the values of one key down and those of another across; other keys have a column each."""
-    others = [key for key in study.keys if key not in (rows, cols)]
     heads = dict.fromkeys(shown(cell.keys[cols]) for cell in study.cells if cols in cell.keys)
     lines: dict[tuple[str, ...], dict[str, Cell]] = {}
     for cell in study.cells:

@@ -49,7 +49,7 @@ def fairness(study: Study, compared: Baseline) -> Fairness:
     """Hold the cells of a study to what a fair comparison needs."""
     marks, legend, notes = _code(study)
     warnings = [*compared.warnings, *_underived(study), *_lonely(study, compared)]
-    notes = [*_left_out(study), *notes, *_unpaired(study, compared)]
+    notes = [*_left_out(study), *notes, *_at_target(study), *_unpaired(study, compared)]
     return Fairness(warnings, notes, marks, legend)
 
 
@@ -86,6 +86,18 @@ def _unpaired(study: Study, compared: Baseline) -> Iterator[str]:
         if cells:
             number = f"{len(cells)} of {counted(len(compared.of), 'cell')}"
             yield f"the {words} are not the baseline's in {number}, such as {next(iter(cells))}"
+
+
+def _at_target(study: Study) -> Iterator[str]:
+    """Yield how many runs ended before their last round, for they reached their target."""
+    runs = [run for run in _runs(study) if run.state == "finished"]
+    aiming = [run for run in runs if _at(run.record["config"], "federation.target_accuracy") is not None]
+    early = [run for run in aiming if run.num_rounds < run.record["config"]["federation"]["num_rounds"]]
+    if early:
+        yield (
+            f"{len(early)} of {counted(len(runs), 'finished run')} ended when they reached federation.target_accuracy: "
+            "what they have after the last round says little, how long they took says more"
+        )
 
 
 def _at(config: Any, key: str) -> Any:

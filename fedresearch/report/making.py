@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -11,7 +12,7 @@ from fedresearch.errors import InputError
 from fedresearch.report import figures
 from fedresearch.report.baseline import NO_BASELINE, baseline, refuse_constant
 from fedresearch.report.cells import Cell, Study, study
-from fedresearch.report.curves import client_spread, drawn, mean_curve, numeric_keys, sensitivity_lines
+from fedresearch.report.curves import class_counts, client_spread, drawn, mean_curve, numeric_keys, sensitivity_lines
 from fedresearch.report.final import final_table, marked, middle_table, outcome, pivot
 from fedresearch.report.guard import counted, fairness
 from fedresearch.report.load import Run
@@ -45,8 +46,6 @@ class Report:
         In their order.
     figures : dict
         Name of the file to the figure.
-    pictures : dict
-        Name to a picture that a run has drawn itself.
     study : Study
         The cells.
     selected : Selection
@@ -60,7 +59,6 @@ class Report:
     notes: Sequence[str]
     tables: Sequence[Table]
     figures: Mapping[str, Figure]
-    pictures: Mapping[str, bytes]
     study: Study
     selected: Selection
     metric: str
@@ -124,7 +122,7 @@ def report(
         *(target_table(found, metric, target, x, compared, fair.marks) for target in targets),
     ]
     if rows and cols:
-        tables += _pivots(found, selected, metric, targets, rows, cols, fair.marks)
+        tables += _pivots(found, selected, metric, targets, rows, cols, tuned, fair.marks)
     told = [*(f"Warning: {text}" for text in fair.warnings), *fair.legend]
     tables = [table and Table(**{**vars(table), "notes": [*table.notes, *told]}) for table in tables]
     numbers = (sum(len(cell.runs) for cell in found.cells), len(found.cells))
@@ -134,8 +132,7 @@ def report(
         warnings=fair.warnings,
         notes=[*fair.notes, *fair.legend],
         tables=[table for table in tables if table],
-        figures=dict(_figures(found, selected, metric, targets, x, rows, cols)),
-        pictures=dict(_pictures(found)),
+        figures=dict(_figures(found, selected, metric, targets, x, rows, cols, tuned)),
         study=found,
         selected=selected,
         metric=metric,
@@ -149,14 +146,17 @@ def _pivots(
     targets: Sequence[float],
     rows: str,
     cols: str,
+    tuned: Sequence[str],
     marks: Mapping[str, str],
 ) -> Iterator[Table]:
+    others = found.others((rows, cols), tuned)
+
     def final(cell: Cell) -> Entry:
         of = outcome(cell, selected)
         return Entry(marked(measured(of.mean, of.half_width), cell, marks), number(of.mean))
 
     caption = f"{selected.caption}: mean ± half the 95 % t-interval over seeds."
-    yield pivot(found, rows, cols, final, "final_grid", f"Final performance by {rows} and {cols}", caption)
+    yield pivot(found, rows, cols, others, final, "final_grid", f"Final performance by {rows} and {cols}", caption)
     for target in targets:
 
         def rounds(cell: Cell, target: float = target) -> Entry:
@@ -164,7 +164,7 @@ def _pivots(
             return Entry(marked(told_duration(taken, AXES["rounds"]), cell, marks), number(taken.median))
 
         caption = f"Rounds until {metric} first reaches {target:g}, median over seeds (range)."
-        yield pivot(found, rows, cols, rounds, f"target_{target:g}_grid", f"Rounds to {target:g}", caption)
+        yield pivot(found, rows, cols, others, rounds, f"target_{target:g}_grid", f"Rounds to {target:g}", caption)
 
 
 def _figures(
@@ -175,6 +175,7 @@ def _figures(
     x: str,
     rows: str | None,
     cols: str | None,
+    tuned: Sequence[str],
 ) -> Iterator[tuple[str, Figure]]:
     target = targets[-1] if targets else None
     begun = [cell for cell in found.cells if drawn(cell)]
@@ -182,26 +183,30 @@ def _figures(
         curves = [mean_curve(cell, axis_name, metric) for cell in begun]
         if curves:
             yield f"curves_{axis_name}", figures.learning_curves(curves, AXIS_LABELS[axis_name], metric, target)
-    for key in numeric_keys(found):
-        lines = sensitivity_lines(found, key, selected)
+    for key in (key for key in numeric_keys(found) if key not in tuned):
+        lines = sensitivity_lines(found, key, selected, tuned)
         if any(np.isfinite(line.mean).any() for line in lines):
             yield f"sensitivity_{found.short(key)}", figures.sensitivity(lines, key, metric)
-    if rows and cols:
-        yield from _heat_maps(found, selected, metric, rows, cols)
-    elif len(found.keys) == 2:
-        yield from _heat_maps(found, selected, metric, *found.keys)
+    grid = [rows, cols] if rows and cols else [key for key in found.keys if key not in tuned]
+    if len(grid) == 2:
+        down, across = grid
+        yield from _heat_maps(found, selected, metric, down, across, tuned)
     for prefix, whose in (("clients", "the global model on clients"), ("personal", "clients' own models")):
         spreads = [spread for cell in begun if (spread := client_spread(cell, prefix))]
         if spreads:
             yield f"{prefix}_accuracy", figures.client_spread(spreads, f"accuracy of {whose}")
+    yield from _partitions(found)
 
 
-def _heat_maps(found: Study, selected: Selection, metric: str, rows: str, cols: str) -> Iterator[tuple[str, Figure]]:
+def _heat_maps(
+    found: Study, selected: Selection, metric: str, rows: str, cols: str, tuned: Sequence[str]
+) -> Iterator[tuple[str, Figure]]:
     """Yield a heat map for each combination of the other keys, the first few."""
+    apart = found.others((rows, cols), tuned)
     grids: dict[str, dict[tuple[str, str], float]] = {}
     for cell in found.cells:
         if rows in cell.keys and cols in cell.keys:
-            others = {key: value for key, value in cell.keys.items() if key not in (rows, cols)}
+            others = {key: value for key, value in cell.keys.items() if key in apart}
             label = ", ".join(f"{found.short(key)}={shown(value)}" for key, value in others.items())
             at = (shown(cell.keys[rows]), shown(cell.keys[cols]))
             grids.setdefault(label, {})[at] = outcome(cell, selected).mean
@@ -214,12 +219,13 @@ def _heat_maps(found: Study, selected: Selection, metric: str, rows: str, cols: 
             yield f"heat_map{f'_{count}' if len(grids) > 1 else ''}", figure
 
 
-def _pictures(found: Study) -> Iterator[tuple[str, bytes]]:
-    """Yield the partition plots of the first few cells that differ in their partition."""
-    seen: dict[str, None] = {}
+def _partitions(found: Study) -> Iterator[tuple[str, Figure]]:
+    """Yield the partitions of the first few cells that differ in theirs, each as of the cell's first seed."""
+    drawn_ones: set[Any] = set()
     for cell in found.cells:
-        run = next(iter(cell.runs.values()))
-        path, digest = run.directory / "partition.png", str(run.record.get("partition_sha256"))
-        if path.is_file() and digest not in seen and len(seen) < _MAX_PICTURES:
-            seen[digest] = None
-            yield f"partition_{len(seen)}", path.read_bytes()
+        replicate, run = next(iter(cell.runs.items()))
+        digest = run.record.get("partition_sha256")
+        counts = class_counts(run) if digest not in drawn_ones and len(drawn_ones) < _MAX_PICTURES else None
+        if counts is not None:
+            drawn_ones.add(digest)
+            yield f"partition_{len(drawn_ones)}", figures.partition(counts, f"{cell.label}, seed {replicate}")

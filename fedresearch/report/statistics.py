@@ -239,8 +239,9 @@ def told_duration(duration: Duration, shown: Callable[[float], str]) -> str:
         text = f">{shown(duration.censored_at)}"
     else:
         text = shown(duration.median)
-        if duration.reached > 1:
-            text += f" ({shown(duration.low)}–{shown(duration.high)})"
+        low, high = shown(duration.low), shown(duration.high)
+        if low != high:
+            text += f" ({low}–{high})"
     return text if duration.reached == duration.total else f"{text}, {duration.reached}/{duration.total} seeds"
 
 

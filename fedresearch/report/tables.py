@@ -125,6 +125,12 @@ def measured(mean: float, half_width: float) -> str:
     return f"{mean:.{decimals}f} ± {half_width:.{decimals}f}"
 
 
+def between(value: float, low: float, high: float) -> str:
+    """Return a value with the ends of its interval, all to the second digit of the interval's half width."""
+    decimals = max(0, 1 - _exponent((high - low) / 2)) if high > low else 4
+    return f"{value:.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]"
+
+
 def _exponent(value: float) -> int:
     return int(f"{value:.1e}".partition("e")[2])
 
