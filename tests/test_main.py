@@ -129,6 +129,23 @@ def test_a_used_directory_is_refused_and_left_as_it_is(finished, tmp_path):
     assert {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.parametrize("words", [["hydra.run.dir="], ["-m", "seed=0,1", "hydra.sweep.dir="]], ids=" ".join)
+def test_an_empty_directory_is_refused_and_nothing_is_written(tmp_path, words):
+    done = command(tmp_path, *SHORT, *words)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {words[-1].rstrip('=')} is empty; leave it out for")
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_run_goes_on_in_its_own_directory_alone(finished, tmp_path):
+    directory, _ = finished
+    done = command(tmp_path, f"resume={directory}", "hydra.run.dir=other")
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: resume goes on in the run's own directory, and takes no hydra.run.dir; leave that out\n"
+    )
+
+
 def test_of_two_starting_at_once_in_one_directory_one_runs(tmp_path):
     arguments = [sys.executable, "-m", "fedresearch.main", *SHORT, "hydra.run.dir=both"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -149,6 +149,7 @@ def test_what_is_wrong_comes_first(report):
 
 def test_only_arms_that_are_on_are_drawn(report):
     labels = [arm["label"] for arm in ARMS]
+    report.reload()
     assert list(curves(report)) == labels[:12]
     assert curves(report)["lr=2"] == [(1, 2), (3, 2.2), (4, 2.3)]
     report.get_by_label("lr=14").check()

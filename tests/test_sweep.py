@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from fedresearch.errors import InputError
+from fedresearch.sweep.job import tell_failure
+
 ROOT = Path(__file__).parents[1]
 SMALL = ["dataset=digits", "model=logistic", "federation.num_rounds=2", "federation.num_supernodes=4"]
 SMALL += ["local.epochs=1", "tracker=none"]
@@ -278,6 +281,13 @@ def test_a_directory_of_another_job_is_refused(tmp_path):
     assert done.returncode == 1
     assert "s/0 holds the run of another config; try another hydra.sweep.subdir" in done.stderr
     assert "would run" not in done.stdout
+
+
+def test_a_failure_that_cannot_be_kept_is_told_all_the_same(tmp_path, capsys):
+    tell_failure(tmp_path / "gone", InputError("no such model"))
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "error: no such model"
+    assert "refused.txt cannot be written: No such file or directory" in second
 
 
 @pytest.mark.parametrize("arguments", [["status", "nowhere"], ["status"], []])
