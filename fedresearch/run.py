@@ -132,7 +132,6 @@ def _run(
     def finish(arrays: ArrayRecord) -> None:
         checkpoints.write(arrays)
         save_model(directory / MODEL, experiment.state_dict(arrays))
-        last.update(experiment.evaluate(arrays))  # the last round need not be one to evaluate in
 
     server_app = experiment.server_app(log_row, run.log_failure, finish, (rows[-1], arrays) if rows else None)
     try:
@@ -181,7 +180,7 @@ def _record(experiment: Experiment) -> dict[str, Any]:
     return {
         "name": experiment.name,
         "digest": digest(config),
-        "cell": digest(config, without=("seed",)),
+        "cell": digest(config, seeds=False),
         "config": {**asdict(config), "resume": None},
         "choices": dict(experiment.choices),
         "partition_sha256": data.partition_sha256(),

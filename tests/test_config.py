@@ -268,4 +268,9 @@ def test_digest_counts_what_determines_the_numbers(compose):
     other = [compose(o)[0] for o in ("seed=1", "optimizer.lr=0.2", "model=logistic", "federation.num_rounds=3")]
     assert {digest(config) for config in same} == {digest(base)}
     assert len({digest(config) for config in [base, *other]}) == 5
-    assert digest(other[0], without=("seed",)) == digest(base, without=("seed",))
+    assert digest(other[0], seeds=False) == digest(base, seeds=False)
+    here, there = (compose("dataset=mnist", f"dataset.root={root}")[0] for root in ("here", "there"))
+    assert digest(here) == digest(there)
+    cube = [compose("dataset=fcube", f"seed={seed}", "dataset.seed=${seed}")[0] for seed in (1, 2)]
+    assert digest(cube[0]) != digest(cube[1])
+    assert digest(cube[0], seeds=False) == digest(cube[1], seeds=False)

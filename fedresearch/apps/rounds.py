@@ -69,7 +69,7 @@ class RoundLoop:
         The partition ids that train in a round, and that evaluate the new global model. A client that is there twice
         trains once and counts twice in the average.
     evaluate_every : int
-        Evaluate in the rounds divisible by this.
+        Evaluate in the rounds divisible by this, and in the last one.
     parameters : set of str
         The arrays that are no buffers: whose movement is measured.
     client_config : callable
@@ -170,7 +170,7 @@ class RoundLoop:
         if self.nonfinite == "stop" and not np.isfinite(row["update/norm"]):
             raise Diverged(f"the global model is not finite after round {server_round}")
 
-        if server_round % self.evaluate_every == 0:
+        if server_round % self.evaluate_every == 0 or server_round == self.num_rounds:
             row |= self.evaluate(arrays)
             cohort = CohortGrid(grid, sorted(self.evaluate_cohort(server_round)))
             if cohort.partition_ids:

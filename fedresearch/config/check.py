@@ -143,11 +143,6 @@ def _check_target(config: Config, choices: Mapping[str, str | None]) -> Iterator
     target = f"federation.target_accuracy={federation.target_accuracy}"
     if config.dataset["declares"]["num_classes"] == 1:
         yield f"{target} needs classes, and dataset={choices['dataset']} has none; try federation.target_accuracy=null"
-    if federation.evaluate_every > federation.num_rounds:
-        yield (
-            f"{target} is looked at when the model is evaluated, which federation.evaluate_every="
-            f"{federation.evaluate_every} never does in {federation.num_rounds} rounds; try federation.evaluate_every=1"
-        )
 
 
 def _check_superlink(config: Config) -> Iterator[str]:

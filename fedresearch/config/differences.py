@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from fedresearch.config.compose import quoted
-from fedresearch.config.schema import NOT_NUMERICAL, counted_hardware
+from fedresearch.config.schema import counted_hardware, counts
 from fedresearch.nested import ABSENT, differing
 
 
@@ -46,7 +46,6 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[ConfigDiffer
         counted.add("num_gpus")  # which puts the clients on a GPU too
 
     def numerical(key: str) -> bool:
-        section, _, rest = key.partition(".")
-        return section not in NOT_NUMERICAL or (section == "hardware" and rest in counted)
+        return counts(key) or key.removeprefix("hardware.") in counted
 
     return [ConfigDifference(key, x, y, numerical(key)) for key, x, y in differing(a, b)]

@@ -11,7 +11,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, Node, OmegaConf, open_dict
 
-from fedresearch.config.schema import NOT_NUMERICAL, Config, counted_hardware, digest, parse
+from fedresearch.config.schema import Config, counted_hardware, counts, digest, parse
 from fedresearch.errors import InputError
 from fedresearch.usage import CONF
 
@@ -100,7 +100,7 @@ def tuned(table: Any, *, _root_: DictConfig, _node_: Node) -> Any:
 
 def _counts(word: str, numbers: dict[str, Any]) -> bool:
     key, _, value = word.lstrip("+~").partition("=")
-    section = key.partition(".")[0].partition("@")[0]
-    if section == "hardware":
+    key = key.partition("@")[0]
+    if key.partition(".")[0] == "hardware":
         return bool(numbers) or bool({",", "("} & set(value))  # swept, it may come to another
-    return section not in NOT_NUMERICAL
+    return counts(key)

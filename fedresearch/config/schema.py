@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from fedresearch.errors import InputError
+from fedresearch.nested import leaves
 
 
 @dataclass
@@ -92,7 +93,12 @@ GROUPS = (
 )
 
 # What the numbers of a run do not depend on, but for `counted_hardware`.
-NOT_NUMERICAL = ("name", "cache_dir", "resume", "checkpoint", "hardware", "tracker")
+_NOT_NUMERICAL = ("name", "cache_dir", "resume", "checkpoint", "hardware", "tracker")
+
+
+def counts(key: str) -> bool:
+    """Return whether a run's numbers may depend on a dotted key of its config, but for `counted_hardware`."""
+    return key.partition(".")[0] not in _NOT_NUMERICAL and key != "dataset.root"  # where the same data lie
 
 
 def parse(config: DictConfig) -> Config:
@@ -131,19 +137,25 @@ def runs_elsewhere(config: Config) -> bool:
     return "root_certificates" in config.hardware
 
 
-def digest(config: Config, *, without: tuple[str, ...] = ()) -> str:
+def digest(config: Config, *, seeds: bool = True) -> str:
     """Return 12 hexadecimal digits that are equal for two configs exactly when their numbers should be.
 
     Parameters
     ----------
     config : Config
-        The experiment. Its name, tracker and cache do not count, nor its hardware, but for what its sums depend on.
-    without : tuple of str
-        Further sections that do not count: ``("seed",)`` gives the digest of an ablation's cell.
+        The experiment. Its name, tracker, paths and cache do not count, nor its hardware, but for what its sums depend
+        on.
+    seeds : bool
+        Whether seeds count: without them it is the digest of an ablation's cell.
     """
-    plain = {k: v for k, v in asdict(config).items() if k not in NOT_NUMERICAL + without}
+    plain = {k: v for k, v in leaves(asdict(config)) if counts(k) and (seeds or not is_seed(k))}
     plain |= counted_hardware(config.hardware)
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def is_seed(key: str) -> bool:
+    """Return whether a dotted key is a seed: runs that differ in these alone are replicates."""
+    return key.rpartition(".")[2] == "seed"
 
 
 def counted_hardware(hardware: Any) -> dict[str, Any]:

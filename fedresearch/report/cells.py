@@ -4,14 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedresearch.config.schema import GROUPS, NOT_NUMERICAL, counted_hardware
+from fedresearch.config.schema import GROUPS, counted_hardware, counts, is_seed
 from fedresearch.nested import as_json, leaves
 from fedresearch.report.load import Run
 from fedresearch.runs.comparison import shown
 
 # Where a group's keys are in the config; the key of its option is the group's name, as on the command line.
 _PREFIXES = {"schedule": "optimizer.schedule."} | {
-    group: f"{group}." for group in GROUPS if group not in ("schedule", *NOT_NUMERICAL)
+    group: f"{group}." for group in GROUPS if group != "schedule" and counts(group)
 }
 
 
@@ -101,10 +101,10 @@ def study(runs: Sequence[Run]) -> Study:
 
 def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the numbers of a run depend on, flat: options by their group's name, and keys."""
-    config = {section: value for section, value in record["config"].items() if section not in NOT_NUMERICAL}
+    config = {key: value for key, value in leaves(record["config"]) if counts(key)}
     options = {group: option for group, option in record["choices"].items() if group in _PREFIXES}
     hardware = {f"hardware.{key}": value for key, value in counted_hardware(record["config"]["hardware"]).items()}
-    return {**options, **dict(leaves(config)), **hardware}
+    return {**options, **config, **hardware}
 
 
 def _varying(settings: Sequence[Mapping[str, Any]]) -> tuple[list[str], dict[str, str]]:
@@ -116,7 +116,7 @@ def _varying(settings: Sequence[Mapping[str, Any]]) -> tuple[list[str], dict[str
         of_option: dict[Any, set[str]] = {}
         for setting in settings:
             of_option.setdefault(setting.get(group), set()).add(as_json(setting.get(key)))
-        if not _is_seed(key) and any(len(values) > 1 for values in of_option.values()):
+        if not is_seed(key) and any(len(values) > 1 for values in of_option.values()):
             first = keys.setdefault(as_json([setting.get(key) for setting in settings]), key)
             if first != key:
                 equal[key] = first
@@ -125,17 +125,13 @@ def _varying(settings: Sequence[Mapping[str, Any]]) -> tuple[list[str], dict[str
 
 def _varying_seeds(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the seeds that vary, but for those that are always the run's own."""
-    seeds = {key: None for setting in settings for key in setting if _is_seed(key)}
+    seeds = {key: None for setting in settings for key in setting if is_seed(key)}
     return [
         key
         for key in seeds
         if len({as_json(setting.get(key)) for setting in settings}) > 1
         and (key == "seed" or any(setting.get(key) != setting["seed"] for setting in settings))
     ] or ["seed"]
-
-
-def _is_seed(key: str) -> bool:
-    return key.rpartition(".")[2] == "seed"
 
 
 def _replicate(seeds: Mapping[str, Any]) -> str:

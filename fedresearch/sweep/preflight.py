@@ -48,7 +48,7 @@ def estimate(jobs: Sequence[Job], directory: Path) -> bool:
     Jobs that differ only in their seeds share an estimate.
     """
     states = [state_of(directory / job.directory) for job in jobs]
-    cells = [digest(job.config, without=("seed",)) for job in jobs]
+    cells = [digest(job.config, seeds=False) for job in jobs]
     estimates = _of_past_runs(jobs, states, cells, directory)
     failed = False
     for job, state, cell in zip(jobs, states, cells, strict=True):
