@@ -9,7 +9,7 @@ from fedresearch.report.cells import study
 from fedresearch.report.final import final_table, middle_table, outcome, pivot
 from fedresearch.report.load import load
 from fedresearch.report.select import selection
-from fedresearch.report.tables import Entry
+from fedresearch.report.tables import Entry, measured
 from tests.records import make
 
 METRIC = "eval/accuracy"
@@ -104,7 +104,7 @@ def test_differences_are_of_pairs_and_their_p_values_of_the_whole_table(tmp_path
     assert texts[0] == ["baseline", "", ""]
     assert texts[1][0] == "+0.010 ± 0.026"
     assert "Differences to strategy=fedavg are of shared seeds" in table.caption
-    assert "after Holm for 2 comparisons" in table.caption
+    assert table.caption.endswith("Before Holm, no signed-rank test of 4 seeds has p below 0.125.")
 
 
 def test_only_shared_seeds_are_compared(tmp_path):
@@ -116,7 +116,7 @@ def test_only_shared_seeds_are_compared(tmp_path):
     assert differences == [["baseline", "", ""], ["-0.1 (n=1)", "–", "–"], ["no shared seed", "–", "–"]]
     assert [record["shared_seeds"] for record in table.records] == [None, 1, 0]
     assert table.records[1]["difference"] == pytest.approx(-0.1)
-    assert "after Holm for 0 comparisons" in table.caption
+    assert table.caption.endswith("each after Holm for all of the table's comparisons.")
 
 
 def test_a_cell_without_a_baseline_is_not_compared(tmp_path):
@@ -179,12 +179,12 @@ def test_settings_that_all_arms_have_are_pooled(tmp_path):
     assert [(record["arm"], record["n"], record["settings"]) for record in table.records] == [
         ("fedavg", 4, 2),
         ("fedprox", 4, 2),
-        ("scaffold", 6, 2),
+        ("scaffold", 4, 2),  # its other two seeds in one setting would weigh that more than the other
     ]
-    # A quarter from both ends of four scores is one, and of six it is one, too.
-    expected = [(0.2 + 0.5) / 2, (0.3 + 0.5) / 2, (0.4 + 0.5 + 0.6 + 0.7) / 4]
+    # A quarter from both ends of four scores is one.
+    expected = [(0.2 + 0.5) / 2, (0.3 + 0.5) / 2, (0.4 + 0.7) / 2]
     assert [record["value"] for record in table.records] == pytest.approx(expected)
-    assert "over the 2 settings of the other keys that all have" in table.caption
+    assert "over 2 settings of the other keys and the seeds that all have in them" in table.caption
 
 
 def test_an_options_own_keys_tell_arms_apart_and_are_no_setting(tmp_path):
@@ -257,6 +257,20 @@ def test_a_tuned_key_needs_no_column_where_the_others_tell_cells_apart(tmp_path)
     assert grid(tmp_path, "strategy", "partitioner.alpha", ["optimizer.lr"]).columns[0] == "lr"
 
 
+def test_a_small_interval_is_no_zero():
+    assert measured(1.0, 5e-4) == "1.00000 ± 0.00050"
+    assert measured(1.0, 5e-13) == "1 ± 0"
+
+
+def test_keys_may_be_named_by_their_last_part(tmp_path):
+    for alpha, score in ((0.1, 0.5), (1.0, 0.7)):
+        arm(tmp_path, "fedavg", [score, score + 0.1], alpha)
+    found = study(load([tmp_path]))
+    assert found.named("alpha") == "partitioner.alpha"
+    assert baseline(found, "alpha=0.1", []).text == "partitioner.alpha=0.1"
+    assert [found.named(key) for key in ("partitioner.alpha", "nonsense")] == ["partitioner.alpha", "nonsense"]
+
+
 def test_values_of_any_kind_are_keys(tmp_path):
     for number, hidden in enumerate([None, [1, 2], [{"a": 1}], True, "x|y", 3]):
         make(tmp_path / str(number), rows=[{METRIC: 0.5}], model={"hidden": hidden})
@@ -271,4 +285,5 @@ def test_many_arms_are_a_table_too(tmp_path):
             make(tmp_path / f"{number}_{seed}", seed=seed, rows=rows, optimizer={"lr": number, "schedule": {}})
     table = final(tmp_path, "optimizer.lr=0")
     assert len(table.rows) == 40
-    assert "after Holm for 39 comparisons" in table.caption
+    adjusted = sorted((record["p_t"], record["p_t_holm"]) for record in table.records[1:])
+    assert adjusted[0][1] == pytest.approx(min(1, 39 * adjusted[0][0]))

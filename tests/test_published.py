@@ -141,6 +141,24 @@ def test_without_a_finished_run_nothing_is_within(tmp_path):
     assert [row[4:] for row in table(tmp_path).texts] == [["–", "–", "0.993–1", "–"]]
 
 
+def test_runs_with_other_settings_than_the_presets_are_not_judged(tmp_path):
+    words = [f"experiment={TABLE1}", "federation.fraction_train=0.1", "seed=1", "tracker=none", "dataset.root=x"]
+    arm(tmp_path, 0.1, 40, record={"overrides": words})
+    judged = table(tmp_path)
+    assert (judged.texts[0][-1], judged.notes) == ("yes", [])
+    arm(tmp_path, 0.1, 40, seed=1, record={"overrides": [*words, "federation.num_rounds=3", "+local.steps=1"]})
+    other = table(tmp_path)
+    assert other.texts[0][-1] == "–"
+    assert other.notes == ["Not judged, since runs are not the preset's: +local.steps=1, federation.num_rounds=3."]
+
+
+def test_a_speed_up_over_one_of_several_is_none(tmp_path):
+    for lr in (0.1, 0.2):
+        arm(tmp_path, 0.01, 40, optimizer={"lr": lr, "schedule": {"_target_": "constant"}})
+    arm(tmp_path, 0.1, 10)
+    assert ours(tmp_path)["iid", "0.1", "speed-up over federation.fraction_train=0.01 to 0.97"][1] == "–"
+
+
 @pytest.mark.parametrize(
     "others",
     [

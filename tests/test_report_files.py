@@ -116,6 +116,10 @@ def few(tmp_path):
     ("arguments", "told"),
     [
         (["--metric", "eval/f1"], "no run has eval/f1; they have clients/eval_acc, comm/bytes_down_total, "),
+        (["--targets", "0.4,95"], "no eval/accuracy can be 95.0, the largest is 1; try --targets 0.9"),
+        (["--rows", "strategy", "--cols", "strategy"], "--rows and --cols are both strategy; name two keys"),
+        (["--rows", "", "--cols", "strategy"], "--rows and --cols go together; "),
+        (["--baseline", "=x"], "--baseline takes KEY=VALUE, got =x; try --baseline strategy=fedavg"),
         (["--targets", "0.5,x"], "--targets takes numbers, got x; try --targets 0.9,0.97"),
         (["--rows", "strategy"], "--rows and --cols go together; try --rows strategy --cols partitioner.alpha"),
         (["--rows", "strategy", "--cols", "seed"], "seed does not vary among these runs; what varies is strategy"),

@@ -111,16 +111,32 @@ def test_the_order_of_seeds_does_not_matter_and_sides_are_alike(pairs):
     again = paired(*zip(*sorted(pairs), strict=True))
     swapped = paired(*reversed(list(zip(*pairs, strict=True))))
     for name in ("mean", "half_width", "t_p", "wilcoxon_p"):
-        assert getattr(again, name) == pytest.approx(getattr(first, name), abs=1e-12)
+        assert getattr(again, name) == pytest.approx(getattr(first, name), abs=1e-12, nan_ok=True)
     assert (swapped.mean, swapped.half_width) == (-first.mean, first.half_width)
-    assert (swapped.t_p, swapped.wilcoxon_p) == (first.t_p, first.wilcoxon_p)
+    assert (swapped.t_p, swapped.wilcoxon_p) == pytest.approx((first.t_p, first.wilcoxon_p), rel=1e-15, nan_ok=True)
+
+
+def test_a_pair_of_huge_values_does_not_make_the_others_ties():
+    values, baseline = [1.5, 1.25, 1.0, 1.125, 1.75, 1e14], [2.25, 2.5, 2.0, 2.0, 2.875, 2.5]
+    expected = stats.wilcoxon(values, baseline, method="exact").pvalue
+    assert paired(values, baseline).wilcoxon_p == pytest.approx(expected)
+    small = [(value / 1e3, other / 1e3) for value, other in zip(values, baseline, strict=True)]
+    assert paired(*zip(*[*small, (1e9, 1e9)], strict=True)).wilcoxon_p == pytest.approx(expected)
+
+
+def test_ties_are_told_by_the_pairs_that_differ_not_by_the_baseline_alone():
+    assert paired([0.0, 3e9], [1e-5, 3e9 + 1e-5]).wilcoxon_p == 1.0
+    assert paired([0.8, 0.9, 0.5], [0.7, 0.8, 0.7]).wilcoxon_p == permuted_p([1, 1, -2])
 
 
 def test_seeds_without_spread_and_too_few():
     same = paired([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
     assert (same.mean, same.half_width, same.t_p, same.wilcoxon_p) == (0, 0, 1, 1)
     constant = paired([2.0, 3.0, 4.0], [1.0, 2.0, 3.0])
-    assert (constant.mean, constant.half_width, constant.t_p, constant.wilcoxon_p) == (1, 0, 0, 2 / 8)
+    assert (constant.mean, constant.half_width, constant.wilcoxon_p) == (1, 0, 2 / 8)
+    assert np.isnan(constant.t_p)  # no number of equal differences says how they spread
+    rounded = paired([0.1 + 0.2] * 2, [0.3] * 2)
+    assert (rounded.mean, rounded.t_p, rounded.wilcoxon_p) == (0, 1, 1)
     one = paired([3.0], [1.0])
     assert (one.n, one.mean) == (1, 2)
     assert np.isnan([one.half_width, one.t_p, one.wilcoxon_p]).all()

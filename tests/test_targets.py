@@ -78,14 +78,27 @@ def test_runs_without_a_round_count_only_if_they_diverged(tmp_path):
     arm(tmp_path, "fedprox", [[], []], statuses=["failed", "interrupted"])
     arm(tmp_path, "scaffold", [[0.1, 0.5], [], []], statuses=["finished", "failed", "failed"])
     texts = table(tmp_path).texts
-    assert [row[1] for row in texts] == [">2, 1/3 seeds", "–", "2"]
+    assert [row[1] for row in texts] == [">40, 1/3 seeds", "–", "2"]
     assert texts[1] == ["fedprox", "–", "–", "–", "–"]
+
+
+def test_targets_that_are_nearly_equal_have_names_of_their_own(tmp_path):
+    arm(tmp_path, "fedavg", [[0.1, 0.5]])
+    assert [table(tmp_path, target=target).id for target in (0.4, 0.40000001)] == ["target_0.4", "target_0.40000001"]
+
+
+def test_a_diverged_run_without_a_round_is_not_there_after_all_that_it_was_to_go(tmp_path):
+    arm(tmp_path, "fedavg", [[]], statuses=["diverged"])
+    assert table(tmp_path).texts == [["all runs", ">40, 0/1 seeds", "–", "–", "–"]]
+    arm(tmp_path, "scaffold", [[0.5], [0.1] * 3, [], []], statuses=["finished", "interrupted", "diverged", "diverged"])
+    assert table(tmp_path).texts[1] == ["scaffold", ">22, 1/4 seeds", ">6.0 kB", ">9", ">1.5 s"]
 
 
 def test_losses_fall(tmp_path):
     arm(tmp_path, "fedavg", [[3.0, 2.0, 1.0]], metric="eval/loss")
     made = table(tmp_path, target=1.5, metric="eval/loss")
     assert made.texts[0][1] == "2.5"
+    assert "until eval/loss first falls to 1.5" in made.caption
     assert (made.id, made.title) == ("target_1.5", "To eval/loss 1.5")
 
 
@@ -108,7 +121,7 @@ def test_speed_ups_are_over_the_baseline(tmp_path):
         ["scaffold", ">40, 0/1 seeds", "<0.8×"],
     ]
     assert [record["speed_up"] for record in made.records] == [1.0, 2.5, 0.75]
-    assert made.caption.endswith("Speed-up in rounds over strategy=fedavg.")
+    assert made.caption.endswith("Speed-up in rounds: the ratio of the medians to those of strategy=fedavg.")
 
 
 def test_speed_ups_are_along_the_axis_that_is_asked_for(tmp_path):

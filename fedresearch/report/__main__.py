@@ -62,9 +62,9 @@ def main() -> None:
 
 
 def _report(arguments: Namespace) -> None:
-    if (arguments.rows is None) != (arguments.cols is None):
+    if bool(arguments.rows) != bool(arguments.cols):
         raise InputError("--rows and --cols go together; try --rows strategy --cols partitioner.alpha")
-    targets = [_number(word) for word in _words(arguments.targets)]
+    targets = [*dict.fromkeys(_number(word) for word in _words(arguments.targets))]
     # Only now: matplotlib, pandas and SciPy take seconds to import.
     from fedresearch.report.files import write
     from fedresearch.report.load import load

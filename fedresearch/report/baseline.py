@@ -51,7 +51,11 @@ def baseline(study: Study, text: str, tuned: Sequence[str]) -> Baseline:
     InputError
         If a key does not vary among the cells, or no cell has the value.
     """
-    key, _, value = text.partition("=")
+    named, _, value = text.partition("=")
+    if not named:
+        raise InputError(f"--baseline takes KEY=VALUE, got {text}; try --baseline strategy=fedavg")
+    key = study.named(named)
+    text = f"{key}={value}"
     refuse_constant(study, key)
     for name in tuned:  # all cells may have chosen the same
         if not any(_is_set(run.record, name) for cell in study.cells for run in cell.runs.values()):

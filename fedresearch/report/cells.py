@@ -63,6 +63,10 @@ class Study:
         last = key.rpartition(".")[2]
         return last if [other.rpartition(".")[2] for other in self.keys].count(last) == 1 else key
 
+    def named(self, key: str) -> str:
+        """Return the full name of a key that may be given by its short one."""
+        return next((full for full in self.keys if self.short(full) == key), key)
+
     def others(self, keys: Sequence[str], tuned: Sequence[str]) -> list[str]:
         """Return the keys beside some that tell cells apart; without the tuned ones, if it goes without those."""
         others = [key for key in self.keys if key not in keys]

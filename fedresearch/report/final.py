@@ -91,8 +91,9 @@ def final_table(study: Study, selected: Selection, metric: str, compared: Baseli
             pair = pairs.get(cell.label)
             record |= {"difference": pair and number(pair.mean), "shared_seeds": pair and pair.n}
             record |= {"difference_half_width_95": pair and number(pair.half_width)}
-            record |= {"p_t_holm": number(t_p.get(cell.label, math.nan))}
-            record |= {"p_wilcoxon_holm": number(wilcoxon_p.get(cell.label, math.nan))}
+            for name, adjusted in (("t", t_p), ("wilcoxon", wilcoxon_p)):
+                record |= {f"p_{name}": pair and number(getattr(pair, f"{name}_p"))}
+                record |= {f"p_{name}_holm": number(adjusted.get(cell.label, math.nan))}
         rows.append(row)
         records.append(record)
     caption = f"{selected.caption}: mean ± half the 95 % t-interval over n seeds (none for one seed)."
@@ -101,8 +102,12 @@ def final_table(study: Study, selected: Selection, metric: str, compared: Baseli
     if compared.text:
         caption += (
             f" Differences to {compared.text} are of shared seeds, with their 95 % t-interval; p-values are of the "
-            f"paired t-test and of the exact signed-rank test, after Holm for {_number_known(t_p)} comparisons."
+            "paired t-test (none without spread) and of the exact signed-rank test, each after Holm for all of the "
+            "table's comparisons."
         )
+        most = max((pair.n for pair in pairs.values()), default=0)
+        if 1 < most < 6:
+            caption += f" Before Holm, no signed-rank test of {most} seeds has p below {2.0 ** (1 - most):g}."
     return Table("final", "Final performance", caption, columns, rows, records)
 
 
@@ -155,33 +160,31 @@ def _difference_entries(
     return [Entry(text, number(pair.mean)), *(Entry(rounded(p), number(p)) for p in p_values)]
 
 
-def _number_known(p_values: Mapping[str, float]) -> int:
-    return sum(not math.isnan(p) for p in p_values.values())
-
-
 def middle_table(
     study: Study, selected: Selection, metric: str, compared: Baseline, tuned: Sequence[str]
 ) -> Table | None:
     """Return the interquartile mean of each value of the baseline's key over all settings of the other keys.
 
-    Keys that were tuned are none of them. Only settings that all values have, with two seeds or more each. None where
-    there are not two of those, or for a loss, which has no scale that settings share.
+    Keys that were tuned are none of them. Only settings in which all values share two seeds or more, and only those
+    seeds, so that each setting weighs as much for one value as for another. None where there are not two such settings,
+    or for a loss, which has no scale that settings share.
     """
     key = compared.text.partition("=")[0]
     if not key or not larger_is_better(metric):
         return None
     cells = [cell for cell in study.cells if key in cell.keys]
-    settings: dict[str, dict[str, list[float]]] = {}
+    settings: dict[str, dict[str, Mapping[str, float]]] = {}
     for cell in cells:
         others = {
             name: value for name, value in cell.keys.items() if name not in (key, *tuned) and not of_option(name, key)
         }
-        values = [*outcome(cell, selected).values.values()]
-        if len(values) > 1:
-            setting = settings.setdefault(str(others), {})
-            setting.setdefault(_arm(study, cell, key), []).extend(values)
+        settings.setdefault(str(others), {})[_arm(study, cell, key)] = outcome(cell, selected).values
     arms = dict.fromkeys(_arm(study, cell, key) for cell in cells)
-    common = [setting for setting in settings.values() if setting.keys() == arms.keys()]
+    common = []
+    for setting in settings.values():
+        seeds = [seed for seed in next(iter(setting.values())) if all(seed in values for values in setting.values())]
+        if setting.keys() == arms.keys() and len(seeds) > 1:
+            common.append({arm: [values[seed] for seed in seeds] for arm, values in setting.items()})
     if len(common) < 2 or len(arms) < 2:
         return None
     rows, records = [], []
@@ -193,7 +196,8 @@ def middle_table(
         rows.append([Entry(arm, arm), Entry(text, middle.value), Entry(str(n), n)])
         records.append({"arm": arm, "metric": metric, "n": n, "settings": len(common)} | vars(middle))
     caption = (
-        f"Interquartile mean of {selected.caption}, over the {len(common)} settings of the other keys that all have, "
+        f"Interquartile mean of {selected.caption}, over {len(common)} settings of the other keys and the seeds that "
+        "all have in them, "
         "with the 95 % interval of a bootstrap stratified by setting (Agarwal et al. 2021)."
     )
     return Table("across", "Across settings", caption, [study.short(key), "IQM [95 %]", "n"], rows, records)

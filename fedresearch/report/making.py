@@ -22,6 +22,7 @@ from fedresearch.report.statistics import told_duration
 from fedresearch.report.tables import Entry, Table, measured, number
 from fedresearch.report.targets import AXES, target_table, to_target
 from fedresearch.runs.comparison import shown
+from fedresearch.runs.record import larger_is_better
 
 AXIS_LABELS = {
     "rounds": "rounds",
@@ -106,10 +107,18 @@ def report(
     if not any(metric in run.columns for run in runs):
         columns = sorted({name for run in runs for name in run.columns if "/" in name})
         raise InputError(f"no run has {metric}; they have {', '.join(columns) or 'no round yet'}")
+    most = max(np.nanmax(run.column(metric), initial=-np.inf) for run in runs)
+    for target in targets:
+        if larger_is_better(metric) and most <= 1 < target:
+            raise InputError(f"no {metric} can be {shown(target)}, the largest is 1; try --targets 0.9")
     selected = selection(select, metric)
     found = study(runs)
+    rows, cols = (key and found.named(key) for key in (rows, cols))
+    tuned = [found.named(key) for key in tuned]
     for key in filter(None, (rows, cols)):
         refuse_constant(found, key)
+    if rows and rows == cols:
+        raise InputError(f"--rows and --cols are both {rows}; name two keys")
     if rows and cols and not any({rows, cols} <= cell.keys.keys() for cell in found.cells):
         raise InputError(f"no run has both {rows} and {cols}")
     compared = baseline(found, against, tuned) if against else NO_BASELINE
@@ -163,8 +172,9 @@ def _pivots(
             taken = to_target(cell, metric, target, "rounds")
             return Entry(marked(told_duration(taken, AXES["rounds"]), cell, marks), number(taken.median))
 
-        caption = f"Rounds until {metric} first reaches {target:g}, median over seeds (range)."
-        yield pivot(found, rows, cols, others, rounds, f"target_{target:g}_grid", f"Rounds to {target:g}", caption)
+        told = shown(target)
+        caption = f"Rounds until {metric} first reaches {told}, median over seeds (range)."
+        yield pivot(found, rows, cols, others, rounds, f"target_{told}_grid", f"Rounds to {told}", caption)
 
 
 def _figures(

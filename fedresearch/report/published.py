@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
+from omegaconf import OmegaConf
+
+from fedresearch.config.schema import counts
 from fedresearch.report.cells import Cell, Study
 from fedresearch.report.final import marked, outcome
 from fedresearch.report.select import selection
@@ -13,6 +16,7 @@ from fedresearch.report.statistics import speed_up, told_duration
 from fedresearch.report.tables import Entry, Table, measured, number
 from fedresearch.report.targets import AXES, to_target
 from fedresearch.runs.comparison import shown
+from fedresearch.usage import CONF
 
 _MEASURE = "measure"
 
@@ -25,6 +29,7 @@ def published_table(study: Study, marks: Mapping[str, str]) -> Table | None:
     path = resources.files("fedresearch.report").joinpath("published", f"{name}.csv")
     if len(experiments) != 1 or any(chosen.get("tune") for chosen in choices) or not path.is_file():
         return None
+    others = _deviations(study, name)
     lines = [*csv.DictReader(path.read_text("utf-8").splitlines())]
     keys = [*lines[0]][: [*lines[0]].index(_MEASURE)]
     columns = [*(key.rpartition(".")[2] for key in keys), _MEASURE, "published", "ours", "ratio", "accepted", "within"]
@@ -33,7 +38,7 @@ def published_table(study: Study, marks: Mapping[str, str]) -> Table | None:
         for cell in study.cells:
             if all(_value(cell, key) == line[key] for key in keys):
                 ours, text = _ours(study, cell, line[_MEASURE], keys)
-                within = _within(line, ours, text)
+                within = _within(line, ours, text) if not others else "–"
                 told = marked(text, cell, marks)
                 keys_entries = (Entry(line[key], line[key]) for key in (*keys, _MEASURE))
                 rows.append([*keys_entries, *_entries(line, ours, told), Entry(within, within)])
@@ -43,9 +48,21 @@ def published_table(study: Study, marks: Mapping[str, str]) -> Table | None:
         return None
     sources = "; ".join(dict.fromkeys(line["source"] for line in lines))
     caption = (
-        f"Beside ours: {sources}. The accepted band is of ours; where there is none, the numbers are for comparison."
+        f"Beside ours: {sources}. The accepted band is of ours; where there is none, the numbers are for comparison. "
+        "± is the source's spread over its runs, and half our 95 % t-interval."
     )
-    return Table("published", "Published and ours", caption, columns, rows, records)
+    notes = [f"Not judged, since runs are not the preset's: {', '.join(others)}."] if others else []
+    return Table("published", "Published and ours", caption, columns, rows, records, notes)
+
+
+def _deviations(study: Study, name: str) -> list[str]:
+    """Return what was typed for some runs that changes their numbers and is none of what the preset sweeps."""
+    swept = OmegaConf.load(CONF / "experiment" / f"{name}.yaml").hydra.sweeper.params
+    typed = (word for cell in study.cells for run in cell.runs.values() for word in run.record.get("overrides", ()))
+    keys = {word: word.lstrip("+~").partition("=")[0] for word in typed}
+    return sorted(
+        word for word, key in keys.items() if key not in swept and key not in ("experiment", "seed") and counts(key)
+    )
 
 
 def _value(cell: Cell, key: str) -> str:

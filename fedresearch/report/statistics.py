@@ -10,6 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 _RESAMPLES = 2_000
+# What rounding can make of equal numbers, relative to those that were subtracted.
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Paired:
     half_width : float
         Of its 95 % interval, as of `t_half_width`.
     t_p, wilcoxon_p : float
-        Two-sided p-values, of the paired t-test and of the exact signed-rank test. NaN for fewer than two seeds.
+        Two-sided p-values, of the paired t-test and of the exact signed-rank test. NaN for fewer than two seeds; the
+        first also where all differences are equal and not zero, whose spread is not known then.
     """
 
     n: int
@@ -98,26 +101,34 @@ def paired(values: Sequence[float], baseline: Sequence[float]) -> Paired:
         Finite numbers, one a seed, in the same order of seeds.
     """
     n = len(values)
-    differences = np.array([value - other for value, other in zip(values, baseline, strict=True)])
+    pairs = np.array([*zip(values, baseline, strict=True)], dtype=float).reshape(n, 2)
+    rounding = _ROUNDING * np.abs(pairs).max(axis=1)
+    differences = pairs[:, 0] - pairs[:, 1]
+    differences[np.abs(differences) <= rounding] = 0.0
     mean = float(differences.mean()) if n else math.nan
     if n < 2:
         return Paired(n, mean, math.nan, math.nan, math.nan)
     error = differences.std(ddof=1) / math.sqrt(n)
-    t_p = float(2 * stats.t.sf(abs(mean) / error, n - 1)) if error else float(mean == 0)
-    wilcoxon_p = _signed_rank_p(differences, scale=max(map(abs, (*values, *baseline))))
-    return Paired(n, mean, t_half_width(differences.tolist()), t_p, wilcoxon_p)
+    if np.ptp(differences) > rounding.max():
+        t_p = float(2 * stats.t.sf(abs(mean) / error, n - 1))
+    else:
+        t_p = math.nan if differences.any() else 1.0
+    return Paired(n, mean, t_half_width(differences.tolist()), t_p, _signed_rank_p(differences, rounding))
 
 
-def _signed_rank_p(differences: NDArray[np.float64], scale: float) -> float:
+def _signed_rank_p(differences: NDArray[np.float64], rounding: NDArray[np.float64]) -> float:
     """Return the exact two-sided p-value of Wilcoxon's signed-rank test, also with ties and zeros.
 
     Zeros are left out before ranking (Wilcoxon 1945), which is the default of SciPy and R, so that a reader who
     computes the test again finds the same. With ties the ranks are averages, and p is of all signs on those.
     """
+    order = np.argsort(np.abs(differences))
+    order = order[differences[order] != 0]
+    sizes = np.abs(differences[order])
     # Differences of 0.8 - 0.7 and 0.9 - 0.8 are a tie, though not in floating point.
-    sizes = np.round(np.abs(differences) / (scale or 1), 12)
-    doubled = np.rint(2 * stats.rankdata(sizes[sizes > 0])).astype(int)
-    above = doubled[differences[sizes > 0] > 0].sum()
+    apart = np.diff(sizes) > np.maximum(rounding[order][1:], rounding[order][:-1])
+    doubled = np.rint(2 * stats.rankdata(np.cumsum(np.append(0, apart)[: len(sizes)]))).astype(int)
+    above = doubled[differences[order] > 0].sum()
     distribution = np.ones(1)  # of the sum of the doubled ranks with a positive sign: a probability for 0, 1, ...
     for rank in doubled:
         distribution = (np.pad(distribution, (0, rank)) + np.pad(distribution, (rank, 0))) / 2
@@ -236,7 +247,7 @@ def told_duration(duration: Duration, shown: Callable[[float], str]) -> str:
     if not duration.total:
         return "–"
     if math.isnan(duration.median):
-        text = f">{shown(duration.censored_at)}"
+        text = f">{shown(duration.censored_at)}" if math.isfinite(duration.censored_at) else "–"
     else:
         text = shown(duration.median)
         low, high = shown(duration.low), shown(duration.high)

@@ -12,6 +12,7 @@ from fedresearch.report.load import Run
 from fedresearch.report.select import axis
 from fedresearch.report.statistics import Duration, crossing, median_duration, speed_up, told_duration
 from fedresearch.report.tables import Entry, Table, number
+from fedresearch.runs.comparison import shown
 from fedresearch.runs.record import larger_is_better
 from fedresearch.tracking.console import duration as told_seconds
 
@@ -29,7 +30,7 @@ def to_target(cell: Cell, metric: str, target: float, axis_name: str) -> Duratio
 
     A run that is not there counts as one that takes longer than it has gone, or, if it diverged, than it was to go.
     A run without any round does not count, since nothing is known of it; if it diverged, it counts as one that takes
-    longer than the last of the others.
+    longer than its rounds or, along another axis, than the last of the others.
     """
     times, censored = [], []
     for run in cell.runs.values():
@@ -39,14 +40,19 @@ def to_target(cell: Cell, metric: str, target: float, axis_name: str) -> Duratio
             never = math.isnan(time)
             times.append(float(x[-1]) * _share_to_go(run) if never else time)
             censored.append(never)
-    at_once = sum(run.state == "diverged" and not run.num_rounds for run in cell.runs.values())
-    times += [max(times, default=0.0)] * at_once
-    censored += [True] * at_once
+    at_once = [run for run in cell.runs.values() if run.state == "diverged" and not run.num_rounds]
+    longest = max(times, default=math.nan)
+    times += [_num_rounds(run) if axis_name == "rounds" else longest for run in at_once]
+    censored += [True] * len(at_once)
     return median_duration(times, censored)
 
 
 def _share_to_go(run: Run) -> float:
-    return run.record["config"]["federation"]["num_rounds"] / run.num_rounds if run.state == "diverged" else 1.0
+    return _num_rounds(run) / run.num_rounds if run.state == "diverged" else 1.0
+
+
+def _num_rounds(run: Run) -> float:
+    return float(run.record["config"]["federation"]["num_rounds"])
 
 
 def target_table(
@@ -60,7 +66,7 @@ def target_table(
     rows, records = [], []
     for cell in study.cells:
         taken = durations[cell.label]
-        entries = [Entry(told_duration(taken[name], shown), number(taken[name].median)) for name, shown in AXES.items()]
+        entries = [Entry(told_duration(taken[name], told), number(taken[name].median)) for name, told in AXES.items()]
         # How many seeds reach it is said once.
         entries[1:] = [Entry(entry.text.partition(", ")[0], entry.sort) for entry in entries[1:]]
         record = {key: cell.keys.get(key) for key in study.keys} | {"metric": metric, "target": target}
@@ -78,11 +84,16 @@ def target_table(
             record |= {f"{name}_high": number(one.high), f"{name}_at_least": number(one.censored_at)}
         rows.append([*key_entries(study, cell, marks), *entries])
         records.append(record)
+    way = "rises" if larger_is_better(metric) else "falls"
     caption = (
-        f"What it takes until {metric} first reaches {target:g}: the monotone curve, linear between evaluated rounds "
-        "(McMahan et al. 2017); median over seeds (range). Seeds that do not reach it count as longer than they ran, "
-        "those that diverged as longer than they were to run (Kaplan and Meier): >200, 2/5 seeds."
+        f"What it takes until {metric} first {way} to {shown(target)}: the monotone curve, linear between evaluated "
+        "rounds (McMahan et al. 2017); median over seeds (range)."
     )
+    if any(one.reached < one.total for of in durations.values() for one in of.values()):
+        caption += (
+            " Seeds that do not get there count as longer than they ran, those that diverged as longer than they were "
+            "to run (Kaplan and Meier 1958); > is of a median that is not reached."
+        )
     if compared.text:
-        caption += f" Speed-up in {axis_name} over {compared.text}."
-    return Table(f"target_{target:g}", f"To {metric} {target:g}", caption, columns, rows, records)
+        caption += f" Speed-up in {axis_name}: the ratio of the medians to those of {compared.text}."
+    return Table(f"target_{shown(target)}", f"To {metric} {shown(target)}", caption, columns, rows, records)
