@@ -20,6 +20,7 @@ from fedresearch.errors import InputError
 from fedresearch.nested import ABSENT, differing
 from fedresearch.runs.comparison import compare_rows, shown, surroundings
 from fedresearch.runs.record import dump_record, read_record
+from tests import warm
 
 ROOT = Path(__file__).parents[1]
 SHORT = ["model=logistic", "federation.num_rounds=3", "federation.num_supernodes=4", "local.epochs=1", "tracker=none"]
@@ -27,14 +28,8 @@ SHORT = ["model=logistic", "federation.num_rounds=3", "federation.num_supernodes
 
 def command(cwd, module, *arguments):
     environment = {k: v for k, v in os.environ.items() if k not in ("HYDRA_FULL_ERROR", "WANDB_MODE")}
-    return subprocess.run(
-        [sys.executable, "-m", f"fedresearch.{module}", *arguments],
-        cwd=cwd,
-        env={**environment, "PYTHONPATH": str(ROOT), "HOME": str(cwd)},
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-    )
+    env = {**environment, "PYTHONPATH": str(ROOT), "HOME": str(cwd)}
+    return warm.python("-m", f"fedresearch.{module}", *arguments, cwd=cwd, env=env)
 
 
 def run(cwd, name, *overrides):

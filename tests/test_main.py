@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import warm
+
 ROOT = Path(__file__).parents[1]
 SHORT = ["tracker=none", "federation.num_rounds=3", "local.epochs=1"]
 
@@ -19,14 +21,8 @@ SHORT = ["tracker=none", "federation.num_rounds=3", "local.epochs=1"]
 def command(cwd, *overrides, **environment):
     """Run the command line in a folder, and return the finished process."""
     clean = {k: v for k, v in os.environ.items() if k not in ("HYDRA_FULL_ERROR", "WANDB_MODE")}
-    return subprocess.run(
-        [sys.executable, "-m", "fedresearch.main", *overrides],
-        cwd=cwd,
-        env={**clean, "PYTHONPATH": str(ROOT), "HOME": str(cwd), **environment},
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-    )
+    env = {**clean, "PYTHONPATH": str(ROOT), "HOME": str(cwd), **environment}
+    return warm.python("-m", "fedresearch.main", *overrides, cwd=cwd, env=env)
 
 
 def numbers(directory):

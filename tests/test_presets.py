@@ -2,9 +2,8 @@
 
 import csv
 import math
+import os
 import re
-import subprocess
-import sys
 from dataclasses import asdict
 from functools import cache
 from itertools import product
@@ -20,6 +19,7 @@ from fedresearch.experiment import Experiment
 from fedresearch.runs.record import read_rows
 from fedresearch.sweep.callback import compose_jobs
 from fedresearch.usage import CONF
+from tests import warm
 from tests.conftest import ROOT
 
 PRESETS = sorted(path.stem for path in (CONF / "experiment").glob("[!_]*.yaml"))
@@ -141,8 +141,7 @@ def test_one_job_of_a_preset_is_reproduced_and_resumed(tmp_path):
     """Not its whole sweep, though its options say that they are one."""
 
     def run(module, *arguments):
-        command = [sys.executable, "-m", f"fedresearch.{module}", *arguments]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        done = warm.python("-m", f"fedresearch.{module}", *arguments, cwd=tmp_path, env=dict(os.environ))
         assert done.returncode == 0, done.stderr
         return done.stdout
 

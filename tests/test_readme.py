@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests import warm
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 COMMANDS = re.findall(r"^    (python -m fedresearch\.main ?.*)$", README, flags=re.MULTILINE)
@@ -36,9 +38,11 @@ def folder(tmp_path):
 
 
 def execute(folder, *arguments):
-    done = subprocess.run(
-        arguments, cwd=folder, capture_output=True, text=True, env={**os.environ, "HOME": str(folder)}
-    )
+    env = {**os.environ, "HOME": str(folder)}
+    if arguments[:2] == (sys.executable, "-m"):
+        done = warm.python(*arguments[1:], cwd=folder, env=env)
+    else:
+        done = subprocess.run(arguments, cwd=folder, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout

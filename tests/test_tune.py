@@ -1,8 +1,7 @@
 """Tuning: the best value of a key for each cell, by validation data, and where the final runs find it."""
 
 import json
-import subprocess
-import sys
+import os
 
 import pytest
 from omegaconf.errors import OmegaConfBaseException
@@ -11,6 +10,7 @@ from fedresearch.config import explain
 from fedresearch.errors import InputError
 from fedresearch.report.load import load
 from fedresearch.tune import choose
+from tests import warm
 from tests.records import make
 
 
@@ -161,8 +161,7 @@ def test_a_key_that_not_all_options_have_is_told(tmp_path):
 @pytest.mark.slow
 def test_a_sweep_is_tuned_and_run_on_fresh_seeds(tmp_path):
     def run(module, *arguments):
-        command = [sys.executable, "-m", f"fedresearch.{module}", *arguments]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        return warm.python("-m", f"fedresearch.{module}", *arguments, cwd=tmp_path, env=dict(os.environ))
 
     short = ["tracker=none", "model=logistic", "federation.num_rounds=5", "federation.num_supernodes=3"]
     alphas = "partitioner.alpha=0.5,5"
