@@ -74,6 +74,16 @@ def test_a_schedules_keys_are_its_own_and_not_the_optimizers(tmp_path):
     assert warnings == []
 
 
+def test_a_key_of_both_options_is_told_where_it_differs(tmp_path):
+    for strategy, weighted, sections in (("fedavg", "examples", {}), ("fedprox", "uniform", {"mu": 1})):
+        record = {"overrides": [f"strategy={strategy}", f"strategy.weighted_by={weighted}"]}
+        arm(tmp_path, strategy, 0.1, strategy={"weighted_by": weighted, **sections}, record=record)
+    label, only = "strategy=fedprox, weighted_by=uniform", "strategy=fedavg, weighted_by=examples"
+    warning = f"{label} differs from its baseline also in strategy.weighted_by"
+    assert matched(tmp_path, "strategy=fedavg") == ({label: only}, [warning])
+    assert matched(tmp_path, "strategy=fedavg", "strategy.weighted_by") == ({label: only}, [])
+
+
 def test_what_was_tuned_need_not_be_the_same(tmp_path):
     for strategy, alpha, lr in [("fedavg", 0.1, 0.01), ("fedavg", 1.0, 0.1), ("scaffold", 0.1, 1.0)]:
         arm(tmp_path, strategy, alpha, optimizer={"lr": lr, "schedule": {}})

@@ -35,6 +35,34 @@ def test_what_an_option_brings_is_not_a_key_of_its_own(tmp_path):
     assert study(load([tmp_path])).keys == ["strategy"]
 
 
+@pytest.mark.parametrize("word", ["strategy.weighted_by=uniform", "++strategy.weighted_by=uniform", "strategy={}"])
+def test_what_was_typed_is_a_key_though_options_differ(tmp_path, word):
+    weighted = {"server": {"_target_": "FedAvg"}, "weighted_by": "examples"}
+    make(tmp_path / "a", strategy=weighted, record={"overrides": ["strategy=fedavg"]})
+    make(
+        tmp_path / "b",
+        choices={"strategy": "fedprox"},
+        strategy={**weighted, "weighted_by": "uniform", "mu": 1},
+        record={"overrides": ["strategy=fedprox", word, "+strategy.mu=1"]},
+    )
+    expected = ["strategy"] if word == "strategy={}" else ["strategy", "strategy.weighted_by"]
+    assert study(load([tmp_path])).keys == expected  # mu has one value wherever it is
+
+
+def test_a_section_that_was_typed_is_its_keys(tmp_path):
+    for name, lr in (("sgd", 0.1), ("adam", 0.001)):
+        record = {"overrides": [f"optimizer={name}", f"optimizer.group={{lr:{lr}}}"]}
+        optimizer = {"group": {"lr": lr}, "own": name}
+        make(tmp_path / name, choices={"optimizer": name}, optimizer=optimizer, record=record)
+    assert study(load([tmp_path])).keys == ["optimizer", "optimizer.group.lr"]
+
+
+def test_the_hardware_that_sums_depend_on_is_a_key(tmp_path):
+    for chunk in (4, 8):
+        make(tmp_path / str(chunk), hardware={"_target_": "batched", "chunk": chunk, "workers": chunk})
+    assert study(load([tmp_path])).keys == ["hardware.chunk"]
+
+
 def test_the_schedule_is_no_part_of_the_optimizers_option(tmp_path):
     for name in ("cosine", "step"):
         optimizer = {"lr": 0.1, "schedule": {"_target_": name}}
@@ -65,6 +93,20 @@ def test_of_two_runs_of_one_seed_the_finished_one_counts(tmp_path):
     found = study(load([tmp_path]))
     assert [run.directory.name for run in found.cells[0].runs.values()] == ["a"]
     assert [run.directory.name for run in found.repeated] == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("kept", "left_out"),
+    [
+        (("interrupted", 2), ("interrupted", 1)),  # the further, not the newer
+        (("finished", 1), ("diverged", 2)),
+        (("diverged", 2), ("interrupted", 1)),
+    ],
+)
+def test_of_two_runs_of_one_seed_the_further_one_counts(tmp_path, kept, left_out):
+    for name, (status, num_rounds) in {"a": kept, "b": left_out}.items():
+        make(tmp_path / name, status=status, rows=[{}] * num_rounds)
+    assert [run.directory.name for run in study(load([tmp_path])).repeated] == ["b"]
 
 
 def test_jobs_that_are_no_runs_are_known_too(tmp_path):

@@ -98,6 +98,99 @@ def test_an_installed_version_is_code_too(tmp_path):
     assert held(tmp_path).legend == ["unmarked: 2 runs by fedresearch 1.2", "† 1 run by fedresearch 1.3, numpy 2"]
 
 
+def checkout(commit, **state):
+    """Return what a record says of a checkout."""
+    return {"commit": commit * 40, "dirty": False, "diff_sha256": None, **state}
+
+
+@pytest.mark.parametrize(
+    ("other", "plain", "marked"),
+    [
+        (
+            {"git": {"fedresearch": checkout("a", dirty=True), "working_directory": checkout("a", dirty=True)}},
+            "commit aaaaaaaaaa, torch 2.6.0",
+            "commit aaaaaaaaaa with untracked files, torch 2.6.0",
+        ),
+        (
+            {"git": {"fedresearch": checkout("a"), "working_directory": checkout("b", dirty=True)}},
+            "commit aaaaaaaaaa, torch 2.6.0",
+            "commit aaaaaaaaaa, in a working directory of commit bbbbbbbbbb with untracked files, torch 2.6.0",
+        ),
+        (
+            {"resumed": [{"git": {"fedresearch": checkout("b"), "working_directory": None}}, {"at": "now"}]},
+            "commit aaaaaaaaaa, torch 2.6.0",
+            "commit aaaaaaaaaa, torch 2.6.0, resumed by commit bbbbbbbbbb, torch 2.6.0",
+        ),
+        ({"resumed": [{"at": "now"}]}, None, None),
+        ({"versions": {"torch": "2.6.0", "tqdm": "5"}}, None, None),
+        (
+            {"versions": {"torch": "2.6.0", "torchvision": "1"}},
+            "commit aaaaaaaaaa, torch 2.6.0",
+            "commit aaaaaaaaaa, torch 2.6.0, torchvision 1",
+        ),
+        (
+            {"versions": {"torch": "2.6.0", "flwr-datasets": "1"}},
+            "commit aaaaaaaaaa, torch 2.6.0",
+            "commit aaaaaaaaaa, torch 2.6.0, flwr-datasets 1",
+        ),
+        (
+            {"python": "3.12.1"},
+            "commit aaaaaaaaaa, torch 2.6.0, python 3.11.7",
+            "commit aaaaaaaaaa, torch 2.6.0, python 3.12.1",
+        ),
+    ],
+)
+def test_whatever_is_other_in_the_code_is_marked(tmp_path, other, plain, marked):
+    git = {"fedresearch": checkout("a"), "working_directory": checkout("a")}
+    record = {"git": git, "python": "3.11.7", "versions": {"torch": "2.6.0"}}
+    arm(tmp_path, "fedavg", 0, 1, record=record)
+    arm(tmp_path, "scaffold", 0, 1, record={**record, **other})
+    fair = held(tmp_path)
+    assert fair.marks == ({"strategy=scaffold": "†"} if marked else {})
+    assert fair.legend == ([f"unmarked: 2 runs by {plain}", f"† 2 runs by {marked}"] if marked else [])
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        ({"git": {"fedresearch": checkout("a", dirty=True)}}, "commit aaaaaaaaaa with untracked files"),
+        (
+            {**code("a"), "resumed": [{"git": {"fedresearch": checkout("b")}}]},
+            "commit aaaaaaaaaa, resumed by commit bbbbbbbbbb",
+        ),
+        (
+            {"git": {"working_directory": checkout("b")}, "versions": {"fedresearch": "1"}},
+            None,
+        ),
+    ],
+)
+def test_code_that_no_commit_tells_is_noted_though_all_share_it(tmp_path, record, words):
+    arm(tmp_path, "fedavg", 0, 1, record=record)
+    assert held(tmp_path, against="").notes == ([f"all runs are by {words}"] if words else [])
+
+
+def test_other_seeds_are_told_without_a_baseline_too(tmp_path):
+    arm(tmp_path, "fedavg", 0, 1)
+    arm(tmp_path, "fedprox", 1, 0)
+    assert vars(held(tmp_path, against="")) == {"warnings": [], "notes": [], "marks": {}, "legend": []}
+    arm(tmp_path, "moon", 0, 1, 2)
+    fair = held(tmp_path, against="")
+    assert fair.notes == ["strategy=fedavg and strategy=moon have other seeds (0, 1 against 0, 1, 2)"]
+    assert fair.warnings == []
+    arm(tmp_path, "scaffold", 5, 6)
+    fair = held(tmp_path, against="")
+    assert fair.notes == []
+    assert fair.warnings == ["strategy=fedavg and strategy=scaffold share no seed (0, 1 against 5, 6)"]
+
+
+def test_a_seed_of_the_partitions_is_one_of_the_seeds(tmp_path):
+    for number, strategy in enumerate(("fedavg", "scaffold"), start=1):
+        arm(tmp_path, strategy, 0, partitioner={"_target_": "iid", "seed": number})
+    assert held(tmp_path, against="").warnings == [
+        "strategy=fedavg and strategy=scaffold share no seed (partitioner.seed=1 against partitioner.seed=2)"
+    ]
+
+
 def test_runs_that_ended_at_their_target_are_told(tmp_path):
     federation = {"num_rounds": 9, "target_accuracy": 0.9}
     arm(tmp_path, "fedavg", 0, 1, rows=[{}, {}], federation=federation)
@@ -109,8 +202,8 @@ def test_runs_that_ended_at_their_target_are_told(tmp_path):
 
 def test_processors_are_counted(tmp_path):
     arm(tmp_path, "fedavg", 0, record={"processor": "one"})
-    arm(tmp_path, "fedavg", 1, record={"processor": "another"})
-    assert held(tmp_path, against="").notes == ["the runs are of 2 kinds of processor, which may round differently"]
+    arm(tmp_path, "fedavg", 1, record={"processor": "another", "resumed": [{"processor": "third"}]})
+    assert held(tmp_path, against="").notes == ["the runs are of 3 kinds of processor, which may round differently"]
 
 
 def test_partitions_that_differ_though_nothing_asks_for_it_are_warned_of(tmp_path):
@@ -159,6 +252,22 @@ def test_whatever_is_derived_is_held_to_the_config(tmp_path, digest, words):
         arm(tmp_path, strategy, 0, record={digest: strategy})
     (warning,) = held(tmp_path).warnings
     assert warning.startswith(f"the {words} differ between runs of one seed")
+
+
+@pytest.mark.parametrize(
+    ("digest", "sections"),
+    [
+        ("partition_sha256", {"federation": {"num_supernodes": 5}}),
+        ("sampling_sha256", {"federation": {"fraction_train": 0.5}}),
+        ("initial_model_sha256", {"dtype": "float64"}),
+    ],
+)
+def test_what_is_derived_of_another_config_is_no_fault(tmp_path, digest, sections):
+    federation = {"num_supernodes": 9, "fraction_train": 1.0}
+    arm(tmp_path, "fedavg", 0, record={digest: "one"}, federation=federation)
+    sections = {**sections, "federation": federation | sections.get("federation", {})}
+    arm(tmp_path, "scaffold", 0, record={digest: "another"}, **sections)
+    assert held(tmp_path, against="").warnings == []
 
 
 ROWS = [

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedresearch.errors import InputError
-from fedresearch.nested import leaves
+from fedresearch.nested import ABSENT, leaves
 from fedresearch.report.cells import Cell, Study
 from fedresearch.runs.comparison import shown
 
@@ -107,12 +107,10 @@ def of_option(key: str, group: str) -> bool:
 
 
 def _differing(study: Study, cell: Cell, other: Cell, but: set[str]) -> list[str]:
-    """Return the keys in which two cells differ; an option's own keys do not count where the option is compared."""
-    absent: Any = object()
+    """Return the keys in which two cells differ; an option that is compared may have keys that the other has not."""
+    pairs = {key: (cell.keys.get(key, ABSENT), other.keys.get(key, ABSENT)) for key in study.keys if key not in but}
     return [
         key
-        for key in study.keys
-        if key not in but
-        and cell.keys.get(key, absent) != other.keys.get(key, absent)
-        and not any(of_option(key, name) for name in but)
+        for key, (a, b) in pairs.items()
+        if a != b and not (ABSENT in (a, b) and any(of_option(key, name) for name in but))
     ]

@@ -80,7 +80,7 @@ def study(runs: Sequence[Run]) -> Study:
     """Group runs into cells by the keys that are found to vary."""
     known = [run for run in runs if run.record]
     settings = [_settings(run.record) for run in known]
-    keys, equal = _varying(settings)
+    keys, equal = _varying(settings, _typed(known))
     seeds = _varying_seeds(settings)
     result = Study(keys, equal, [], [run for run in runs if not run.record], [])
     cells: dict[str, tuple[dict[str, Any], dict[str, Run]]] = {}
@@ -111,8 +111,17 @@ def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
     return {**options, **config, **hardware}
 
 
-def _varying(settings: Sequence[Mapping[str, Any]]) -> tuple[list[str], dict[str, str]]:
-    """Return the keys that vary, but for seeds and what an option brings; apart, those that are equal to another."""
+def _typed(runs: Sequence[Run]) -> tuple[str, ...]:
+    """Return the keys, or sections, that were typed for any run; groups are none, for their keys are the option's."""
+    words = {word.lstrip("+").partition("=")[0] for run in runs for word in run.record.get("overrides", ())}
+    return tuple(f"{word}." for word in words - {*GROUPS})
+
+
+def _varying(settings: Sequence[Mapping[str, Any]], typed: tuple[str, ...]) -> tuple[list[str], dict[str, str]]:
+    """Return the keys that vary, but for seeds and what an option brings; apart, those that are equal to another.
+
+    What was typed is brought by no option: it varies also if it does between the runs of two that have it.
+    """
     keys: dict[str, str] = {}  # by the values in all runs
     equal = {}
     for key in {key: None for setting in settings for key in setting}:
@@ -120,7 +129,9 @@ def _varying(settings: Sequence[Mapping[str, Any]]) -> tuple[list[str], dict[str
         of_option: dict[Any, set[str]] = {}
         for setting in settings:
             of_option.setdefault(setting.get(group), set()).add(as_json(setting.get(key)))
-        if not is_seed(key) and any(len(values) > 1 for values in of_option.values()):
+        having = settings if f"{key}.".startswith(typed) else []
+        across = {as_json(setting[key]) for setting in having if key in setting}
+        if not is_seed(key) and any(len(values) > 1 for values in (*of_option.values(), across)):
             first = keys.setdefault(as_json([setting.get(key) for setting in settings]), key)
             if first != key:
                 equal[key] = first

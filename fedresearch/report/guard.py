@@ -3,11 +3,12 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 from fedresearch.nested import as_json
 from fedresearch.report.baseline import Baseline
-from fedresearch.report.cells import Study
+from fedresearch.report.cells import Cell, Study
 from fedresearch.report.load import Run
 
 # What is derived of the config, and all that it depends on beside the seed.
@@ -22,6 +23,9 @@ _DERIVED = {
     ),
     "sampling_sha256": ("sampled clients", (*_PARTITION, "sampling", "federation.fraction_train", "validation")),
 }
+# The packages that are told of any code, and what is told where it is not the same in all runs.
+_PACKAGES = ("torch", "flwr", "numpy")
+_FURTHER = ("python", "torchvision", "flwr-datasets")
 _DAGGERS = ("†", "‡", "§")
 
 
@@ -50,6 +54,9 @@ def fairness(study: Study, compared: Baseline) -> Fairness:
     marks, legend, notes = _code(study)
     warnings = [*compared.warnings, *_underived(study), *_lonely(study, compared)]
     notes = [*_left_out(study), *notes, *_at_target(study), *_unpaired(study, compared)]
+    if not compared.text:
+        apart, other = _other_seeds(study)
+        warnings, notes = [*warnings, *apart], [*notes, *other]
     return Fairness(warnings, notes, marks, legend)
 
 
@@ -111,14 +118,34 @@ def _lonely(study: Study, compared: Baseline) -> Iterator[str]:
         other = compared.of.get(cell.label)
         if other and not cell.runs.keys() & other.runs.keys():
             yield (
-                f"{cell.label} shares no seed with its baseline {other.label} ({', '.join(cell.runs)} against "
-                f"{', '.join(other.runs)}): they are not compared"
+                f"{cell.label} shares no seed with its baseline {other.label} ({_against(cell, other)}): "
+                "they are not compared"
             )
+
+
+def _other_seeds(study: Study) -> tuple[list[str], list[str]]:
+    """Return a warning where two cells share no seed, or else a note where two have not the same."""
+    of_seeds = {frozenset(cell.runs): cell for cell in reversed(study.cells)}  # to the first cell that has them
+    pairs = [*combinations(reversed(of_seeds.values()), 2)]
+    for one, other in pairs:
+        if not one.runs.keys() & other.runs.keys():
+            return [f"{one.label} and {other.label} share no seed ({_against(one, other)})"], []
+    return [], [f"{one.label} and {other.label} have other seeds ({_against(one, other)})" for one, other in pairs[:1]]
+
+
+def _against(one: Cell, other: Cell) -> str:
+    return f"{', '.join(one.runs)} against {', '.join(other.runs)}"
 
 
 def _code(study: Study) -> tuple[dict[str, str], list[str], list[str]]:
     """Return the marks of cells with runs of other code than most, what they stand for, and notes."""
-    told = {id(run): _whence(run) for run in _runs(study)}
+    sources = {id(run): _sources(run) for run in _runs(study)}
+    every = [source for of_run in sources.values() for source in of_run]
+    packages = [*_PACKAGES, *(name for name in _FURTHER if len({_versions(one).get(name) for one in every}) > 1)]
+    told = {
+        run: ", resumed by ".join(dict.fromkeys(_whence(source, packages) for source in of_run))
+        for run, of_run in sources.items()
+    }
     (most, number), *others = Counter(told.values()).most_common() or [("", 0)]
     signs = {code: _DAGGERS[min(order, len(_DAGGERS) - 1)] for order, (code, _) in enumerate(others)}
     marks = {}
@@ -131,22 +158,40 @@ def _code(study: Study) -> tuple[dict[str, str], list[str], list[str]]:
         legend[-1] = f"{_DAGGERS[-1]} runs by {len(others) - len(_DAGGERS) + 1} further versions of the code"
     if signs:
         legend.insert(0, f"unmarked: {counted(number, 'run')} by {most}")
-    notes = [] if signs or "uncommitted" not in most else [f"all runs are by {most}"]
-    processors = {run.record["processor"] for run in _runs(study) if "processor" in run.record}
+    known = not any(word in most for word in ("uncommitted", "untracked", "resumed"))
+    notes = [] if signs or known else [f"all runs are by {most}"]
+    processors = {source["processor"] for source in every if "processor" in source}
     if len(processors) > 1:
         notes.append(f"the runs are of {len(processors)} kinds of processor, which may round differently")
     return marks, legend, notes
 
 
-def _whence(run: Run) -> str:
-    """Return in words the code that a run began with, and the packages that its numbers depend on."""
-    code = (run.record.get("git") or {}).get("fedresearch") or {}
-    versions = run.record.get("versions") or {}
-    words = f"commit {code['commit'][:10]}" if code else f"fedresearch {versions.get('fedresearch', '?')}"
-    if code.get("diff_sha256"):
-        words += f" with uncommitted changes ({code['diff_sha256'][:6]})"
-    packages = [f"{name} {versions[name]}" for name in ("torch", "flwr", "numpy") if name in versions]
-    return ", ".join([words, *packages])
+def _sources(run: Run) -> list[Mapping[str, Any]]:
+    """Return what a record says of its code as the run began, and as it went on: of that, it holds what was other."""
+    return [run.record, *({**run.record, **changed} for changed in run.record.get("resumed", ()))]
+
+
+def _whence(source: Mapping[str, Any], packages: Sequence[str]) -> str:
+    """Return code and packages in words; the working directory's code too, where it is another repository."""
+    git = source.get("git") or {}
+    code, own = git.get("fedresearch"), git.get("working_directory")
+    versions = _versions(source)
+    words = [_checkout(code) if code else f"fedresearch {versions.get('fedresearch', '?')}"]
+    if own and own != code:
+        words.append(f"in a working directory of {_checkout(own)}")
+    return ", ".join([*words, *(f"{name} {versions[name]}" for name in packages if name in versions)])
+
+
+def _checkout(state: Mapping[str, Any]) -> str:
+    words = f"commit {state['commit'][:10]}"
+    if state.get("diff_sha256"):
+        return f"{words} with uncommitted changes ({state['diff_sha256'][:6]})"
+    return f"{words} with untracked files" if state.get("dirty") else words
+
+
+def _versions(source: Mapping[str, Any]) -> dict[str, str]:
+    python = {"python": source["python"]} if "python" in source else {}
+    return {**python, **(source.get("versions") or {})}
 
 
 def counted(count: int, noun: str) -> str:

@@ -45,25 +45,36 @@ def load(paths: Sequence[Path]) -> list[Run]:
     Raises
     ------
     InputError
-        If a directory does not exist, or none of them holds a run.
+        If a directory does not exist, a folder below one cannot be read, or none of them holds a run.
     """
     for path in paths:
         if not path.is_dir():
             raise InputError(f"{path} is no directory; give those of runs or of sweeps, such as outputs/sweep_DIGEST")
-    directories = {directory.resolve(): directory for path in paths for directory in _directories(path)}
+    walked: set[Path] = set()
+    directories = {directory.resolve(): directory for path in paths for directory in _directories(path, walked)}
     if not directories:
         raise InputError(f"no run in {', '.join(map(str, paths))}; a run's directory holds {RECORD}")
     return [_load(directory) for directory in directories.values()]
 
 
-def _directories(path: Path) -> Iterator[Path]:
-    for folder, subfolders, files in os.walk(path):
+def _directories(path: Path, walked: set[Path]) -> Iterator[Path]:
+    """Yield the directories of runs at or below a path, through links too, but for what was walked already."""
+    for folder, subfolders, files in os.walk(path, onerror=_refuse, followlinks=True):
         subfolders.sort()
+        real = Path(folder).resolve()
+        if real in walked:
+            subfolders.clear()
+            continue
+        walked.add(real)
         if RECORD in files or REFUSED in files:
             yield Path(folder)
             subfolders.clear()
         elif JOBS in files:
             yield from (directory for _, directory in listed(Path(folder)))
+
+
+def _refuse(error: OSError) -> None:
+    raise InputError(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
 def _load(directory: Path) -> Run:
@@ -76,6 +87,7 @@ def _columns(rows: Sequence[Row]) -> dict[str, Column]:
     columns = {}
     for name in dict.fromkeys(chain.from_iterable(rows)):
         values = [row.get(name) for row in rows]
-        if isinstance(next((value for value in values if value is not None), None), int | float):
+        kinds = {*map(type, values)} - {type(None)}
+        if kinds and kinds <= {int, float, bool}:
             columns[name] = np.array(values, dtype=np.float64)  # None becomes NaN
     return columns

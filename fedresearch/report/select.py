@@ -19,16 +19,18 @@ def validation_column(metric: str) -> str:
 
 
 def axis(run: Run, name: str) -> Column:
-    """Return where a run was after each round, float64 (rounds,): rounds, or bytes, steps or seconds so far."""
-    columns = run.columns
+    """Return where a run was after each round, float64 (rounds,): rounds, or bytes, steps or seconds so far.
+
+    NaN where the run does not tell.
+    """
     match name:
         case "bytes":
-            return columns["comm/bytes_up_total"] + columns["comm/bytes_down_total"]
+            return run.column("comm/bytes_up_total") + run.column("comm/bytes_down_total")
         case "steps":
-            return np.cumsum(columns["local/steps"])
+            return np.cumsum(run.column("local/steps"))
         case "seconds":
-            return columns["time/total_s"]
-    return columns["round"]
+            return run.column("time/total_s")
+    return run.column("round")
 
 
 @dataclass(frozen=True)

@@ -29,13 +29,14 @@ def to_target(cell: Cell, metric: str, target: float, axis_name: str) -> Duratio
     """Return how long a cell's seeds take to a target along an axis.
 
     A run that is not there counts as one that takes longer than it has gone, or, if it diverged, than it was to go.
-    A run without any round does not count, since nothing is known of it; if it diverged, it counts as one that takes
-    longer than its rounds or, along another axis, than the last of the others.
+    A run without any round, or that does not tell how far it is along the axis, does not count, since nothing is known
+    of it; if it diverged in its first round, it counts as one that takes longer than all that it was to go or, along
+    another axis than that of rounds, than the last of the others.
     """
     times, censored = [], []
     for run in cell.runs.values():
-        if run.num_rounds:
-            x = axis(run, axis_name)
+        x = axis(run, axis_name)
+        if math.isfinite(x[-1] if run.num_rounds else math.nan):
             time = crossing(x, run.column(metric), target, larger_is_better(metric))
             never = math.isnan(time)
             times.append(float(x[-1]) * _share_to_go(run) if never else time)

@@ -42,8 +42,9 @@ def load(directory: Path) -> tuple[Run, list[Row]]:
     rows: list[Row] = []
     error = ""
     try:
+        known = read_record(directory)  # first: a run that ends meanwhile has more rows than it said, never less
         rows = read_rows(directory)
-        record = read_record(directory)
+        record = known
         refuse_lost_rows(directory, record, rows)
         state = standing(directory, record)
     except InputError as damage:
@@ -53,5 +54,5 @@ def load(directory: Path) -> tuple[Run, list[Row]]:
     if state == "failed":
         error = str(record.get("error") or state)
     if state != "running" and (directory / REFUSED).exists():  # of the last try, before it became a run
-        error = (directory / REFUSED).read_text(encoding="utf-8").strip() or "refused"
+        error = (directory / REFUSED).read_text(encoding="utf-8", errors="replace").strip() or "refused"
     return Run(directory, state, record, (error.splitlines() or [""])[-1]), rows

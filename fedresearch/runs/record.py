@@ -159,13 +159,17 @@ def state_of(directory: Path) -> str:
 
 
 def standing(directory: Path, record: Mapping[str, Any]) -> str:
-    """Return a record's status, or ``killed`` where it says that the run goes on, and nobody is at work in it."""
+    """Return a record's status, or ``killed`` where it says that the run goes on, and nobody is at work in it.
+
+    Who may not open the lock, as that of another user's run, cannot know, and is told what the record says.
+    """
     status: str = record["status"]
     if status == "running":
         try:
             with locked(directory):
-                return "killed"
-        except Busy:
+                # It may have ended since the record was read.
+                return "killed" if read_record(directory)["status"] == "running" else status
+        except (Busy, OSError):
             pass
     return status
 

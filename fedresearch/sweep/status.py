@@ -61,16 +61,18 @@ def listed(directory: Path) -> list[tuple[list[str] | None, Path]]:
         If there is neither, or the list is damaged.
     """
     path = directory / JOBS
+    jobs: list[tuple[list[str] | None, Path]]
     try:
-        jobs = [(job["overrides"], job["directory"]) for job in json.loads(path.read_text(encoding="utf-8"))]
+        listed = json.loads(path.read_text(encoding="utf-8"))
+        jobs = [([*map(str, job["overrides"])], directory / job["directory"]) for job in listed]
     except (FileNotFoundError, NotADirectoryError):
         found = {path.parent for name in (RECORD, REFUSED) for path in directory.glob(f"*/{name}")}
-        jobs = [(None, job.name) for job in sorted(found)]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        jobs = [(None, job) for job in sorted(found)]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is damaged ({error}); the sweep's command writes it anew") from None
     if not jobs:
         raise InputError(f"{directory} holds no sweep: it has neither {JOBS} nor jobs in folders of their own")
-    return [(overrides, directory / name) for overrides, name in jobs]
+    return jobs
 
 
 def swept(jobs: Sequence[Sequence[str]]) -> list[list[str]]:

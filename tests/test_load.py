@@ -1,0 +1,133 @@
+"""Runs as the report finds them: through links, while they go on, unreadable, and with rows of no numbers."""
+
+import errno
+import json
+import os
+
+import numpy as np
+import pytest
+
+from fedresearch.errors import InputError
+from fedresearch.report.baseline import NO_BASELINE
+from fedresearch.report.cells import study
+from fedresearch.report.load import load
+from fedresearch.report.select import axis
+from fedresearch.report.targets import target_table
+from fedresearch.runs import loaded, record
+from fedresearch.runs.record import dump_record
+from fedresearch.sweep.status import listed
+from tests.records import make
+
+
+def test_links_are_followed_and_do_not_loop(tmp_path, monkeypatch):
+    make(tmp_path / "elsewhere" / "run")
+    folder = tmp_path / "runs"
+    make(folder / "own")
+    (folder / "linked").symlink_to(tmp_path / "elsewhere" / "run")
+    (folder / "again").symlink_to(tmp_path / "elsewhere")
+    (folder / "up").symlink_to(folder)
+    scanned, scandir = [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: scanned.append(path) or scandir(path))
+    assert sorted(run.directory.resolve().name for run in load([folder])) == ["own", "run"]
+    assert len(scanned) == 6  # each folder and each link once
+
+
+def test_a_run_is_one_whatever_it_is_called(tmp_path):
+    make(tmp_path / "sweep" / "done")
+    jobs = [{"overrides": [], "directory": "done"}]
+    (tmp_path / "sweep" / "sweep.json").write_text(json.dumps(jobs))
+    (tmp_path / "link").symlink_to(tmp_path / "sweep" / "done")
+    for paths in (["sweep", "link"], ["link", "sweep"], ["sweep/done", "link"]):
+        assert len(load([tmp_path / path for path in paths])) == 1
+
+
+def test_a_folder_that_cannot_be_read_is_told(tmp_path, monkeypatch):
+    make(tmp_path / "run")
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    scandir = os.scandir
+
+    def refusing(path):
+        if str(path) == str(closed):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(InputError, match=f"^{closed} cannot be read: Permission denied$"):
+        load([tmp_path])
+
+
+def test_a_run_that_ends_while_it_is_read_is_running(tmp_path, monkeypatch):
+    make(tmp_path / "run", status="running", rows=[{}])
+    ended = record.read_record(tmp_path / "run") | {"status": "finished", "result": {"round": 2}}
+
+    def ending(read):
+        def reading(*arguments):
+            found = read(*arguments)
+            (tmp_path / "run" / "metrics.jsonl").write_text('{"round": 1}\n{"round": 2}\n')
+            (tmp_path / "run" / "run.json").write_text(dump_record(ended))
+            return found
+
+        return reading
+
+    for name in ("read_rows", "read_record"):
+        monkeypatch.setattr(loaded, name, ending(getattr(loaded, name)))
+    (run,) = load([tmp_path])
+    assert (run.state, run.error, run.num_rounds) == ("running", "", 2)
+    (run,) = load([tmp_path])
+    assert run.state == "finished"
+
+
+def test_another_users_run_goes_on(tmp_path, monkeypatch):
+    make(tmp_path / "run", status="running")
+
+    def refused(path, *_):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(record.FileLock, "acquire", refused)
+    (run,) = load([tmp_path])
+    assert run.state == "running"
+
+
+def test_a_refusal_need_not_be_utf8(tmp_path):
+    make(tmp_path / "run")
+    (tmp_path / "no").mkdir()
+    (tmp_path / "no" / "refused.txt").write_bytes(b"no file \xff.csv\n")
+    assert {run.state: run.error for run in load([tmp_path])} == {"finished": "", "refused": "no file \ufffd.csv"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "5",
+        "[5]",
+        '[{"overrides": [], "directory": 5}]',
+        '[{"overrides": [], "directory": null}]',
+        '[{"overrides": 5, "directory": "a"}]',
+        "[" * 100_000,
+    ],
+)
+def test_a_damaged_list_of_jobs_is_told(tmp_path, content):
+    (tmp_path / "sweep.json").write_text(content)
+    with pytest.raises(InputError, match=r"sweep.json is damaged \(.*\); the sweep's command writes it anew"):
+        listed(tmp_path)
+
+
+def test_a_column_with_words_is_none_of_numbers(tmp_path):
+    rows = [{"a": 1, "b": None, "c": 1, "d": "x", "e": None}, {"a": 0.5, "b": 2, "c": "x", "d": 1, "e": None}]
+    make(tmp_path / "run", rows=[*rows, {"f": [1]}])
+    (run,) = load([tmp_path])
+    assert [*run.columns] == ["round", "a", "b"]
+    np.testing.assert_array_equal(run.column("a"), [1, 0.5, np.nan])
+
+
+def test_an_axis_that_a_run_does_not_tell_is_unknown(tmp_path):
+    make(tmp_path / "run", rows=[{"eval/accuracy": 0.5, "comm/bytes_up_total": 1}, {"eval/accuracy": 0.9}])
+    make(tmp_path / "none", seed=1)
+    runs = {run.directory.name: run for run in load([tmp_path])}
+    for name in ("bytes", "steps", "seconds"):
+        assert np.isnan(axis(runs["run"], name)).tolist() == [True, True]
+    assert [len(axis(runs["none"], name)) for name in ("rounds", "bytes", "steps", "seconds")] == [0] * 4
+    for target, rounds in ((0.9, "2"), (0.95, ">2, 0/1 seeds")):
+        table = target_table(study([*runs.values()]), "eval/accuracy", target, "rounds", NO_BASELINE, {})
+        assert [row[-4:] for row in table.texts] == [[rounds, "–", "–", "–"]]
