@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from fedresearch.config import tell
+from fedresearch.config.schema import is_seed
 from fedresearch.errors import InputError
-from fedresearch.nested import as_json
-from fedresearch.report.cells import Cell, study
+from fedresearch.nested import ABSENT, as_json
+from fedresearch.report.baseline import refuse_constant
+from fedresearch.report.cells import Cell, settings_of, study
 from fedresearch.report.load import Run, load
 from fedresearch.report.select import default_metric, selection, validation_column
 from fedresearch.runs.comparison import shown
@@ -33,6 +35,17 @@ example:
 
 # Short runs may tune long ones: this does not tell a cell, but where nothing else does.
 _LENGTH = "federation.num_rounds"
+# Beside seeds, what tuning and final runs may rightly differ in: keys, or what they begin with.
+_MAY_DIFFER = (
+    _LENGTH,
+    "federation.evaluate_every",
+    "federation.fraction_evaluate",
+    "federation.target_accuracy",
+    "validation.",
+    "hardware.",
+    "dataset.cache_dir",
+    "dataset.path",  # where the same data lie
+)
 
 
 def choose(runs: Sequence[Run], key: str, rule: str) -> tuple[dict[str, Any], list[str]]:
@@ -50,11 +63,11 @@ def choose(runs: Sequence[Run], key: str, rule: str) -> tuple[dict[str, Any], li
     Returns
     -------
     chosen : dict
-        ``key``; ``keys``, which tell the cells; ``selection``, the rule in words; ``seeds`` of the runs; ``cells``: of
-        each the ``cell``, the ``value`` chosen, and the validation metric of all that was ``tried``, null where a run
-        diverged.
+        ``key``; ``keys``, which tell the cells; ``fixed``, what else is to be as in these runs; ``selection``, the rule
+        in words; ``seeds`` of the runs; ``cells``: of each the ``cell``, the ``value`` chosen, and all that was
+        ``tried``, each with its validation metric, null where a run diverged.
     warnings : list of str
-        Where the best is the smallest or largest value that was tried.
+        Where the best is the smallest or largest value that was tried, or values were tried on different seeds.
 
     Raises
     ------
@@ -72,8 +85,7 @@ def choose(runs: Sequence[Run], key: str, rule: str) -> tuple[dict[str, Any], li
             "type the sweep's command again to go on with it"
         )
     found = study(runs)
-    if key not in found.keys:
-        raise InputError(f"{key} does not vary among these runs; try --key {' or '.join(found.keys) or 'KEY'}")
+    refuse_constant(found, key)
     metric = validation_column(default_metric(runs))
     chosen_by = selection(rule, metric)
     keys = [other for other in found.keys if other != key]
@@ -83,10 +95,12 @@ def choose(runs: Sequence[Run], key: str, rule: str) -> tuple[dict[str, Any], li
     if without:
         raise InputError(f"{without[0]} has no {key}; tune the runs that have it")
     cells: dict[str, list[tuple[Any, float]]] = {}
+    seeds: dict[str, dict[str, str]] = {}  # of each cell, to the first value that was tried on them
     for cell in found.cells:
         values = [chosen_by.choose(run) if run.state == "finished" else np.nan for run in cell.runs.values()]
         of = as_json([cell.keys.get(other) for other in keys])
         cells.setdefault(of, []).append((cell.keys[key], float(np.mean(values))))
+        seeds.setdefault(of, {}).setdefault(", ".join(cell.runs), shown(cell.keys[key]))
     if all(np.isnan(score) for tried in cells.values() for _, score in tried):
         raise InputError(f"no run has {metric}; try validation.fraction=0.1 and federation.fraction_evaluate=1")
     entries, warnings = [], []
@@ -104,10 +118,35 @@ def choose(runs: Sequence[Run], key: str, rule: str) -> tuple[dict[str, Any], li
                 f"{label}: {key}={shown(value)} is the {'smallest' if smallest else 'largest'} that was tried; "
                 f"try {'smaller' if smallest else 'larger'} ones too"
             )
-        measured = {shown(tried_value): None if np.isnan(score) else score for tried_value, score in tried}
+        if len(seeds[of]) > 1:
+            (first, a), (second, b), *_ = seeds[of].items()
+            warnings.append(
+                f"{label}: {key}={a} was tried on the seeds {first}, {key}={b} on {second}, so luck has a say; "
+                "try all on the same"
+            )
+        measured = [[tried_value, None if np.isnan(score) else score] for tried_value, score in tried]
         entries.append({"cell": cell_values, "value": value, "tried": measured})
-    seeds = sorted({run.record["config"]["seed"] for run in runs})
-    return {"key": key, "keys": keys, "selection": chosen_by.caption, "seeds": seeds, "cells": entries}, warnings
+    chosen = {
+        "key": key,
+        "keys": keys,
+        "fixed": _fixed(runs),
+        "selection": chosen_by.caption,
+        "seeds": sorted({run.record["config"]["seed"] for run in runs}),
+        "cells": entries,
+    }
+    return chosen, warnings
+
+
+def _fixed(runs: Sequence[Run]) -> dict[str, Any]:
+    """Return what all runs agree in, and final runs are to agree with."""
+    first, *others = [settings_of(run.record) for run in runs]
+    return {
+        key: value
+        for key, value in first.items()
+        if not is_seed(key)
+        and not key.startswith(_MAY_DIFFER)
+        and all(as_json(other.get(key, ABSENT)) == as_json(value) for other in others)
+    }
 
 
 def _tells_apart(cells: Sequence[Cell], keys: Sequence[str]) -> bool:
@@ -143,7 +182,7 @@ def main() -> None:
         sys.exit(1)
     for entry in chosen["cells"]:
         tried = ", ".join(
-            f"{value}: {'diverged' if score is None else f'{score:.4f}'}" for value, score in entry["tried"].items()
+            f"{shown(value)}: {'diverged' if score is None else f'{score:.4f}'}" for value, score in entry["tried"]
         )
         print(
             f"{', '.join(map(shown, entry['cell'])) or 'all runs'}: {chosen['key']}={shown(entry['value'])} ({tried})"

@@ -154,6 +154,15 @@ def test_a_rule_makes_one_number_of_a_curve(tmp_path, rule, metric, expected):
     assert selection(rule, metric).choose(run) == pytest.approx(expected, nan_ok=True)
 
 
+def test_of_equal_validation_values_the_first_round_is_taken(tmp_path):
+    accuracies = [(0.1, 0.5), (0.2, 0.8), (0.3, 0.8), (0.4, 0.7)]
+    rows = [{"eval/accuracy": a, "clients/eval_acc": v, "eval/loss": a, "clients/eval_loss": -v} for a, v in accuracies]
+    make(tmp_path / "run", rows=rows)
+    (run,) = load([tmp_path])
+    assert selection("best_val", "eval/accuracy").choose(run) == 0.2
+    assert selection("best_val", "eval/loss").choose(run) == 0.2
+
+
 @pytest.mark.parametrize("rule", ["best", "mean_last", "mean_last:0", "mean_last:x", "last:3", ""])
 def test_a_rule_that_does_not_exist_is_told(rule):
     with pytest.raises(InputError, match="try --select"):

@@ -38,14 +38,24 @@ def test_the_best_mean_over_seeds_of_the_validation_data_is_chosen_for_each_cell
     assert chosen == {
         "key": "optimizer.lr",
         "keys": ["partitioner.alpha"],
+        "fixed": {
+            "strategy": "fedavg",
+            "partitioner": "iid",
+            "partitioner._target_": "dirichlet",
+            "strategy.server._target_": "FedAvg",
+        },
         "selection": "clients/eval_acc after the last round",
         "seeds": [1000, 1001],
         "cells": [
-            {"cell": [0.1], "value": 0.1, "tried": {"0.01": 0.3, "0.1": pytest.approx(0.4), "1.0": 0.35}},
-            {"cell": [1.0], "value": 0.01, "tried": {"0.01": 0.7, "0.1": 0.5}},
+            {"cell": [0.1], "value": 0.1, "tried": [[0.01, 0.3], [0.1, pytest.approx(0.4)], [1.0, 0.35]]},
+            {"cell": [1.0], "value": 0.01, "tried": [[0.01, 0.7], [0.1, 0.5]]},
         ],
     }
-    assert warnings == ["1.0: optimizer.lr=0.01 is the smallest that was tried; try smaller ones too"]
+    assert warnings == [
+        "0.1: optimizer.lr=0.01 was tried on the seeds 1000, optimizer.lr=0.1 on 1000, 1001, so luck has a say; "
+        "try all on the same",
+        "1.0: optimizer.lr=0.01 is the smallest that was tried; try smaller ones too",
+    ]
 
 
 def test_a_value_of_which_one_seed_diverged_is_not_chosen(tmp_path):
@@ -59,7 +69,7 @@ def test_a_value_of_which_one_seed_diverged_is_not_chosen(tmp_path):
         optimizer={"lr": 0.1, "schedule": {}},
     )
     chosen, _ = choose(load([tmp_path]), "optimizer.lr", "last")
-    assert chosen["cells"][0] == {"cell": [0.1], "value": 1.0, "tried": {"0.01": 0.3, "0.1": None, "1.0": 0.35}}
+    assert chosen["cells"][0] == {"cell": [0.1], "value": 1.0, "tried": [[0.01, 0.3], [0.1, None], [1.0, 0.35]]}
 
 
 def test_how_long_runs_are_tells_a_cell_only_where_nothing_else_does(tmp_path):
@@ -79,13 +89,15 @@ def test_the_lowest_loss_is_the_best(tmp_path):
         make(tmp_path / str(lr), rows=[row], optimizer={"lr": lr, "schedule": {}})
     chosen, warnings = choose(load([tmp_path]), "optimizer.lr", "last")
     assert [entry["value"] for entry in chosen["cells"]] == [0.2]
-    assert chosen["cells"][0]["tried"] == {"0.1": 3.0, "0.2": 1.0, "0.3": 2.0}
+    assert chosen["cells"][0]["tried"] == [[0.1, 3.0], [0.2, 1.0], [0.3, 2.0]]
     assert not warnings
 
 
 def test_what_cannot_be_tuned_is_told(tmp_path):
     sweep(tmp_path / "good", ACCURACIES)
-    with pytest.raises(InputError, match=r"local.epochs does not vary .* try --key optimizer.lr or partitioner.alpha"):
+    with pytest.raises(
+        InputError, match=r"local.epochs does not vary .*; what varies is optimizer.lr, partitioner.alpha"
+    ):
         choose(load([tmp_path / "good"]), "local.epochs", "last")
     with pytest.raises(InputError, match=r"--select best_test takes the best round of each, .* try --select last"):
         choose(load([tmp_path / "good"]), "optimizer.lr", "best_test")
@@ -135,6 +147,130 @@ def test_the_config_finds_what_was_chosen(tmp_path, compose):
     assert "holds no tuned values" in explain(raised.value).args[0]
 
 
+def test_what_all_runs_agree_in_is_kept_but_for_what_final_runs_may_do_otherwise(tmp_path):
+    federation = {
+        "num_supernodes": 10,
+        "num_rounds": 5,
+        "evaluate_every": 5,
+        "fraction_evaluate": 1.0,
+        "target_accuracy": None,
+    }
+    sections = {
+        "name": "tuning",
+        "dataset": {"root": "/data", "path": "/hub", "cache_dir": "/cache", "seed": 3, "mean": [0.5]},
+        "federation": federation,
+        "validation": {"fraction": 0.1, "seed": 3},
+        "hardware": {"_target_": "batched", "chunk": 8, "device": "cuda:0"},
+        "choices": {"dataset": "mnist", "partitioner": "dirichlet", "hardware": "batched", "tune": "lr"},
+    }
+    sweep(tmp_path, {(0.1, 0.1, 1000): [0.1], (0.1, 0.2, 1000): [0.2]}, **sections)
+    assert choose(load([tmp_path]), "optimizer.lr", "last")[0]["fixed"] == {
+        "strategy": "fedavg",
+        "partitioner": "dirichlet",
+        "dataset": "mnist",
+        "partitioner._target_": "dirichlet",
+        "partitioner.alpha": 0.1,
+        "strategy.server._target_": "FedAvg",
+        "dataset.mean": [0.5],
+        "federation.num_supernodes": 10,
+    }
+
+
+def table(path, key="optimizer.lr", value=0.02, **fields):
+    """Write a file of one value for all runs; return the override that asks for it."""
+    chosen = {"key": key, "keys": [], "seeds": [], "cells": [{"cell": [], "value": value}], **fields}
+    path.write_text(json.dumps(chosen))
+    return f"{key}=${{tuned:{path}}}"
+
+
+def refusal(compose, *overrides):
+    with pytest.raises(OmegaConfBaseException) as raised:
+        compose(*overrides)
+    return explain(raised.value).args[0]
+
+
+def test_a_value_that_was_tuned_elsewhere_is_refused(tmp_path, compose):
+    path = tmp_path / "rates.json"
+    fixed = {
+        "model": "logistic",
+        "schedule": "constant",
+        "federation.num_supernodes": 10,
+        "local.steps": None,
+        "partitioner.alpha": 0.5,
+        "partitioner.num_partitions": 10,
+        "dataset.declares.input_shape": [1, 8, 8],
+    }
+    rate = table(path, fixed=fixed)
+    assert compose(rate, "model=logistic", "hardware=batched", "tune=lr")[0].optimizer["lr"] == 0.02
+    assert refusal(compose, rate, "partitioner.alpha=1", "federation.num_supernodes=20") == (
+        f"{path} was tuned with model=logistic (here mlp), federation.num_supernodes=10 (here 20), "
+        "partitioner.alpha=0.5 (here 1) and 1 more; tune here too, with python -m fedresearch.tune, "
+        "or write optimizer.lr=VALUE"
+    )
+    told = {
+        ("schedule=cosine",): "schedule=constant (here cosine)",
+        ("local.steps=3", "local.epochs=null"): "local.steps=null (here 3)",
+        ("partitioner=iid",): "partitioner.alpha=0.5 (here unset)",
+        ("partitioner.num_partitions=${local.epochs}",): "partitioner.num_partitions=10 (here 5)",
+        ("dataset.declares.input_shape=[1,8,9]",): "dataset.declares.input_shape=[1, 8, 8] (here [1, 8, 9])",
+    }
+    for overrides, difference in told.items():
+        assert refusal(compose, rate, "model=logistic", *overrides) == (
+            f"{path} was tuned with {difference}; tune here too, with python -m fedresearch.tune, "
+            "or write optimizer.lr=VALUE"
+        )
+
+
+def test_tuned_values_may_ask_for_one_another(tmp_path, compose):
+    epochs = table(tmp_path / "epochs.json", "local.epochs", 3, fixed={"optimizer.lr": 0.02})
+    rate = table(tmp_path / "rates.json", fixed={"local.epochs": 3, "optimizer.weight_decay": 0.02})
+    config, _ = compose(rate, epochs, "optimizer.weight_decay=${optimizer.lr}")
+    assert (config.optimizer["lr"], config.local.epochs, config.optimizer["weight_decay"]) == (0.02, 3, 0.02)
+    rate = table(tmp_path / "rates.json", fixed={"local.epochs": 5})
+    assert "was tuned with local.epochs=5 (here 3)" in refusal(compose, rate, epochs)
+
+
+def test_a_cell_may_be_told_by_a_list(tmp_path, compose):
+    rate = table(tmp_path / "rates.json", keys=["model.widths"], cells=[{"cell": [[8, 8]], "value": 0.3}])
+    assert compose(rate, "model.widths=[8,8]")[0].optimizer["lr"] == 0.3
+
+
+def test_a_key_that_always_equals_another_is_told(tmp_path):
+    for lr in (0.1, 0.2):
+        make(tmp_path / str(lr), rows=[{"clients/eval_acc": lr}], optimizer={"lr": lr}, strategy={"alias": {"lr": lr}})
+    with pytest.raises(InputError, match=r"strategy.alias.lr always has the values of optimizer.lr, .*; name that"):
+        choose(load([tmp_path]), "strategy.alias.lr", "last")
+
+
+def test_values_that_were_tried_on_different_seeds_are_told(tmp_path):
+    accuracies = {(0.1, lr, seed): [0.5 - abs(lr - 2)] for lr, seed in ((1, 0), (1, 1), (2, 0), (2, 1), (3, 0), (3, 1))}
+    sweep(tmp_path / "same", accuracies)
+    assert choose(load([tmp_path / "same"]), "optimizer.lr", "last")[1] == []
+    del accuracies[0.1, 3, 0], accuracies[0.1, 3, 1]
+    sweep(tmp_path / "other", {**accuracies, (0.1, 3, 2): [0.1]})
+    assert choose(load([tmp_path / "other"]), "optimizer.lr", "last")[1] == [
+        "all runs: optimizer.lr=1 was tried on the seeds 0, 1, optimizer.lr=3 on 2, so luck has a say; "
+        "try all on the same"
+    ]
+
+
+@pytest.mark.parametrize("metric", ["clients/eval_acc", "clients/eval_loss"])
+def test_of_equally_good_values_the_first_is_chosen(tmp_path, metric):
+    of = metric.replace("clients/eval_acc", "eval/accuracy").replace("clients/eval_loss", "eval/loss")
+    for lr in (0.1, 0.2, 0.3):
+        make(tmp_path / str(lr), rows=[{metric: 0.5, of: 0.5}], optimizer={"lr": lr})
+    assert choose(load([tmp_path]), "optimizer.lr", "last")[0]["cells"][0]["value"] == 0.1
+
+
+def test_numbers_are_compared_with_numbers_alone(tmp_path):
+    for number, (width, accuracy) in enumerate(((None, 0.1), ("1", 0.2), (1, 0.3), (2, 0.4), (True, 0.3))):
+        make(tmp_path / str(number), rows=[{"clients/eval_acc": accuracy}], model={"width": width})
+    chosen, warnings = choose(load([tmp_path]), "model.width", "last")
+    tried = chosen["cells"][0]["tried"]
+    assert sorted(map(json.dumps, tried)) == ['["1", 0.2]', "[1, 0.3]", "[2, 0.4]", "[null, 0.1]", "[true, 0.3]"]
+    assert warnings == ["all runs: model.width=2 is the largest that was tried; try larger ones too"]
+
+
 def test_values_that_are_no_numbers_are_tuned_too(tmp_path):
     for number, (widths, accuracy) in enumerate((([8], 0.5), ([8, 8], 0.7), (None, 0.1))):
         make(
@@ -143,7 +279,7 @@ def test_values_that_are_no_numbers_are_tuned_too(tmp_path):
             model={"widths": widths},
         )
     chosen, warnings = choose(load([tmp_path]), "model.widths", "last")
-    assert chosen["cells"] == [{"cell": [], "value": [8, 8], "tried": {"[8]": 0.5, "[8, 8]": 0.7, "null": 0.1}}]
+    assert chosen["cells"] == [{"cell": [], "value": [8, 8], "tried": [[None, 0.1], [[8, 8], 0.7], [[8], 0.5]]}]
     assert not warnings
 
 
@@ -163,7 +299,7 @@ def test_a_sweep_is_tuned_and_run_on_fresh_seeds(tmp_path):
     def run(module, *arguments):
         return warm.python("-m", f"fedresearch.{module}", *arguments, cwd=tmp_path, env=dict(os.environ))
 
-    short = ["tracker=none", "model=logistic", "federation.num_rounds=5", "federation.num_supernodes=3"]
+    short = ["tracker=none", "model=logistic", "federation.num_rounds=3", "federation.num_supernodes=3"]
     alphas = "partitioner.alpha=0.5,5"
     tuning = run("main", "tune=lr", "optimizer.lr=0.0001,0.1", alphas, *short, "hydra.sweep.dir=tuning")
     assert tuning.returncode == 0, tuning.stderr

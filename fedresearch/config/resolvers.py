@@ -11,8 +11,10 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, Node, OmegaConf, open_dict
 
+from fedresearch.config.rules import shown
 from fedresearch.config.schema import Config, counted_hardware, counts, digest, parse
 from fedresearch.errors import InputError
+from fedresearch.nested import as_json, leaves
 from fedresearch.usage import CONF
 
 
@@ -74,14 +76,16 @@ def tuned(table: Any, *, _root_: DictConfig, _node_: Node) -> Any:
     Raises
     ------
     InputError
-        If the file is of another key, has no such cell, cannot be read, or was chosen on runs of this seed.
+        If the file is of another key, has no such cell, cannot be read, or was chosen on runs of this seed, or that
+        differ from this config in what is the same in all of them.
     """
     table = str(table)
     path = Path(table) if table.endswith(".json") else CONF / "tune" / f"{table}.json"
     try:
         chosen = json.loads(path.read_text(encoding="utf-8"))
         key, keys, seeds = chosen["key"], [*chosen["keys"]], [*chosen["seeds"]]
-        values = {json.dumps(entry["cell"]): entry["value"] for entry in chosen["cells"]}
+        values = {as_json(entry["cell"]): entry["value"] for entry in chosen["cells"]}
+        fixed = {**chosen.get("fixed", {})}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
             f"{path} holds no tuned values ({error}); python -m fedresearch.tune writes such files"
@@ -92,10 +96,36 @@ def tuned(table: Any, *, _root_: DictConfig, _node_: Node) -> Any:
     if _root_.seed in seeds:
         raise InputError(f"{path} was chosen on runs with seed={_root_.seed}; try a fresh one, such as seed=0")
     options = HydraConfig.get().runtime.choices
-    cell = json.dumps([options[key] if key in options else OmegaConf.select(_root_, key) for key in keys])
+    cell = as_json([options[name] if name in options else _selected(_root_, name) for name in keys])
     if cell not in values:
         raise InputError(f"{path} has no value for {', '.join(keys)} = {cell}; it has those of {', '.join(values)}")
+    here = {**options, **_resolved(_root_, key, values[cell])}
+    differing = [name for name in fixed if name not in here or as_json(here[name]) != as_json(fixed[name])]
+    if differing:
+        told = ", ".join(
+            f"{name}={shown(fixed[name])} (here {shown(here[name]) if name in here else 'unset'})"
+            for name in differing[:3]
+        )
+        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise InputError(
+            f"{path} was tuned with {told}{more}; tune here too, with python -m fedresearch.tune, or write {key}=VALUE"
+        )
     return values[cell]
+
+
+def _selected(root: DictConfig, key: str) -> Any:
+    value = OmegaConf.select(root, key)
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def _resolved(root: DictConfig, key: str, value: Any) -> dict[str, Any]:
+    """Return a config's keys and values, flat, with a value in the place of the one that is being resolved."""
+    plain = copy.deepcopy(root)
+    with open_dict(plain):
+        plain.pop("hydra", None)
+    OmegaConf.update(plain, key, value, merge=False)
+    container: Any = OmegaConf.to_container(plain, resolve=True)
+    return dict(leaves(container))
 
 
 def _counts(word: str, numbers: dict[str, Any]) -> bool:

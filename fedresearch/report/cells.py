@@ -79,7 +79,7 @@ class Study:
 def study(runs: Sequence[Run]) -> Study:
     """Group runs into cells by the keys that are found to vary."""
     known = [run for run in runs if run.record]
-    settings = [_settings(run.record) for run in known]
+    settings = [settings_of(run.record) for run in known]
     keys, equal = _varying(settings, _typed(known))
     seeds = _varying_seeds(settings)
     result = Study(keys, equal, [], [run for run in runs if not run.record], [])
@@ -103,7 +103,7 @@ def study(runs: Sequence[Run]) -> Study:
     return result
 
 
-def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
+def settings_of(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the numbers of a run depend on, flat: options by their group's name, and keys."""
     config = {key: value for key, value in leaves(record["config"]) if counts(key)}
     options = {group: option for group, option in record["choices"].items() if group in _PREFIXES}

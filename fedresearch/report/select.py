@@ -56,8 +56,8 @@ def selection(rule: str, metric: str) -> Selection:
     ----------
     rule : str
         ``last``, the last round that was evaluated; ``best_val``, the round in which the clients' validation data
-        is best (of equal ones the first); ``mean_last:K``, the mean of the last K evaluated rounds; ``best_test``,
-        the best of all rounds, which selects on the data that it reports.
+        is best (of equal ones the first); ``mean_last:K``, the mean of the last K evaluated rounds, or of all
+        where there are fewer; ``best_test``, the best of all rounds, which selects on the data that it reports.
     metric : str
         The column.
 
@@ -82,7 +82,7 @@ def selection(rule: str, metric: str) -> Selection:
         ),
     }
     if name == "mean_last" and argument.isdecimal() and int(argument):
-        caption = f"{metric}, mean of the last {argument} evaluated rounds"
+        caption = f"{metric}, mean of the last {argument} evaluated rounds, or of all where there are fewer"
         rules[rule] = caption, lambda values, _: values[-int(argument) :].mean()
     if rule not in rules:
         raise InputError(f"no selection rule {rule}; try --select last, best_val, mean_last:10 or best_test")
