@@ -119,10 +119,11 @@ def test_of_forty_arms_sixteen_are_drawn_and_the_figure_says_so():
         assert figure.get_figheight() < 9  # a page's
 
 
-def test_a_target_is_a_line_of_its_own():
-    figure = learning_curves([curve()], "rounds", "eval/accuracy", target=0.95)
-    assert legend(figure) == ["fedavg", "target 0.95"]
-    assert set(figure.axes[0].lines[1].get_ydata()) == {0.95}
+@pytest.mark.parametrize(("targets", "name"), [([0.95], "target 0.95"), ([0.6, 0.95], "targets 0.6, 0.95")])
+def test_a_target_is_a_line_of_its_own(targets, name):
+    figure = learning_curves([curve()], "rounds", "eval/accuracy", targets)
+    assert legend(figure) == ["fedavg", name]
+    assert [set(line.get_ydata()) for line in figure.axes[0].lines[1:]] == [{target} for target in targets]
     assert figure.axes[0].get_ylim()[1] > 0.95
 
 

@@ -12,7 +12,7 @@ HOSTILE = "</script><b>x"
 PICTURE = "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' width='900' height='9'/%3E"
 EMPTY = {
     **{"title": "Report", "command": "report", "generated": "today", "base": {}},
-    **{name: [] for name in ("warnings", "notes", "axes", "metrics", "arms", "tables", "figures", "runs")},
+    **{name: [] for name in ("warnings", "notes", "axes", "metrics", "targets", "arms", "tables", "figures", "runs")},
 }
 
 
@@ -49,6 +49,7 @@ DOCUMENT = EMPTY | {
     "notes": ["left out"],
     "axes": [{"id": "rounds", "label": "Rounds"}, {"id": "bytes", "label": "Bytes"}],
     "metrics": [{"id": "eval/accuracy", "label": "Accuracy"}, {"id": "eval/loss", "label": "Loss"}],
+    "targets": [{"metric": "eval/accuracy", "value": value} for value in (0.6, 0.9)],
     "arms": ARMS,
     "tables": [
         {
@@ -60,7 +61,7 @@ DOCUMENT = EMPTY | {
             ],
         }
     ],
-    "figures": [{"title": "Partition", "src": PICTURE}],
+    "figures": [{"title": "Partition", "caption": f"Who holds what {HOSTILE}", "src": PICTURE}],
     "base": {"model": "mlp", "shared": "overridden"},
     "runs": RUNS,
 }
@@ -178,6 +179,21 @@ def test_axis_and_metric_are_chosen(report):
     assert len(curves(report)) == 14
 
 
+def test_targets_are_lines_while_their_metric_is_shown(report):
+    def shown():
+        shapes = report.evaluate("document.getElementById('plot').layout.shapes")
+        assert all(shape["y0"] == shape["y1"] and shape["line"]["dash"] == "dash" for shape in shapes)
+        return [(shape["y0"], shape["label"]["text"]) for shape in shapes]
+
+    report.reload()
+    assert shown() == [(0.6, "target 0.6"), (0.9, "target 0.9")]
+    assert report.locator("#plot .shapelayer path").count() == 2
+    report.get_by_label("Metric").select_option("Loss")
+    assert shown() == []
+    report.get_by_label("Metric").select_option("Accuracy")
+    assert len(shown()) == 2
+
+
 def test_a_band_is_the_interval(report):
     report.get_by_role("button", name="None").click()
     report.get_by_label("lr=4 n").check()
@@ -214,8 +230,9 @@ def test_labels_are_text(report):
     assert report.locator(".warnings li").text_content() == f"unfair {HOSTILE}"
 
 
-def test_figures_are_there_with_their_titles(report):
+def test_figures_are_there_with_their_captions(report):
     assert report.get_by_alt_text("Partition").evaluate("(image) => image.complete && image.naturalWidth") == 900
+    assert report.locator("figcaption").all_text_contents() == [f"Who holds what {HOSTILE}"]
 
 
 def test_a_table_is_sorted_with_what_is_unknown_last(report):
@@ -266,7 +283,20 @@ def test_a_phone_scrolls_tables_but_not_the_page(report):
     width = report.locator("#plot").evaluate("(plot) => plot.clientWidth")
     expect(report.locator("#plot .main-svg").first).to_have_attribute("width", f"{width}")
     assert report.evaluate("document.documentElement.scrollWidth") == 360
-    assert report.locator("#table-final").evaluate("(table) => table.parentElement.scrollWidth") > 360
+    table = report.locator("#table-final")
+    assert table.evaluate("(table) => table.parentElement.scrollWidth") > 360
+    # The first column stays, above what goes by below it.
+    for first in (table.locator("th").first, table.locator("td").first):
+        before = first.bounding_box()
+        table.evaluate("(table) => { table.parentElement.scrollLeft = 200; }")
+        assert first.bounding_box() == before
+        assert first.evaluate("""(it) => {
+            it.scrollIntoView({ block: "center" });
+            const now = it.getBoundingClientRect();
+            return it.contains(document.elementFromPoint(now.left + 3, now.top + now.height / 2));
+        }""")
+        assert first.evaluate("(it) => getComputedStyle(it).backgroundColor") != "rgba(0, 0, 0, 0)"
+        table.evaluate("(table) => { table.parentElement.scrollLeft = 0; }")
     report.set_viewport_size({"width": 1280, "height": 900})
 
 

@@ -1,16 +1,23 @@
 """The report as files and as a command: what is written, that LaTeX takes it, and what a mistake is told."""
 
 import csv
+import json
+import os
+import re
 import shutil
 import subprocess
 import sys
+import warnings
 
 import pytest
 
 from fedresearch.report import __main__ as command
+from fedresearch.report.cells import study
+from fedresearch.report.curves import class_counts, client_spread, drawn, mean_curve, numeric_keys
+from fedresearch.report.document import document
 from fedresearch.report.load import load
 from fedresearch.report.making import report
-from fedresearch.report.tables import Entry, Table, comma_separated, latex, markdown, measured, rounded
+from fedresearch.report.tables import Entry, Table, between, comma_separated, latex, markdown, measured, rounded
 from tests.records import make
 
 HOSTILE = [
@@ -96,12 +103,17 @@ def test_the_command_tells_and_writes_all_and_again_the_same(tmp_path, monkeypat
     assert "1 refused" in done.stdout
     told = written["report.md"].decode()
     assert told.startswith("# eval/accuracy of 12 runs in 6 cells\n")
-    assert "![curves_rounds](curves_rounds.png)" in told
+    assert "![curves_rounds](curves_rounds.png)\n\neval/accuracy over rounds: mean over" in told
+    *same, last = told.splitlines()
+    assert re.fullmatch(f"Generated [0-9-]{{10}}T.* by `python -m fedresearch.report .*{' '.join(ARGUMENTS)}`", last)
 
     code, _, error = run(monkeypatch, capsys, tmp_path / "runs", *ARGUMENTS, "--out", tmp_path / "again" / "here")
     assert (code, error) == (0, [])
     for path in (tmp_path / "again" / "here").iterdir():
-        assert path.name == "report.html" or path.read_bytes() == written[path.name], path.name
+        if path.name == "report.md":
+            assert path.read_text().splitlines()[:-1] == same
+        else:
+            assert path.name == "report.html" or path.read_bytes() == written[path.name], path.name
 
 
 @pytest.fixture
@@ -163,6 +175,38 @@ def test_a_place_that_cannot_be_written_is_told(few, monkeypatch, capsys):
     assert (few.parent / "file").read_text() == "mine"
 
 
+def test_what_an_earlier_report_left_stays_and_is_told(few, monkeypatch, capsys):
+    arguments = (few, "--targets", "0.3", "--out", few.parent / "out")
+    _, out, _ = run(monkeypatch, capsys, *arguments)
+    assert "of an earlier report" not in out
+    for name in ("heat_map.png", "heat_map.pdf", "notes.txt"):
+        (few.parent / "out" / name).touch()
+    before = {path.name for path in (few.parent / "out").iterdir()}
+    arguments = (few, "--targets", "0.4", "--out", few.parent / "out")
+    _, out, _ = run(monkeypatch, capsys, *arguments)
+    left = "heat_map.pdf, heat_map.png, target_0.3.csv, target_0.3.tex"
+    assert f"of an earlier report, not of this one: {left}" in out.splitlines()
+    assert before < {path.name for path in (few.parent / "out").iterdir()}
+
+
+def test_a_directory_whose_name_is_no_text_is_reported(few):
+    (few / "scaffold").rename(few / os.fsdecode(b"\xff"))
+    words = [sys.executable, "-m", "fedresearch.report", few, "--out", few.parent / os.fsdecode(b"out\xff")]
+    done = subprocess.run(words, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "utf-8"})
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert "/?</button>" in (few.parent / os.fsdecode(b"out\xff") / "report.html").read_text()
+
+
+def test_numbers_beyond_all_bounds_are_reported(tmp_path):
+    for seed, value in enumerate((1e200, -2e200, 3e200)):
+        make(tmp_path / "runs" / f"{seed}", seed=seed, rows=[{**row, "eval/accuracy": value} for row in rows(0, 0)])
+    words = [sys.executable, "-m", "fedresearch.report", tmp_path / "runs"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "6.667e+199 ± ∞" in done.stdout
+    assert "$\\pm$ $\\infty$" in (tmp_path / "runs" / "report" / "final.tex").read_text()
+
+
 def keyed(folder, values):
     for number, value in enumerate(values):
         make(folder / str(number), rows=rows(0.5, 0.6), model={"hidden": value})
@@ -219,6 +263,114 @@ def test_marks_are_in_every_table_of_cells(tmp_path):
         assert any(note.startswith("† ") for note in table.notes)
 
 
+def test_a_grid_of_a_target_is_of_that_target(tmp_path):
+    for strategy in ("fedavg", "scaffold"):
+        for alpha in (0.1, 1.0):
+            partitioner = {"partitioner": {"_target_": "dirichlet", "alpha": alpha}}
+            choices = {"strategy": strategy}
+            make(tmp_path / f"{strategy}{alpha}", choices=choices, rows=rows(0.2, 0.4, 0.6, 0.8), **partitioner)
+    made = report(load([tmp_path]), targets=[0.3, 0.7], rows="strategy", cols="partitioner.alpha")
+    grids = {table.id: [entry.sort for row in table.rows for entry in row[1:]] for table in made.tables}
+    assert grids["target_0.3_grid"] == pytest.approx([1.5] * 4)
+    assert grids["target_0.7_grid"] == pytest.approx([3.5] * 4)
+
+
+def partitioned(folder, name, alpha, seed, **more):
+    partitioner = {"_target_": "dirichlet", "alpha": alpha, "seed": None}
+    record = {"partition_sha256": f"{alpha} {more.get('strategy')}"}
+    make(folder / name, seed=seed, rows=rows(0.5), record=record, partitioner=partitioner, **more)
+    (folder / name / "partition.csv").write_text(PARTITION)
+
+
+PARTITION = "client,train,val,test,class 0,class 1\n0,5,0,0,2,3\n1,4,0,0,4,0\n"
+
+
+def test_a_partition_is_named_by_what_it_depends_on(tmp_path):
+    for strategy in ("fedavg", "scaffold"):
+        for alpha in (0.1, 1.0):
+            partitioned(tmp_path, f"{strategy}{alpha}", alpha, 3, choices={"strategy": strategy})
+    partitioned(tmp_path, "pooled", 0.1, 3, choices={"strategy": "central"}, strategy={"pooled": True})
+    made = report(load([tmp_path]))
+    titles = [picture.figure.get_suptitle() for name, picture in made.figures.items() if name.startswith("partition")]
+    assert titles == ["alpha=0.1, pooled, seed 3", "alpha=0.1, seed 3", "alpha=1.0, seed 3"]
+
+
+def test_figures_say_what_they_show(tmp_path):
+    for seed in (0, 1):
+        for alpha in (0.1, 1.0, 2.0):
+            for lr in (0.1, 0.2):
+                partitioned(tmp_path, f"{alpha}{lr}{seed}", alpha, seed, optimizer={"lr": lr})
+    for path in tmp_path.glob("*/metrics.jsonl"):
+        spread = dict.fromkeys((f"clients/accuracy_{part}" for part in ("mean", "std", "p10", "worst")), 0.5)
+        path.write_text("".join(f"{json.dumps(json.loads(line) | spread)}\n" for line in path.read_text().splitlines()))
+    captions = {name: picture.caption for name, picture in report(load([tmp_path])).figures.items()}
+    of_curves = "mean over the seeds of the finished runs, or of all where none is, with the 95 % t-interval as a band."
+    last = "eval/accuracy after the last round, by"
+    assert captions == {
+        "curves_rounds": f"eval/accuracy over rounds: {of_curves}",
+        "curves_bytes": f"eval/accuracy over bytes communicated in training: {of_curves}",
+        "sensitivity_alpha": f"{last} partitioner.alpha: mean over seeds, with the 95 % t-interval as bars.",
+        "heat_map": f"{last} optimizer.lr and partitioner.alpha: mean over seeds.",
+        "clients_accuracy": "Accuracy of the global model on clients after the last round that has it: mean, standard "
+        "deviation, 10th percentile and worst over the clients, each a mean over seeds.",
+        **{
+            f"partition_{number}": f"How many samples of each class each client holds: alpha={alpha}, seed 0."
+            for number, alpha in enumerate((0.1, 1.0, 2.0), start=1)
+        },
+    }
+
+
+@pytest.mark.parametrize("text", ["", PARTITION.splitlines()[0], "x\n\n"])
+def test_an_empty_partition_is_none(tmp_path, text):
+    make(tmp_path / "run")
+    (tmp_path / "run" / "partition.csv").write_text(text)
+    with warnings.catch_warnings(action="error"):
+        assert class_counts(load([tmp_path])[0]) is None
+
+
+def test_curves_are_of_finished_runs_and_clients_of_the_last_round_that_has_them(tmp_path):
+    columns = [f"clients/accuracy_{part}" for part in ("mean", "std", "p10", "worst")]
+    of_clients = [dict(zip(columns, values, strict=True)) for values in ([0.1] * 4, [0.5, 0.1, 0.3, 0.2], [None] * 4)]
+    for seed, status in enumerate(("finished", "failed", "finished")):
+        of = [{**row, **more} for row, more in zip(rows(0.1, 0.2, 0.4 + seed / 10), of_clients, strict=True)]
+        make(tmp_path / status / f"{seed}", seed=seed, status=status, rows=of)
+    (cell,) = study(load([tmp_path])).cells
+    assert [run.state for run in drawn(cell)] == ["finished", "finished"]
+    assert mean_curve(cell, "rounds", "eval/accuracy").mean[-1] == pytest.approx(0.5)
+    spread = client_spread(cell, "clients")
+    assert (spread.mean, spread.std, spread.p10, spread.worst) == (0.5, 0.1, 0.3, 0.2)
+    (unfinished,) = study(load([tmp_path / "failed"])).cells
+    assert len(drawn(unfinished)) == 1
+
+
+def test_three_numbers_make_a_sensitivity(tmp_path):
+    for number in range(3):
+        make(tmp_path / f"{number}", optimizer={"lr": number}, model={"hidden": number % 2}, rows=rows(0.5))
+    assert numeric_keys(study(load([tmp_path]))) == ["optimizer.lr"]
+
+
+def test_a_run_differs_first_in_what_tells_cells_apart(tmp_path):
+    for number, (strategy, lr) in enumerate((("fedavg", 0.1), ("fedavg", 0.2), ("scaffold", 0.1), ("scaffold", 0.2))):
+        server = {"server": {"_target_": strategy}}
+        record = {"git": {"fedresearch": {"commit": f"{number}"}}}
+        make(
+            tmp_path / f"{number}",
+            choices={"strategy": strategy},
+            rows=[{**row, "eval/accuracy": None if row["local/steps"] == number else 0.5} for row in rows(0.5)],
+            record=record,
+            strategy=server,
+            optimizer={"lr": lr},
+        )
+    made = document(report(load([tmp_path]), targets=[0.5]), {})
+    first = list(made["runs"][0]["changed"])
+    assert first[:2] == ["run: choices.strategy", "optimizer.lr"]
+    assert first[2:4] == ["tracker.mode", "strategy.server._target_"]
+    assert all(key.startswith("run: ") for key in first[4:])
+    assert "run: git.fedresearch.commit" in first
+    assert made["targets"] == [{"metric": "eval/accuracy", "value": 0.5}]
+    assert [arm["y"]["eval/accuracy"]["mean"] for arm in made["arms"]].count([None]) == 1
+
+
 def test_markdown_is_a_table(tmp_path):
     title, _, caption, _, head, line, *body = markdown(TABLE).splitlines()
     assert (title, caption) == ("## Title", TABLE.caption)
@@ -246,6 +398,10 @@ def test_csv_has_numbers_in_full():
         (0.91234, float("nan"), "0.9123"),
         (0.5, 0.0, "0.5 ± 0"),
         (0.1, 1e-17, "0.1 ± 0"),
+        (1e20, 1e20, "1e+20 ± 1e+20"),
+        (9e14, 1e14, "900000000000000 ± 100000000000000"),
+        (1e15, 5e14, "1e+15 ± 5e+14"),
+        (1e200, float("inf"), "1e+200 ± ∞"),
         (0.0, 0.0, "0 ± 0"),
         (float("nan"), float("nan"), "–"),
     ],
@@ -254,8 +410,35 @@ def test_a_mean_is_told_to_the_digits_that_are_known(mean, half_width, text):
     assert measured(mean, half_width) == text
 
 
+@pytest.mark.parametrize(
+    ("value", "low", "high", "text"),
+    [
+        (0.5, 0.41, 0.59, "0.500 [0.410, 0.590]"),
+        (1e-06, 1e-06, 1e-06, "1e-06 [1e-06, 1e-06]"),
+        (0.3, 0.3, 0.1 + 0.2, "0.3 [0.3, 0.3]"),
+        (0.0, 0.0, 0.0, "0 [0, 0]"),
+        (1e20, 0.0, 2e20, "1e+20 [0, 2e+20]"),
+    ],
+)
+def test_an_interval_is_told_to_the_digits_that_are_known(value, low, high, text):
+    assert between(value, low, high) == text
+
+
 def test_p_values_have_two_digits():
     assert [rounded(p) for p in (float("nan"), 0.0, 0.00099, 0.0123, 1.0)] == ["–", "<0.001", "<0.001", "0.012", "1"]
+
+
+@pytest.mark.parametrize(
+    ("text", "source"),
+    [
+        ("β1→Λ", "$\\beta$1$\\rightarrow$$\\Lambda$"),
+        ("a\u200bb 中 🎉", "ab U+4E2D U+1F389"),
+        ("ςΑ é e\u0301 Ł", "$\\sigma$A é é Ł"),
+        ("∞ ← -1 \x1b", "$\\infty$ $\\leftarrow$ $-$1 U+001B"),
+    ],
+)
+def test_latex_has_what_it_knows_and_code_points(text, source):
+    assert f" & {source} & " in latex(Table(**{**vars(TABLE), "rows": [[Entry(text)] * 3]}))
 
 
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="needs pdflatex")
@@ -264,9 +447,15 @@ def test_latex_compiles_as_pasted(tmp_path):
     made = report(
         load([tmp_path / "runs"]), against="strategy=fedavg", targets=[0.5], rows="strategy", cols="partitioner.alpha"
     )
-    pasted = "\n".join(latex(table) for table in (TABLE, *made.tables))
+    texts = [
+        *map(chr, [*range(0x20), *range(0x7F, 0x180), *range(0x370, 0x400)]),
+        "中文 🎉\ufe0f ∞ \udcff\u2028 ⟨ ‘’“”„€",
+    ]
+    odd = Table(**{**vars(TABLE), "id": "odd", "rows": [[Entry(text)] * 3 for text in texts], "notes": texts})
+    pasted = "\n".join(latex(table) for table in (TABLE, odd, *made.tables))
     lines = [
         "\\documentclass{article}",
+        "\\usepackage[T1]{fontenc}",
         "\\usepackage{booktabs,graphicx}",
         "\\begin{document}",
         pasted,

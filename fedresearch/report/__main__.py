@@ -4,6 +4,7 @@ import gc
 import math
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from io import TextIOWrapper
 from pathlib import Path
 
 from fedresearch.config import tell
@@ -82,6 +83,8 @@ def _report(arguments: Namespace) -> None:
         cols=arguments.cols,
     )
     out = arguments.out or arguments.directories[0] / "report"
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as of a directory's name that is no text
     print(write(made, out))
     print(out / "report.html")
 

@@ -1,5 +1,6 @@
 """What figures and the page draw: a cell's mean curve over its seeds, along an axis."""
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -71,8 +72,9 @@ def numeric_keys(study: Study) -> list[str]:
 def class_counts(run: Run) -> NDArray[np.int64] | None:
     """Return how many samples of each class each client has, int64 (clients, classes); None where that is not kept."""
     try:
-        table = np.loadtxt(run.directory / "partition.csv", np.int64, delimiter=",", skiprows=1, ndmin=2)
-    except (OSError, ValueError):
+        with warnings.catch_warnings(action="error"):  # which is all that an empty file gives
+            table = np.loadtxt(run.directory / "partition.csv", np.int64, delimiter=",", skiprows=1, ndmin=2)
+    except (OSError, ValueError, UserWarning):
         return None
     return table[:, 4:] if table.shape[1] > 4 else None
 

@@ -30,10 +30,15 @@ def document(made: Report, pictures: Mapping[str, bytes]) -> dict[str, Any]:
         "notes": [*made.notes],
         "axes": [{"id": name, "label": label.capitalize()} for name, label in AXIS_LABELS.items()],
         "metrics": [{"id": name, "label": name} for name in known],
+        "targets": [{"metric": made.metric, "value": target} for target in made.targets],
         "arms": [_arm(cell, known) for cell in found.cells if drawn(cell)],
         "tables": [_table(table) for table in made.tables],
         "figures": [
-            {"title": name.replace("_", " "), "src": f"data:image/png;base64,{base64.b64encode(picture).decode()}"}
+            {
+                "title": name.replace("_", " "),
+                "caption": made.figures[name].caption,
+                "src": f"data:image/png;base64,{base64.b64encode(picture).decode()}",
+            }
             for name, picture in pictures.items()
         ],
         **_runs(made),
@@ -73,6 +78,13 @@ def _table(table: Table) -> dict[str, Any]:
 
 def _runs(made: Report) -> dict[str, Any]:
     """Return every run, and apart from them what all their configs and records have in common."""
+    keys = made.study.keys
+
+    def place(pair: tuple[str, Any]) -> int:
+        """Sort the keys that tell cells apart before the config's others, and these before the rest."""
+        key = pair[0].removeprefix("run: choices.")
+        return keys.index(key) if key in keys else len(keys) + pair[0].startswith("run: ")
+
     of_run = [(cell.label, replicate, run) for cell in made.study.cells for replicate, run in cell.runs.items()] + [
         ("", "", run) for run in (*made.study.repeated, *made.study.unread)
     ]
@@ -92,7 +104,7 @@ def _runs(made: Report) -> dict[str, Any]:
             "rounds": run.num_rounds,
             "figure": _figure(made.selected.choose(run)),
             "error": run.error,
-            "changed": {key: value for key, value in one.items() if key not in base},
+            "changed": {key: value for key, value in sorted(one.items(), key=place) if key not in base},
         }
         for (label, replicate, run), one in zip(of_run, flat, strict=True)
     ]

@@ -130,7 +130,7 @@ class Spread:
 
 
 @_styled
-def learning_curves(curves: Sequence[Curve], x_label: str, y_label: str, target: float | None = None) -> Figure:
+def learning_curves(curves: Sequence[Curve], x_label: str, y_label: str, targets: Sequence[float] = ()) -> Figure:
     """Draw the mean of each arm over its rounds, and the band of its interval.
 
     Parameters
@@ -139,8 +139,8 @@ def learning_curves(curves: Sequence[Curve], x_label: str, y_label: str, target:
         The arms; the first ``MAX_ARMS`` are drawn.
     x_label, y_label : str
         What the axes are; an x axis of bytes has its unit at the numbers.
-    target : float or None
-        A value of the metric to mark; None marks none.
+    targets : sequence of float
+        Values of the metric to mark.
     """
     figure, axes = _axes(3.0, x_label, y_label)
     handles: list[Artist] = []
@@ -156,9 +156,9 @@ def learning_curves(curves: Sequence[Curve], x_label: str, y_label: str, target:
     is_whole = all(np.all(np.mod(line.get_xdata(), 1) == 0) for line in axes.lines)
     axes.locator_params(axis="x", integer=is_whole, min_n_ticks=1)
     labels = [curve.label for curve in curves[:MAX_ARMS]]
-    if target is not None:
-        handles.append(axes.axhline(target, color="0.4", linestyle=(0, (2, 2)), linewidth=0.9))
-        labels.append(f"target {target:g}")
+    if targets:
+        handles += [axes.axhline(it, color="0.4", linestyle=(0, (2, 2)), linewidth=0.9) for it in targets][:1]
+        labels.append(f"target{'s' * (len(targets) > 1)} {', '.join(f'{it:g}' for it in targets)}")
     _within_reach(axes, y_label, [curve.mean for curve in curves[:MAX_ARMS]])
     if "bytes" in x_label:
         axes.xaxis.set_major_formatter(EngFormatter(unit="B"))

@@ -1,5 +1,6 @@
 """A report's files, each written whole or not at all."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from fedresearch.report import figures
@@ -13,6 +14,8 @@ from fedresearch.runs.directory import write_whole, writing
 def write(made: Report, out: Path) -> str:
     """Write a report's page, Markdown, tables and figures to a folder, and return its tables to be read at once.
 
+    What an earlier report left in the folder stays, and is told.
+
     Raises
     ------
     Unwritable
@@ -23,15 +26,26 @@ def write(made: Report, out: Path) -> str:
     for table in made.tables:
         _write(out / f"{table.id}.csv", comma_separated(table))
         _write(out / f"{table.id}.tex", latex(table))
-    pictures = {name: figures.save(figure, out / name) for name, figure in made.figures.items()}
+    pictures = {name: figures.save(picture.figure, out / name) for name, picture in made.figures.items()}
+    read = document(made, pictures)
     told = "\n".join(markdown(table) for table in made.tables)
     first = [f"# {made.title}", *(f"**Warning:** {text}" for text in made.warnings), *made.notes]
-    shown = [f"![{name}]({name}.png)" for name in pictures]
-    _write(out / "report.md", "\n\n".join([*first, told, *shown]) + "\n")
-    _write(out / "report.html", page(document(made, pictures)))
-    return "\n\n".join([*(f"warning: {text}" for text in made.warnings), *made.notes, told])
+    shown = [f"![{name}]({name}.png)\n\n{picture.caption}" for name, picture in made.figures.items()]
+    last = f"Generated {read['generated']} by `{read['command']}`"
+    _write(out / "report.md", "\n\n".join([*first, told, *shown, last]) + "\n")
+    _write(out / "report.html", page(read))
+    return "\n\n".join([*(f"warning: {text}" for text in made.warnings), *made.notes, told, *_left(made, out)])
+
+
+def _left(made: Report, out: Path) -> Iterator[str]:
+    """Yield a line on the tables and figures in a folder that are not of this report."""
+    own = {f"{table.id}{suffix}" for table in made.tables for suffix in (".csv", ".tex")}
+    own |= {f"{name}{suffix}" for name in made.figures for suffix in (".png", ".pdf")}
+    left = {path.name for path in out.iterdir() if path.suffix in (".csv", ".tex", ".png", ".pdf")} - own
+    if left:
+        yield f"of an earlier report, not of this one: {', '.join(sorted(left))}"
 
 
 def _write(path: Path, content: str | bytes) -> None:
-    whole = content.encode() if isinstance(content, str) else content
+    whole = content.encode(errors="replace") if isinstance(content, str) else content
     write_whole(path, lambda temporary: temporary.write_bytes(whole))

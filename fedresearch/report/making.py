@@ -33,6 +33,18 @@ AXIS_LABELS = {
 _MAX_PICTURES = 6
 
 
+# Beside the seeds, what a partition depends on; of the keys below these, too.
+_PARTITION = ("dataset", "partitioner", "federation.num_supernodes")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure, and in a sentence what it shows."""
+
+    figure: Figure
+    caption: str
+
+
 @dataclass(frozen=True)
 class Report:
     """All that a report says.
@@ -46,23 +58,26 @@ class Report:
     tables : list of Table
         In their order.
     figures : dict
-        Name of the file to the figure.
+        Name of the file to the figure and its caption.
     study : Study
         The cells.
     selected : Selection
         The rule by which a run has one number.
     metric : str
         What the report is about.
+    targets : list of float
+        Values of the metric to reach.
     """
 
     title: str
     warnings: Sequence[str]
     notes: Sequence[str]
     tables: Sequence[Table]
-    figures: Mapping[str, Figure]
+    figures: Mapping[str, Picture]
     study: Study
     selected: Selection
     metric: str
+    targets: Sequence[float]
 
 
 def report(
@@ -145,6 +160,7 @@ def report(
         study=found,
         selected=selected,
         metric=metric,
+        targets=targets,
     )
 
 
@@ -186,17 +202,22 @@ def _figures(
     rows: str | None,
     cols: str | None,
     tuned: Sequence[str],
-) -> Iterator[tuple[str, Figure]]:
-    target = targets[-1] if targets else None
+) -> Iterator[tuple[str, Picture]]:
     begun = [cell for cell in found.cells if drawn(cell)]
     for axis_name in dict.fromkeys((x, "bytes")):
         curves = [mean_curve(cell, axis_name, metric) for cell in begun]
         if curves:
-            yield f"curves_{axis_name}", figures.learning_curves(curves, AXIS_LABELS[axis_name], metric, target)
+            caption = (
+                f"{metric} over {AXIS_LABELS[axis_name]}: mean over the seeds of the finished runs, or of all where "
+                "none is, with the 95 % t-interval as a band."
+            )
+            figure = figures.learning_curves(curves, AXIS_LABELS[axis_name], metric, targets)
+            yield f"curves_{axis_name}", Picture(figure, caption)
     for key in (key for key in numeric_keys(found) if key not in tuned):
         lines = sensitivity_lines(found, key, selected, tuned)
         if any(np.isfinite(line.mean).any() for line in lines):
-            yield f"sensitivity_{found.short(key)}", figures.sensitivity(lines, key, metric)
+            caption = f"{selected.caption}, by {key}: mean over seeds, with the 95 % t-interval as bars."
+            yield f"sensitivity_{found.short(key)}", Picture(figures.sensitivity(lines, key, metric), caption)
     grid = [rows, cols] if rows and cols else [key for key in found.keys if key not in tuned]
     if len(grid) == 2:
         down, across = grid
@@ -204,13 +225,18 @@ def _figures(
     for prefix, whose in (("clients", "the global model on clients"), ("personal", "clients' own models")):
         spreads = [spread for cell in begun if (spread := client_spread(cell, prefix))]
         if spreads:
-            yield f"{prefix}_accuracy", figures.client_spread(spreads, f"accuracy of {whose}")
+            caption = (
+                f"Accuracy of {whose} after the last round that has it: mean, standard deviation, 10th percentile and "
+                "worst over the clients, each a mean over seeds."
+            )
+            figure = figures.client_spread(spreads, f"accuracy of {whose}")
+            yield f"{prefix}_accuracy", Picture(figure, caption)
     yield from _partitions(found)
 
 
 def _heat_maps(
     found: Study, selected: Selection, metric: str, rows: str, cols: str, tuned: Sequence[str]
-) -> Iterator[tuple[str, Figure]]:
+) -> Iterator[tuple[str, Picture]]:
     """Yield a heat map for each combination of the other keys, the first few."""
     apart = found.others((rows, cols), tuned)
     grids: dict[str, dict[tuple[str, str], float]] = {}
@@ -226,10 +252,11 @@ def _heat_maps(
         title = f"{metric}{', ' * bool(label)}{label}"
         if np.isfinite(values).any():
             figure = figures.heat_map(values, downs, acrosses, found.short(rows), found.short(cols), title)
-            yield f"heat_map{f'_{count}' if len(grids) > 1 else ''}", figure
+            caption = f"{selected.caption}, by {rows} and {cols}{f', of {label}' if label else ''}: mean over seeds."
+            yield f"heat_map{f'_{count}' if len(grids) > 1 else ''}", Picture(figure, caption)
 
 
-def _partitions(found: Study) -> Iterator[tuple[str, Figure]]:
+def _partitions(found: Study) -> Iterator[tuple[str, Picture]]:
     """Yield the partitions of the first few cells that differ in theirs, each as of the cell's first seed."""
     drawn_ones: set[Any] = set()
     for cell in found.cells:
@@ -238,4 +265,16 @@ def _partitions(found: Study) -> Iterator[tuple[str, Figure]]:
         counts = class_counts(run) if digest not in drawn_ones and len(drawn_ones) < _MAX_PICTURES else None
         if counts is not None:
             drawn_ones.add(digest)
-            yield f"partition_{len(drawn_ones)}", figures.partition(counts, f"{cell.label}, seed {replicate}")
+            title = ", ".join(_of_partition(found, cell, run, replicate))
+            caption = f"How many samples of each class each client holds: {title}."
+            yield f"partition_{len(drawn_ones)}", Picture(figures.partition(counts, title), caption)
+
+
+def _of_partition(found: Study, cell: Cell, run: Run, replicate: str) -> Iterator[str]:
+    """Yield what a partition depends on, of what tells cells apart."""
+    for key, value in cell.keys.items():
+        if key in _PARTITION or key.startswith(("dataset.", "partitioner.")):
+            yield f"{found.short(key)}={shown(value)}"
+    if run.record["config"].get("strategy", {}).get("pooled"):
+        yield "pooled"
+    yield replicate if "=" in replicate else f"seed {replicate}"

@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,17 +11,30 @@ from typing import Any
 import pandas as pd
 from tabulate import tabulate
 
+_LETTERS = (*range(0x391, 0x3A2), *range(0x3A3, 0x3AA), *range(0x3B1, 0x3CA))  # Greek, without accents
+# Those that look like Latin ones, and have no command.
+_LATIN = dict(zip("ΑΒΕΖΗΙΚΜΝΟΡΤΧο", "ABEZHIKMNOPTXo", strict=True))
+
+
+def _greek(character: str) -> str:
+    """Return a Greek letter as LaTeX."""
+    if character in _LATIN:
+        return _LATIN[character]
+    word = unicodedata.name(character).rpartition(" ")[2].replace("LAMDA", "LAMBDA")
+    return f"$\\{word.capitalize() if character.isupper() else word.lower()}$"
+
+
 # What LaTeX writes otherwise, and what its source must not hold.
-_LATEX: dict[int, str] = str.maketrans(
-    {
-        **{character: f"\\{character}" for character in "&%$#_{}"},
-        **{"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "<": "$<$", ">": "$>$"},
-        **{"±": "$\\pm$", "×": "$\\times$", "–": "--", "−": "$-$", "≥": "$\\geq$", "≤": "$\\leq$"},
-        **{"†": "$\\dagger$", "‡": "$\\ddagger$", "§": "\\S{}"},
-        **{"α": "$\\alpha$", "μ": "$\\mu$", "…": "\\ldots{}", "|": "$|$", '"': "''"},
-        **{character: f"{{{character}}}" for character in "[]*"},  # which mean something behind the end of a row
-    }
-)
+_LATEX = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    **{"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "<": "$<$", ">": "$>$"},
+    **{"±": "$\\pm$", "×": "$\\times$", "–": "--", "−": "$-$", "≥": "$\\geq$", "≤": "$\\leq$", "∞": "$\\infty$"},
+    **{"†": "$\\dagger$", "‡": "$\\ddagger$", "§": "\\S{}", "→": "$\\rightarrow$", "←": "$\\leftarrow$"},
+    **{"…": "\\ldots{}", "|": "$|$", '"': "''"},
+    **{character: f"{{{character}}}" for character in "[]*"},  # which mean something behind the end of a row
+    **{character: _greek(character) for character in map(chr, _LETTERS)},
+    **{character: f"U+{ord(character):04X}" for character in "ĦħĸĿŀŉŦŧſ"},  # which the font encoding T1 does not have
+}
 
 
 @dataclass(frozen=True)
@@ -86,7 +100,7 @@ def latex(table: Table) -> str:
         hrules=True, column_format="".join("r" if numeric else "l" for numeric in table.numeric)
     )
     lines = [
-        "% \\usepackage{booktabs,graphicx}",
+        "% \\usepackage[T1]{fontenc} \\usepackage{booktabs,graphicx}",
         "\\begin{table}",
         "\\centering",
         f"\\caption{{{_escaped(table.caption)}}}",
@@ -110,7 +124,20 @@ def comma_separated(table: Table) -> str:
 
 
 def _escaped(text: str) -> str:
-    return re.sub(r"(?<![\w-])-(?=\d)", "−", text).translate(_LATEX)
+    composed = unicodedata.normalize("NFC", text)
+    return "".join(map(_in_latex, re.sub(r"(?<![\w-])-(?=\d)", "−", composed)))
+
+
+def _in_latex(character: str) -> str:
+    """Return a character as pdflatex knows it; of one that it does not, the code point."""
+    if character in _LATEX:
+        return _LATEX[character]
+    if unicodedata.category(character) == "Cf":  # invisible
+        return ""
+    if character.isspace():
+        return " "
+    is_known = ("!" <= character <= "ž" and character.isprintable()) or character in "‘’“”„€"
+    return character if is_known else f"U+{ord(character):04X}"
 
 
 def measured(mean: float, half_width: float) -> str:
@@ -121,18 +148,21 @@ def measured(mean: float, half_width: float) -> str:
         return f"{mean:.4g}"
     if half_width <= 1e-12 * abs(mean):  # equal values, but for the rounding of their mean
         return f"{mean:.4g} ± 0"
-    decimals = max(0, 1 - _exponent(half_width))
-    return f"{mean:.{decimals}f} ± {half_width:.{decimals}f}"
+    form = _form(mean, half_width)
+    return f"{mean:{form}} ± {half_width:{form}}".replace("inf", "∞")
 
 
 def between(value: float, low: float, high: float) -> str:
-    """Return a value with the ends of its interval, all to the second digit of the interval's half width."""
-    decimals = max(0, 1 - _exponent((high - low) / 2)) if high > low else 4
-    return f"{value:.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]"
+    """Return a value with the ends of its interval, all to the second digit of the interval's half width, if any."""
+    form = _form(value, (high - low) / 2)
+    return f"{value:{form}} [{low:{form}}, {high:{form}}]"
 
 
-def _exponent(value: float) -> int:
-    return int(f"{value:.1e}".partition("e")[2])
+def _form(value: float, half_width: float) -> str:
+    """Return how numbers are told: to the half width's second digit; to four digits without spread, or from 1e15 on."""
+    if 1e-12 * abs(value) < half_width and max(abs(value), half_width) < 1e15:
+        return f".{max(0, 1 - int(f'{half_width:.1e}'.partition('e')[2]))}f"
+    return ".4g"
 
 
 def rounded(p_value: float) -> str:
