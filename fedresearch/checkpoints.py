@@ -53,9 +53,8 @@ class Checkpoints:
         InputError
             If the row has no such column as ``checkpoint.best``.
         """
-        evaluated = row["round"] % self._experiment.config.federation.evaluate_every == 0
         numbers = [name for name, value in row.items() if isinstance(value, int | float)]
-        if self._column is not None and evaluated and self._column not in numbers:
+        if self._column is not None and "eval/loss" in row and self._column not in numbers:
             columns = ", ".join(numbers)
             raise InputError(f"checkpoint.best={self._column} is no column of this run, which has {columns}")
         if self._score(row) > self._best:

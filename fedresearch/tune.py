@@ -43,7 +43,6 @@ _MAY_DIFFER = (
     "federation.target_accuracy",
     "validation.",
     "hardware.",
-    "dataset.cache_dir",
     "dataset.path",  # where the same data lie
 )
 

@@ -92,13 +92,14 @@ GROUPS = (
     "tracker",
 )
 
+_PLACES = ("dataset.root", "dataset.cache_dir")  # where the same data lie
 # What the numbers of a run do not depend on, but for `counted_hardware`.
 _NOT_NUMERICAL = ("name", "cache_dir", "resume", "checkpoint", "hardware", "tracker")
 
 
 def counts(key: str) -> bool:
     """Return whether a run's numbers may depend on a dotted key of its config, but for `counted_hardware`."""
-    return key.partition(".")[0] not in _NOT_NUMERICAL and key != "dataset.root"  # where the same data lie
+    return key.partition(".")[0] not in _NOT_NUMERICAL and key not in _PLACES
 
 
 def parse(config: DictConfig) -> Config:
