@@ -42,7 +42,7 @@ def run(composed: DictConfig) -> float | None:
             raise
         job.tell_failure(directory, error)
     finally:
-        if not directory.samefile(".") and not any(directory.iterdir()):
+        if not in_sweep and not directory.samefile(".") and not any(directory.iterdir()):
             directory.rmdir()
     optimised = in_sweep and hydra_config.runtime.choices["hydra/sweeper"] != "basic"
     return job.objective(directory) if optimised else None

@@ -31,8 +31,6 @@ AXIS_LABELS = {
     "seconds": "seconds",
 }
 _MAX_PICTURES = 6
-
-
 # Beside the seeds, what a partition depends on; of the keys below these, too.
 _PARTITION = ("dataset", "partitioner", "federation.num_supernodes")
 
