@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def python(*arguments, cwd, env):
-    """Run ``python ARGUMENTS``, a module or a script, as ``subprocess.run`` would that captures what it says."""
+    """Run ``python ARGUMENTS``, which begin with ``-m``, as ``subprocess.run`` would that captures what it says."""
     with tempfile.TemporaryDirectory() as folder:
         out, err = (Path(folder) / name for name in ("out", "err"))
         job = {"arguments": [*map(str, arguments)], "cwd": str(cwd), "env": env, "out": str(out), "err": str(err)}
@@ -54,11 +54,10 @@ def _become(job):
     os.environ.update(job["env"])
     for number, name in enumerate((os.devnull, job["out"], job["err"])):
         os.dup2(os.open(name, os.O_RDWR | os.O_CREAT), number)
-    flag, *rest = job["arguments"]
     sys.orig_argv = [sys.executable, *job["arguments"]]
-    sys.path[0] = job["cwd"] if flag == "-m" else str(Path(flag).parent)
+    sys.path[0] = job["cwd"]
     sys.path[1:1] = filter(None, job["env"].get("PYTHONPATH", "").split(os.pathsep))
-    sys.argv = rest if flag == "-m" else job["arguments"]
+    sys.argv = job["arguments"][1:]
 
 
 if __name__ == "__main__":
@@ -66,7 +65,4 @@ if __name__ == "__main__":
     import fedresearch.tracking.wandb_tracker  # noqa: F401
 
     _become(_next_job())
-    if sys.orig_argv[1] == "-m":
-        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
-    else:
-        runpy.run_path(sys.argv[0], run_name="__main__")
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

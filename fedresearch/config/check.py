@@ -138,9 +138,8 @@ def _cross_check(config: Config, choices: Mapping[str, str | None]) -> Iterator[
 
 
 def _check_target(config: Config, choices: Mapping[str, str | None]) -> Iterator[str]:
-    """Refuse a target that would never be looked at."""
-    federation = config.federation
-    target = f"federation.target_accuracy={federation.target_accuracy}"
+    """Refuse an accuracy as a target where there is none."""
+    target = f"federation.target_accuracy={config.federation.target_accuracy}"
     if config.dataset["declares"]["num_classes"] == 1:
         yield f"{target} needs classes, and dataset={choices['dataset']} has none; try federation.target_accuracy=null"
 

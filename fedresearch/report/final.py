@@ -197,8 +197,7 @@ def middle_table(
         records.append({"arm": arm, "metric": metric, "n": n, "settings": len(common)} | vars(middle))
     caption = (
         f"Interquartile mean of {selected.caption}, over {len(common)} settings of the other keys and the seeds that "
-        "all have in them, "
-        "with the 95 % interval of a bootstrap stratified by setting (Agarwal et al. 2021)."
+        "all have in them, with the 95 % interval of a bootstrap stratified by setting (Agarwal et al. 2021)."
     )
     return Table("across", "Across settings", caption, [study.short(key), "IQM [95 %]", "n"], rows, records)
 
