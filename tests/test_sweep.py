@@ -164,12 +164,22 @@ def test_of_two_sweeps_at_once_each_job_is_run_by_one(tmp_path):
 def test_jobs_run_side_by_side_under_joblib(tmp_path):
     sweep = ["-m", *SMALL, "seed=0,1", "partitioner.min_partition_size=1,1000"]
     joblib = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-    done = command(tmp_path, *sweep, *joblib)
+    done = command(tmp_path, *sweep, *joblib, "hardware=workers")
     assert done.returncode == 1
+    assert "2 jobs run at once, on " in done.stdout
     assert "2 finished, 2 refused in outputs/sweep_" in done.stdout
     again = command(tmp_path, *sweep)  # the launcher changes no number
     assert again.stdout.count("is finished: skipped") == 2
     assert len(list((tmp_path / "outputs").iterdir())) == 1
+
+
+@pytest.mark.parametrize("n_jobs", ["0", "null", "two"])
+def test_a_number_of_jobs_at_once_that_is_none_is_refused(tmp_path, n_jobs):
+    launcher = ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={n_jobs}"]
+    done = command(tmp_path, "-m", *SMALL, "seed=0,1", *launcher, path=[no_torch(tmp_path / "none")])
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "n_jobs" in done.stderr
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from flwr.clientapp import ClientApp
 from fedresearch.apps.records import record
 from fedresearch.hardware.in_process import InProcessGrid
 from fedresearch.hardware.shared import Shared, load, mapped
-from fedresearch.hardware.workers import WorkerGrid, num_cores
+from fedresearch.hardware.workers import WorkerGrid
 
 SMALL = ["federation.num_supernodes=6", "federation.num_rounds=2", "local.epochs=1"]
 
@@ -220,15 +220,6 @@ def test_a_worker_killed_between_rounds_is_replaced():
         replies = ask(grid)
         assert metrics(replies, "n") == [2] * 4
         assert not pids & set(metrics(replies, "pid"))
-
-
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no cpuset")
-def test_auto_is_the_cores_that_this_process_may_use(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5, 7, 8})
-    assert num_cores() == 4
-    for num_supernodes, threads, expected in ((10, 1, 4), (3, 1, 3), (10, 2, 2), (10, 8, 1)):
-        with WorkerGrid(Counting(), num_supernodes, threads=threads) as grid:
-            assert len(grid._workers) == expected
 
 
 class Parent(ClientApp):

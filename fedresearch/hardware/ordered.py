@@ -1,5 +1,6 @@
 """What the hardware of one machine or cluster has in common: a Grid in partition order."""
 
+import multiprocessing
 import pickle
 import threading
 import traceback
@@ -46,6 +47,7 @@ class OrderedGrid(Grid):
 
     def __init__(self, client_app: ClientApp, num_supernodes: int, run_config: UserConfig | None = None) -> None:
         limit_threads(1)
+        _forget_foreign_start_method()
         self._client_app = client_app
         self._num_supernodes = num_supernodes
         self._run_config = run_config or {}
@@ -138,6 +140,15 @@ class OrderedGrid(Grid):
             self.states[node_id] = state
         else:
             self.states.pop(node_id, None)
+
+
+def _forget_foreign_start_method() -> None:
+    """Let processes be started in Python's default way, where the default is one that Python does not know.
+
+    It is in joblib's jobs: neither a worker nor a DataLoader can be started so.
+    """
+    if multiprocessing.get_start_method(allow_none=True) not in (None, *multiprocessing.get_all_start_methods()):
+        multiprocessing.set_start_method(None, force=True)
 
 
 def answer(app: ClientApp, message: Message, context: Context) -> Message:

@@ -20,10 +20,10 @@ from ray.exceptions import ObjectLostError, RayActorError
 from fedresearch.apps import flower
 from fedresearch.apps.client_app import Clients
 from fedresearch.errors import InputError
+from fedresearch.hardware.cores import num_cores
 from fedresearch.hardware.ordered import answer
 from fedresearch.hardware.pool import PoolGrid, Worker, WorkerDied
 from fedresearch.hardware.threads import be_deterministic, limit_threads
-from fedresearch.hardware.workers import num_cores
 
 
 class RayGrid(PoolGrid):

@@ -21,6 +21,7 @@ from flwr.clientapp import ClientApp
 
 from fedresearch.apps import flower
 from fedresearch.apps.client_app import Clients
+from fedresearch.hardware.cores import num_cores
 from fedresearch.hardware.ordered import answer, packed
 from fedresearch.hardware.pool import PoolGrid, Worker, WorkerDied
 from fedresearch.hardware.shared import Shared, load, mapped
@@ -157,11 +158,6 @@ class _Process:
 
 def _meaning(number: int) -> str:
     return f"{signal.strsignal(number)}" + ": out of memory?" * (number == signal.SIGKILL)
-
-
-def num_cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _work(connection: Connection, threads: int) -> None:

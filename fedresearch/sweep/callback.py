@@ -1,6 +1,7 @@
 """What Hydra calls before a sweep's first job and after its last."""
 
 import json
+import math
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -67,6 +68,7 @@ class Sweep(Callback):
             if self.preflight:
                 raise InputError("only the jobs of hydra/sweeper=basic are known before they start")
             (directory / JOBS).unlink(missing_ok=True)
+            _share_cores(sweep)
             return
         jobs = compose_jobs(sweep)
         if self.preflight:
@@ -81,6 +83,7 @@ class Sweep(Callback):
             show(directory)
             print("there is nothing left to do")
             sys.exit(0)
+        _share_cores(sweep, len(jobs))
 
 
 def compose_jobs(sweep: DictConfig) -> list[Job]:
@@ -125,6 +128,29 @@ def _compose(composed: DictConfig, overrides: Sequence[str], number: int, sweep_
     directory = str(OmegaConf.select(composed, "hydra.sweep.subdir"))
     refuse_other(sweep_dir / directory, config.digest(parsed))
     return Job(list(overrides), directory, parsed, choices)
+
+
+def _share_cores(sweep: DictConfig, num_jobs: float = math.inf) -> None:
+    """Give each of the jobs that a launcher starts at once on this machine its share of the cores, and say so.
+
+    Raises
+    ------
+    InputError
+        If none may run.
+    """
+    n_jobs = sweep.hydra.launcher.get("n_jobs", 1)
+    if n_jobs == 1:
+        return
+    if not isinstance(n_jobs, int) or n_jobs == 0:
+        raise InputError(f"hydra.launcher.n_jobs must be a number of jobs, or -1 for one a core, got {n_jobs}")
+    from joblib import effective_n_jobs
+
+    from fedresearch.hardware.cores import share_cores
+
+    at_once = int(min(num_jobs, effective_n_jobs(n_jobs)))
+    if at_once > 1:
+        share = share_cores(at_once)
+        print(f"{at_once} jobs run at once, on {share} core{'s' if share > 1 else ''} each", flush=True)
 
 
 def _exiting(call: Callable[[Any], Any], argument: Any) -> Any:

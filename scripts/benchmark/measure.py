@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Adam
 
-from fedresearch.hardware.workers import num_cores
+from fedresearch.hardware.cores import num_cores
 from scripts.benchmark.ours import Ours, OursLocal
 from scripts.benchmark.peers import Loop, flower, loss
 from scripts.benchmark.workloads import WORKLOADS, Workload, data_of, initial_state

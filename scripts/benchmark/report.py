@@ -12,7 +12,7 @@ def machine() -> dict[str, Any]:
     """Return what the figures are of."""
     import torch
 
-    from fedresearch.hardware.workers import num_cores
+    from fedresearch.hardware.cores import num_cores
 
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
