@@ -7,7 +7,7 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptio
 from pathlib import Path
 from typing import NoReturn
 
-from fedresearch.apps.pyproject import AppFolder, run_config
+from fedresearch.apps.pyproject import AppFolder, node_config, run_config
 from fedresearch.errors import InputError
 
 NUM_SUPERNODES = 10
@@ -22,13 +22,16 @@ With one seed and one number of SuperNodes an app gives the same bits on cpu and
 from the global generators of Python, NumPy and torch, or from ones of their own made anew for each message, and carry
 nothing from one message to the next but in Context.state. Apps of Flower's old interface (`server_fn`) are averaged in
 no particular order, and are equal up to rounding.
+
+Time limits of the app (a timeout, a message's ttl) do not count: every client is waited for, so that the numbers do not
+depend on how fast the machine is.
 """
 
 
 def run(options: Namespace) -> None:
     """Run an app on the hardware of choice."""
     folder = AppFolder.read(options.path.resolve())
-    config = run_config(folder.config, options.run_config)
+    config, nodes = run_config(folder.config, options.run_config), node_config(options.node_config)
     num_supernodes = options.num_supernodes or folder.num_supernodes or NUM_SUPERNODES
     if options.workers and options.hardware != "workers":
         raise InputError(f"--workers is not for --hardware {options.hardware}; try --hardware workers")
@@ -39,18 +42,20 @@ def run(options: Namespace) -> None:
     from flwr.serverapp import ServerApp
 
     from fedresearch.apps import flower
-    from fedresearch.apps.folder import FolderApp, load_app, seeded
+    from fedresearch.apps.folder import FolderApp, FolderGrid, load_app, seeded
 
     flower.check_version()
     flower.quieten(logging.DEBUG)
     module, _, name = _GRIDS[options.hardware].partition(".")
     make_grid = getattr(importlib.import_module(f"fedresearch.hardware.{module}"), name)
-    client_app = FolderApp(folder.path, folder.clientapp, options.seed)
+    client_app = FolderApp(folder.path, folder.clientapp, options.seed, nodes)
     opened = make_grid(client_app, num_supernodes, run_config=config, **where)
     client_app.load()  # what is wrong with it is told here, and not by each client
     server_app = load_app(folder.path, folder.serverapp, options.seed, ServerApp)
     with opened as grid, seeded(options.seed, "server-app"):
-        server_app(grid, Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=dict(config)))
+        server_app(
+            FolderGrid(grid), Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=dict(config))
+        )
 
 
 def main() -> None:
@@ -79,6 +84,7 @@ def _parser() -> ArgumentParser:
     add = parser.add_argument
     add("path", type=Path, metavar="PATH", help="the app's folder, which holds its pyproject.toml")
     add("-c", "--run-config", action="append", default=[], metavar="CONFIG", help="'a=1 b=\"text\"', or a TOML file")
+    add("--node-config", default="", metavar="CONFIG", help="'a=1 b=\"text\"', for context.node_config of every client")
     add(
         "--num-supernodes",
         type=_positive,

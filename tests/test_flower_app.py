@@ -1,5 +1,6 @@
 """A Flower app runs as it is: the same bits on any hardware, Flower's errors, and mistakes told in a line."""
 
+import logging
 import os
 import re
 import shutil
@@ -11,10 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.clientapp import ClientApp
 
 from fedresearch import flower_app
-from fedresearch.apps.pyproject import AppFolder, run_config
+from fedresearch.apps.folder import FolderApp, FolderGrid
+from fedresearch.apps.pyproject import AppFolder, node_config, run_config
 from fedresearch.errors import InputError
+from fedresearch.hardware.in_process import InProcessGrid
 
 APP = Path(__file__).parent / "flower_app"
 
@@ -82,8 +87,106 @@ def test_the_run_config_and_the_state_reach_the_clients(tmp_path):
 def test_a_client_that_raises_is_an_error_reply(tmp_path):
     printed, _ = run(tmp_path, "-c", "raises=1 fraction-train=1.0", "--hardware", "workers", "--workers", "2")
     assert printed.count("aggregate_train: Received 3 results and 1 failures") == 2
+    assert re.search(r"The client of partition 1 failed:\n *Traceback \(most recent call last\):", printed)
     assert "ValueError: this client cannot" in printed
     assert metrics(printed, "calls") == pytest.approx([1, 2])
+
+
+@pytest.fixture
+def grid():
+    """The Grid of an app whose three clients answer with their partitions; those that are asked to, raise."""
+    app = ClientApp()
+
+    @app.query()
+    def answer(message, context):
+        if "fail" in message.content:
+            raise ValueError("this client cannot")
+        return Message(RecordDict({"node": ConfigRecord(dict(context.node_config))}), reply_to=message)
+
+    with InProcessGrid(app, num_supernodes=3) as opened:
+        yield FolderGrid(opened)
+
+
+def query(node_id, *names, **options):
+    return Message(RecordDict({name: ConfigRecord() for name in names}), node_id, "query", **options)
+
+
+@pytest.mark.parametrize("node_id", [0, 1, 5, 123456789])
+def test_a_message_to_a_node_that_is_not_there_is_refused_before_any_is_answered(grid, node_id):
+    """Made-up clients took the numbers of real ones' messages: node 5's first would be that of node 2's second."""
+    with pytest.raises(ValueError, match=rf"^no client has the node id {node_id}; get_node_ids\(\) gives 2 to 4$"):
+        grid.push_messages([query(2), query(node_id)])
+    ids = grid.push_messages([query(2), query(4)])
+    assert [reply.content["node"]["partition-id"] for reply in grid.pull_messages(ids)] == [0, 2]
+    assert not set(ids) & set(grid.push_messages([query(2), query(4)]))
+
+
+def test_what_a_superlink_would_not_send_is_refused(grid):
+    message = query(2)
+    with pytest.raises(ValueError, match="a message is in the list twice"):
+        grid.push_messages([message, message])
+    with pytest.raises(ValueError, match="a ttl > 0"):
+        grid.push_messages([query(2, ttl=-1)])
+    with pytest.raises(ValueError, match="no client has the node id 1;"):  # the server, which replies are to
+        grid.push_messages([Message(RecordDict(), reply_to=message)])
+
+
+def test_an_unknown_id_and_one_that_was_pulled_have_flowers_error(grid):
+    from flwr.common.constant import ErrorCode
+
+    (known,) = grid.push_messages([query(3)])
+    unknown, reply = grid.pull_messages(["nobody's", known, known])
+    assert unknown.error.code == ErrorCode.MESSAGE_UNAVAILABLE
+    assert unknown.metadata.reply_to_message_id == "nobody's"
+    assert reply.content["node"]["partition-id"] == 1
+    (again,) = grid.pull_messages([known])
+    assert again.error.code == ErrorCode.MESSAGE_UNAVAILABLE
+
+
+@pytest.fixture
+def logged(caplog, monkeypatch):
+    """What is logged to Flower's logger, which hands nothing on."""
+    logger = logging.getLogger("flwr")
+    monkeypatch.setattr(logger, "handlers", [caplog.handler])
+    monkeypatch.setattr(logger, "level", logging.DEBUG)
+    return caplog
+
+
+def test_a_client_that_raises_is_shown_with_its_traceback(grid, logged):
+    ok, failed = grid.send_and_receive([query(2), query(3, "fail")])
+    assert not ok.has_error()
+    assert failed.has_error()
+    (line,) = logged.messages
+    assert line.startswith("The client of partition 1 failed:\nTraceback (most recent call last):\n")
+    assert 'raise ValueError("this client cannot")' in line
+
+
+def test_time_limits_are_said_not_to_count(grid, logged):
+    grid.send_and_receive([query(2)], timeout=3600)  # Strategy.start's default
+    assert not logged.messages
+    for _ in range(2):
+        (reply,) = grid.send_and_receive([query(2, ttl=5)], timeout=0.001)
+        assert not reply.has_error()
+    assert logged.messages == [
+        f"{limit} does not count here: every client is waited for, however long it takes"
+        for limit in ("timeout=0.001", "ttl=5")
+    ]
+
+
+def test_the_node_config_reaches_every_client(tmp_path, monkeypatch):
+    (tmp_path / "configured.py").write_text(
+        "from flwr.app import ConfigRecord, Message, RecordDict\n"
+        "from flwr.clientapp import ClientApp\n"
+        "app = ClientApp()\n"
+        "app.query()(lambda m, c: Message(RecordDict({'node': ConfigRecord(dict(c.node_config))}), reply_to=m))\n"
+    )
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    app = FolderApp(tmp_path, "configured:app", 0, node_config("""region="north sea" cores=4"""))
+    with InProcessGrid(app, num_supernodes=2) as grid:
+        replies = grid.send_and_receive([query(node_id) for node_id in grid.get_node_ids()])
+    assert [dict(reply.content["node"]) for reply in replies] == [
+        {"partition-id": i, "num-partitions": 2, "region": "north sea", "cores": 4} for i in range(2)
+    ]
 
 
 def test_a_server_that_raises_is_a_traceback(tmp_path):
@@ -163,6 +266,13 @@ def test_a_mistyped_command_line_is_told_in_a_line(told, tmp_path):
     )
     assert told(APP, "--workers", "2") == "error: --workers is not for --hardware cpu; try --hardware workers"
     assert told(tmp_path) == f"error: {tmp_path} has no pyproject.toml; try the folder that flwr run takes"
+    assert told(APP, "--node-config", "a=b") == (
+        "error: --node-config cannot read a=b; values are numbers, true, false and quoted text, "
+        """as in --node-config 'lr=0.1 name="text"'"""
+    )
+    assert told(APP, "--node-config", "partition-id=1") == (
+        "error: --node-config must not have partition-id, which follows from --num-supernodes"
+    )
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ what is used here to its contract.
 """
 
 import logging
+import time
 from importlib.metadata import version
 
 from flwr.app import Error, Message, Metadata, RecordDict
@@ -23,6 +24,7 @@ __all__ = [
     "message",
     "quieten",
     "set_message_id",
+    "unknown_message",
 ]
 
 TESTED = ("1.41", "1.42")
@@ -30,8 +32,9 @@ TESTED = ("1.41", "1.42")
 # Of the clients, in partition order, on all hardware. Node 1 is the server, as on a SuperLink.
 FIRST_NODE_ID = 2
 
-# flwr.common.constant.ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+# flwr.common.constant.ErrorCode
 _CLIENT_APP_RAISED_EXCEPTION = 2
+_MESSAGE_UNAVAILABLE = 3
 
 
 def check_version() -> None:
@@ -79,3 +82,21 @@ def message(metadata: Metadata, content: RecordDict) -> Message:
 def client_error(reason: str, reply_to: Message) -> Message:
     """Return the reply that Flower makes when a ClientApp raises."""
     return Message(Error(code=_CLIENT_APP_RAISED_EXCEPTION, reason=reason), reply_to=reply_to)
+
+
+def unknown_message(message_id: str, run_id: int) -> Message:
+    """Return the reply that Flower makes when it is asked for that to a message that it does not have."""
+    server = TaskIdentity.node_id
+    metadata = Metadata(
+        run_id=run_id,
+        message_id="",
+        src_node_id=server,
+        dst_node_id=server,
+        reply_to_message_id=message_id,
+        group_id="",
+        created_at=time.time(),
+        ttl=0,
+        message_type="system",
+    )
+    error = Error(code=_MESSAGE_UNAVAILABLE, reason="no message has this id, or its reply was pulled before")
+    return Message(error, metadata=metadata)  # type: ignore[call-overload]

@@ -5,22 +5,28 @@ import logging
 import operator
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import torch
-from flwr.app import Context, Message
+from flwr.app import DEFAULT_TTL, Context, Message, UserConfig
 from flwr.clientapp import ClientApp
-from flwr.serverapp import ServerApp
+from flwr.serverapp import Grid, ServerApp
 
-from fedresearch.apps.flower import quieten
+from fedresearch.apps.delegating import DelegatingGrid
+from fedresearch.apps.flower import FIRST_NODE_ID, quieten
 from fedresearch.errors import InputError
 from fedresearch.seeding import Purpose, derive_seed
 
 _App = TypeVar("_App", ClientApp, ServerApp)
+
+# What Strategy.start passes by default, in seconds.
+_DEFAULT_TIMEOUT = 3600
+# Flower's, as its apps log to it.
+_log = logging.getLogger("flwr")
 
 
 class FolderApp(ClientApp):
@@ -36,20 +42,23 @@ class FolderApp(ClientApp):
         ``"package.module:attribute"``, as in its pyproject.toml.
     seed : int
         The run's seed.
+    node_config : mapping
+        What clients find in ``context.node_config`` beside their partition.
     """
 
-    def __init__(self, folder: Path, reference: str, seed: int) -> None:
+    def __init__(self, folder: Path, reference: str, seed: int, node_config: UserConfig) -> None:
         super().__init__()
-        self._arguments = folder, reference, seed
+        self._arguments = folder, reference, seed, node_config
         self._app: ClientApp | None = None
 
-    def __reduce__(self) -> tuple[type["FolderApp"], tuple[Path, str, int]]:
+    def __reduce__(self) -> tuple[type["FolderApp"], tuple[Path, str, int, UserConfig]]:
         """Pickle where the app is: its functions need not be picklable."""
         return FolderApp, self._arguments
 
     def __call__(self, message: Message, context: Context) -> Message:
         """Let the folder's app answer, with its mods and its lifespan."""
         app = self.load()
+        context.node_config.update(self._arguments[3])
         with seeded(self._arguments[2], "client-app", int(message.metadata.message_id)):
             return app(message, context)
 
@@ -63,8 +72,49 @@ class FolderApp(ClientApp):
         """
         if self._app is None:
             quieten(logging.DEBUG)  # a worker's lines are as welcome as the server's
-            self._app = load_app(*self._arguments, ClientApp)
+            self._app = load_app(*self._arguments[:3], ClientApp)
         return self._app
+
+
+class FolderGrid(DelegatingGrid):
+    """The Grid of a folder's ServerApp: says what of the clients and of the app's wishes is else not seen.
+
+    Clients that fail are logged with their traceback. A time limit does not count, for it would make the numbers a
+    matter of the machine's speed: all clients answer before their messages have been pushed. One that is not Flower's
+    default is named, once.
+    """
+
+    def __init__(self, grid: Grid) -> None:
+        super().__init__(grid)
+        self._named: set[str] = set()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Let the clients answer, and return the messages' ids."""
+        messages = list(messages)
+        for message in messages:
+            if message.metadata.ttl != DEFAULT_TTL:
+                self._name("ttl", message.metadata.ttl)
+        return super().push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return the replies, and log those that are errors."""
+        replies = list(super().pull_messages(message_ids))
+        for reply in replies:
+            node_id = reply.metadata.src_node_id
+            if reply.has_error() and node_id >= FIRST_NODE_ID:
+                _log.error("The client of partition %s failed:\n%s", node_id - FIRST_NODE_ID, reply.error.reason)
+        return replies
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Push and pull in one."""
+        if timeout not in (None, _DEFAULT_TIMEOUT):
+            self._name("timeout", timeout)
+        return self.pull_messages(self.push_messages(messages))
+
+    def _name(self, limit: str, seconds: float | None) -> None:
+        if limit not in self._named:
+            self._named.add(limit)
+            _log.warning("%s=%s does not count here: every client is waited for, however long it takes", limit, seconds)
 
 
 def load_app(folder: Path, reference: str, seed: int, kind: type[_App]) -> _App:

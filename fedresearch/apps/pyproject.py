@@ -82,14 +82,8 @@ def run_config(defaults: Mapping[str, Any], overrides: Sequence[str]) -> dict[st
     """
     config = dict(defaults)
     for text in overrides:
-        for toml in [_read(Path(text))] if text.endswith(".toml") else _pairs(text):
-            try:
-                changed = dict(_flattened(tomllib.loads(toml), "--run-config"))
-            except tomllib.TOMLDecodeError:
-                raise InputError(
-                    f"--run-config cannot read {toml}; values are numbers, true, false and quoted text, "
-                    """as in --run-config 'lr=0.1 name="text"'"""
-                ) from None
+        for toml in [_read(Path(text))] if text.endswith(".toml") else _pairs(text, "--run-config"):
+            changed = _loaded(toml, "--run-config")
             for key in changed:
                 if key not in defaults:
                     close = difflib.get_close_matches(key, defaults, 1)
@@ -98,6 +92,28 @@ def run_config(defaults: Mapping[str, Any], overrides: Sequence[str]) -> dict[st
                         f"unknown key {key} in --run-config; known: {', '.join(defaults) or 'none'}{meant}"
                     )
             config |= changed
+    return config
+
+
+def node_config(text: str) -> dict[str, Any]:
+    """Return what clients find in their node config beside their partition.
+
+    Parameters
+    ----------
+    text : str
+        ``'a=1 b="text"'``, as ``flower-supernode --node-config`` takes it.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read, or has a key that is set for each client.
+    """
+    config: dict[str, Any] = {}
+    for toml in _pairs(text, "--node-config"):
+        config |= _loaded(toml, "--node-config")
+    for key in ("partition-id", "num-partitions"):
+        if key in config:
+            raise InputError(f"--node-config must not have {key}, which follows from --num-supernodes")
     return config
 
 
@@ -119,6 +135,16 @@ def _flattened(toml: Mapping[str, Any], where: str, prefix: str = "") -> Iterato
             raise InputError(f"{where}: {prefix}{key} must be a number, true, false or text, got {value}")
 
 
+def _loaded(toml: str, option: str) -> dict[str, Any]:
+    try:
+        return dict(_flattened(tomllib.loads(toml), option))
+    except tomllib.TOMLDecodeError:
+        raise InputError(
+            f"{option} cannot read {toml}; values are numbers, true, false and quoted text, "
+            f"""as in {option} 'lr=0.1 name="text"'"""
+        ) from None
+
+
 def _read(file: Path) -> str:
     try:
         return file.expanduser().read_text(encoding="utf-8")
@@ -126,8 +152,8 @@ def _read(file: Path) -> str:
         raise InputError(f"--run-config cannot read {file}: {error.strerror}") from None
 
 
-def _pairs(text: str) -> list[str]:
+def _pairs(text: str, option: str) -> list[str]:
     rest = _PAIR.sub("", text).strip()
     if rest:
-        raise InputError(f"--run-config has {rest}, which is no key=value; try --run-config 'key=value key=value'")
+        raise InputError(f"{option} has {rest}, which is no key=value; try {option} 'key=value key=value'")
     return [pair[0] for pair in _PAIR.finditer(text)]

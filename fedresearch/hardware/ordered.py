@@ -14,7 +14,7 @@ from flwr.app import Context, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
-from fedresearch.apps.flower import FIRST_NODE_ID, Run, be_server, client_error, set_message_id
+from fedresearch.apps.flower import FIRST_NODE_ID, Run, be_server, client_error, set_message_id, unknown_message
 from fedresearch.hardware.threads import limit_threads
 
 
@@ -91,8 +91,14 @@ class OrderedGrid(Grid):
         """Let the addressed clients work, and return the messages' ids.
 
         An id follows from the node and from how many messages it was sent before, whatever others are sent.
+
+        Raises
+        ------
+        ValueError
+            If a message is to no node of :meth:`get_node_ids`, has no time to live, or comes twice; then none is sent.
         """
         messages = list(messages)
+        self._check(messages)
         for message in messages:
             node_id = message.metadata.dst_node_id
             set_message_id(message, str(self._num_messages[node_id] * self._num_supernodes + node_id))
@@ -105,8 +111,14 @@ class OrderedGrid(Grid):
         return [message.metadata.message_id for message in messages]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies to messages, in the messages' order; each is given once."""
-        return [self._replies.pop(message_id) for message_id in message_ids if message_id in self._replies]
+        """Return the replies to messages, in the messages' order; each is given once.
+
+        Of an id that no message has, or whose reply was given, the reply is Flower's error.
+        """
+        return [
+            self._replies.pop(id_) if id_ in self._replies else unknown_message(id_, self._run.run_id)
+            for id_ in dict.fromkeys(message_ids)
+        ]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Push and pull in one; there is nothing to wait for."""
@@ -130,6 +142,20 @@ class OrderedGrid(Grid):
             RecordDict(dict(self.states.get(node_id, {}))),
             self._run_config,
         )
+
+    def _check(self, messages: Sequence[Message]) -> None:
+        """Raise a ``ValueError`` for what a SuperLink would not send."""
+        node_ids = self.get_node_ids()
+        for message in messages:
+            if message.metadata.dst_node_id not in node_ids:
+                raise ValueError(
+                    f"no client has the node id {message.metadata.dst_node_id}; "
+                    f"get_node_ids() gives {node_ids[0]} to {node_ids[-1]}"
+                )
+            if message.metadata.ttl <= 0:
+                raise ValueError(f"a message must have a ttl > 0, got {message.metadata.ttl}")
+        if len({id(message) for message in messages}) < len(messages):
+            raise ValueError("a message is in the list twice; make one for each time that it is sent")
 
     @staticmethod
     def _partition_of(message: Message) -> int:
