@@ -81,10 +81,10 @@ def test_a_run_that_ends_while_it_is_read_is_running(tmp_path, monkeypatch):
 def test_another_users_run_goes_on(tmp_path, monkeypatch):
     make(tmp_path / "run", status="running")
 
-    def refused(path, *_):
+    def refused(path, **_):
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr(record.FileLock, "acquire", refused)
+    monkeypatch.setattr(record, "file_lock", refused)
     (run,) = load([tmp_path])
     assert run.state == "running"
 

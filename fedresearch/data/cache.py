@@ -3,17 +3,22 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
+from filelock import Timeout
 from numpy.typing import NDArray
 
 from fedresearch.errors import InputError
+from fedresearch.locking import file_lock
 
 log = logging.getLogger(__name__)
+
+# Seconds after which a process that waits for another says so.
+_PATIENCE_S = 60
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -46,13 +51,27 @@ def cached_arrays(cache_dir: str | Path, name: str, key: object, make: Callable[
         return arrays
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{entry}.lock"):
+        with _waiting_for(entry.with_name(f"{entry.name}.lock")):
             if (arrays := _read(entry)) is None:
                 arrays = make()
                 _write(entry, arrays)
             return arrays
     except OSError as error:
         raise InputError(f"cache_dir={cache_dir} cannot be written: {error}; try cache_dir=DIR") from error
+
+
+@contextmanager
+def _waiting_for(path: Path) -> Iterator[None]:
+    lock = file_lock(path)
+    try:
+        lock.acquire(timeout=_PATIENCE_S)
+    except Timeout:
+        log.warning("waiting for another process that makes the same arrays; if there is none, remove %s", path)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _read(entry: Path) -> Arrays | None:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from fedresearch.errors import InputError
+from fedresearch.locking import file_lock, is_removed_by_hand
 
 RECORD = "run.json"
 METRICS = "metrics.jsonl"
@@ -31,14 +32,14 @@ class Busy(InputError):
 
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Keep every other process off a run's directory. The system releases a dead process's lock.
+    """Keep every other process off a run's directory. A dead process's lock is released.
 
     Raises
     ------
     Busy
         If another process has it.
     """
-    lock = FileLock(directory / LOCK, timeout=1, poll_interval=0.05)
+    lock = file_lock(directory / LOCK, timeout_s=1)
     try:
         with lock:
             try:
@@ -47,7 +48,8 @@ def locked(directory: Path) -> Iterator[None]:
                 if not (directory / RECORD).exists():
                     (directory / LOCK).unlink(missing_ok=True)  # no run, no trace of one
     except Timeout:
-        raise Busy(f"{directory} is being run by another process; wait for it, or stop it") from None
+        by_hand = f"; if there is none, remove {directory / LOCK}" * is_removed_by_hand(lock)
+        raise Busy(f"{directory} is being run by another process; wait for it, or stop it{by_hand}") from None
 
 
 def read_record(directory: Path) -> dict[str, Any]:
