@@ -148,6 +148,7 @@ def logged(caplog, monkeypatch):
     """What is logged to Flower's logger, which hands nothing on."""
     logger = logging.getLogger("flwr")
     monkeypatch.setattr(logger, "handlers", [caplog.handler])
+    monkeypatch.setattr(logger, "propagate", False)
     monkeypatch.setattr(logger, "level", logging.DEBUG)
     return caplog
 
