@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+for _name in [name for name in os.environ if name.startswith("WANDB_")]:
+    del os.environ[_name]  # the developer's own would name the tests' runs
 os.environ["WANDB_MODE"] = "offline"
 os.environ["HF_HUB_OFFLINE"] = "1"
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a background job, and by all that it starts

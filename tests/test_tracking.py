@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -342,14 +343,78 @@ def test_wandb_options_are_the_arguments():
     assert options.pop("_target_") == f"{WandbTracker.__module__}.WandbTracker"
     assert options == {
         "mode": "auto",
-        "project": "fedresearch",
-        "entity": None,
-        "tags": [],
-        "group": None,
+        "project": "${oc.env:WANDB_PROJECT,fedresearch}",
+        "entity": "${oc.env:WANDB_ENTITY,null}",
+        "tags": "${oc.env:WANDB_TAGS,null}",
+        "group": "${oc.env:WANDB_RUN_GROUP,null}",
         "job_type": "train",
         "log_model": False,
     }
     WandbTracker(**options)
+
+
+def test_wandb_is_given_what_it_takes(tmp_path):
+    """Numbers as text, a tag once, and names of options within W&B's limits: it would refuse the whole run."""
+    long = "s" * 200
+    info = replace(run_info(tmp_path / "run"), name=long, tags=[long, "digits"])
+    tracker = WandbTracker(mode="offline", tags=[2026, "digits"], group=7)
+    tracker.start(info)
+    tracker.finish("finished", {})
+    (run,) = only(inspect(*wandb_runs(tmp_path / "run")), "run")
+    assert run["display_name"] == "s" * 125 + "..."
+    assert run["tags"] == ["s" * 61 + "...", "digits", "2026"]
+    assert run["run_group"] == "7"
+
+
+@pytest.mark.parametrize(("tags", "taken"), [("iclr", ["iclr"]), ("a,b", ["a", "b"]), ("", []), (None, [])])
+def test_tags_in_one_text_have_commas_between_them(tags, taken):
+    assert [*WandbTracker(tags=tags)._tags] == taken
+
+
+def test_the_environment_names_what_was_not_typed(compose, monkeypatch):
+    known = {"PROJECT": "fl", "ENTITY": "lab", "RUN_GROUP": "g", "TAGS": "iclr,v2", "NAME": "first"}
+    for name, value in known.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    config, _ = compose()
+    assert config.name == "first"
+    options = {key: config.tracker[key] for key in ("project", "entity", "group", "tags")}
+    assert options == {"project": "fl", "entity": "lab", "group": "g", "tags": "iclr,v2"}
+    config, _ = compose("tracker.project=mine", "tracker.tags=[x]", "name=second")
+    assert (config.tracker["project"], config.tracker["tags"], config.name) == ("mine", ["x"], "second")
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        (
+            "tracker.project=fl/a",
+            r"tracker.project must be a text of 1 to 128 characters without / \\ # \? % :, got fl/a",
+        ),
+        ("tracker.project=''", "tracker.project must be .*, got ''; try tracker.project=fedresearch"),
+        ("tracker.entity=a/b", "tracker.entity must be .*, got a/b; try tracker.entity=my-team"),
+        (
+            f"tracker.tags=[{'s' * 65}]",
+            r"tracker.tags must be a list of tags of 1 to 64 .*; try tracker.tags=\[paper,v2\]",
+        ),
+        (f"tracker.tags={'s' * 65}", "tracker.tags must be"),
+        ("tracker.tags=['']", "tracker.tags must be"),
+        ("tracker.tags=[[a]]", "tracker.tags must be"),
+        (f"tracker.group={'s' * 129}", "tracker.group must be"),
+        ("tracker.group=[a]", r'tracker.group must be a text of 1 to 128 characters, or null, got \["a"\]'),
+        ("tracker.job_type={a: 1}", "tracker.job_type must be"),
+        ("tracker.log_model=maybe", "tracker.log_model must be true or false, got maybe"),
+        (f"name={'n' * 129}", "name must be a text of 1 to 128 characters, or null"),
+        ('name="a\tb"', "name must be"),
+    ],
+)
+def test_what_wandb_would_refuse_is_refused_before_the_run(compose, override, line):
+    with pytest.raises(InputError, match=line):
+        compose(override)
+
+
+@pytest.mark.parametrize("override", ["tracker.tags=[2026,1.5,iclr]", "tracker.group=7", "tracker.entity=''", "name=7"])
+def test_numbers_are_names_too(compose, override):
+    compose(override)
 
 
 # --- TensorBoard
@@ -357,6 +422,7 @@ def test_wandb_options_are_the_arguments():
 
 def test_tensorboard_read_back(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
     track(TensorBoardTracker(), tmp_path / "run")
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
@@ -365,6 +431,12 @@ def test_tensorboard_read_back(tmp_path):
     for name in names - {"train/loss"}:
         read = [(event.step, event.value) for event in events.Scalars(name)]
         assert read == [(row["round"], row[name]) for row in ROWS if row[name] is not None]
+    plugin = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    hyperparameters = HParamsPluginData.FromString(plugin).session_start_info.hparams
+    assert hyperparameters["seed"].number_value == 3
+    assert hyperparameters["optimizer.lr"].number_value == 0.1
+    assert hyperparameters["optimizer.betas"].string_value == "[0.9, 0.99]"
+    assert hyperparameters["name"].string_value == "None"
     *finite, diverged = [event.value for event in events.Scalars("train/loss")]
     assert finite == [0.75, 0.5]
     assert math.isnan(diverged)

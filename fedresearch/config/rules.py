@@ -39,6 +39,10 @@ def _or_null(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda v: v is None or holds(v)
 
 
+def _or_empty(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda v: v in (None, "") or holds(v)
+
+
 def _each(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda v: isinstance(v, list) and bool(v) and all(map(holds, v))
 
@@ -61,6 +65,22 @@ def _text(value: Any) -> bool:
     return isinstance(value, str)
 
 
+def _name(max_characters: int, without: str = "") -> Callable[[Any], bool]:
+    """Return whether a value names something: printable text, or a number, of so many characters at most."""
+
+    def holds(value: Any) -> bool:
+        text = str(value) if type(value) in (str, int, float) else ""
+        return 1 <= len(text) <= max_characters and text.isprintable() and not {*without} & {*text}
+
+    return holds
+
+
+def _tags(value: Any) -> bool:
+    """Return whether a value is a list of W&B tags, or a text with commas between them, empty for none."""
+    tags = [tag for tag in value.split(",") if tag] if _text(value) else value
+    return isinstance(tags, list) and all(map(_name(64), tags))
+
+
 def _address(value: Any) -> bool:
     host, _, port = value.rpartition(":") if _text(value) else ("", "", "")
     return bool(host) and port.isdecimal() and 0 < int(port) < 65536
@@ -80,6 +100,7 @@ INPUTS = ("image", "vector", "tokens")
 # A rule applies where its key exists: an option that takes an argument of that name is held to it.
 RULES = (
     Rule("seed", _integer(0), "an integer >= 0", "0"),
+    Rule("name", _or_empty(_name(128)), "a text of 1 to 128 characters, or null", "lr-0.1"),
     Rule("dtype", _one_of("float32", "float64"), "float32 or float64", "float32"),
     Rule("memory_format", _one_of("contiguous", "channels_last"), "contiguous or channels_last", "channels_last"),
     Rule("federation.num_supernodes", _or_null(_integer(1)), "an integer >= 1, or null", "10"),
@@ -220,4 +241,11 @@ RULES = (
         "auto, online, offline or disabled",
         "offline",
     ),
+    # Weights & Biases refuses a run, and with it the whole record, for any of these.
+    Rule("tracker.project", _name(128, r"/\#?%:"), r"a text of 1 to 128 characters without / \ # ? % :", "fedresearch"),
+    Rule("tracker.entity", _or_empty(_name(64, r"/\#?%:")), r"a user or team without / \ # ? % :, or null", "my-team"),
+    Rule("tracker.tags", _or_null(_tags), "a list of tags of 1 to 64 characters each", "[paper,v2]"),
+    Rule("tracker.group", _or_empty(_name(128)), "a text of 1 to 128 characters, or null", "ablation"),
+    Rule("tracker.job_type", _or_empty(_name(64)), "a text of 1 to 64 characters, or null", "train"),
+    Rule("tracker.log_model", _boolean, "true or false", "false"),
 )

@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from fedresearch.errors import InputError
+from fedresearch.nested import leaves
 from fedresearch.tracking.tracker import RunInfo
+
+# The columns beside the configs in TensorBoard's table of runs.
+_COMPARED = ("eval/loss", "eval/accuracy", "clients/accuracy_mean", "personal/accuracy_mean")
 
 
 class TensorBoardTracker:
-    """Writes a run's numbers as TensorBoard scalars, the round as the step.
+    """Writes a run's numbers as TensorBoard scalars, the round as the step, and its config as hyperparameters.
 
     ``tensorboard --logdir outputs`` shows every run below it.
 
@@ -30,11 +34,19 @@ class TensorBoardTracker:
     def start(self, run: RunInfo) -> None:
         """Open an event file in ``tensorboard/`` of the run directory."""
         from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard.summary import hparams
 
         # Flushed every two seconds (two minutes by default), so that the curves can be watched. What an earlier process
         # logged of the rounds that run again is not shown.
         folder, purged = str(run.directory / "tensorboard"), run.after_round + 1 if run.after_round else None
         self._writer = SummaryWriter(folder, flush_secs=2, purge_step=purged)
+        # TensorBoard's HPARAMS tab shows runs beside each other, by what they were configured with.
+        values = {
+            key: value if isinstance(value, bool | int | float | str) else str(value)
+            for key, value in leaves(run.config)
+        }
+        for summary in hparams(values, dict.fromkeys(_COMPARED, 0.0)):
+            self._writer._get_file_writer().add_summary(summary)
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Write the numbers of one round."""

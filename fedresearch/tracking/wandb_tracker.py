@@ -28,9 +28,9 @@ class WandbTracker:
         W&B project.
     entity : str or None
         W&B user or team; None is the key's default.
-    tags : sequence of str
-        Tags besides the options chosen.
-    group : str or None
+    tags : sequence, str or None
+        Tags besides the options chosen: texts or numbers, or one text with commas between them.
+    group : str, int, float or None
         W&B group; None groups the seeds of one ablation cell.
     job_type : str
         W&B job type.
@@ -44,12 +44,13 @@ class WandbTracker:
         mode: str = "auto",
         project: str = "fedresearch",
         entity: str | None = None,
-        tags: Sequence[str] = (),
-        group: str | None = None,
+        tags: Sequence[str | float] | str | None = None,
+        group: str | float | None = None,
         job_type: str = "train",
         log_model: bool = False,
     ) -> None:
-        self._mode, self._project, self._entity, self._tags = mode, project, entity, tags
+        self._mode, self._project, self._entity = mode, project, entity
+        self._tags = [tag for tag in tags.split(",") if tag] if isinstance(tags, str) else tags or ()
         self._group, self._job_type, self._log_model = group, job_type, log_model
         self._wandb: Any = None  # W&B's run; None before the start, and for good once something failed
 
@@ -122,16 +123,18 @@ class WandbTracker:
     def _init(self, run: RunInfo, mode: str) -> Any:
         import wandb
 
+        # What the config's rules let through is text of a length that W&B takes; the names of options may be longer.
+        tags = dict.fromkeys(_fitting(tag, 64) for tag in (*run.tags, *self._tags))
         wandb_run = wandb.init(
             mode=mode,  # type: ignore[arg-type]  # what W&B does not know, it refuses
-            project=self._project,
-            entity=self._entity,
+            project=str(self._project),
+            entity=str(self._entity) if self._entity else None,
             id=run.run_id,
             resume="allow",  # a run that goes on is the same run
-            name=run.name,
-            group=self._group or run.group,
-            job_type=self._job_type,
-            tags=[*run.tags, *self._tags],
+            name=_fitting(run.name, 128),
+            group=str(self._group or run.group),
+            job_type=str(self._job_type) if self._job_type else None,
+            tags=[*tags],
             config=run.config,
             dir=run.directory,
             reinit="finish_previous",  # by default, a second init returns the first one's run
@@ -172,6 +175,12 @@ class WandbTracker:
                     del os.environ[name]
                 else:
                     os.environ[name] = value
+
+
+def _fitting(name: str | float, max_characters: int) -> str:
+    """Return a name as text that W&B takes, the end of one that is too long left out."""
+    text = str(name)
+    return text if len(text) <= max_characters else f"{text[: max_characters - 3]}..."
 
 
 def _loggable(row: Mapping[str, Any]) -> dict[str, Any]:
