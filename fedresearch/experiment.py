@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
+import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp import ServerApp
@@ -28,8 +29,9 @@ from fedresearch.apps.server_app import make_server_app
 from fedresearch.building import Builder
 from fedresearch.config.check import cohort_size
 from fedresearch.config.schema import Config
+from fedresearch.data.facts import Facts, gather_facts
 from fedresearch.data.federated import FederatedData
-from fedresearch.data.partition import partition_rows, split_validation
+from fedresearch.data.partition import columns, partition_rows, split_validation
 from fedresearch.data.source import Rows, Source, check_source
 from fedresearch.errors import InputError
 from fedresearch.hardware.ordered import OrderedGrid
@@ -96,6 +98,11 @@ class Experiment:
         rows = self._rows or self._partition(source)
         data = FederatedData.build(source, *rows, getattr(torch, self.config.dtype))
         return data.to(self._device, self._memory_format)
+
+    @cached_property
+    def facts(self) -> Facts:
+        """What a reader of the run must know of its data."""
+        return gather_facts(self.data)
 
     @cached_property
     def training_data(self) -> FederatedData:
@@ -334,10 +341,13 @@ class Experiment:
         seed = options.pop("seed", None)
         seed = derive_seed(config.seed, "partition") if seed is None else seed
         make = self._builder.partial("partitioner", options)
-        takes_seed = seeded and "seed" in inspect.signature(make.func).parameters
+        arguments = inspect.signature(make.func).parameters
+        given = {"seed": seed} if seeded and "seed" in arguments else {}
+        if "num_classes" in arguments:
+            given["num_classes"] = len(np.unique(columns(source.train)[options["partition_by"]]))
         rows = partition_rows(
             source.train,
-            self._builder.call("partitioner", make, **({"seed": seed} if takes_seed else {})),
+            self._builder.call("partitioner", make, **given),
             num_supernodes=config.federation.num_supernodes,
             shuffle_seed=seed if seeded else None,
         )

@@ -58,8 +58,8 @@ def refuse_other_data(past: Mapping[str, Any], record: Mapping[str, Any]) -> Non
     InputError
         With what is other.
     """
-    for key in ("partition_sha256", "validation_sha256", "initial_model_sha256", "sampling_sha256"):
-        if past[key] != record[key]:
+    for key in ("data_sha256", "partition_sha256", "validation_sha256", "initial_model_sha256", "sampling_sha256"):
+        if past.get(key, record[key]) != record[key]:  # an older record may not have it
             raise InputError(
                 f"{key} is {record[key]}, and was {past[key]} when the run was begun: the data, the code or packages "
                 "have changed; bring them back, or start a new run"

@@ -86,6 +86,8 @@ def run_experiment(
         experiment = Experiment(config, choices, nodes)
         experiment.build()
         report_small_partitions(experiment.data, config.local.batch_size)
+        for line in experiment.facts.lines():
+            log.warning("%s", line)
         with experiment.grid:  # only what can run claims the directory
             typed = {"overrides": list(overrides), "config_dirs": list(config_dirs)}
             _run(experiment, directory, typed, command, past)
@@ -177,12 +179,15 @@ def _run(
 def _record(experiment: Experiment) -> dict[str, Any]:
     """Return what a run's record says of the experiment."""
     config, data = experiment.config, experiment.data
+    facts = asdict(experiment.facts)
     return {
         "name": experiment.name,
         "digest": digest(config),
         "cell": digest(config, seeds=False),
         "config": {**asdict(config), "resume": None},
         "choices": dict(experiment.choices),
+        "data_sha256": facts.pop("sha256"),
+        "data": facts,
         "partition_sha256": data.partition_sha256(),
         "validation_sha256": data.validation_sha256(),
         "initial_model_sha256": sha256(experiment.initial_arrays),

@@ -219,6 +219,19 @@ def test_partitions_that_differ_though_nothing_asks_for_it_are_warned_of(tmp_pat
     assert fair.notes == ["the partitions are not the baseline's in 1 of 1 cell, such as strategy=scaffold"]
 
 
+def test_what_the_data_lack_is_said_with_the_first_cell_that_lacks_it(tmp_path):
+    arm(tmp_path, "fedavg", 0, record={"data": {"classes_untrained": [], "num_unheld": 0, "num_test_in_train": 0}})
+    arm(tmp_path, "fedprox", 0, record={"data": {"classes_untrained": [5, 6], "num_unheld": 7}})
+    arm(tmp_path, "scaffold", 0, record={"data": {"classes_untrained": [4], "num_test_in_train": 3}})
+    arm(tmp_path, "fedper", 0, record={"data": "odd"})
+    fair = held(tmp_path)
+    assert fair.warnings == [
+        "no client trains on some classes in 2 of 4 cells, such as strategy=fedprox: [5, 6]",
+        "some test samples equal samples that clients have in 1 of 4 cells, such as strategy=scaffold: 3",
+    ]
+    assert fair.notes == ["no client has some of the training samples in 1 of 4 cells, such as strategy=fedprox: 7"]
+
+
 def test_partitions_that_differ_by_config_are_only_noted(tmp_path):
     for alpha in (0.1, 1.0, 10.0):
         for seed in (0, 1):
@@ -242,6 +255,7 @@ def test_a_strategy_that_shares_less_of_the_model_is_no_fault(tmp_path):
 @pytest.mark.parametrize(
     ("digest", "words"),
     [
+        ("data_sha256", "samples"),
         ("validation_sha256", "validation data"),
         ("initial_model_sha256", "initial shared weights"),
         ("sampling_sha256", "sampled clients"),

@@ -1,5 +1,7 @@
 """Who holds what: partitions, validation splits, and the arrays that hold them."""
 
+import pickle
+
 import datasets
 import numpy as np
 import pytest
@@ -9,12 +11,14 @@ from flwr_datasets.partitioner import (
     DirichletPartitioner,
     IidPartitioner,
     NaturalIdPartitioner,
+    Partitioner,
     PathologicalPartitioner,
     ShardPartitioner,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedresearch.data.facts import gather_facts
 from fedresearch.data.federated import FederatedData
 from fedresearch.data.partition import partition_rows, split_validation
 from fedresearch.data.plot import label_distribution_png, partition_csv
@@ -222,9 +226,173 @@ def test_the_plot_of_many_clients_shows_the_first_hundred():
     assert len(partition_csv(data, labels, 10).splitlines()) == 151
 
 
-def test_a_partitioner_that_refuses_is_told_in_a_line(build):
-    with pytest.raises(InputError, match=r"^DirichletPartitioner cannot share out 1437 samples with these partitioner"):
-        _ = build("partitioner.min_partition_size=1000").data
+@pytest.mark.parametrize(
+    ("overrides", "reason", "ways"),
+    [
+        (
+            ["partitioner.min_partition_size=1000"],
+            "DirichletPartitioner cannot share out 1437 samples .*: The max number of attempts",
+            ["partitioner.min_partition_size=0", "a larger partitioner.alpha", "a smaller federation.num_supernodes"],
+        ),
+        (
+            ["partitioner.self_balancing=true", "partitioner.alpha=1e-3", "partitioner.min_partition_size=0"],
+            r"sizes that are no numbers \(NaN\)",
+            ["a larger partitioner.alpha"],
+        ),
+        (
+            ["partitioner=inner_dirichlet", "partitioner.alpha=1e-3"],
+            "Probabilities contain NaN",
+            ["a larger partitioner.alpha", "smaller partitioner.partition_sizes"],
+        ),
+        (
+            ["partitioner=distribution", "partitioner.distribution_array.sigma=1000"],
+            "sigma=1000 gives shares beyond all floats",
+            ["partitioner.distribution_array.sigma=2.0"],
+        ),
+        (
+            [
+                "partitioner=pathological",
+                "partitioner.partition_by=natural_id",
+                "dataset=fcube",
+                "partitioner.num_classes_per_partition=5",
+            ],
+            "`num_classes_per_partition`=5 is greater than",
+            ["a smaller partitioner.num_classes_per_partition"],
+        ),
+    ],
+)
+def test_a_partitioner_that_refuses_is_told_in_a_line_with_the_keys_that_help(build, overrides, reason, ways):
+    with pytest.raises(InputError, match=reason) as raised:
+        _ = build(*overrides).data
+    assert "\n" not in str(raised.value)
+    assert all(way in str(raised.value).split("; try ")[-1] for way in ways)
+
+
+class Given(Partitioner):
+    """Deals the rows that it is given."""
+
+    def __init__(self, *rows):
+        super().__init__()
+        self.rows = rows
+
+    @property
+    def num_partitions(self):
+        return len(self.rows)
+
+    def load_partition(self, partition_id):
+        return self.dataset.select(self.rows[partition_id])
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (([0, 1, 2], [2, 1]), r"deals 2 of them more than once, such as sample 1 to clients 0 and 1"),
+        (([0], [3, 4, 3]), r"deals 1 of them more than once, such as sample 3 to clients 1 and 1"),
+    ],
+)
+def test_a_sample_that_is_dealt_twice_is_refused(rows, message):
+    samples = Samples(torch.zeros(6, 1), torch.zeros(6, dtype=torch.int64))
+    with pytest.raises(InputError, match=message):
+        partition_rows(samples, Given(*rows), num_supernodes=None, shuffle_seed=None)
+
+
+# Labels 0, 2, 5 are three classes: partitioned as 0, 1, 2 are.
+@pytest.mark.parametrize(
+    "partitioner",
+    [
+        "inner_dirichlet partitioner.partition_sizes=[40,50,60]",
+        "distribution federation.num_supernodes=6",
+        "pathological federation.num_supernodes=4",
+        "dirichlet federation.num_supernodes=4",
+        "continuous federation.num_supernodes=4",
+        "shard federation.num_supernodes=4",
+    ],
+)
+def test_labels_with_gaps_are_partitioned_as_those_without(build, monkeypatch, partitioner):
+    labels = torch.arange(300) % 3
+    parts = []
+    for values, num_classes in (([0, 1, 2], 3), ([0, 2, 5], 7)):
+        y = torch.tensor(values)[labels]
+        source = Source(Samples(torch.zeros(300, 1), y), Samples(torch.zeros(3, 1), torch.tensor(values)))
+        experiment = build(*f"partitioner={partitioner} dataset.declares.num_classes={num_classes}".split())
+        monkeypatch.setattr(experiment, "_source", lambda source=source: source)
+        parts.append(rows_of(experiment))
+        assert experiment.facts.classes_untrained == []
+        assert set(experiment.data.y.tolist()) == set(values)
+    for a, b in zip(*parts, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_classes_that_no_client_has_are_named_with_their_share_of_the_test_split(build):
+    experiment = build("partitioner=pathological", "federation.num_supernodes=4")
+    source = experiment._source()
+    # Client i holds classes i and i + 1, so the last is class 4; each class is split among its owners without rest.
+    unheld = int((source.train.y > 4).sum())
+    share = float((source.test.y > 4).double().mean())
+    facts = experiment.facts
+    assert facts.classes_untrained == [5, 6, 7, 8, 9]
+    assert (facts.num_unheld, facts.num_train, facts.num_test) == (unheld, 1437, 360)
+    assert facts.test_share_untrained == share
+    assert [*facts.lines()] == [
+        f"no client has {unheld} of the 1437 training samples; no client trains on classes 5, 6, 7, 8, 9, "
+        f"{share:.1%} of the test samples"
+    ]
+
+
+def test_samples_that_no_client_has_are_counted(build):
+    experiment = build("partitioner=iid", "partitioner.num_partitions=10", "federation.num_supernodes=7")
+    # 1,437 = 7 x 144 + 3 x 143, the larger parts first.
+    assert [*experiment.facts.lines()] == ["no client has 429 of the 1437 training samples"]
+    assert [*build("partitioner=iid").facts.lines()] == []
+
+
+def dealt(train, test, *rows, dtype=torch.float32):
+    """Return the facts of samples ``(x, y)`` of which each client trains on some rows."""
+    splits = [
+        Samples(torch.tensor([x for x, _ in part], dtype=dtype), torch.tensor([y for _, y in part]))
+        for part in (train, test)
+    ]
+    train_rows = [np.array(part, dtype=np.int64) for part in rows]
+    return gather_facts(FederatedData.build(Source(*splits), train_rows, [part[:0] for part in train_rows], dtype))
+
+
+def test_test_samples_that_equal_samples_of_clients_are_counted():
+    train = [([1.0, 2.0], 0), ([1.0, 2.0], 1), ([3.0, 4.0], 1), ([5.0, 6.0], 0)]
+    # The first is client 0's twice over; then another target, a swapped input, one that no client has, and client 1's.
+    test = [([1.0, 2.0], 0), ([3.0, 4.0], 0), ([2.0, 1.0], 0), ([5.0, 6.0], 0), ([3.0, 4.0], 1), ([1.0, 2.0], 0)]
+    facts = dealt(train, test, [0, 1], [2])
+    assert facts.num_test_in_train == 3
+    assert [*facts.lines()][-1].startswith("3 of the 6 test samples equal samples that clients have")
+    assert [*dealt(train, train, [0, 3], [2, 1]).lines()] == [
+        "all 4 test samples equal samples that clients have: eval/* and what is chosen by it say too little of new data"
+    ]
+    assert dealt(train, test[1:3], [0, 1, 2], []).num_test_in_train == 0
+
+
+def test_a_class_that_only_the_test_split_has_is_trained_on_by_nobody():
+    facts = dealt([([1.0], 0), ([2.0], 3)], [([3.0], 0), ([4.0], 7), ([5.0], 3), ([6.0], 7)], [0], [1])
+    assert (facts.classes_untrained, facts.test_share_untrained) == ([7], 0.5)
+    assert [*facts.lines()] == ["no client trains on class 7, 50.0% of the test samples"]
+
+
+def test_the_samples_hash_follows_what_is_held_and_not_by_whom():
+    train, test = [([1.0], 0), ([2.0], 1), ([3.0], 1)], [([9.0], 0)]
+    base = dealt(train, test, [0, 1], [2]).sha256
+    assert dealt(train, test, [2], [1, 0]).sha256 == base
+    others = [
+        dealt(train, test, [0, 1], []),
+        dealt([([1.0], 0), ([2.0], 1), ([3.5], 1)], test, [0, 1], [2]),
+        dealt([([1.0], 0), ([2.0], 1), ([3.0], 0)], test, [0, 1], [2]),
+        dealt(train, [([9.0], 1)], [0, 1], [2]),
+        dealt(train, test, [0, 1], [2], dtype=torch.float64),
+    ]
+    assert len({base, *(facts.sha256 for facts in others)}) == 6
+
+
+def test_facts_stay_with_data_that_move(build):
+    data = build("partitioner=size").data
+    for moved in (pickle.loads(pickle.dumps(data)), data.to("cpu", torch.channels_last)):
+        assert gather_facts(moved) == gather_facts(data)
 
 
 def test_fewer_natural_ids_than_clients(build):

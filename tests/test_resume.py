@@ -359,7 +359,9 @@ def test_a_best_round_by_a_column_that_is_not_there_is_refused(tmp_path):
         conduct(tmp_path / "run", "checkpoint.best=eval/acc")
 
 
-@pytest.mark.parametrize("key", ["partition_sha256", "validation_sha256", "initial_model_sha256", "sampling_sha256"])
+@pytest.mark.parametrize(
+    "key", ["data_sha256", "partition_sha256", "validation_sha256", "initial_model_sha256", "sampling_sha256"]
+)
 def test_other_data_weights_or_draws_than_at_the_beginning_are_refused(tmp_path, whole, key):
     run = killed(whole, tmp_path / "run", checkpoint=2)
     (run / "run.json").write_text(dump_record({**read_record(run), key: "0" * 64}))

@@ -194,12 +194,13 @@ def _check_partitions(config: Config, choices: Mapping[str, str | None]) -> Iter
             f"federation.num_supernodes={num_supernodes} is more than the {len(sizes)} partitions in "
             f"partitioner.partition_sizes; try federation.num_supernodes=null"
         )
-    per_partition = partitioner.get("num_classes_per_partition", 0)
-    if per_partition > declares["num_classes"]:
-        yield (
-            f"partitioner.num_classes_per_partition={per_partition} is more than the {declares['num_classes']} classes "
-            f"of dataset={choices['dataset']}; try partitioner.num_classes_per_partition=2"
-        )
+    for key in ("num_classes_per_partition", "num_unique_labels_per_partition"):
+        # How many natural ids there are is known when the data are.
+        if by == "label" and partitioner.get(key, 0) > declares["num_classes"]:
+            yield (
+                f"partitioner.{key}={partitioner[key]} is more than the {declares['num_classes']} classes of "
+                f"dataset={choices['dataset']}; try partitioner.{key}=2"
+            )
 
 
 def _check_cohorts(config: Config) -> Iterator[str]:

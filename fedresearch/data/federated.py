@@ -28,6 +28,10 @@ class FederatedData:
         partition training samples first. What a client reads is a view of these, not a copy.
     test_x, test_y : Tensor
         The server's test split.
+    num_samples : int
+        Samples of the dataset's training split, whether a client has them or not.
+    classes : ndarray
+        The classes among these; empty for a regression.
     """
 
     train: Sequence[Rows]
@@ -36,6 +40,8 @@ class FederatedData:
     y: Tensor
     test_x: Tensor
     test_y: Tensor
+    num_samples: int
+    classes: NDArray[np.int64]
 
     @classmethod
     def build(
@@ -50,7 +56,8 @@ class FederatedData:
 
         samples, test = source.train, source.test
         x, y = cast(samples.x[order]), cast(samples.y[order])
-        return cls(train, validation, x, y, cast(test.x), cast(test.y))
+        classes = np.unique(samples.y.numpy()) if not samples.y.is_floating_point() else np.zeros(0, np.int64)
+        return cls(train, validation, x, y, cast(test.x), cast(test.y), len(samples.y), classes)
 
     @property
     def num_partitions(self) -> int:
@@ -94,7 +101,8 @@ class FederatedData:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the samples as NumPy's arrays, which pickle protocol 5 can leave where they are."""
         arrays = (self.x, self.y, self.test_x, self.test_y)
-        return _remake, (self.train, self.validation, *(array.numpy() for array in arrays))
+        rest = (self.num_samples, self.classes)
+        return _remake, (self.train, self.validation, rest, *(array.numpy() for array in arrays))
 
     def sample(self, partition_id: int, num_samples: int) -> "FederatedData":
         """Return one client with its first few training samples."""
@@ -106,6 +114,10 @@ class FederatedData:
         """Yield each client's targets, of training and then of validation samples."""
         for start, _, stop in self._bounds:
             yield self.y[start:stop]
+
+    def trained_classes(self) -> NDArray[np.int64]:
+        """Return the classes among all that the clients train on."""
+        return np.unique(np.concatenate([self.train_samples(i)[1].cpu().numpy() for i in range(self.num_partitions)]))
 
     def partition_sha256(self) -> str:
         """Return a SHA-256 over who holds which rows, however they are split and ordered."""
@@ -122,10 +134,13 @@ class FederatedData:
         return [(start, start + t, start + t + v) for start, (t, v) in zip(starts, sizes, strict=False)]
 
 
-def _remake(train: Sequence[Rows], validation: Sequence[Rows], *arrays: NDArray[Any]) -> FederatedData:
+def _remake(
+    train: Sequence[Rows], validation: Sequence[Rows], rest: tuple[int, NDArray[np.int64]], *arrays: NDArray[Any]
+) -> FederatedData:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nobody writes into samples
-        return FederatedData(train, validation, *map(torch.from_numpy, arrays))
+        x, y, test_x, test_y = map(torch.from_numpy, arrays)
+    return FederatedData(train, validation, x, y, test_x, test_y, *rest)
 
 
 def _sha256(parts: Sequence[Rows]) -> str:

@@ -1,7 +1,10 @@
 """From a dataset and a Flower Datasets partitioner to the rows that each client holds."""
 
+import inspect
 import warnings
+from collections.abc import Callable, Sequence
 from math import ceil
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,8 +28,7 @@ def partition_rows(
     Parameters
     ----------
     samples : Samples
-        What is shared out. A partitioner sees its class indices as column ``label`` and, where there are any, its
-        natural ids as column ``natural_id``.
+        What is shared out. A partitioner sees its ``columns``.
     partitioner : Partitioner
         A horizontal partitioner without a dataset yet.
     num_supernodes : int or None
@@ -37,30 +39,41 @@ def partition_rows(
     Raises
     ------
     InputError
-        If the partitioner refuses the data, or makes fewer partitions than there are clients.
+        If the partitioner refuses the data, deals a sample more than once, or makes fewer partitions than there are
+        clients.
     """
     if num_supernodes is not None and num_supernodes > len(samples.y):
         raise InputError(
             f"federation.num_supernodes={num_supernodes} is more than the {len(samples.y)} training samples; "
             "try federation.num_supernodes=10"
         )
-    columns: dict[str, Any] = {"row": np.arange(len(samples.y))}
-    if not samples.y.is_floating_point():
-        columns["label"] = samples.y.numpy()
-    if samples.natural_id is not None:
-        columns["natural_id"] = samples.natural_id
     import datasets  # takes seconds; a client that knows its rows need not wait
 
-    table = datasets.Dataset.from_dict(columns)
+    datasets.utils.logging.set_verbosity_error()  # or it prints every index of a partition that it cannot hash
+    table = datasets.Dataset.from_dict({"row": np.arange(len(samples.y)), **columns(samples)})
     partitioner.dataset = table if shuffle_seed is None else table.shuffle(seed=shuffle_seed)
     try:
         with warnings.catch_warnings(action="ignore"):  # of sizes that leave samples over, and of each redraw
-            return _load(partitioner, num_supernodes)
-    except (ValueError, TypeError, ZeroDivisionError, IndexError) as error:
-        raise InputError(
-            f"{type(partitioner).__name__} cannot share out {len(samples.y)} samples with these partitioner.* values: "
-            + " ".join(str(error).split())
-        ) from error
+            warnings.filterwarnings("error", "invalid value encountered in cast", RuntimeWarning)  # NaN is no size
+            rows = _load(partitioner, num_supernodes)
+    except (ValueError, TypeError, ArithmeticError, LookupError, RuntimeWarning) as error:
+        reason = "sizes that are no numbers (NaN)" if isinstance(error, RuntimeWarning) else str(error)
+        raise InputError(_refusal(partitioner, len(samples.y), reason)) from error
+    _refuse_shared(rows, partitioner, len(samples.y))
+    return rows
+
+
+def columns(samples: Samples) -> dict[str, NDArray[np.int64]]:
+    """Return what samples can be partitioned by: ``label`` and ``natural_id``, where there are any.
+
+    The values are numbered from 0 in their sorted order, for some partitioners of Flower Datasets take them for that.
+    """
+    values: dict[str, Any] = {}
+    if not samples.y.is_floating_point():
+        values["label"] = samples.y.numpy()
+    if samples.natural_id is not None:
+        values["natural_id"] = samples.natural_id
+    return {name: np.unique(column, return_inverse=True)[1].astype(np.int64) for name, column in values.items()}
 
 
 def _load(partitioner: "Partitioner", num_supernodes: int | None) -> list[Rows]:
@@ -74,6 +87,53 @@ def _load(partitioner: "Partitioner", num_supernodes: int | None) -> list[Rows]:
     return [np.asarray(part.with_format("numpy")["row"], dtype=np.int64) for part in parts]
 
 
+# What leaves a partitioner more room, by its argument.
+_ROOM = {
+    "min_partition_size": "partitioner.min_partition_size=0",
+    "alpha": "a larger partitioner.alpha",
+    "distribution_array": "a smaller partitioner.distribution_array.sigma",
+    "partition_sizes": "smaller partitioner.partition_sizes",
+    **{
+        name: f"a smaller partitioner.{name}"
+        for name in (
+            "num_classes_per_partition",
+            "num_unique_labels_per_partition",
+            "preassigned_num_samples_per_label",
+            "num_shards_per_partition",
+            "shard_size",
+            "group_size",
+        )
+    },
+    "num_partitions": "a smaller federation.num_supernodes",
+}
+
+
+def _refusal(partitioner: "Partitioner", num_samples: int, reason: str) -> str:
+    """Return the line that refuses a partition, with the keys that may help."""
+    arguments = inspect.signature(type(partitioner)).parameters
+    *most, last = [way for name, way in _ROOM.items() if name in arguments] or ["partitioner=iid"]
+    return (
+        f"{type(partitioner).__name__} cannot share out {num_samples} samples with these partitioner.* values: "
+        f"{shorten(reason, 300, placeholder=' ...').rstrip('.')}; try {', '.join(most)}{' or ' * bool(most)}{last}"
+    )
+
+
+def _refuse_shared(rows: Sequence[Rows], partitioner: "Partitioner", num_samples: int) -> None:
+    """Refuse a partition that deals a sample to two clients, or to one twice."""
+    times = np.bincount(np.concatenate(rows), minlength=num_samples)
+    shared = np.flatnonzero(times > 1)
+    if len(shared):
+        owners = [i for i, held in enumerate(rows) for _ in range(np.count_nonzero(held == shared[0]))]
+        raise InputError(
+            _refusal(
+                partitioner,
+                num_samples,
+                f"it deals {len(shared)} of them more than once, such as sample {shared[0]} to clients "
+                f"{' and '.join(map(str, owners[:2]))}",
+            )
+        )
+
+
 def split_validation(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
     """Split one client's rows into training and validation rows.
 
@@ -83,6 +143,32 @@ def split_validation(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows
     num_validation = min(ceil(fraction * len(rows)), max(len(rows) - 1, 0))
     order = np.random.default_rng(seed).permutation(len(rows))
     return rows[order[num_validation:]], rows[order[:num_validation]]
+
+
+def distribution(
+    *,
+    distribution_array: "Callable[..., NDArray[np.float64]] | Sequence[Sequence[float]]",
+    num_classes: int,
+    seed: int,
+    **options: Any,
+) -> "Partitioner":
+    """Return Flower Datasets' ``DistributionPartitioner`` for the classes that the data have.
+
+    Parameters
+    ----------
+    distribution_array : callable or array of shape (classes, clients * num_unique_labels_per_partition / classes)
+        The shares; a callable returns them for ``num_classes``.
+    num_classes : int
+        How many values the column has that is partitioned by; the run gives it.
+    seed : int
+        Seed of the partitioner.
+    **options
+        The partitioner's other arguments.
+    """
+    from flwr_datasets.partitioner import DistributionPartitioner  # with `datasets`, which takes seconds
+
+    shares = distribution_array(num_classes=num_classes) if callable(distribution_array) else distribution_array
+    return DistributionPartitioner(np.asarray(shares), seed=seed, **options)
 
 
 def lognormal_shares(
@@ -106,7 +192,7 @@ def lognormal_shares(
     Raises
     ------
     ValueError
-        If the entries do not fill the rows evenly.
+        If the entries do not fill the rows evenly, or are too large for a float.
     """
     entries = num_shares * num_unique_labels_per_partition
     if num_shares % num_classes:
@@ -114,4 +200,9 @@ def lognormal_shares(
             f"the number of clients must be a multiple of the {num_classes} classes, got {num_shares}; "
             f"try federation.num_supernodes={num_classes * max(1, num_shares // num_classes)}"
         )
-    return np.random.default_rng(seed).lognormal(0.0, sigma, entries).reshape(num_classes, -1)
+    shares = np.random.default_rng(seed).lognormal(0.0, sigma, entries).reshape(num_classes, -1)
+    with np.errstate(over="ignore"):
+        sums = shares.sum(axis=1)
+    if not (np.isfinite(sums) & (sums > 0)).all():
+        raise ValueError(f"sigma={sigma} gives shares beyond all floats; try partitioner.distribution_array.sigma=2.0")
+    return shares

@@ -78,8 +78,12 @@ def _faults(samples: Samples, declared: Mapping[str, Any]) -> Iterator[str]:
     if not 0 < len(x) == len(y):
         yield f"must hold as many inputs as targets, and some, got {len(x)} and {len(y)}"
         return
-    if natural_id is not None and len(natural_id) != len(x):
-        yield f"must hold a natural id for each of {len(x)} inputs, got {len(natural_id)}"
+    if natural_id is not None:
+        if len(natural_id) != len(x):
+            yield f"must hold a natural id for each of {len(x)} inputs, got {len(natural_id)}"
+        kinds = sorted({type(value).__name__ for value in natural_id}) if natural_id.dtype == object else ()
+        if len(kinds) > 1:
+            yield f"must hold natural ids of one type, got {' and '.join(kinds)}"
     shape, declared_shape = list(x.shape[1:]), declared["input_shape"]
     if shape != declared_shape:
         yield f"holds inputs of shape {shape}, but dataset.declares.input_shape is {declared_shape}"

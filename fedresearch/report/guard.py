@@ -14,6 +14,7 @@ from fedresearch.report.load import Run
 # What is derived of the config, and all that it depends on beside the seed.
 _PARTITION = ("dataset", "partitioner", "federation.num_supernodes", "strategy.pooled")
 _DERIVED = {
+    "data_sha256": ("samples", (*_PARTITION, "dtype")),
     "partition_sha256": ("partitions", _PARTITION),
     "validation_sha256": ("validation data", (*_PARTITION, "validation")),
     # Of the weights that are shared: what stays on the clients is the strategy's.
@@ -52,8 +53,20 @@ class Fairness:
 def fairness(study: Study, compared: Baseline) -> Fairness:
     """Hold the cells of a study to what a fair comparison needs."""
     marks, legend, notes = _code(study)
-    warnings = [*compared.warnings, *_underived(study), *_lonely(study, compared)]
-    notes = [*_left_out(study), *notes, *_at_target(study), *_unpaired(study, compared)]
+    warnings = [
+        *compared.warnings,
+        *_data_with(study, "classes_untrained", "no client trains on some classes"),
+        *_data_with(study, "num_test_in_train", "some test samples equal samples that clients have"),
+        *_underived(study),
+        *_lonely(study, compared),
+    ]
+    notes = [
+        *_left_out(study),
+        *_data_with(study, "num_unheld", "no client has some of the training samples"),
+        *notes,
+        *_at_target(study),
+        *_unpaired(study, compared),
+    ]
     if not compared.text:
         apart, other = _other_seeds(study)
         warnings, notes = [*warnings, *apart], [*notes, *other]
@@ -77,6 +90,19 @@ def _underived(study: Study) -> Iterator[str]:
                 f"the {words} differ between runs of one seed, in {len(others)} of {len(alike)} cases, such as of "
                 f"{where}, though their configs do not ask for it: other code, packages or data"
             )
+
+
+def _data_with(study: Study, name: str, words: str) -> Iterator[str]:
+    """Yield in how many cells a fact of the runs' data holds, and the first one."""
+    cells = {cell.label: run for cell in reversed(study.cells) for run in cell.runs.values() if _data(run).get(name)}
+    if cells:
+        label, run = [*cells.items()][-1]
+        yield f"{words} in {len(cells)} of {counted(len(study.cells), 'cell')}, such as {label}: {_data(run)[name]}"
+
+
+def _data(run: Run) -> Mapping[str, Any]:
+    data = run.record.get("data")
+    return data if isinstance(data, Mapping) else {}
 
 
 def _unpaired(study: Study, compared: Baseline) -> Iterator[str]:

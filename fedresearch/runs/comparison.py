@@ -14,7 +14,13 @@ from fedresearch.runs.record import Row, untimed
 _GROUPS = {"options": "choices", "code": "git", "packages": "versions"}
 _FIELDS = {
     "machine": ("python", "platform", "processor", "num_threads"),
-    "derived": ("partition_sha256", "validation_sha256", "initial_model_sha256", "sampling_sha256"),
+    "derived": (
+        "data_sha256",
+        "partition_sha256",
+        "validation_sha256",
+        "initial_model_sha256",
+        "sampling_sha256",
+    ),
 }
 
 
