@@ -1,10 +1,16 @@
 """A cohort trained in one batched call: what is equal, how nearly, and what is refused."""
 
+import os
+import stat
+from pathlib import Path
+
 import numpy as np
 import pytest
+from torch._inductor.runtime import cache_dir_utils
 
 from fedresearch.errors import InputError
 from fedresearch.experiment import Experiment
+from fedresearch.local.compiled import keep_code_in
 
 SMALL = ["federation.num_supernodes=6", "federation.num_rounds=2", "local.epochs=2"]
 EAGER = ["hardware=batched", "hardware.compile=false"]
@@ -240,3 +246,44 @@ def test_convolutions_are_said_to_be_faster_on_cpu(compose, caplog, model):
     assert said == ["the model has convolutions, which train faster one client after another; try hardware=cpu"] * (
         model == "resnet18"
     )
+
+
+@pytest.fixture
+def no_folder(monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
+
+
+def test_compiled_code_is_kept_where_only_this_user_may_write(tmp_path, monkeypatch, no_folder):
+    folder = tmp_path / "cache" / f"compiled-{os.geteuid()}"
+    for _ in range(2):
+        keep_code_in(tmp_path / "cache")
+        assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(folder)
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "named"))
+    keep_code_in(tmp_path / "cache")
+    assert cache_dir_utils.cache_dir() == str(tmp_path / "named")
+    assert stat.S_IMODE((tmp_path / "named").stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("found", ["writable by others", "of another user", "a link", "a file"])
+@pytest.mark.parametrize("named", [False, True])
+def test_code_that_others_may_have_written_is_not_run(tmp_path, monkeypatch, no_folder, found, named):
+    folder = tmp_path / f"compiled-{os.geteuid()}"
+    if named:
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder))
+    if found == "a file":
+        folder.touch()
+    elif found == "a link":
+        (tmp_path / "theirs").mkdir()
+        folder.symlink_to("theirs")
+    else:
+        folder.mkdir()
+        folder.chmod(0o777 if found == "writable by others" else 0o700)
+    if found == "of another user":
+        lstat = Path.lstat
+        monkeypatch.setattr(Path, "lstat", lambda path: os.stat_result((*lstat(path)[:4], 12345, *lstat(path)[5:])))
+    with pytest.raises(
+        InputError, match=rf"{folder} (holds|cannot be written: File exists).*try cache_dir=DIR"
+    ) as told:
+        keep_code_in(tmp_path)
+    assert ("without TORCHINDUCTOR_CACHE_DIR" in str(told.value)) == (named and found != "a file")

@@ -14,6 +14,7 @@ from fedresearch.apps.flower import client_error
 from fedresearch.errors import InputError
 from fedresearch.hardware.in_process import InProcessGrid
 from fedresearch.local.cohort import CohortTrainer
+from fedresearch.local.compiled import keep_code_in
 
 log = logging.getLogger("fedresearch")
 
@@ -31,12 +32,26 @@ class BatchedGrid(InProcessGrid):
         Clients a call; auto: as many as fit a core's cache.
     compile : "auto" or False
         Whether to compile the step, where there is a compiler.
+    cache_dir : str
+        Where the compiled code is kept.
+
+    Raises
+    ------
+    InputError
+        If other users may have written what is kept there.
     """
 
     def __init__(
-        self, client_app: Clients, num_supernodes: int, chunk: int | Literal["auto"], compile: Literal["auto", False]
+        self,
+        client_app: Clients,
+        num_supernodes: int,
+        chunk: int | Literal["auto"],
+        compile: Literal["auto", False],
+        cache_dir: str,
     ) -> None:
         super().__init__(client_app, num_supernodes)
+        if compile == "auto":
+            keep_code_in(cache_dir)
         self._clients = client_app
         on_cpu = client_app.data.x.device.type == "cpu"
         if on_cpu and any(isinstance(module, _ConvNd) for module in client_app.model.modules()):

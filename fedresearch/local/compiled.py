@@ -2,7 +2,10 @@
 
 import gc
 import logging
+import os
+import stat
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +13,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
+from fedresearch.errors import InputError
 from fedresearch.local.train import MakeOptimizer
 from fedresearch.local.update import Tensors
 
@@ -17,6 +21,41 @@ from fedresearch.local.update import Tensors
 Code = Callable[..., Sequence[Tensor]]
 # By parameter.
 States = Mapping[str, Tensors]
+
+
+# What names Inductor's folder.
+_FOLDER = "TORCHINDUCTOR_CACHE_DIR"
+
+
+def keep_code_in(cache_dir: str | Path) -> None:
+    """Let Inductor keep its code in a folder that only this user may write: what is found there is run.
+
+    Inductor's own default is a folder in /tmp that anybody may have made before. Where ``TORCHINDUCTOR_CACHE_DIR`` is
+    set, that folder is used, under the same condition.
+
+    Parameters
+    ----------
+    cache_dir : path
+        Where the folder is, or is made.
+
+    Raises
+    ------
+    InputError
+        If it cannot be made, or another user may have written into it.
+    """
+    folder = Path(os.environ.get(_FOLDER) or Path(cache_dir).expanduser() / f"compiled-{os.geteuid()}").absolute()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written: {error.strerror}; try cache_dir=DIR") from error
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise InputError(
+            f"{folder} holds compiled code that other users may have written, and is not used; remove it, or try "
+            f"cache_dir=DIR{f' without {_FOLDER}' if os.environ.get(_FOLDER) else ''}, or hardware.compile=false"
+        )
+    os.environ[_FOLDER] = str(folder)
 
 
 def compile_code(function: Code, arguments: Sequence[Tensor]) -> Code:
