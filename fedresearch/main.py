@@ -14,6 +14,7 @@ from fedresearch import config
 from fedresearch.config.explain import FULL_ERROR
 from fedresearch.errors import InputError
 from fedresearch.runs.record import read_record
+from fedresearch.stopping import interruptible
 from fedresearch.submission import Submission
 from fedresearch.sweep import job
 from fedresearch.usage import CONF, usage
@@ -90,7 +91,8 @@ def main() -> None:
     os.environ.setdefault(FULL_ERROR, os.environ.get("HYDRA_FULL_ERROR", "0"))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises what it would print itself
     try:
-        run()
+        with interruptible():
+            run()
     except KeyboardInterrupt:
         sys.exit("interrupted")
     except Exception as error:

@@ -27,7 +27,7 @@ from fedresearch.resuming import goes_on, refuse_other_data, refuse_other_rates
 from fedresearch.runs.directory import FAILURES, MODEL, History, RunDirectory, Unwritable, finite_row, now, refuse_used
 from fedresearch.runs.provenance import provenance
 from fedresearch.runs.record import RECORD, locked, read_record, read_rows
-from fedresearch.stopping import stop_after_the_round
+from fedresearch.stopping import interruptible, stop_after_the_round
 from fedresearch.tracking.console import Console
 from fedresearch.tracking.tracker import RunInfo, TrackerGroup
 
@@ -75,7 +75,8 @@ def run_experiment(
         If another process is at work in the directory.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    with locked(directory):
+    # On a SuperLink, who stops the ServerApp is heard there.
+    with nullcontext() if nodes else interruptible(), locked(directory):
         past: dict[str, Any] = {}
         if again and (directory / RECORD).exists():
             past = read_record(directory)

@@ -68,6 +68,18 @@ def is_running(pid):
         return False
 
 
+def test_a_run_that_is_stopped_as_it_starts_says_so_and_leaves_nothing(tmp_path):
+    command = [sys.executable, "-m", "fedresearch.main", "tracker=none", f"hydra.run.dir={tmp_path / 'run'}"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "run" / ".lock").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=120)
+    assert (process.returncode, stderr.splitlines()[-1]) == (1, "interrupted")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("hardware", ["cpu", "workers", "ray"])
 def test_an_interrupted_run_leaves_no_process_and_no_shared_memory(start, tmp_path, hardware):
     before = set(SHARED_MEMORY.iterdir()) if SHARED_MEMORY.exists() else set()

@@ -472,8 +472,10 @@ def test_what_cannot_be_kept_is_refused_before_the_run(tmp_path, monkeypatch, va
     conduct(tmp_path / "run", "strategy=keeping", "checkpoint.every=0", config_dir=tmp_path)
 
 
-@pytest.mark.parametrize("times", [1, 2])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("number", "times"),
+    [(signal.SIGINT, 1), (signal.SIGTERM, 1), (signal.SIGHUP, 1), (signal.SIGUSR1, 1), (signal.SIGUSR2, 2)],
+)
 def test_a_signal_ends_the_run_after_its_round_and_two_at_once(tmp_path, monkeypatch, whole, number, times):
     train, done = client_app.train, []
 

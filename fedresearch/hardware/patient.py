@@ -1,8 +1,9 @@
-"""Imported, it lets this process, and what it forks, outlive the SIGTERM that schedulers send to all of a job at once.
+"""Imported, it lets this process, and what it forks, outlive the signals that are sent to all of a job at once.
 
 The main process ends its workers; they must not go before it has finished its round.
 """
 
 import signal
 
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
+for _number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+    signal.signal(_number, signal.SIG_IGN)

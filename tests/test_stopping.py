@@ -1,0 +1,90 @@
+"""Signals that stop a run: when they are heard, and what is said."""
+
+import os
+import signal
+import sys
+
+import pytest
+
+from fedresearch.experiment import Experiment
+from fedresearch.stopping import interruptible, stop_after_the_round
+from tests.directories import conduct
+
+NUMBERS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
+SAID = "stopping after this round; once more to stop at once\n"
+
+
+@pytest.fixture(autouse=True)
+def _restored():
+    before = {number: signal.getsignal(number) for number in NUMBERS}
+    yield
+    assert {number: signal.getsignal(number) for number in NUMBERS} == before
+
+
+@pytest.fixture(params=NUMBERS, ids=lambda number: number.name)
+def number(request):
+    return request.param
+
+
+def send(number):
+    os.kill(os.getpid(), number)
+
+
+def test_before_the_rounds_one_is_enough(number):
+    with pytest.raises(KeyboardInterrupt), interruptible():
+        send(number)
+
+
+def test_in_the_rounds_the_first_is_said_at_once_and_the_second_interrupts(number, capfd):
+    with interruptible(), stop_after_the_round() as stopping:
+        assert not stopping()
+        send(number)
+        assert stopping()
+        assert capfd.readouterr().err == SAID
+        with pytest.raises(KeyboardInterrupt):
+            send(signal.SIGTERM)
+    assert capfd.readouterr().err == ""
+
+
+def test_what_is_ignored_stays_so(number, monkeypatch):
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with interruptible(), stop_after_the_round() as stopping:
+            send(number)
+            assert not stopping()
+        assert signal.getsignal(number) == signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+
+
+def test_what_a_launcher_listens_to_stays_its_own():
+    """As submitit does, which queues the job again."""
+    heard = []
+    before = signal.signal(signal.SIGUSR2, lambda *_: heard.append("launcher"))
+    try:
+        with interruptible(), stop_after_the_round() as stopping:
+            send(signal.SIGUSR2)
+            assert not stopping()
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert heard == ["launcher"]
+
+
+@pytest.mark.parametrize(("error", "said"), [(RuntimeError("reentrant call"), SAID), (OSError("no terminal"), "")])
+def test_it_is_said_in_the_midst_of_a_line_and_without_a_terminal(monkeypatch, capfd, error, said):
+    class Broken:
+        def write(self, text):
+            raise error
+
+    with stop_after_the_round() as stopping, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", Broken())
+        send(signal.SIGTERM)
+        assert stopping()
+    assert capfd.readouterr().err == said
+
+
+def test_while_the_parts_are_built_a_run_ends_and_leaves_nothing(tmp_path, monkeypatch, number):
+    monkeypatch.setattr(Experiment, "build", lambda self: send(number))
+    with pytest.raises(KeyboardInterrupt):
+        conduct(tmp_path / "run")
+    assert not list((tmp_path / "run").iterdir())
