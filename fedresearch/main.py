@@ -7,6 +7,7 @@ from pathlib import Path
 import hydra
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
@@ -92,15 +93,41 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises what it would print itself
     try:
         with interruptible():
-            run()
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
+            _run_hydra()
+    except KeyboardInterrupt as interrupt:
+        sys.exit(str(interrupt) or "interrupted")
     except Exception as error:
         # What is not of a run is of Hydra, which could not make sense of the command line.
         unread = InputError(f"cannot compose this command line: {type(error).__name__}: {error}")
         if _OF_A_RUN not in getattr(error, "__notes__", ()) and (config.tell(error) or config.tell(unread)):
             sys.exit(1)
         raise
+
+
+def _run_hydra() -> None:
+    """Run Hydra on the command line, in which single values may be for some of a sweep's options alone.
+
+    Hydra composes a sweep's own config with its single values, but without the options that are swept. A value whose
+    key is not there is left to the jobs, as a sweep of one value.
+    """
+    refused = None
+    while True:
+        try:
+            run()
+            return
+        except HydraException as error:
+            words = config.words_without_key(error, sys.argv[1:])
+            first = refused or error  # without a sweep, all else is said because of this
+            if not words or _OF_A_RUN in getattr(error, "__notes__", ()):
+                break
+            refused = first
+            sys.argv[1:] = [_swept(word) if word in words else word for word in sys.argv[1:]]
+    raise first
+
+
+def _swept(word: str) -> str:
+    key, _, value = word.partition("=")
+    return f"{key}=choice({value or repr('')})"
 
 
 def _with_the_past(arguments: list[str]) -> list[str]:

@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from fedresearch import config
 from fedresearch.experiment import Experiment
 from fedresearch.runs.record import read_rows
-from fedresearch.sweep.callback import compose_jobs
+from fedresearch.sweep.compose import compose_jobs
 from fedresearch.usage import CONF
 from tests import warm
 from tests.conftest import ROOT

@@ -273,6 +273,25 @@ def test_jobs_that_differ_in_no_number_run_once(tmp_path):
     assert done.stdout.splitlines()[-1].startswith("2 missing in outputs/sweep_")
 
 
+def test_an_ablation_of_strategies_has_the_values_of_each(tmp_path):
+    words = ["-m", "model=logistic", "strategy=fedavg,fedprox,scaffold", "strategy.server.proximal_mu=0.01,0.1"]
+    rate = "strategy.server.server_learning_rate=0.5"  # SCAFFOLD's alone, and no sweep
+    first, again = (command(tmp_path, *words, rate, module=None) for _ in range(2))
+    assert first.returncode == 0, first.stderr
+    assert first.stdout == again.stdout
+    lines = first.stdout.splitlines()
+    assert lines[:2] == [
+        "strategy.server.proximal_mu applies to 2 of 4 jobs: the others' options do not have it",
+        "strategy.server.server_learning_rate applies to 1 of 4 jobs: the others' options do not have it",
+    ]
+    assert first.stdout.count("would run") == 4
+    assert lines[-1].startswith("4 missing in outputs/sweep_")
+    single = command(tmp_path, "strategy=fedavg", "strategy.server.proximal_mu=0.1", module=None)
+    assert single.returncode == 1
+    assert single.stderr.startswith("error: unknown key strategy.server.proximal_mu; strategy.server has ")
+    assert len(single.stderr.splitlines()) == 1
+
+
 def test_an_experiment_may_be_a_sweep(tmp_path):
     (tmp_path / "conf" / "experiment").mkdir(parents=True)
     grid = "# @package _global_\nhydra: {mode: MULTIRUN, sweeper: {params: {seed: '0,1'}}}\n"

@@ -3,6 +3,7 @@
 import errno
 import os
 import sys
+from collections.abc import Sequence
 from difflib import get_close_matches
 
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
@@ -66,6 +67,13 @@ def explain(error: Exception) -> InputError | None:
     else:
         return None
     return InputError(line)
+
+
+def words_without_key(error: HydraException, words: Sequence[str]) -> list[str]:
+    """Return the overrides whose key does not exist, if it is for them that Hydra could not compose."""
+    if not isinstance(cause := error.__cause__, ConfigAttributeError | ConfigKeyError):
+        return []
+    return [word for word in words if f"{word.partition('=')[0]}.".startswith(f"{cause.full_key}.")]
 
 
 # Set to 1: tracebacks instead of lines. Its own name, since the command sets Hydra's, which worker processes inherit.

@@ -4,39 +4,24 @@ import json
 import math
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig
 
 from fedresearch import config
-from fedresearch.config.resolvers import without_hydra
 from fedresearch.errors import InputError
 from fedresearch.runs.directory import write_whole
 from fedresearch.runs.loaded import load
 from fedresearch.runs.record import FINAL
-from fedresearch.sweep.job import refuse_other
-from fedresearch.sweep.status import JOBS, show, swept
+from fedresearch.sweep.compose import compose_jobs
+from fedresearch.sweep.status import JOBS, show
+from fedresearch.sweep.sweeper import run_these
 
 # A launcher's worker process imports this before it names its job's directory.
 config.register()
-
-
-@dataclass(frozen=True)
-class Job:
-    """One job as it is before it starts: what was typed for it, its directory in the sweep's, its checked config."""
-
-    overrides: list[str]
-    directory: str
-    config: config.Config
-    choices: dict[str, str | None]
 
 
 class Sweep(Callback):
@@ -71,6 +56,7 @@ class Sweep(Callback):
             _share_cores(sweep)
             return
         jobs = compose_jobs(sweep)
+        run_these(jobs, sweep)
         if self.preflight:
             from fedresearch.sweep.preflight import estimate
 
@@ -84,50 +70,6 @@ class Sweep(Callback):
             print("there is nothing left to do")
             sys.exit(0)
         _share_cores(sweep, len(jobs))
-
-
-def compose_jobs(sweep: DictConfig) -> list[Job]:
-    """Return the jobs of a sweep of Hydra's basic sweeper, checked; of several with one directory the first.
-
-    Raises
-    ------
-    InputError
-        With one line for each mistake, naming the first job that has it.
-    """
-    loader = GlobalHydra.instance().config_loader()
-    words = [f"{key}={value}" for key, value in (sweep.hydra.sweeper.params or {}).items()]
-    words += config.as_typed(sweep.hydra.overrides.task)
-    overrides = OverridesParser.create(config_loader=loader).parse_overrides(words)
-    (batch,) = BasicSweeper.split_arguments(overrides, None)
-    jobs: dict[str, Job] = {}
-    mistakes: dict[str, list[str]] = {}
-    for number, (job, shown) in enumerate(zip(batch, swept(batch), strict=True)):
-        try:
-            composed = _compose(loader.load_sweep_config(sweep, job), job, number, Path(sweep.hydra.sweep.dir))
-            jobs.setdefault(composed.directory, composed)
-        except Exception as error:
-            told = error if isinstance(error, InputError) else config.explain(error)
-            if told is None:
-                raise
-            for line in told.args:
-                mistakes.setdefault(line, []).append(" ".join(shown))
-    if mistakes:
-        others = {line: f" and {len(of) - 1} more" if len(of) > 1 else "" for line, of in mistakes.items()}
-        raise InputError(*(f"job {of[0]}{others[line]}: {line}" for line, of in mistakes.items()))
-    if len(jobs) < len(batch):
-        print(f"{len(batch)} jobs, of which {len(jobs)} differ in what changes a number: each of these runs once")
-    return list(jobs.values())
-
-
-def _compose(composed: DictConfig, overrides: Sequence[str], number: int, sweep_dir: Path) -> Job:
-    with open_dict(composed.hydra):
-        composed.hydra.job.num = number
-        composed.hydra.job.id = str(number)
-    HydraConfig.instance().set_config(composed)  # for the config's ${hydra:...}, as it is set when the job runs
-    parsed, choices = config.checked(without_hydra(composed), composed.hydra.runtime.choices)
-    directory = str(OmegaConf.select(composed, "hydra.sweep.subdir"))
-    refuse_other(sweep_dir / directory, config.digest(parsed))
-    return Job(list(overrides), directory, parsed, choices)
 
 
 def _share_cores(sweep: DictConfig, num_jobs: float = math.inf) -> None:

@@ -15,7 +15,7 @@ from fedresearch.config import Config, digest, runs_elsewhere
 from fedresearch.errors import InputError
 from fedresearch.runs.record import FINAL, read_record, read_rows, state_of
 from fedresearch.submission import Submission
-from fedresearch.sweep.callback import Job
+from fedresearch.sweep.compose import Job
 from fedresearch.sweep.status import new_table, print_table, swept
 from fedresearch.tracking.console import duration
 

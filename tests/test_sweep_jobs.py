@@ -1,0 +1,167 @@
+"""Which jobs a sweep has: composed, checked and listed before any starts, in process and without running one."""
+
+import pytest
+from hydra import initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
+
+from fedresearch import config
+from fedresearch.errors import InputError
+from fedresearch.sweep.compose import compose_jobs
+from fedresearch.sweep.sweeper import ComposedJobs
+from fedresearch.usage import CONF
+
+SMALL = ["model=logistic", "tracker=none"]
+
+
+@pytest.fixture
+def compose(tmp_path):
+    """Return a function from what is typed after ``-m`` to the overrides of each job, less what all share."""
+
+    def compose_(*words):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            config.register()
+            loader = GlobalHydra.instance().config_loader()
+            typed = [*SMALL, *words, *([] if "hydra.sweep.dir" in " ".join(words) else [f"hydra.sweep.dir={tmp_path}"])]
+            return compose_jobs(loader.load_configuration("config", typed, RunMode.MULTIRUN))
+
+    return compose_
+
+
+def overrides(jobs):
+    return [" ".join(word for word in job.overrides if word not in SMALL) for job in jobs]
+
+
+MU = "strategy.server.proximal_mu"
+
+
+def test_a_value_applies_to_the_jobs_whose_options_have_its_key(compose, capsys):
+    jobs = compose("strategy=fedavg,fedprox,scaffold", f"{MU}=0.01,0.1")
+    expected = ["strategy=fedavg", *(f"strategy=fedprox {MU}={mu}" for mu in (0.01, 0.1)), "strategy=scaffold"]
+    assert overrides(jobs) == expected
+    assert [job.config.strategy["server"].get("proximal_mu") for job in jobs] == [None, 0.01, 0.1, None]
+    first, *listed = capsys.readouterr().out.splitlines()
+    assert first == f"{MU} applies to 2 of 4 jobs: the others' options do not have it"
+    assert [line.strip() for line in listed] == expected
+
+
+def test_keys_of_several_groups_apply_where_they_are(compose):
+    jobs = compose(
+        f"{MU}=choice(0.5)", "strategy=fedavg,fedprox", "optimizer=sgd,adam", "optimizer.momentum=0,0.9", "seed=0,1"
+    )
+    assert len(jobs) == 2 * (2 + 1) * 2  # Adam has no momentum
+    for job in jobs:
+        proximal, momentum = job.choices["strategy"] == "fedprox", job.choices["optimizer"] == "sgd"
+        assert (MU in " ".join(job.overrides)) == proximal
+        assert ("momentum" in " ".join(job.overrides)) == momentum
+
+
+def test_a_key_of_a_section_that_one_option_alone_has(compose):
+    jobs = compose(
+        "partitioner=iid,distribution", "partitioner.distribution_array.sigma=1,2", "federation.num_supernodes=10"
+    )
+    assert [job.config.partitioner.get("distribution_array", {}).get("sigma") for job in jobs] == [None, 1, 2]
+
+
+def test_a_key_that_no_job_has_is_refused(compose):
+    with pytest.raises(InputError) as refused:
+        compose("strategy=fedavg,scaffold", f"{MU}=0.01,0.1", "federation.num_round=choice(3)")
+    assert sorted(line.split(";")[0] for line in refused.value.args) == [
+        f"job strategy=fedavg {MU}=0.01 and 3 more: unknown key federation.num_round",
+        f"job strategy=fedavg {MU}=0.01 and 3 more: unknown key {MU}",
+    ]
+
+
+def test_what_is_added_is_added_to_every_job(compose):
+    with pytest.raises(InputError, match=r"job strategy=fedavg .* and 3 more: unknown key strategy\.server\.nope"):
+        compose("strategy=fedavg,fedprox", "strategy.server.nope.more=1,2")
+    jobs = compose("strategy=fedavg,fedprox", f"++{MU}=0.1")
+    assert [job.config.strategy["server"]["proximal_mu"] for job in jobs] == [0.1, 0.1]
+
+
+def test_jobs_have_the_numbers_that_they_run_with(compose):
+    jobs = compose("strategy=fedavg,fedprox", f"{MU}=0.01,0.1", "hydra.sweep.subdir=${hydra.job.num}")
+    assert [job.directory for job in jobs] == ["0", "1", "2"]
+
+
+def test_jobs_that_differ_in_no_number_are_one(compose, capsys):
+    jobs = compose("hardware=cpu,workers", "seed=0,1")
+    assert overrides(jobs) == ["hardware=cpu seed=0", "hardware=cpu seed=1"]
+    assert "4 jobs, of which 2 differ in what changes a number" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("group", ["strategy", "dataset", "experiment"])
+def test_globs_leave_parts_of_options_out(compose, group):
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from fedresearch.sweep.compose import _refuse_impossible_numbers
+
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        parsed = OverridesParser.create(config_loader=loader).parse_overrides([f"{group}=glob(*)"])
+        _refuse_impossible_numbers(parsed)
+        (batch,) = BasicSweeper.split_arguments(parsed, None)
+    options = sorted(path.stem for path in (CONF / group).glob("[!_]*.yaml"))
+    assert sorted(word for (word,) in batch) == [f"{group}={option}" for option in options]
+
+
+REFUSED = {
+    "seed=range(0)": r"seed=range\(0\) has no values",
+    "seed=range(5,1)": "has no values",
+    "seed=range(0.5,0.1,0.1)": "has no values",
+    "strategy=glob(nope*)": "has no values",
+    "seed=glob(*)": "has no values",
+    "seed=range(1,5,0)": "never ends",
+    "seed=range(0,inf)": "never ends",
+    "seed=range(nan)": "never ends",
+    "seed=range(1000000)": "at most 10,000 jobs, got more; try fewer values of seed=range",
+    "seed=range(0,1,1e-300)": "at most 10,000 jobs",
+    f"seed=range({10**400})": "at most 10,000 jobs",
+    "seed=interval(0,3)": "leaves the choice to a sweeper such as hydra/sweeper=optuna; try seed=VALUE,VALUE",
+}
+
+
+@pytest.mark.parametrize(("word", "said"), REFUSED.items(), ids=[word[:30] for word in REFUSED])
+def test_no_jobs_and_too_many_are_refused_before_any_is_composed(compose, word, said):
+    with pytest.raises(InputError, match=said):
+        compose(word)
+
+
+def test_the_product_of_all_values_counts(compose):
+    with pytest.raises(InputError, match="at most 10,000 jobs, got more; try fewer values of seed=range"):
+        compose("seed=range(200)", "optimizer.lr=range(0.01,1,0.01)")
+
+
+@pytest.mark.parametrize("preset", ["li2022_fcube,li2020_fedprox_synthetic", "flower_tutorial,li2022_fcube"])
+def test_presets_that_are_sweeps_are_not_swept(compose, preset):
+    with pytest.raises(InputError, match=r"one of its options sets hydra.sweeper, .* type a command for each"):
+        compose(f"experiment={preset}")
+
+
+@pytest.mark.parametrize("subdir", ["same", "${optimizer.lr}"])
+def test_several_jobs_in_one_directory_are_refused(compose, subdir):
+    with pytest.raises(InputError, match=r"job seed=1: hydra.sweep.subdir=.* is the directory of another job too"):
+        compose("seed=0,1", f"hydra.sweep.subdir={subdir}")
+
+
+@pytest.mark.parametrize("subdir", ["../${seed}", "/tmp/${seed}", "", ".", "a/../../${seed}"])
+def test_a_directory_outside_the_sweep_is_refused(compose, subdir):
+    with pytest.raises(InputError, match=r"hydra.sweep.subdir must be a folder in the sweep's, got "):
+        compose("seed=0,1", f"hydra.sweep.subdir={subdir}")
+
+
+def test_hydra_runs_the_composed_jobs_in_batches(compose, monkeypatch):
+    monkeypatch.setattr(ComposedJobs, "jobs", compose("seed=0,1,2"))
+    batches = ComposedJobs.split_arguments([], 2)
+    assert [[job[-1] for job in batch] for batch in batches] == [["seed=0", "seed=1"], ["seed=2"]]
+    assert len(ComposedJobs.split_arguments([], None)) == 1
+
+
+def test_an_interrupted_sweep_names_what_continues_it(monkeypatch):
+    def interrupted(self, arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ComposedJobs.__base__, "sweep", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="interrupted; the same command continues the sweep"):
+        ComposedJobs(max_batch_size=None).sweep([])
