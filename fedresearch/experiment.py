@@ -18,7 +18,7 @@ from torch.nn import Module, Parameter
 from torch.optim import Optimizer
 
 from fedresearch.apps import flower
-from fedresearch.apps.buffers import BufferAveraging
+from fedresearch.apps.buffers import BuffersApart
 from fedresearch.apps.client_app import Clients
 from fedresearch.apps.cohort import CohortGrid
 from fedresearch.apps.nodes import NodeGrid
@@ -89,7 +89,7 @@ class Experiment:
         parameter, lr = Parameter(torch.zeros(1)), self.config.optimizer["lr"]
         self._builder.call("optimizer", self._optimizer, params=[parameter], lr=lr)
         self._rehearse()
-        gc.freeze()  # all of this lives as long as the run: Flower's q-FedAvg collects garbage once a client
+        gc.freeze()  # all of this lives as long as the run: Flower's Bulyan collects garbage once a client
 
     @cached_property
     def data(self) -> FederatedData:
@@ -293,8 +293,11 @@ class Experiment:
                 f"strategy={self.choices['strategy']}: strategy.server must be a flwr.serverapp.strategy.Strategy, "
                 f"got {type(strategy).__name__}"
             )
-        averaged = buffers(self.model) - self.personal
-        return BufferAveraging(strategy, averaged, self.config.strategy["weighted_by"]) if averaged else strategy
+        apart = buffers(self.model) - self.personal
+        how = self.config.strategy["buffers"]
+        if not apart or how == "rule":
+            return strategy
+        return BuffersApart(strategy, apart, None if how == "median" else self.config.strategy["weighted_by"])
 
     def _new_client_app(self, model: Module, data: FederatedData, schedule: Schedule) -> Clients:
         return self._builder.call(

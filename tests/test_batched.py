@@ -32,6 +32,7 @@ def nearly_equal(one, other, tolerance):
         "scaffold",
         "fednova",
         "feddyn",
+        "qfedavg",
         "moon",
         "fedrep",
         "fedper",

@@ -125,6 +125,24 @@ def test_running_statistics_are_the_mean_weighted_by_examples(normed):
         )
 
 
+@pytest.mark.parametrize(
+    ("options", "rule"),
+    [
+        (["strategy=fedmedian"], np.median),
+        (["strategy=fedtrimmedavg", "strategy.server.beta=0.34"], np.median),  # of three, the middle one
+        (["strategy=fedtrimmedavg", "strategy.server.beta=0"], np.mean),
+        (["strategy=krum"], np.median),
+        (["strategy=fedavg", "strategy.buffers=median"], np.median),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_robust_rule_holds_for_the_statistics_too(normed, options, rule):
+    result = normed(*options)
+    means, variances = zip(*(statistics(result.experiment, i) for i in range(3)), strict=True)
+    for name, expected in (("norm.running_mean", means), ("norm.running_var", variances)):
+        np.testing.assert_allclose(result.arrays[name], rule(expected, axis=0), rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("weighted_by", ["num-examples", "uniform"])
 def test_the_next_round_goes_on_from_the_averaged_statistics(normed, weighted_by):
     result = normed("federation.num_rounds=3", "local.steps=2", f"strategy.weighted_by={weighted_by}")
@@ -152,8 +170,7 @@ STEPPING = {
     "feddyn": ["strategy.weighted_by=num-examples"],
     "scaffold": ["strategy.server.server_learning_rate=0.5"],
     "qfedavg": [],
-    "fedmedian": [],
-    "krum": [],
+    "krum": ["strategy.buffers=average"],
 }
 
 

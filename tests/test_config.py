@@ -36,7 +36,7 @@ def command(cwd, *arguments):
 MISTAKES = {
     "an option that does not exist": (
         ["strategy=fedavgg"],
-        "strategy=fedavgg does not exist, strategy may be bulyan, centralised, ",
+        "strategy=fedavgg does not exist, strategy may be bulyan, bulyan_flower, centralised, ",
     ),
     "a group that does not exist": (
         ["strateggy=fedavg"],

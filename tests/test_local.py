@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from fedresearch.local.objective import evaluate
-from fedresearch.local.train import Schedule, Task, drift, mean_gradient, train
+from fedresearch.local.objective import evaluate, mean_gradient, mean_loss
+from fedresearch.local.train import Schedule, Task, drift, train
 from fedresearch.local.update import LocalUpdate
 
 
@@ -140,6 +140,22 @@ def test_the_mean_gradient_leaves_the_running_statistics_alone():
     mean_gradient(model, dict(model.named_parameters()), x, y)
     assert torch.equal(model[1].running_mean, torch.zeros(3))
     assert model[1].num_batches_tracked == 0
+
+
+def test_the_mean_loss_is_an_evaluations_at_any_parameters():
+    """More samples than one pass takes; neither dropout nor the batches' own statistics count, and nothing moves."""
+    model = nn.Sequential(nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 3)).double()
+    model[0].running_mean += 1
+    x, y = samples(2500, torch.Generator().manual_seed(0))
+    at = {name: parameter.detach() + 1 for name, parameter in model.named_parameters()}
+    before, state = {name: tensor.clone() for name, tensor in model.state_dict().items()}, torch.get_rng_state()
+    hidden = (x.double() - 1) / (1 + model[0].eps) ** 0.5 * at["0.weight"] + at["0.bias"]
+    expected = F.cross_entropy(hidden @ at["2.weight"].T + at["2.bias"], y)
+    loss = mean_loss(model, at, x.double(), y)
+    torch.testing.assert_close(loss, expected, rtol=0, atol=1e-12)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert model.training
 
 
 def test_steps_that_cancel_out_are_refused():

@@ -9,8 +9,8 @@ from torch.func import functional_call, grad, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
 from fedresearch.local.forward import Forward
-from fedresearch.local.train import Schedule, Task, drift, mean_gradient, train
-from fedresearch.local.update import LocalUpdate, Start
+from fedresearch.local.train import Schedule, Task, drift, starting, train
+from fedresearch.local.update import LocalUpdate
 from fedresearch.models.mlp import MLP
 from fedresearch.strategies.ditto import DittoUpdate
 from fedresearch.strategies.fedbabu import BodyOnly
@@ -19,6 +19,7 @@ from fedresearch.strategies.fednova import NormalizedUpdate
 from fedresearch.strategies.fedprox import ProximalUpdate
 from fedresearch.strategies.fedrep import HeadThenBody
 from fedresearch.strategies.moon import ContrastiveUpdate
+from fedresearch.strategies.qfedavg import ReportingUpdate
 from fedresearch.strategies.scaffold import ScaffoldUpdate
 
 UPDATES = {
@@ -28,6 +29,7 @@ UPDATES = {
     "SCAFFOLD II": ScaffoldUpdate("II"),
     "FedNova": NormalizedUpdate(),
     "FedDyn": DynamicUpdate(),
+    "q-FedAvg": ReportingUpdate(),
     "MOON": ContrastiveUpdate(mu=2.0, temperature=0.5),
     "FedRep": HeadThenBody(head=None, head_epochs=2),
     "FedBABU": BodyOnly(head=None, finetune_epochs=1),
@@ -64,7 +66,7 @@ def test_a_cohorts_round_is_that_of_its_clients(name):
     model.load_state_dict(initial)
     forward = Forward(model)
     starts = [
-        Start(initial, config, received, kept[i], functools.partial(mean_gradient, model, x=x[i], y=y[i]))
+        starting(Task(initial, x[i], y[i], update, (), config, 0, 0, received=received, kept=kept[i]), model, initial)
         for i in range(3)
     ]
     fixed = [update.begin(start) for start in starts]

@@ -249,7 +249,7 @@ def test_shared_memory_is_mapped_and_not_copied():
     assert not one["a"].flags.owndata
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", "scaffold", "fedper", "ditto"])
+@pytest.mark.parametrize("strategy", ["fedavg", "scaffold", "qfedavg", "fedper", "ditto"])
 def test_every_number_of_workers_gives_the_same_bits(run, strategy):
     options = [*SMALL, f"strategy={strategy}"]
     expected = run(*options).numbers()

@@ -1,4 +1,4 @@
-"""Buffers of a model, averaged beside the strategy."""
+"""Buffers of a model, aggregated beside the strategy."""
 
 from collections.abc import Iterable
 
@@ -11,11 +11,12 @@ from fedresearch.apps.records import ARRAYS, arrays_of, metrics_of, number, reco
 from fedresearch.local.parts import Names
 
 
-class BufferAveraging(Strategy):
-    """A strategy for the parameters, and the weighted mean for the buffers.
+class BuffersApart(Strategy):
+    """A strategy for the parameters, and a mean or a median for the buffers.
 
     Running statistics are no parameters: a server that steps along them, or scores clients by them, makes variances
-    negative. The strategy never sees them.
+    negative. The strategy never sees them. Beside a robust rule they need one of their own: where a client's inputs are
+    a thousand times too large, its parameters look like the others', and its variances are a million times theirs.
 
     Parameters
     ----------
@@ -23,11 +24,11 @@ class BufferAveraging(Strategy):
         Any strategy.
     names : set of str
         The buffers' names in the model's ``state_dict``.
-    weighted_by_key : str
-        The metric whose value weighs a client.
+    weighted_by_key : str or None
+        The metric whose value weighs a client in the mean; None: the coordinate-wise median.
     """
 
-    def __init__(self, strategy: Strategy, names: Names, weighted_by_key: str) -> None:
+    def __init__(self, strategy: Strategy, names: Names, weighted_by_key: str | None) -> None:
         self._strategy, self._names, self._key = strategy, names, weighted_by_key
 
     def configure_train(
@@ -42,19 +43,24 @@ class BufferAveraging(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Let the strategy aggregate the parameters, and average the rest."""
+        """Let the strategy aggregate the parameters, and aggregate the rest."""
         replies = list(replies)
-        weights, buffers = [], []
+        buffers = []
         for reply in replies:
-            weights.append(float(number(metrics_of(reply.content), self._key)))
             reply.content[ARRAYS], rest = self._split(arrays_of(reply.content))
             buffers.append(values(rest))
+        weights = self._key and [float(number(metrics_of(reply.content), self._key)) for reply in replies]
         arrays, metrics = self._strategy.aggregate_train(server_round, replies)
         if arrays is None:
             return None, metrics
-        mean = {name: np.average([rest[name] for rest in buffers], axis=0, weights=weights) for name in buffers[0]}
+        aggregated = {}
+        for name in buffers[0]:
+            of_clients = [rest[name] for rest in buffers]
+            aggregated[name] = (
+                np.average(of_clients, axis=0, weights=weights) if weights else np.median(of_clients, axis=0)
+            )
         # A record of its own: strategies keep theirs for the next round.
-        return ArrayRecord({**arrays, **record(mean)}), metrics
+        return ArrayRecord({**arrays, **record(aggregated)}), metrics
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

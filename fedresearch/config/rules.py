@@ -185,7 +185,12 @@ RULES = (
     Rule("strategy.server.fraction_train", _real(lambda v: v == 1), "1.0 (see federation.fraction_train)", "1.0"),
     Rule("strategy.server.fraction_evaluate", _real(lambda v: v == 1), "1.0 (see federation.fraction_evaluate)", "1.0"),
     Rule("strategy.weighted_by", _one_of("num-examples", "uniform"), "num-examples or uniform", "num-examples"),
-    Rule("strategy.buffers", _one_of("average", "local", "drop"), "average, local or drop", "average"),
+    Rule(
+        "strategy.buffers",
+        _one_of("average", "median", "rule", "local", "drop"),
+        "average, median, rule, local or drop",
+        "average",
+    ),
     Rule("strategy.pooled", _boolean, "true or false", "false"),
     Rule(
         "strategy.min_cohort",

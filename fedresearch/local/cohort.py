@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -16,8 +16,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten
 from fedresearch.local.compiled import Code, compile_code
 from fedresearch.local.forward import Forward
 from fedresearch.local.steps import Steps
-from fedresearch.local.train import MakeOptimizer, Schedule, Task, Trained, drift, mean_gradient
-from fedresearch.local.update import Start
+from fedresearch.local.train import MakeOptimizer, Schedule, Task, Trained, drift, starting
 
 log = logging.getLogger("fedresearch")
 
@@ -95,7 +94,7 @@ class CohortTrainer:
         make_optimizer = functools.partial(optimizer, lr=first.config["lr"])
         params = {name: _stack([task.start[name] for task in tasks], chunk) for name in forward.params}
         dtype = next(iter(params.values())).dtype
-        fixed = [first.update.begin(_start(task, model, params)) for task in tasks]
+        fixed = [first.update.begin(starting(task, model, params)) for task in tasks]
         leaves, axes, spec = _columns(fixed, chunk, next(iter(params.values())))
         x, y, starts = pool
         lr = torch.tensor(first.config["lr"], dtype=dtype, device=x.device)
@@ -138,12 +137,6 @@ class CohortTrainer:
 
 def _stack(tensors: Sequence[Tensor], chunk: int) -> Tensor:
     return torch.stack([*tensors, *[tensors[-1]] * (chunk - len(tensors))])
-
-
-def _start(task: Task, model: Module, names: Iterable[str]) -> Start:
-    anchor = {name: (task.anchor or task.start)[name] for name in names}
-    gradient = functools.partial(mean_gradient, model, x=task.x, y=task.y)
-    return Start(anchor, task.config, task.received, task.kept, gradient)
 
 
 def _columns(fixed: Sequence[Any], chunk: int, like: Tensor) -> tuple[list[Tensor], list[int | None], TreeSpec]:

@@ -1,7 +1,10 @@
 """What a model is trained for and judged by, told by the targets' type."""
 
+from collections.abc import Iterator, Mapping
+
 import torch
 from torch import Tensor
+from torch.func import functional_call
 from torch.nn import Module
 from torch.nn import functional as F
 
@@ -35,3 +38,30 @@ def evaluate(model: Module, x: Tensor, y: Tensor) -> tuple[float, float | None]:
             if not y.is_floating_point():
                 correct += int((outputs.argmax(dim=1) == targets).sum())
     return total / len(y), None if y.is_floating_point() else correct / len(y)
+
+
+def mean_gradient(model: Module, params: Mapping[str, Tensor], x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """Return the mean gradient of the loss over samples, at given parameters."""
+    leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in params.items()}
+    buffers = {name: tensor.clone() for name, tensor in model.named_buffers()}
+    for inputs, targets in _parts(x, y):
+        outputs = functional_call(model, (leaves, buffers), (inputs,))
+        (losses(outputs, targets).sum() / len(y)).backward()
+    return {name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in leaves.items()}
+
+
+def mean_loss(model: Module, params: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+    """Return the mean loss over samples, at given parameters, as ``Start.loss``; the model is left in training mode."""
+    total = torch.zeros((), dtype=torch.float64, device=x.device)
+    model.eval()
+    with torch.no_grad():
+        for inputs, targets in _parts(x, y):
+            total += losses(functional_call(model, dict(params), (inputs,)), targets).sum(dtype=torch.float64)
+    model.train()
+    return total / len(y)
+
+
+def _parts(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield samples in parts of about equal sizes: BatchNorm without running statistics refuses one sample."""
+    num_parts = -(-len(y) // EVALUATION_BATCH)
+    return zip(x.tensor_split(num_parts), y.tensor_split(num_parts), strict=True)

@@ -3,7 +3,7 @@
 import copy
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -11,13 +11,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
-from torch.func import functional_call
 from torch.nn import Module, Parameter
 from torch.optim import Optimizer
 
 from fedresearch.local.forward import Forward
-from fedresearch.local.objective import EVALUATION_BATCH
-from fedresearch.local.objective import losses as losses_of
+from fedresearch.local.objective import mean_gradient, mean_loss
 from fedresearch.local.update import Groups, LocalUpdate, Stage, Start, Tensors
 
 MakeOptimizer = Callable[..., Optimizer]
@@ -158,8 +156,6 @@ def train(model: Module, task: Task, *, optimizer: MakeOptimizer, schedule: Sche
     model.train()
     forward = Forward(model)
     params = forward.params
-    anchor = {name: (task.anchor or task.start)[name] for name in params}
-    gradient = functools.partial(mean_gradient, model, x=x, y=y)
     required = {name: tensor.requires_grad for name, tensor in params.items()}
     total = torch.zeros((), dtype=torch.float64, device=x.device)
     num_steps = 0
@@ -168,7 +164,7 @@ def train(model: Module, task: Task, *, optimizer: MakeOptimizer, schedule: Sche
     no_grad = torch.no_grad()
     # A model's own draws (dropout) come from the device's global generator: seeded for this task, then put back.
     with seeded(x.device, task.dropout_seed):
-        fixed = update.begin(Start(anchor, task.config, task.received, task.kept, gradient))
+        fixed = update.begin(starting(task, model, params))
         for number, stage in enumerate(task.stages):
             trained = {name: tensor for name, tensor in params.items() if name in stage.trained}
             if not trained:
@@ -208,6 +204,14 @@ def train(model: Module, task: Task, *, optimizer: MakeOptimizer, schedule: Sche
     return Trained(model.state_dict(), total.item() / num_steps, num_steps, end.sent, end.kept, state)
 
 
+def starting(task: Task, model: Module, names: Iterable[str]) -> Start:
+    """Return what a client has when its round begins, of the parameters of some names."""
+    anchor = {name: (task.anchor or task.start)[name] for name in names}
+    gradient = functools.partial(mean_gradient, model, x=task.x, y=task.y)
+    loss = functools.partial(mean_loss, model, x=task.x, y=task.y)
+    return Start(anchor, task.config, task.received, task.kept, gradient, loss)
+
+
 @contextmanager
 def seeded(device: torch.device, seed: int) -> Iterator[None]:
     """Seed torch's global generator of a device, and afterwards put it back where it was."""
@@ -219,17 +223,6 @@ def seeded(device: torch.device, seed: int) -> Iterator[None]:
         with torch.random.fork_rng(devices=[device], device_type=device.type):
             torch.manual_seed(seed)
             yield
-
-
-def mean_gradient(model: Module, params: Tensors, x: Tensor, y: Tensor) -> Tensors:
-    """Return the mean gradient of the loss over samples, at given parameters."""
-    leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in params.items()}
-    buffers = {name: tensor.clone() for name, tensor in model.named_buffers()}
-    num_parts = -(-len(y) // EVALUATION_BATCH)  # of about equal sizes: BatchNorm refuses one sample
-    for inputs, targets in zip(x.tensor_split(num_parts), y.tensor_split(num_parts), strict=True):
-        outputs = functional_call(model, (leaves, buffers), (inputs,))
-        (losses_of(outputs, targets).sum() / len(y)).backward()
-    return {name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in leaves.items()}
 
 
 def drift(optimizer: MakeOptimizer, num_steps: int, mu: float) -> float:

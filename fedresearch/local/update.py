@@ -43,6 +43,9 @@ class Start(NamedTuple):
         What ``end`` returned in the client's last round; empty before.
     gradient : callable
         The loss's mean gradient over all of the client's samples, at given parameters.
+    loss : callable
+        The mean loss itself, ``()``, as an evaluation has it: in double precision, without dropout and by the running
+        statistics.
     """
 
     anchor: Tensors
@@ -50,6 +53,7 @@ class Start(NamedTuple):
     received: Groups
     kept: Groups
     gradient: Callable[[Tensors], Tensors]
+    loss: Callable[[Tensors], Tensor]
 
 
 class End(NamedTuple):
