@@ -269,8 +269,11 @@ def test_digest_counts_what_determines_the_numbers(compose):
     assert {digest(config) for config in same} == {digest(base)}
     assert len({digest(config) for config in [base, *other]}) == 5
     assert digest(other[0], seeds=False) == digest(base, seeds=False)
-    here, there = (compose("dataset=mnist", f"dataset.root={at}", f"cache_dir={at}")[0] for at in ("here", "there"))
-    assert digest(here) == digest(there)
+    for key in ("root", "path"):
+        here, there = (
+            compose("dataset=mnist", f"dataset.{key}={at}", f"cache_dir={at}")[0] for at in ("here", "there")
+        )
+        assert digest(here) == digest(there)
     cube = [compose("dataset=fcube", f"seed={seed}", "dataset.seed=${seed}")[0] for seed in (1, 2)]
     assert digest(cube[0]) != digest(cube[1])
     assert digest(cube[0], seeds=False) == digest(cube[1], seeds=False)

@@ -242,7 +242,7 @@ def test_torchvisions_folders_are_told_apart(compose, tmp_path, idx_files):
         (NAMES[0], lambda c: b"\x00\x00\x0d\x03" + c[4:], "must begin with 0x00000803, got 0x00000d03"),
         (NAMES[1], lambda c: b"\x00\x00\x08\x03" + c[4:], "must begin with 0x00000801, got 0x00000803"),
         (NAMES[0], lambda c: c[:-1], "must hold 12 x 28 x 28 = 9408 bytes of data, as its header says, got 9407"),
-        (NAMES[3], lambda c: c + b"\x01", "must hold 5 = 5 bytes of data, as its header says, got 6"),
+        (NAMES[3], lambda c: c + b"\x01", "must hold 5 = 5 bytes of data, as its header says, got more"),
         (NAMES[2], lambda c: c[:10], "ends within its header of 16 bytes"),
         (NAMES[2], lambda c: b"", "must begin with 0x00000803, got 0x"),
         (
@@ -264,7 +264,30 @@ def test_damaged_gzip(tmp_path, idx_files, damage):
     write(tmp_path, idx_files[1], gzipped=True)
     file = tmp_path / f"{NAMES[0]}.gz"
     file.write_bytes(damage(file.read_bytes()))
-    with pytest.raises(InputError, match=f"{NAMES[0]}.gz cannot be read: "):
+    with pytest.raises(InputError, match=rf"{NAMES[0]}\.gz (cannot be read: |must hold .* bytes of data)"):
+        idx.load(root=str(tmp_path), raw="MNIST/raw", mean=[0.1], std=[0.3])
+
+
+def test_a_gzip_is_inflated_to_its_headers_size_and_no_further(tmp_path, idx_files, monkeypatch):
+    read = []
+    inflate = gzip.GzipFile.read
+    monkeypatch.setattr(gzip.GzipFile, "read", lambda file, size=-1: (read.append(size), inflate(file, size))[1])
+    write(tmp_path, {**idx_files[1], NAMES[1]: idx_files[1][NAMES[1]] + bytes(10**6)}, gzipped=True)
+    with pytest.raises(InputError, match=r"must hold 12 = 12 bytes of data, as its header says, got more"):
+        idx.load(root=str(tmp_path), raw="MNIST/raw", mean=[0.1], std=[0.3])
+    assert read == [16, 12 * 28 * 28 + 1, 8, 13]
+
+
+def test_a_header_of_an_impossible_size(tmp_path, idx_files):
+    write(tmp_path, {**idx_files[1], NAMES[0]: bytes([0, 0, 8, 3]) + b"\xff" * 12})
+    with pytest.raises(InputError, match=rf"{NAMES[0]} must hold .*, more than the {2**32} that are read"):
+        idx.load(root=str(tmp_path), raw="MNIST/raw", mean=[0.1], std=[0.3])
+
+
+def test_idx_files_are_of_one_folder(tmp_path, idx_files):
+    write(tmp_path / "MNIST/raw", idx_files[1])
+    write(tmp_path, {NAMES[0]: idx_files[1][NAMES[0]]})
+    with pytest.raises(InputError, match=f"must hold {NAMES[1]} or"):
         idx.load(root=str(tmp_path), raw="MNIST/raw", mean=[0.1], std=[0.3])
 
 

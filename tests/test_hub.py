@@ -1,16 +1,21 @@
 """Datasets of the Hub, from Parquet files with the Hub's own columns; and the cache of decoded arrays."""
 
 import functools
+import io
 import signal
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import datasets
 import huggingface_hub
 import hydra.utils
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 import torch
 from hydra.errors import InstantiationException
@@ -156,7 +161,7 @@ def grey(tmp_path):
         ({"label": "fine"}, r"train\.parquet has no column fine; try dataset\.label=COLUMN, one of image, label"),
         ({"natural_id": "who"}, r"has no column who; try dataset\.natural_id=COLUMN, one of image, label"),
         ({"label": "image"}, r"dataset\.label=image must hold class indices"),
-        ({"image": "label"}, r"dataset\.image=label must hold images, got ClassLabel"),
+        ({"image": "label"}, r"dataset\.image=label must hold encoded images, got int64"),
         ({"mean": [0.1] * 3, "std": [0.3] * 3}, r"entry for each channel, and the images have 1, got dataset\.mean=\["),
         ({"std": [0.3] * 3}, r"have 1, got dataset\.mean=\[0\.1\] dataset\.std=\[0\.3, 0\.3, 0\.3\]"),
     ],
@@ -182,9 +187,12 @@ def test_a_damaged_parquet_file(grey):
 @pytest.mark.parametrize(
     ("kinds", "message"),
     [
-        ([("L", (8, 8)), ("L", (8, 9))], r"one size and mode, got 8 x 8 L \(the first\) and 8 x 9 L \(number 1\)"),
-        ([("L", (8, 8)), ("RGB", (8, 8))], r"got 8 x 8 L \(the first\) and 8 x 8 RGB \(number 1\)"),
-        ([("P", (8, 8)), ("P", (8, 8))], r"grey or RGB images \(modes L, RGB\), got mode P"),
+        (
+            [("L", (8, 8)), ("L", (8, 9))],
+            r"one size and mode, got 8 x 8 L \(row 0\) and 8 x 9 L \(row 1\); try dataset\.p",
+        ),
+        ([("L", (8, 8)), ("RGB", (8, 8))], r"got 8 x 8 L \(row 0\) and 8 x 8 RGB \(row 1\); try dataset\.mode=RGB"),
+        ([("P", (8, 8)), ("P", (8, 8))], r"grey or RGB image \(modes L, RGB\), got mode P; try dataset\.mode=RGB"),
     ],
 )
 def test_images_of_other_kinds(grey, kinds, message):
@@ -196,6 +204,144 @@ def test_images_of_other_kinds(grey, kinds, message):
     table.to_parquet(Path(grey["path"]) / "train.parquet")
     with pytest.raises(InputError, match=message):
         hub.load(**grey)
+
+
+def png(pixels, kind="PNG"):
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind)
+    return buffer.getvalue()
+
+
+PIXELS = np.arange(64, dtype=np.uint8).reshape(8, 8)
+
+
+def write_rows(grey, images, labels=None, kind=None):
+    """Write a training split of rows as they are."""
+    labels = pa.array(range(len(images)) if labels is None else labels)
+    kind = kind or pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    table = pa.table({"image": pa.array(images, kind), "label": labels})
+    pyarrow.parquet.write_table(table, Path(grey["path"]) / "train.parquet")
+
+
+def whole(content, path=None):
+    return {"bytes": content, "path": path}
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ([whole(png(PIXELS)), whole(None)], r"row 1 of dataset\.image=image holds no image; a file or an address"),
+        ([whole(png(PIXELS)), None], r"row 1 of dataset\.image=image has no value \(null\)"),
+        ([whole(None, "FILE")], r"row 0 of dataset\.image=image holds no image; a file or an address that it names is"),
+        ([whole(None, "http://127.0.0.1:1/a.png")], r"row 0 of dataset\.image=image holds no image"),
+        ([whole(png(PIXELS, "GIF"))], r"row 0 .* must be an image in one of the formats PNG, JPEG, WEBP, BMP, TIFF"),
+        ([whole(png(PIXELS)), whole(png(PIXELS)[:50])], r"row 1 of dataset\.image=image cannot be read as an image: "),
+        ([whole(b"")], r"row 0 .* must be an image in one of the formats"),
+        ([whole(png(np.zeros((1, 2**24 + 1), np.uint8)))], r"row 0 .* has 16777217 x 1 pixels, more than the 16777216"),
+    ],
+)
+def test_only_images_in_the_data_are_decoded(grey, tmp_path, images, message):
+    (tmp_path / "secret.png").write_bytes(png(PIXELS))
+    images = [{**row, "path": str(tmp_path / "secret.png")} if row and row["path"] == "FILE" else row for row in images]
+    write_rows(grey, images)
+    with pytest.raises(InputError, match=message) as raised:
+        hub.load(**grey)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_decompression_bomb_is_refused_by_its_header(grey):
+    header = struct.pack(">2I5B", 60_000, 60_000, 8, 0, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", b"")]
+    content = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    )
+    write_rows(grey, [whole(content)])
+    with pytest.raises(InputError, match=r"row 0 of dataset\.image=image cannot be read as an image: .*exceeds limit"):
+        hub.load(**grey)
+
+
+def test_more_images_than_the_machine_has_memory_for(grey, monkeypatch):
+    monkeypatch.setattr("os.sysconf", lambda name: {"SC_PHYS_PAGES": 2, "SC_PAGE_SIZE": 300}[name])
+    with pytest.raises(InputError, match=r"holds 6 images of 8 x 8 L, which need 0\.0 GB"):  # 5 x 384 bytes
+        hub.load(**grey)
+
+
+@pytest.mark.parametrize(
+    ("mode", "kinds", "expected"),
+    [
+        ("L", ["L", "1", "LA"], 1),
+        ("RGB", ["RGB", "L", "P", "RGBA", "LA"], 3),
+    ],
+)
+def test_images_of_several_modes_are_converted(grey, mode, kinds, expected):
+    from PIL import Image
+
+    bright = Image.fromarray(np.where(PIXELS % 2, 255, 0).astype(np.uint8))
+    buffers = [io.BytesIO() for _ in kinds]
+    for kind, buffer in zip(kinds, buffers, strict=True):
+        bright.convert(kind).save(buffer, "PNG")
+    write_rows(grey, [whole(buffer.getvalue()) for buffer in buffers])
+    unit = {**grey, "mean": [0.0] * expected, "std": [1.0] * expected, "test_split": "train", "mode": mode}
+    x = hub.load(**unit).train.x.numpy()
+    assert x.shape == (len(kinds), expected, 8, 8)
+    np.testing.assert_array_equal(x, np.broadcast_to(PIXELS % 2, x.shape))
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.dictionary(pa.int32(), pa.binary())])
+def test_images_as_plain_bytes(grey, kind):
+    write_rows(grey, [png(PIXELS)] * 2, kind=kind)
+    x = hub.load(**{**grey, "mean": [0.0], "std": [1.0]}).train.x
+    np.testing.assert_array_equal((x.numpy() * 255).round(), np.broadcast_to(PIXELS, (2, 1, 8, 8)))
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ([2.0, 0.0], [2, 0]),
+        ([True, False], [1, 0]),
+        (pa.array([3, 1], pa.uint8()).dictionary_encode(), [3, 1]),
+        ([1.5, 0.0], r"dataset\.label=label must hold class indices, got 1\.5; try dataset\.label=COLUMN"),
+        ([float("nan"), 0.0], r"must hold class indices, got nan; try"),
+        (["cat", "dog"], r"must hold class indices, got string; try dataset\.label=COLUMN of another, or number"),
+        ([[1], [2]], r"must hold class indices, got list<.*>; try"),
+        ([1, None], r"row 1 of dataset\.label=label has no value \(null\)"),
+    ],
+)
+def test_labels_of_several_types(grey, labels, expected):
+    write_rows(grey, [whole(png(PIXELS))] * 2, labels)
+    if isinstance(expected, str):
+        with pytest.raises(InputError, match=expected):
+            hub.load(**grey)
+    else:
+        assert hub.load(**grey).train.y.tolist() == expected
+
+
+@pytest.mark.parametrize("change", [{"mean": [33.3]}, {"std": [78.6]}, {"std": [0]}, {"mean": [-0.1]}])
+def test_means_and_deviations_are_of_pixels_in_0_to_1(grey, change):
+    with pytest.raises(
+        InputError, match=r"pixels are scaled to \[0, 1\] before dataset\.mean and dataset\.std.*by 255"
+    ):
+        hub.load(**{**grey, **change})
+
+
+def test_a_folder_of_the_datasets_name_is_not_taken_for_the_hub(grey, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "someone" / "pictures").mkdir(parents=True)
+    with pytest.raises(
+        InputError, match=r"dataset\.name=someone/pictures is a folder here.*; try dataset\.path=someone"
+    ):
+        hub.load(**{**grey, "path": None})
+
+
+def test_files_and_samples_of_each_split_are_told(grey, caplog):
+    hub.load(**grey)
+    folder = grey["path"]
+    assert caplog.messages == [
+        f"split train: 6 samples of {folder}/train.parquet",
+        f"split test: 2 samples of {folder}/test.parquet",
+    ]
 
 
 def test_channels_are_checked_from_the_cache_too(grey):
@@ -283,7 +429,7 @@ RACER = """
 import sys, time
 from pathlib import Path
 from fedresearch.data import hub
-folder, decode = Path(sys.argv[1]), hub._decode_images
+folder, decode = Path(sys.argv[1]), hub.decode_images
 
 def slow_decode(*args):
     with (folder / "decodes").open("a") as log:
@@ -291,7 +437,7 @@ def slow_decode(*args):
     time.sleep(1)
     return decode(*args)
 
-hub._decode_images = slow_decode
+hub.decode_images = slow_decode
 (folder / f"ready-{sys.argv[2]}").touch()
 while not (folder / "go").exists():
     time.sleep(0.01)
@@ -344,13 +490,6 @@ def test_a_killed_process_leaves_nothing_that_is_read(tmp_path):
     assert not list(tmp_path.glob("*.tmp"))
 
 
-def reads_csv(test):
-    """`datasets` leaves the CSV files that it reads to the garbage collector to close."""
-    for warning in ("unclosed file .*csv:ResourceWarning", ".*csv:pytest.PytestUnraisableExceptionWarning"):
-        test = pytest.mark.filterwarnings(f"ignore:{warning}")(test)
-    return test
-
-
 PLAY = 'It was the best of times, it was the worst of times; \'twas the age of "wisdom" [aside] & folly? ' * 3
 ROLES = {"PLAY_ROMEO": PLAY + "\u00e9nd~", "PLAY_JULIET": PLAY[7:260], "PLAY_PAGE": PLAY[:85]}
 
@@ -365,7 +504,6 @@ def shakespeare(tmp_path):
     return tmp_path
 
 
-@reads_csv
 def test_shakespeare_splits_each_role_in_time(compose, shakespeare):
     overrides = (f"dataset.path={shakespeare / 'files'}", f"cache_dir={shakespeare / 'cache'}", "model=char_lstm")
     config, _ = compose("dataset=shakespeare", "partitioner=natural_id", *overrides, "dataset.test_fraction=0.5")
@@ -408,14 +546,12 @@ def test_leafs_vocabulary():
         ({"test_fraction": 0.01}, r"dataset\.test_fraction=0\.01 leaves no test samples: the roles have at most 2\d\d"),
     ],
 )
-@reads_csv
 def test_shakespeare_that_does_not_fit(shakespeare, options, message):
     options = {"path": str(shakespeare / "files"), "cache_dir": str(shakespeare / "cache"), **options}
     with pytest.raises(InputError, match=message):
         text.load_shakespeare(name="flwrlabs/shakespeare", **options)
 
 
-@reads_csv
 def test_shakespeare_with_windows_of_another_length(tmp_path):
     datasets.Dataset.from_dict({"character_id": ["A"], "x": ["short"], "y": ["e"]}).to_csv(tmp_path / "shakespeare.csv")
     with pytest.raises(InputError, match="column x must hold texts of 80 characters"):

@@ -47,6 +47,10 @@ def _each(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda v: isinstance(v, list) and bool(v) and all(map(holds, v))
 
 
+def _list_of(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda v: not isinstance(v, list) or _each(holds)(v)
+
+
 def _one_of(*allowed: str) -> Callable[[Any], bool]:
     return lambda v: isinstance(v, str) and v in allowed
 
@@ -136,6 +140,11 @@ RULES = (
     Rule("dataset.iid", _boolean, "true or false", "false"),
     Rule("dataset.root", _or_null(_text), "a folder, or null", "DIR"),
     Rule("dataset.path", _or_null(_text), "a folder, or null", "DIR"),
+    Rule("dataset.subset", _or_null(_text), "the name of a configuration, or null", "null"),
+    Rule("dataset.mode", _or_null(_one_of("L", "RGB")), "L, RGB or null", "RGB"),
+    # A list has an entry for each channel, of pixels scaled to [0, 1]; what is no list is an own dataset's.
+    Rule("dataset.mean", _list_of(_real(lambda v: 0 <= v <= 1)), "a list of numbers in [0, 1]", "[0.1307]"),
+    Rule("dataset.std", _list_of(_real(lambda v: 0 < v <= 1)), "a list of numbers in (0, 1]", "[0.3081]"),
     Rule("dataset.num_devices", _integer(1), "an integer >= 1", "30"),
     Rule("dataset.test_fraction", _real(lambda v: 0 < v < 1), "in (0, 1)", "0.1"),
     Rule("partitioner.seed", _or_null(_integer(0)), "an integer >= 0, or null", "42"),

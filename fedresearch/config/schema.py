@@ -92,7 +92,7 @@ GROUPS = (
     "tracker",
 )
 
-_PLACES = ("dataset.root", "dataset.cache_dir")  # where the same data lie
+_PLACES = ("dataset.root", "dataset.path", "dataset.cache_dir")  # where the same data lie
 # What the numbers of a run do not depend on, but for `counted_hardware`.
 _NOT_NUMERICAL = ("name", "cache_dir", "resume", "checkpoint", "hardware", "tracker")
 

@@ -1,21 +1,24 @@
 """Datasets of the Hugging Face Hub, or of Parquet files that were downloaded from it, decoded once into arrays."""
 
 import logging
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from textwrap import shorten
 
 import datasets
 import httpx
 import huggingface_hub
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from datasets.exceptions import DatasetsError
 from huggingface_hub.errors import HfHubHTTPError
 from numpy.typing import NDArray
-from torch import Tensor
 
 from fedresearch.data.cache import Arrays, cached_arrays
+from fedresearch.data.files import find_parquet, read_columns, refuse_missing
+from fedresearch.data.images import decode_images, normalise
 from fedresearch.data.source import Samples, Source
 from fedresearch.errors import InputError
 
@@ -26,7 +29,6 @@ datasets.utils.logging.set_verbosity_error()
 huggingface_hub.utils.logging.set_verbosity_error()
 datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # a request at each loading, of local files too
 
-_CHANNELS = {"L": 1, "RGB": 3}
 _CONNECT_TIMEOUT_S = 10
 
 
@@ -49,6 +51,7 @@ def load(
     subset: str | None = None,
     revision: str | None = None,
     path: str | None = None,
+    mode: str | None = None,
 ) -> Source:
     """Load a dataset of labelled images of one size, grey or RGB.
 
@@ -72,8 +75,9 @@ def load(
     revision : str or None
         A commit on the Hub; None: the newest when it is first loaded, which is then kept.
     path : str or None
-        Folder with the Parquet files, ``train*.parquet`` or ``train/*.parquet`` and likewise for the test split, at
-        any depth; None: the Hub.
+        Folder with the Parquet files, as :func:`fedresearch.data.files.find_parquet` finds them; None: the Hub.
+    mode : {"L", "RGB"} or None
+        What all images are converted to, grey or RGB; None: all are one of these.
 
     Raises
     ------
@@ -84,21 +88,27 @@ def load(
         raise InputError(f"dataset.test_fraction must be in (0, 1), got {test_fraction}; try dataset.test_fraction=0.1")
     columns = {"image": image, "label": label} | ({} if natural_id is None else {"natural_id": natural_id})
 
-    def decode(dataset: datasets.Dataset) -> Arrays:
-        ids = {} if natural_id is None else {"natural_id": number_ids(dataset, natural_id)}
-        return {"x": _decode_images(dataset, image), "y": _labels(dataset, label), **ids}
+    def decode(table: pa.Table) -> Arrays:
+        ids = {} if natural_id is None else {"natural_id": number_ids(table[natural_id], natural_id)}
+        return {"x": decode_images(table[image], image, mode), "y": _labels(table[label], label), **ids}
 
     def split_arrays(split: str) -> Arrays:
-        return load_split(
+        files = None if path is None else find_parquet(path, split, subset)
+        arrays = load_split(
             split,
             decode,
             columns=columns,
             name=name,
             subset=subset,
             revision=revision,
-            files=None if path is None else _find_parquet(path, split),
+            files=files,
             cache_dir=cache_dir,
+            how={} if mode is None else {"mode": mode},
         )
+        if files is not None:
+            found = f"{len(files)} files, {files[0]} and others" if len(files) > 1 else str(files[0])
+            log.warning("split %s: %d samples of %s", split, len(arrays["y"]), found)
+        return arrays
 
     def samples(arrays: Arrays) -> Samples:
         return Samples(normalise(arrays["x"], mean, std), torch.from_numpy(arrays["y"]), arrays.get("natural_id"))
@@ -113,28 +123,9 @@ def load(
     return Source(samples(train), samples(test))
 
 
-def normalise(pixels: NDArray[np.uint8], mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Return pixels of shape ``(n, channels, height, width)`` as float32, normalised for each channel.
-
-    Raises
-    ------
-    InputError
-        If mean and std are not given for each channel.
-    """
-    channels = pixels.shape[1]
-    if not len(mean) == len(std) == channels:
-        raise InputError(
-            f"dataset.mean and dataset.std must have an entry for each channel, and the images have {channels}, "
-            f"got dataset.mean={list(mean)} dataset.std={list(std)}"
-        )
-    x = torch.from_numpy(pixels).to(torch.float32)
-    centre, scale = (torch.tensor(values).reshape(-1, 1, 1) for values in (mean, std))
-    return x.div_(255).sub_(centre).div_(scale)
-
-
 def load_split(
     split: str,
-    decode: Callable[[datasets.Dataset], Arrays],
+    decode: Callable[[pa.Table], Arrays],
     *,
     columns: Mapping[str, str],
     name: str,
@@ -142,6 +133,7 @@ def load_split(
     revision: str | None,
     files: Sequence[Path] | None,
     cache_dir: str,
+    how: Mapping[str, str] | None = None,
 ) -> Arrays:
     """Return the arrays that ``decode`` makes of one split, from the cache where they are there.
 
@@ -151,76 +143,73 @@ def load_split(
         The columns that ``decode`` reads, by the config key that names each.
     files : sequence of Path or None
         Parquet or CSV files of the split; None: the Hub's.
+    how : mapping, optional
+        What else the arrays depend on.
 
     Raises
     ------
     InputError
-        If the split cannot be had, is empty or lacks a column.
+        If the split cannot be had, is empty, or a column is missing or has no value in a row.
     """
     found = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files or ()]
     where = f"split {split} of {name}" if files is None else f"{files[0]}" + " and others" * (len(files) > 1)
 
     def make() -> Arrays:
-        with tempfile.TemporaryDirectory() as scratch:
-            try:
-                if files is None:
-                    dataset = _load_from_hub(name, subset, revision, split)
-                else:
-                    dataset = datasets.load_dataset(
-                        files[0].suffix.removeprefix("."),
-                        data_files=[str(file) for file in files],
-                        split="train",  # what `datasets` calls files that are given as a list
-                        cache_dir=scratch,
-                    )
-                for key, column in columns.items():
-                    if column not in dataset.column_names:
-                        raise InputError(
-                            f"{where} has no column {column}; try dataset.{key}=COLUMN, "
-                            f"one of {', '.join(dataset.column_names)}"
-                        )
-                if not len(dataset):
-                    raise InputError(f"{where} holds no samples")
-                return decode(dataset.select_columns(list(dict.fromkeys(columns.values()))))
-            except (DatasetsError, OSError, ValueError, TypeError, httpx.HTTPError) as error:
-                cause = error.__cause__ or error  # `datasets` says only that an error occurred
-                raise InputError(f"{where} cannot be read: {' '.join(str(cause).split())}") from error
-
-    return cached_arrays(cache_dir, f"{name}-{split}", [name, subset, revision, split, dict(columns), found], make)
-
-
-def number_ids(dataset: datasets.Dataset, column: str) -> NDArray[np.int64]:
-    """Return each sample's id as its number in the sorted order of ids."""
-    numbers = {value: number for number, value in enumerate(sorted(dataset.unique(column)))}
-    return np.fromiter((numbers[value] for value in dataset[column]), dtype=np.int64, count=len(dataset))
-
-
-def _find_parquet(path: str, split: str) -> list[Path]:
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
-        raise InputError(f"dataset.path must be a folder with Parquet files, got {path}, which is no folder")
-    files = sorted(folder.rglob("*.parquet"))
-    chosen = [file for file in files if file.name.startswith(split) or file.parent.name == split]
-    if not chosen:
-        holds = ", ".join(str(file.relative_to(folder)) for file in files[:5]) or "none"
-        raise InputError(
-            f"dataset.path={path} must hold {split}*.parquet or {split}/*.parquet, at any depth; "
-            f"its Parquet files are: {holds}"
+        table = (
+            _load_from_hub(name, subset, revision, split, columns) if files is None else read_columns(files, columns)
         )
-    return chosen
+        if not len(table):
+            raise InputError(f"{where} holds no samples")
+        for key, column in columns.items():
+            if table[column].null_count:
+                row = pc.index(pc.is_null(table[column]), True).as_py()
+                raise InputError(f"{where}: row {row} of dataset.{key}={column} has no value (null)")
+        return decode(table)
+
+    key = [name, subset, revision, split, dict(columns), found, *([dict(how)] if how else [])]
+    return cached_arrays(cache_dir, f"{name}-{split}", key, make)
 
 
-def _load_from_hub(name: str, subset: str | None, revision: str | None, split: str) -> datasets.Dataset:
+def number_ids(column: pa.ChunkedArray, name: str) -> NDArray[np.int64]:
+    """Return each sample's id as its number in the sorted order of ids.
+
+    Raises
+    ------
+    InputError
+        If the ids are neither text nor integers.
+    """
+    kind = column.type
+    if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        raise InputError(f"dataset.natural_id={name} must hold text or integers, got {kind}")
+    values = column.to_pylist()
+    numbers = {value: number for number, value in enumerate(sorted(set(values)))}
+    return np.fromiter((numbers[value] for value in values), dtype=np.int64, count=len(values))
+
+
+def _load_from_hub(
+    name: str, subset: str | None, revision: str | None, split: str, columns: Mapping[str, str]
+) -> pa.Table:
+    if Path(name).exists():  # which `datasets` takes for the dataset
+        raise InputError(
+            f"dataset.name={name} is a folder here, and would be read instead of the Hub; try dataset.path={name}"
+        )
     if _is_reachable(name):
         log.warning("getting split %s of %s from the Hugging Face Hub, once", split, name)
     else:
         datasets.config.HF_HUB_OFFLINE = True  # or it tries for 20 s before it looks for a copy on this machine
+    where = f"split {split} of {name}"
     try:
-        return datasets.load_dataset(name, subset, split=split, revision=revision)
+        dataset = datasets.load_dataset(name, subset, split=split, revision=revision)
+        refuse_missing(where, columns, dataset.column_names)
+        return dataset.select_columns([*dict.fromkeys(columns.values())]).with_format("arrow")[:]
     except ConnectionError as error:
         raise HubUnreachableError(
             f"{name} is not on this machine and the Hugging Face Hub cannot be reached; connect once (it is then "
             "kept), or download its data files elsewhere and set dataset.path=DIR to their folder"
         ) from error
+    except (DatasetsError, OSError, ValueError, TypeError, httpx.HTTPError) as error:
+        cause = error.__cause__ or error  # `datasets` says only that an error occurred
+        raise InputError(f"{where} cannot be read: {shorten(str(cause), 300, placeholder=' ...')}") from error
 
 
 def _is_reachable(name: str) -> bool:
@@ -233,27 +222,18 @@ def _is_reachable(name: str) -> bool:
     return True
 
 
-def _decode_images(dataset: datasets.Dataset, column: str) -> NDArray[np.uint8]:
-    try:
-        pictures = dataset.cast_column(column, datasets.Image())[column]
-    except (TypeError, NotImplementedError) as error:
-        raise InputError(f"dataset.image={column} must hold images, got {dataset.features[column]}") from error
-    mode, (width, height) = pictures[0].mode, pictures[0].size
-    if mode not in _CHANNELS:
-        raise InputError(f"dataset.image={column} must hold grey or RGB images (modes L, RGB), got mode {mode}")
-    pixels = np.empty((len(dataset), _CHANNELS[mode], height, width), dtype=np.uint8)
-    for i, picture in enumerate(pictures):
-        if (picture.mode, picture.size) != (mode, (width, height)):
-            raise InputError(
-                f"dataset.image={column} must hold images of one size and mode, got {width} x {height} {mode} (the "
-                f"first) and {picture.size[0]} x {picture.size[1]} {picture.mode} (number {i})"
-            )
-        pixels[i] = np.asarray(picture).reshape(height, width, -1).transpose(2, 0, 1)
-    return pixels
-
-
-def _labels(dataset: datasets.Dataset, column: str) -> NDArray[np.int64]:
-    labels = np.asarray(dataset.with_format("numpy")[column][:])
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise InputError(f"dataset.label={column} must hold class indices, got {dataset.features[column]}")
-    return labels.astype(np.int64)
+def _labels(column: pa.ChunkedArray, name: str) -> NDArray[np.int64]:
+    if pa.types.is_boolean(column.type):
+        column = column.cast(pa.int64())
+    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+        raise InputError(
+            f"dataset.label={name} must hold class indices, got {column.type}; try dataset.label=COLUMN of another, or "
+            "number the classes in the files"
+        )
+    labels = column.to_numpy()
+    with np.errstate(invalid="ignore"):
+        indices: NDArray[np.int64] = labels.astype(np.int64)
+    if not (indices == labels).all():
+        other = labels[indices != labels][0]
+        raise InputError(f"dataset.label={name} must hold class indices, got {other}; try dataset.label=COLUMN")
+    return indices

@@ -12,8 +12,12 @@ import torch
 from numpy.typing import NDArray
 
 from fedresearch.data import hub
+from fedresearch.data.images import normalise
 from fedresearch.data.source import Samples, Source
 from fedresearch.errors import InputError
+
+MAX_BYTES = 2**32
+_NAMES = [f"{split}-{kind}" for split in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
 
 
 def load(*, root: str | None, raw: str, mean: Sequence[float], std: Sequence[float], **options: Any) -> Source:
@@ -43,26 +47,27 @@ def load(*, root: str | None, raw: str, mean: Sequence[float], std: Sequence[flo
     if options.get("path") is not None:
         raise InputError("dataset.root and dataset.path are both set; try dataset.path=null")
     folder = Path(root).expanduser()
-    return Source(
-        *(_load_samples(folder, folder / raw, prefix=prefix, mean=mean, std=std) for prefix in ("train", "t10k"))
-    )
+    images, labels, test_images, test_labels = _find(folder, folder / raw)
+    return Source(_load_samples(images, labels, mean, std), _load_samples(test_images, test_labels, mean, std))
 
 
-def _load_samples(*folders: Path, prefix: str, mean: Sequence[float], std: Sequence[float]) -> Samples:
-    images_file = _find(folders, f"{prefix}-images-idx3-ubyte")
-    labels_file = _find(folders, f"{prefix}-labels-idx1-ubyte")
+def _find(*folders: Path) -> list[Path]:
+    """Return the four files, all of one folder: the first that has any of them."""
+    for folder in folders:
+        found = [next(filter(Path.is_file, (folder / name, folder / f"{name}.gz")), None) for name in _NAMES]
+        if any(found) or folder == folders[-1]:
+            missing = [name for name, file in zip(_NAMES, found, strict=True) if file is None]
+            if missing:
+                break
+            return [file for file in found if file is not None]
+    raise InputError(f"dataset.root={folders[0]} must hold {missing[0]} or {missing[0]}.gz, itself or in {folders[1]}")
+
+
+def _load_samples(images_file: Path, labels_file: Path, mean: Sequence[float], std: Sequence[float]) -> Samples:
     images, labels = read_idx(images_file, ndim=3), read_idx(labels_file, ndim=1)
     if len(images) != len(labels):
         raise InputError(f"{images_file} holds {len(images)} images, but {labels_file} holds {len(labels)} labels")
-    return Samples(hub.normalise(images[:, None], mean, std), torch.from_numpy(labels.astype(np.int64)))
-
-
-def _find(folders: Sequence[Path], name: str) -> Path:
-    for folder in folders:
-        for file in (folder / name, folder / f"{name}.gz"):
-            if file.is_file():
-                return file
-    raise InputError(f"dataset.root={folders[0]} must hold {name} or {name}.gz, itself or in {folders[1]}")
+    return Samples(normalise(images[:, None], mean, std), torch.from_numpy(labels.astype(np.int64)))
 
 
 def read_idx(file: Path, *, ndim: int) -> NDArray[np.uint8]:
@@ -80,23 +85,26 @@ def read_idx(file: Path, *, ndim: int) -> NDArray[np.uint8]:
     InputError
         If the file is no such array.
     """
+    magic = bytes([0, 0, 0x08, ndim])  # 0x08: unsigned bytes
+    start = 4 + 4 * ndim
     try:
-        content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as opened:
+            header = opened.read(start)
+            if header[:4] != magic:
+                raise InputError(
+                    f"{file} is no IDX file of {ndim}-dimensional bytes: it must begin with 0x{magic.hex()}, "
+                    f"got 0x{header[:4].hex()}"
+                )
+            if len(header) < start:
+                raise InputError(f"{file} ends within its header of {start} bytes")
+            shape = tuple(np.frombuffer(header[4:], dtype=">u4").tolist())
+            size = math.prod(shape)
+            told = f"{file} must hold {' x '.join(map(str, shape))} = {size} bytes of data, as its header says"
+            if size > MAX_BYTES:
+                raise InputError(f"{told}, more than the {MAX_BYTES} that are read")
+            content = opened.read(size + 1)  # however much a .gz inflates to
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{file} cannot be read: {error}") from error
-    magic = bytes([0, 0, 0x08, ndim])  # 0x08: unsigned bytes
-    if content[:4] != magic:
-        raise InputError(
-            f"{file} is no IDX file of {ndim}-dimensional bytes: it must begin with 0x{magic.hex()}, "
-            f"got 0x{content[:4].hex()}"
-        )
-    start = 4 + 4 * ndim
-    if len(content) < start:
-        raise InputError(f"{file} ends within its header of {start} bytes")
-    shape = tuple(np.frombuffer(content[4:start], dtype=">u4").tolist())
-    if len(content) - start != math.prod(shape):
-        raise InputError(
-            f"{file} must hold {' x '.join(map(str, shape))} = {math.prod(shape)} bytes of data, as its header says, "
-            f"got {len(content) - start}"
-        )
-    return np.frombuffer(bytearray(content), dtype=np.uint8, offset=start).reshape(shape)
+    if len(content) != size:
+        raise InputError(f"{told}, got {'more' if len(content) > size else len(content)}")
+    return np.frombuffer(bytearray(content), dtype=np.uint8).reshape(shape)

@@ -3,8 +3,8 @@
 import string
 from pathlib import Path
 
-import datasets
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
@@ -94,15 +94,14 @@ _INDEX = np.full(129, UNKNOWN, dtype=np.uint8)  # the last stands for all that i
 _INDEX[[ord(letter) for letter in LETTERS]] = np.arange(len(LETTERS))
 
 
-def _decode(dataset: datasets.Dataset) -> Arrays:
-    x, y = np.empty((len(dataset), LENGTH), dtype=np.uint8), np.empty(len(dataset), dtype=np.uint8)
-    start = 0
-    for batch in dataset.iter(batch_size=10_000):
+def _decode(table: pa.Table) -> Arrays:
+    x, y = np.empty((len(table), LENGTH), dtype=np.uint8), np.empty(len(table), dtype=np.uint8)
+    for start in range(0, len(table), 10_000):
+        batch = table.slice(start, 10_000).to_pydict()
         for column, length in (("x", LENGTH), ("y", 1)):
             if any(not isinstance(text, str) or len(text) != length for text in batch[column]):
                 raise InputError(f"column {column} must hold texts of {length} characters, got others")
         stop = start + len(batch["x"])
         x[start:stop] = encode("".join(batch["x"])).reshape(-1, LENGTH)
         y[start:stop] = encode("".join(batch["y"]))
-        start = stop
-    return {"x": x, "y": y, "natural_id": number_ids(dataset, "character_id")}
+    return {"x": x, "y": y, "natural_id": number_ids(table["character_id"], "character_id")}
