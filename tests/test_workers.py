@@ -1,5 +1,6 @@
 """Clients in processes of their own: the same bits, whoever runs them and whoever dies."""
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -49,6 +50,10 @@ class Counting(ClientApp):
         if config["die"] == partition_id and not (config["once"] and Path(config["once"]).exists()):
             Path(config["once"] or os.devnull).touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        while config["loop"] == partition_id:
+            pass
+        if config["hang"] == partition_id:
+            ctypes.PyDLL(None).sleep(1000)  # holds Python's lock, so that no other thread runs
         x = message.content["arrays"]["x"].numpy()
         content = RecordDict(
             {
@@ -60,7 +65,9 @@ class Counting(ClientApp):
 
 
 def ask(grid, nodes=None, **told):
-    config = ConfigRecord({"raise": -1, "exit": -1, "unpicklable": -1, "die": -1, "once": "", **told})
+    config = ConfigRecord(
+        {"raise": -1, "exit": -1, "unpicklable": -1, "die": -1, "loop": -1, "hang": -1, "once": "", **told}
+    )
     content = RecordDict({"config": config, "arrays": record({"x": np.arange(50_000.0)})})
     nodes = grid.get_node_ids() if nodes is None else nodes
     replies = list(grid.send_and_receive(messages=[Message(content, node, "query") for node in nodes]))
@@ -220,6 +227,47 @@ def test_a_worker_killed_between_rounds_is_replaced():
         replies = ask(grid)
         assert metrics(replies, "n") == [2] * 4
         assert not pids & set(metrics(replies, "pid"))
+
+
+def test_clients_that_do_not_answer_are_named_once_and_ctrl_c_ends_them(monkeypatch):
+    from fedresearch.hardware import pool, workers
+
+    said = []
+
+    def interrupt(text, *values):
+        said.append(text % values)
+        if len(said) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(pool.log, "warning", interrupt)
+    monkeypatch.setattr(workers, "_STOP_TIMEOUT_S", 1)
+    with WorkerGrid(Counting(), 6, workers=3) as grid:
+        ask(grid)
+        grid.patience_s = 0.5
+        with pytest.raises(KeyboardInterrupt):
+            ask(grid, loop=1, hang=4)
+        processes = {worker._process.pid: worker._process for worker in grid._workers}
+    for process in processes.values():
+        process.join(10)
+        assert not process.is_alive()
+    assert sorted(line[:36] for line in said) == [
+        "the client of partition 1 has not an",
+        "the client of partition 4 has not an",
+    ]
+    for line in said:
+        assert int(line.partition("(process ")[2].partition(")")[0]) in processes
+        assert line.endswith("wait, or end the run with Ctrl-C twice")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT])
+def test_workers_leave_it_to_the_main_process_to_stop(number):
+    """Schedulers and terminals send a signal to all of a job at once."""
+    with WorkerGrid(Counting(), 4, workers=2) as grid:
+        pids = metrics(ask(grid), "pid")
+        for pid in set(pids):
+            os.kill(pid, number)
+        assert set(metrics(ask(grid), "pid")) <= {worker._process.pid for worker in grid._workers}
+        assert set(pids) <= {worker._process.pid for worker in grid._workers}
 
 
 class Parent(ClientApp):

@@ -1,6 +1,8 @@
 """The clients on several workers at once: who runs whom, and what happens when a worker dies."""
 
 import logging
+import math
+import time
 from abc import abstractmethod
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Sequence
@@ -26,6 +28,9 @@ class WorkerDied(Exception):
 class Worker(Protocol):
     """A process, here or elsewhere, that runs clients one after another in the order in which it is given them."""
 
+    name: str
+    """What a user finds it by, such as its process id."""
+
     tasks: deque[int]
     """What it was given and has not answered; it is at work on the first."""
 
@@ -43,8 +48,16 @@ class PoolGrid(OrderedGrid):
     """A Grid whose clients run on workers: those that take longest first, each on the first worker that is free.
 
     A worker that dies is replaced, and its client runs again from the state that it had: the round's numbers are the
-    same. A client whose workers keep dying is an error reply, as one that raises.
+    same. A client whose workers keep dying is an error reply, as one that raises. One that does not answer is named
+    after a while, and waited for.
+
+    Attributes
+    ----------
+    patience_s : float
+        Seconds of a client's work after which it is named.
     """
+
+    patience_s: float = 600
 
     def __init__(self, client_app: ClientApp, num_supernodes: int, run_config: UserConfig | None = None) -> None:
         super().__init__(client_app, num_supernodes, run_config)
@@ -61,7 +74,7 @@ class PoolGrid(OrderedGrid):
 
     @abstractmethod
     def _ready(self) -> Iterable[Worker]:
-        """Wait until a worker has a result, or has died, and return those that have."""
+        """Wait a while until a worker has a result, or has died, and return those that have."""
 
     def _answer(self, messages: Sequence[Message]) -> Iterable[Message]:
         contents = {id(message.content): message.content for message in messages}
@@ -74,6 +87,7 @@ class PoolGrid(OrderedGrid):
         waiting = deque(sorted(first, key=lambda task: -self._cost(self._partition_of(messages[task]))))
         replies: dict[int, Message] = {}
         deaths: Counter[int] = Counter()
+        begun: dict[int, float] = {}
 
         def settle(task: int, reply: Message) -> None:
             replies[task] = reply
@@ -89,6 +103,7 @@ class PoolGrid(OrderedGrid):
             if not worker.tasks:
                 return
             task = worker.tasks[0]
+            begun.pop(task, None)
             deaths[task] += 1
             log.warning("a worker died (%s) at the client of partition %s", reason, self._partition_of(messages[task]))
             if deaths[task] == _MAX_DEATHS:
@@ -108,9 +123,23 @@ class PoolGrid(OrderedGrid):
                         except WorkerDied as error:
                             bury(worker, str(error))
 
+        def name_the_slow() -> None:
+            now = time.monotonic()
+            for worker in self._workers:
+                if worker.tasks and now - begun.setdefault(worker.tasks[0], now) > self.patience_s:
+                    begun[worker.tasks[0]] = math.inf  # once
+                    log.warning(
+                        "the client of partition %s has not answered for %.0f s (%s); "
+                        "wait, or end the run with Ctrl-C twice",
+                        self._partition_of(messages[worker.tasks[0]]),
+                        self.patience_s,
+                        worker.name,
+                    )
+
         self._renew()
         while len(replies) < len(messages):
             give()
+            name_the_slow()
             for worker in self._ready():
                 try:
                     reply, state = worker.result()

@@ -146,6 +146,7 @@ class _Actor:
     """An actor, seen from the main process."""
 
     def __init__(self, app: Any, num_cpus: float, num_gpus: float) -> None:
+        self.name = "an actor of Ray"
         self.tasks: deque[int] = deque()
         self.results: deque[Any] = deque()
         options = {"num_cpus": num_cpus, "num_gpus": num_gpus, "max_restarts": 0, "max_task_retries": 0}

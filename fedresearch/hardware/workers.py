@@ -5,6 +5,7 @@ import os
 import pickle
 import signal
 import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import Iterable
@@ -27,6 +28,7 @@ from fedresearch.hardware.pool import PoolGrid, Worker, WorkerDied
 from fedresearch.hardware.shared import Shared, load, mapped
 from fedresearch.hardware.threads import limit_threads
 
+# How long processes may take to end themselves before they are killed.
 _STOP_TIMEOUT_S = 5
 
 
@@ -78,9 +80,10 @@ class WorkerGrid(PoolGrid):
     ) -> None:
         """End the processes, whatever they are doing."""
         for worker in self._workers:
-            worker.connection.close()  # all at once, and then one after another is waited for
+            worker.connection.close()  # at which they end themselves
+        deadline = time.monotonic() + _STOP_TIMEOUT_S
         for worker in self._workers:
-            worker.stop()
+            worker.stop(max(0, deadline - time.monotonic()))
         self._workers.clear()
         self._forget()
         if self._app is not None:
@@ -106,7 +109,7 @@ class WorkerGrid(PoolGrid):
         return self._published[-1]
 
     def _ready(self) -> Iterable[Worker]:
-        ready = wait([worker.connection for worker in self._workers])
+        ready = wait([worker.connection for worker in self._workers], timeout=self.patience_s / 10)
         return [worker for worker in self._workers if worker.connection in ready]
 
 
@@ -118,6 +121,7 @@ class _Process:
         self.connection, theirs = starter.Pipe()
         self._process = starter.Process(target=_work, args=(theirs, threads), daemon=True)
         self._process.start()
+        self.name = f"process {self._process.pid}"
         theirs.close()
         with suppress(OSError):  # it has died already, as will be seen when it is given a client
             self._share(app)
@@ -139,9 +143,9 @@ class _Process:
             raise RuntimeError(f"a worker could not start:\n{reply}")
         return reply, state
 
-    def stop(self) -> None:
+    def stop(self, timeout_s: float = _STOP_TIMEOUT_S) -> None:
         self.connection.close()  # at which the process ends itself
-        self._process.join(_STOP_TIMEOUT_S)
+        self._process.join(timeout_s)
         if self._process.is_alive():
             self._process.kill()
 
