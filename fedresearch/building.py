@@ -26,7 +26,8 @@ class Builder:
         self._choices = choices
 
     def build(self, group: str, node: Mapping[str, Any], **objects: Any) -> Any:
-        """Return the object that a node of a group describes, given further arguments."""
+        """Return the object that a node of a group describes, given further arguments, which the node must not have."""
+        self._refuse_given(group, node, objects)
         try:
             return hydra.utils.instantiate(dict(node), _convert_="all", **objects)
         except InstantiationException as error:
@@ -50,9 +51,7 @@ class Builder:
         given : collection of str
             The arguments that its calls will give.
         """
-        for key in given:
-            if key in node:
-                raise InputError(f"{self._option(group)}: {key} cannot be set, the run gives it; remove {key}")
+        self._refuse_given(group, node, given)
         made = self.build(group, {**node, "_partial_": True})
         return functools.partial(made.func, *made.args, **made.keywords)
 
@@ -62,6 +61,11 @@ class Builder:
             return make(**objects)
         except _REFUSALS as error:
             raise InputError(f"{self._option(group)}: {one_line(error)}") from error
+
+    def _refuse_given(self, group: str, node: Mapping[str, Any], given: Collection[str]) -> None:
+        for key in given:
+            if key in node:
+                raise InputError(f"{self._option(group)}: {key} cannot be set, the run gives it; remove {key}")
 
     def _option(self, group: str) -> str:
         return f"{group}={self._choices.get(group)}"

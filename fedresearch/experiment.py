@@ -253,7 +253,7 @@ class Experiment:
     @cached_property
     def _optimizer(self) -> Callable[..., Optimizer]:
         options = {k: v for k, v in self.config.optimizer.items() if k not in ("lr", "schedule")}
-        return self._builder.partial("optimizer", options)
+        return self._builder.partial("optimizer", options, given=("params",))
 
     @cached_property
     def _learning_rate(self) -> Callable[..., float]:

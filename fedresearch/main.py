@@ -83,6 +83,8 @@ def main() -> None:
         print(usage(arguments), end="")
         return
     try:
+        if not all(map(str.strip, arguments)):
+            raise InputError("an argument is empty; remove it, or write key=value, as in seed=1")
         arguments = _with_the_past(arguments)
     except InputError as error:
         config.tell(error)

@@ -1,11 +1,20 @@
 """What the user reads when the command line asks for something that cannot be."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from fedresearch.config import explain
+from fedresearch.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 
@@ -59,7 +68,10 @@ MISTAKES = {
         ["strategy.weighted_by=loss"],
         "strategy.weighted_by must be num-examples or uniform, got loss; try strategy.weighted_by=num-examples",
     ),
-    "a schedule as a value": (["optimizer.schedule=cosine"], "without _partial_ and _args_; try schedule=cosine"),
+    "a schedule as a value": (
+        ["optimizer.schedule=cosine"],
+        "without _partial_, _args_ and _convert_; try schedule=cosine",
+    ),
     "a schedule's options where they are not": (
         ["schedule=step", "schedule.gamma=0.1"],
         "unknown key schedule; the config has cache_dir, checkpoint",
@@ -74,7 +86,7 @@ MISTAKES = {
     ),
     "a head that is a number": (
         ["strategy=fedper", "strategy.client.head=3"],
-        "strategy.client.head must be a list of the model's modules, or null, got 3; try strategy.client.head=[fc3]",
+        "strategy.client.head must be a list of the model's modules, or null, got 3; try 'strategy.client.head=[fc3]'",
     ),
     "a mistyped key": (
         ["federation.num_round=3"],
@@ -163,9 +175,11 @@ MISTAKES = {
     "nesterov without momentum": (["optimizer.nesterov=true"], "optimizer.nesterov=true needs momentum"),
     "a sweep without -m": (
         ["seed=0,1"],
-        "seed=0,1 is a sweep of several values: add -m, or write a list as seed=[0,1]",
+        "seed=0,1 is a sweep of several values: add -m; for a list, type 'seed=[0,1]'; for one text, type 'seed=\"0,1",
     ),
-    "no override at all": (["foo"], "cannot read 'foo': an override is written key=value"),
+    "no override at all": (["foo"], "cannot read 'foo'; an override is written key=value"),
+    "an empty word": (["seed=1", ""], "an argument is empty; remove it, or write key=value, as in seed=1"),
+    "a range without -m": (["seed=range(3)"], "add -m; for one text, type 'seed=\"range(3)\"'"),
     "a group set to null": (["model=null"], "a config group needs an option and cannot be null"),
     "an interpolation to nowhere": (["seed=${nope}"], "Interpolation key 'nope' not found"),
     "an image without sides": (
@@ -176,7 +190,7 @@ MISTAKES = {
     "numbers for options": (["optimizer=[1,2]"], "cannot compose this command line: TypeError: "),
     "a part of an option": (
         ["strategy=_cohort"],
-        "strategy=_cohort: strategy.server must be a section with a _target_",
+        "strategy must be the name of an option, neither a path nor a part of options (_NAME), got _cohort; see --help",
     ),
     "a fraction of the cohort": (
         ["strategy.server.fraction_train=0.5"],
@@ -200,6 +214,79 @@ def test_a_mistake_is_told_in_a_line(tmp_path, overrides, said):
     assert said in lines[0]
     assert not done.stdout
     assert not [*tmp_path.glob("outputs/*")]  # no empty run directory stays behind
+
+
+@pytest.mark.parametrize(
+    "option", ["../strategy/fedavg", "./fedavg", "fedavg.yaml", "a/../fedavg", "../../conf/strategy/fedavg"]
+)
+def test_an_option_is_a_name_and_no_path(compose, tmp_path, option):
+    (tmp_path / "strategy" / "a").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"strategy must be the name of an option, .*; try strategy=fedavg$"):
+        compose(f"strategy={option}", config_dir=tmp_path)
+
+
+def test_an_option_may_be_in_a_folder_of_its_group(compose, tmp_path):
+    (tmp_path / "strategy" / "mine").mkdir(parents=True)
+    (tmp_path / "strategy" / "mine" / "mean_v0.1.yaml").write_text("defaults: [/strategy/fedavg@_here_]")
+    assert compose("strategy=mine/mean_v0.1", config_dir=tmp_path)[1]["strategy"] == "mine/mean_v0.1"
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    {
+        "+strategy.foo=1": r"unknown key strategy\.foo, which nothing reads; it has weighted_by, buffers, .* arguments",
+        "+strategy.pool=true": r"unknown key strategy\.pool, .* did you mean strategy\.pooled\?",
+        "+dataset.declares.shape=[1]": r"unknown key dataset\.declares\.shape, which nothing reads",
+        "+model.requires.side=8": r"unknown key model\.requires\.side, which nothing reads",
+        "+model._convert_=none": "model must be a section with a _target_, without _partial_, _args_ and _convert_",
+        "+model@other=mlp": "Key 'other' not in 'Config'",
+    }.items(),
+)
+def test_an_added_key_that_nothing_reads_is_refused(compose, word, said):
+    with pytest.raises((InputError, HydraException), match=said):
+        compose(word)
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "+model.num_classes=3",
+        "+model.input_shape=[1]",
+        "+optimizer.params=[1]",
+        "+optimizer.schedule.lr=1",
+        "+sampling.cohort_size=3",
+        "+hardware.num_supernodes=3",
+    ],
+)
+def test_an_argument_that_the_run_gives_is_refused(compose, word):
+    from fedresearch.experiment import Experiment
+
+    key = word.partition("=")[0].rpartition(".")[2]
+    with pytest.raises(InputError, match=f"{key} cannot be set, the run gives it; remove {key}"):
+        Experiment(*compose(word, "model=logistic", "tracker=none")).build()
+
+
+# What a shell or Hydra could take for something else, and a few letters.
+ODD = st.text("ab0 =#(),:;'\"\\$@%&*!?|<>~^`/.-_+\u6570\u00e9\u1f600{}[]", min_size=1, max_size=12)
+
+
+@given(ODD)
+@settings(deadline=None, max_examples=300)
+@example("/tmp/\u6570\u636e")
+@example('it\'s (a) "b"\\')
+@example("\\")
+@example("a${b#")
+def test_what_hydra_cannot_read_is_shown_as_it_must_be_typed(value):
+    parser = OverridesParser.create()
+    try:
+        parser.parse_overrides([f"name={value}"])
+    except HydraException as error:
+        (line,) = explain(error).args
+        (word,) = shlex.split(line.partition("; try ")[2])
+        (override,) = parser.parse_overrides([word])
+        assert override.key_or_group == "name"
+        # As it was typed; but a ${ that begins no interpolation is escaped, which makes it text.
+        assert override.value() == value or OmegaConf.create({"name": override.value()}).name == value
 
 
 def test_each_of_several_mistakes_is_told(tmp_path):

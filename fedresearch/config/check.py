@@ -2,39 +2,11 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from typing import Any
 
 from fedresearch.config.rules import RULES
-from fedresearch.config.schema import GROUPS, Config, runs_elsewhere
+from fedresearch.config.schema import Config, runs_elsewhere
+from fedresearch.config.sections import check_sections, values_at
 from fedresearch.errors import InputError
-
-# What is built from the config, by the dotted key of its node.
-BUILT = (
-    "dataset",
-    "partitioner",
-    "model",
-    "optimizer",
-    "optimizer.schedule",
-    "strategy.server",
-    "strategy.client",
-    "sampling",
-    "hardware",
-    "tracker",
-)
-# What the rest relies on, whatever the option.
-NEEDED = (
-    "dataset.declares.input",
-    "dataset.declares.input_shape",
-    "dataset.declares.num_classes",
-    "dataset.declares.columns",
-    "optimizer.lr",
-    "strategy.weighted_by",
-    "strategy.buffers",
-    "strategy.pooled",
-)
-
-
-_FROM_PARTS = {"strategy": ", as `defaults: [_cohort, _self_]` does"}
 
 
 def cohort_size(num_supernodes: int, fraction: float) -> int:
@@ -61,29 +33,8 @@ def check(config: Config, choices: Mapping[str, str | None]) -> None:
         With one line for each thing that is wrong.
     """
     plain = asdict(config)
-    lines = [
-        f"{group} takes one option, got several or none; see --help, and write {group}=OPTION"
-        for group in GROUPS
-        if not isinstance(choices.get(group), str)
-    ]
-    lines += [rule.refusal(value) for rule in RULES for value in _values_at(plain, rule.key) if not rule.holds(value)]
-    for key in BUILT:
-        node = next(_values_at(plain, key), None)
-        if (
-            not isinstance(node, dict)
-            or not isinstance(node.get("_target_"), str)
-            or {"_partial_", "_args_"} & node.keys()
-        ):
-            group = "schedule" if key == "optimizer.schedule" else key.partition(".")[0]
-            lines.append(
-                f"{group}={choices.get(group)}: {key} must be a section with a _target_, without _partial_ and _args_; "
-                + (f"try {group}={node}" if isinstance(node, str) else "see --help for options")
-            )
-    lines += [
-        f"{key} is missing; its option's YAML must give it{_FROM_PARTS.get(key.partition('.')[0], '')}"
-        for key in NEEDED
-        if not [*_values_at(plain, key)]
-    ]
+    lines = check_sections(plain, choices)
+    lines += [rule.refusal(value) for rule in RULES for value in values_at(plain, rule.key) if not rule.holds(value)]
     # Values that are wrong alone are told alone: what follows takes each value for a possible one.
     lines = lines or [*_cross_check(config, choices)]
     if lines:
@@ -242,12 +193,3 @@ def _check_robust_rule(config: Config) -> Iterator[str]:
             f"strategy.server.num_nodes_to_select={server['num_nodes_to_select']} is more than {clients}; "
             f"try strategy.server.num_nodes_to_select={cohort}"
         )
-
-
-def _values_at(node: Any, key: str) -> Iterator[Any]:
-    """Yield the value at a dotted key, if there is one."""
-    for name in key.split("."):
-        if not isinstance(node, dict) or name not in node:
-            return
-        node = node[name]
-    yield node

@@ -1,13 +1,15 @@
 """Composing an experiment without the command line."""
 
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, grammar_parser
+from omegaconf.errors import GrammarParseError
 
 from fedresearch.config.check import check
 from fedresearch.config.resolvers import register, without_hydra
@@ -88,7 +90,17 @@ def _key(override: str) -> str:
     return override.partition("=")[0].lstrip("+~")
 
 
-def quoted(text: str) -> str:
+def quoted(text: str, quote: str = "'") -> str:
     """Return a string as the value of an override, in which nothing but ``${`` is taken for more than itself."""
-    doubled = re.sub(r"(\\+)(?='|\Z)", r"\1\1", text)  # a backslash is itself, but before a quote
-    return "'" + doubled.replace("'", "\\'") + "'"
+    doubled = re.sub(rf"(\\+)(?={quote}|\Z)", r"\1\1", text)  # a backslash is itself, but before a quote
+    return quote + doubled.replace(quote, f"\\{quote}") + quote
+
+
+def as_text(word: str) -> str:
+    """Return what to type in a shell such that an override's value is the text after its first ``=``, as it stands."""
+    key, _, value = word.partition("=")
+    try:
+        grammar_parser.parse(value)
+    except GrammarParseError:  # a ${ that begins no interpolation
+        value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    return shlex.quote(f"{key}=" + quoted(value, '"'))

@@ -2,10 +2,12 @@
 
 import errno
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import (
     ConfigAttributeError,
@@ -15,6 +17,7 @@ from omegaconf.errors import (
     ValidationError,
 )
 
+from fedresearch.config.compose import as_text
 from fedresearch.config.rules import RULES, shown
 from fedresearch.config.schema import GROUPS
 from fedresearch.errors import InputError
@@ -52,12 +55,12 @@ def explain(error: Exception) -> InputError | None:
     elif isinstance(cause, MissingMandatoryValue):
         line = f"{cause.full_key} is not set; write {cause.full_key}=..., see --help"
     elif isinstance(error, OverrideParseException):
-        line = f"cannot read {error.override!r}: an override is written key=value (quote what the shell would take)"
-    elif isinstance(error, ConfigCompositionException) and str(error).startswith("Ambiguous value for argument"):
-        override = str(error).splitlines()[0].split("'")[1]
-        key, _, values = override.partition("=")
-        a_list = "" if key in GROUPS else f", or write a list as {key}=[{values}]"
-        line = f"{override} is a sweep of several values: add -m{a_list}"
+        hint = f"try {as_text(error.override)}" if _has_key(error.override) else "an override is written key=value"
+        line = f"cannot read {error.override!r}; {hint}"
+    elif isinstance(error, ConfigCompositionException) and str(error).startswith(
+        ("Ambiguous value", "Sweep parameters")
+    ):
+        line = _sweep_without_m(str(error).splitlines()[0].partition("'")[2].rpartition("'")[0])
     elif isinstance(error, ValueError) and str(error).startswith("Config group override must be"):
         line = "a config group needs an option and cannot be null; see --help for the options"
     elif isinstance(cause, HydraException | OmegaConfBaseException):
@@ -88,6 +91,23 @@ def tell(error: Exception) -> bool:
     for line in told.args:
         print(f"error: {line}", file=sys.stderr)
     return True
+
+
+def _has_key(word: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(f"{word.partition('=')[0]}=0")
+    except HydraException:
+        return False
+    return "=" in word
+
+
+def _sweep_without_m(word: str) -> str:
+    key, _, values = word.partition("=")
+    line = f"{word} is a sweep of several values: add -m"
+    if key in GROUPS:
+        return line
+    a_list = "" if "(" in values else f" for a list, type {shlex.quote(f'{key}=[{values}]')};"
+    return f"{line};{a_list} for one text, type {as_text(word)}"
 
 
 def _unknown_option(error: MissingConfigException) -> str:

@@ -1,6 +1,7 @@
 """What the value at a key may be, and one that may be typed instead."""
 
 import json
+import shlex
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,7 +16,8 @@ class Rule(NamedTuple):
 
     def refusal(self, value: Any) -> str:
         """Return the line that refuses a value."""
-        return f"{self.key} must be {self.allowed}, got {shown(value)}; try {self.key}={self.example}"
+        hint = shlex.quote(f"{self.key}={self.example}")
+        return f"{self.key} must be {self.allowed}, got {shown(value)}; try {hint}"
 
 
 def shown(value: Any) -> str:

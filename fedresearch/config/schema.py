@@ -110,7 +110,6 @@ def parse(config: DictConfig) -> Config:
     InputError
         If a key was added (``+key=value``) to a section whose keys the schema knows.
     """
-    OmegaConf.resolve(config)
     parsed = OmegaConf.to_object(config)
     assert isinstance(parsed, Config)
     sections = {"": (config, Config), "federation.": (config.federation, Federation)}
