@@ -4,7 +4,7 @@ import logging
 import shutil
 import sys
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -87,7 +87,7 @@ def run_experiment(
         experiment = Experiment(config, choices, nodes)
         experiment.build()
         report_small_partitions(experiment.data, config.local.batch_size)
-        for line in experiment.facts.lines():
+        for line in (*experiment.facts.lines(), *unusual_model(config, choices)):
             log.warning("%s", line)
         with experiment.grid:  # only what can run claims the directory
             typed = {"overrides": list(overrides), "config_dirs": list(config_dirs)}
@@ -253,6 +253,17 @@ def refuse_full(directory: Path, experiment: Experiment) -> None:
 def diverged(row: Row) -> bool:
     """Return whether a row has a loss that is not finite."""
     return any(name.endswith("/loss") and value is None for name, value in finite_row(row).items())
+
+
+def unusual_model(config: Config, choices: Mapping[str, str | None]) -> Iterator[str]:
+    """Yield a line where the images are smaller than the model is usually given."""
+    side, shape = config.model.get("requires", {}).get("usual_side", 0), config.dataset["declares"]["input_shape"]
+    if len(shape) == 3 and min(shape[1:]) < side:
+        yield (
+            f"model={choices['model']} is made for images of {side} x {side} pixels or more, and dataset="
+            f"{choices['dataset']} has {shape[1]} x {shape[2]}: a round may take minutes and gain nothing; a smaller "
+            "model is usual, such as model=mlp"
+        )
 
 
 def report_small_partitions(data: FederatedData, batch_size: int) -> None:

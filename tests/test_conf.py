@@ -90,3 +90,12 @@ def test_a_dataset_that_declares_nothing(compose, tmp_path):
     (tmp_path / "dataset" / "mine.yaml").write_text("_target_: mine.load\ndeclares: {input: image, num_classes: 2}")
     with pytest.raises(InputError, match=r"dataset\.declares\.input_shape is missing; its option's YAML must give it"):
         compose("dataset=mine", config_dir=tmp_path)
+
+
+def test_images_smaller_than_a_models_usual_ones_are_remarked_on(compose):
+    from fedresearch.run import unusual_model
+
+    (line,) = unusual_model(*compose("model=resnet18", "dataset=digits"))
+    assert line.startswith("model=resnet18 is made for images of 32 x 32 pixels or more, and dataset=digits has 8 x 8")
+    for other in (("model=resnet18", "dataset=cifar10"), ("model=mlp",), ("model=mlp", "dataset=fcube")):
+        assert not [*unusual_model(*compose(*other))]

@@ -326,6 +326,10 @@ def test_means_and_deviations_are_of_pixels_in_0_to_1(grey, change):
         hub.load(**{**grey, **change})
 
 
+def test_a_number_alone_is_the_one_channels(grey):
+    assert torch.equal(hub.load(**{**grey, "mean": 0.1, "std": 0.3}).train.x, hub.load(**grey).train.x)
+
+
 def test_a_folder_of_the_datasets_name_is_not_taken_for_the_hub(grey, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "someone" / "pictures").mkdir(parents=True)

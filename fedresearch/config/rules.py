@@ -142,6 +142,8 @@ RULES = (
     Rule("dataset.iid", _boolean, "true or false", "false"),
     Rule("dataset.root", _or_null(_text), "a folder, or null", "DIR"),
     Rule("dataset.path", _or_null(_text), "a folder, or null", "DIR"),
+    Rule("dataset.train_split", _text, "the name of a split", "train"),
+    Rule("dataset.test_split", _or_null(_text), "the name of a split, or null", "test"),
     Rule("dataset.subset", _or_null(_text), "the name of a configuration, or null", "null"),
     Rule("dataset.mode", _or_null(_one_of("L", "RGB")), "L, RGB or null", "RGB"),
     # A list has an entry for each channel, of pixels scaled to [0, 1]; what is no list is an own dataset's.
@@ -172,9 +174,12 @@ RULES = (
     Rule("partitioner.num_unique_labels_per_partition", _integer(1), "an integer >= 1", "2"),
     Rule("partitioner.preassigned_num_samples_per_label", _integer(0), "an integer >= 0", "5"),
     Rule("partitioner.group_size", _integer(1), "an integer >= 1", "2"),
-    Rule("model.requires", lambda v: isinstance(v, dict), "a section of input and min_side", "{input:[image]}"),
+    Rule(
+        "model.requires", lambda v: isinstance(v, dict), "a section of input, min_side, usual_side", "{input:[image]}"
+    ),
     Rule("model.requires.input", _each(_one_of(*INPUTS)), "a list of image, vector and tokens", "[image]"),
     Rule("model.requires.min_side", _integer(1), "an integer >= 1", "16"),
+    Rule("model.requires.usual_side", _integer(1), "an integer >= 1", "32"),
     Rule("model.widths", _each(_integer(1)), "a list of integers >= 1", "[200,200]"),
     Rule("model.norm", _one_of("group", "batch"), "group or batch", "group"),
     Rule("model.groups", _integer(1), "an integer >= 1", "2"),

@@ -93,22 +93,17 @@ def load(
         return {"x": decode_images(table[image], image, mode), "y": _labels(table[label], label), **ids}
 
     def split_arrays(split: str) -> Arrays:
-        files = None if path is None else find_parquet(path, split, subset)
-        arrays = load_split(
+        return load_split(
             split,
             decode,
             columns=columns,
             name=name,
             subset=subset,
             revision=revision,
-            files=files,
+            files=None if path is None else find_parquet(path, split, subset),
             cache_dir=cache_dir,
             how={} if mode is None else {"mode": mode},
         )
-        if files is not None:
-            found = f"{len(files)} files, {files[0]} and others" if len(files) > 1 else str(files[0])
-            log.warning("split %s: %d samples of %s", split, len(arrays["y"]), found)
-        return arrays
 
     def samples(arrays: Arrays) -> Samples:
         return Samples(normalise(arrays["x"], mean, std), torch.from_numpy(arrays["y"]), arrays.get("natural_id"))
@@ -167,7 +162,11 @@ def load_split(
         return decode(table)
 
     key = [name, subset, revision, split, dict(columns), found, *([dict(how)] if how else [])]
-    return cached_arrays(cache_dir, f"{name}-{split}", key, make)
+    arrays = cached_arrays(cache_dir, f"{name}-{split}", key, make)
+    if files is not None:
+        of_files = f"{len(files)} files, {files[0]} and others" if len(files) > 1 else f"{files[0]}"
+        log.warning("split %s: %d samples of %s", split, len(arrays[next(iter(arrays))]), of_files)
+    return arrays
 
 
 def number_ids(column: pa.ChunkedArray, name: str) -> NDArray[np.int64]:

@@ -61,8 +61,10 @@ def decode_images(column: pa.ChunkedArray, name: str, mode: str | None = None) -
     return pixels
 
 
-def normalise(pixels: NDArray[np.uint8], mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def normalise(pixels: NDArray[np.uint8], mean: Sequence[float] | float, std: Sequence[float] | float) -> Tensor:
     """Return pixels of shape ``(n, channels, height, width)`` as float32, normalised for each channel.
+
+    A number alone is that of the one channel.
 
     Raises
     ------
@@ -70,15 +72,16 @@ def normalise(pixels: NDArray[np.uint8], mean: Sequence[float], std: Sequence[fl
         If mean and std are not given for each channel, on the scale of [0, 1].
     """
     channels = pixels.shape[1]
+    mean, std = ([*value] if isinstance(value, Sequence) else [value] for value in (mean, std))
     if not len(mean) == len(std) == channels:
         raise InputError(
             f"dataset.mean and dataset.std must have an entry for each channel, and the images have {channels}, "
-            f"got dataset.mean={list(mean)} dataset.std={list(std)}"
+            f"got dataset.mean={mean} dataset.std={std}"
         )
     if not (all(0 <= m <= 1 for m in mean) and all(0 < s <= 1 for s in std)):
         raise InputError(
             f"pixels are scaled to [0, 1] before dataset.mean and dataset.std, which must be in [0, 1] and (0, 1], "
-            f"got dataset.mean={list(mean)} dataset.std={list(std)}; divide them by 255"
+            f"got dataset.mean={mean} dataset.std={std}; divide them by 255"
         )
     x = torch.from_numpy(pixels).to(torch.float32)
     centre, scale = (torch.tensor(values).reshape(-1, 1, 1) for values in (mean, std))

@@ -81,7 +81,8 @@ def _faults(samples: Samples, declared: Mapping[str, Any]) -> Iterator[str]:
     if natural_id is not None:
         if len(natural_id) != len(x):
             yield f"must hold a natural id for each of {len(x)} inputs, got {len(natural_id)}"
-        kinds = sorted({type(value).__name__ for value in natural_id}) if natural_id.dtype == object else ()
+        is_mixed = np.asarray(natural_id).dtype == object
+        kinds = sorted({type(value).__name__ for value in natural_id}) if is_mixed else ()
         if len(kinds) > 1:
             yield f"must hold natural ids of one type, got {' and '.join(kinds)}"
     shape, declared_shape = list(x.shape[1:]), declared["input_shape"]
