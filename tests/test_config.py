@@ -175,11 +175,11 @@ MISTAKES = {
     "nesterov without momentum": (["optimizer.nesterov=true"], "optimizer.nesterov=true needs momentum"),
     "a sweep without -m": (
         ["seed=0,1"],
-        "seed=0,1 is a sweep of several values: add -m; for a list, type 'seed=[0,1]'; for one text, type 'seed=\"0,1",
+        "seed=0,1 is a sweep of several values: add -m; for a list, type 'seed=[0,1]'; for one text, type seed=",
     ),
     "no override at all": (["foo"], "cannot read 'foo'; an override is written key=value"),
     "an empty word": (["seed=1", ""], "an argument is empty; remove it, or write key=value, as in seed=1"),
-    "a range without -m": (["seed=range(3)"], "add -m; for one text, type 'seed=\"range(3)\"'"),
+    "a range without -m": (["seed=range(3)"], "add -m; for one text, type seed='\"range(3)\"'"),
     "a group set to null": (["model=null"], "a config group needs an option and cannot be null"),
     "an interpolation to nowhere": (["seed=${nope}"], "Interpolation key 'nope' not found"),
     "an image without sides": (

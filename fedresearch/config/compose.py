@@ -103,4 +103,4 @@ def as_text(word: str) -> str:
         grammar_parser.parse(value)
     except GrammarParseError:  # a ${ that begins no interpolation
         value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
-    return shlex.quote(f"{key}=" + quoted(value, '"'))
+    return f"{shlex.quote(key)}=" + shlex.quote(quoted(value, '"'))
