@@ -83,6 +83,21 @@ def test_the_rules_are_their_papers(n, f, seed):
     np.testing.assert_allclose(ours, bulyan(vectors, f), rtol=0, atol=1e-13)
 
 
+@pytest.mark.parametrize(
+    "rule",
+    [
+        Krum(num_malicious_nodes=2),
+        MultiKrum(num_malicious_nodes=2, num_nodes_to_select=9),
+        Bulyan(num_malicious_nodes=2),
+    ],
+    ids=lambda rule: type(rule).__name__,
+)
+def test_where_all_but_f_agree_that_is_the_result(rule):
+    vectors = [np.arange(13.0)] * 11
+    vectors[0], vectors[7] = vectors[0] + 1e6, vectors[0] - 0.1
+    np.testing.assert_array_equal(as_vector(rule.combine(as_models(vectors))), np.arange(13.0))
+
+
 def test_bulyans_krum_runs_on_what_is_left():
     """Seven clients at 0, 1, 2, 3, 6, 7 and 9, f = 1: by hand.
 
