@@ -84,7 +84,8 @@ def _load(partitioner: "Partitioner", num_supernodes: int | None) -> list[Rows]:
             f"federation.num_supernodes={num_supernodes}; try federation.num_supernodes={num_partitions}"
         )
     parts = (partitioner.load_partition(i) for i in range(num_supernodes or num_partitions))
-    return [np.asarray(part.with_format("numpy")["row"], dtype=np.int64) for part in parts]
+    # Sliced, for a column as such is read one row after another.
+    return [np.asarray(part.with_format("numpy")["row"][:], dtype=np.int64) for part in parts]
 
 
 # What leaves a partitioner more room, by its argument.

@@ -1,5 +1,6 @@
 """Where a run's numbers come from: code, versions, machine, command."""
 
+import functools
 import hashlib
 import os
 import platform
@@ -33,7 +34,7 @@ def provenance(command: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
         "platform": platform.platform(),
         "processor": _processor(),
         "num_cpus": os.cpu_count(),
-        "versions": dict(sorted({d.metadata["Name"]: d.version for d in distributions()}.items())),
+        "versions": dict(_versions()),
     }
     patches = {name: checkout[1] for name, checkout in checkouts.items() if checkout and checkout[1]}
     if patches.get("working_directory") == patches.get("fedresearch"):
@@ -45,6 +46,13 @@ def peak_memory_bytes() -> int:
     """Return the most memory that this process, or any one that it started and that has ended, has held so far."""
     peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return max(peaks) * (1 if sys.platform == "darwin" else 1024)
+
+
+@functools.cache
+def _versions() -> tuple[tuple[str, str], ...]:
+    """Return the name and version of each installed package; a process reads them once, which takes a tenth second."""
+    found = [distribution.metadata for distribution in distributions()]
+    return tuple(sorted({metadata["Name"]: metadata["Version"] for metadata in found}.items()))
 
 
 def _checkout(folder: Path, tracked: str) -> tuple[dict[str, Any], str] | None:
