@@ -16,6 +16,7 @@ os.environ["WANDB_MODE"] = "offline"
 os.environ["HF_HUB_OFFLINE"] = "1"
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a background job, and by all that it starts
 
+LONG = "FEDRESEARCH_LONG" in os.environ  # ./scripts/test --long
 ROOT = Path(__file__).parents[1]
 MNIST = ROOT.parent / "shared" / "data" / "mnist"
 
@@ -31,6 +32,12 @@ class Result:
     def numbers(self) -> list[dict[str, Any]]:
         """Return the rows without their times."""
         return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in self.rows]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that have slow tests, so that no long test is the last one, while other workers are done."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(autouse=True)
@@ -49,13 +56,9 @@ def _only_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def compose() -> Callable[..., tuple[Any, dict[str, str | None]]]:
     """Return a function from overrides to the checked config and the chosen options."""
-    from fedresearch import config
-    from fedresearch.usage import CONF
+    from tests import directories
 
-    def compose_(*overrides: str, config_dir: Path | None = None) -> tuple[Any, dict[str, str | None]]:
-        return config.compose(CONF, overrides, [config_dir] if config_dir else [])[:2]
-
-    return compose_
+    return directories.compose
 
 
 @pytest.fixture

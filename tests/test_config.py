@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from fedresearch.config import explain
 from fedresearch.errors import InputError
+from tests import warm
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,9 +38,7 @@ finally:
 def command(cwd, *arguments):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     environment.pop("HYDRA_FULL_ERROR", None)
-    return subprocess.run(
-        [sys.executable, "-c", GUARD, *arguments], cwd=cwd, env=environment, capture_output=True, text=True
-    )
+    return warm.python("-c", GUARD, *arguments, cwd=cwd, env=environment, preload=warm.LIGHT)
 
 
 MISTAKES = {

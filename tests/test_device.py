@@ -91,7 +91,12 @@ def test_channels_last_is_the_same_up_to_rounding(run, monkeypatch):
     """In float64; what is sent has the usual layout."""
     monkeypatch.setattr(Experiment, "evaluate", lambda *_: {})  # of 10,000 images takes minutes
     options = ["dtype=float64", "dataset=mnist", f"dataset.root={MNIST}", "model=lenet", "federation.num_rounds=1"]
-    options += ["federation.num_supernodes=600", "federation.fraction_train=0.01", "federation.fraction_evaluate=0"]
+    options += [
+        "partitioner=iid",
+        "federation.num_supernodes=600",
+        "federation.fraction_train=0.01",
+        "federation.fraction_evaluate=0",
+    ]
     usual, last = run(*options), run(*options, "memory_format=channels_last")
     convolution = next(p for p in last.experiment.model.parameters() if p.dim() == 4)
     assert convolution.is_contiguous(memory_format=torch.channels_last)

@@ -20,18 +20,17 @@ from fedresearch.apps.folder import FolderApp, FolderGrid
 from fedresearch.apps.pyproject import AppFolder, node_config, run_config
 from fedresearch.errors import InputError
 from fedresearch.hardware.in_process import InProcessGrid
+from tests import warm
 
 APP = Path(__file__).parent / "flower_app"
 
 
 def command(folder, *arguments, app=APP, **env):
-    return subprocess.run(
-        [sys.executable, "-m", "fedresearch.flower_app", app, *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **env},
-    )
+    words = ["-m", "fedresearch.flower_app", app, *arguments]
+    if "PYTHONHASHSEED" not in env:
+        return warm.python(*words, cwd=folder, env={**os.environ, **env})
+    words, env = [sys.executable, *words], {**os.environ, **env}
+    return subprocess.run(words, cwd=folder, capture_output=True, text=True, env=env)
 
 
 def run(folder, *arguments, **options):
@@ -65,11 +64,11 @@ def test_same_seed_same_bits_on_any_hardware(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", ["1", "3"])
-def test_any_number_of_workers(tmp_path, workers):
+def test_any_number_of_workers(tmp_path):
     _, model = run(tmp_path)
-    _, same_model = run(tmp_path, "--hardware", "workers", "--workers", workers)
-    assert same(same_model, model)
+    for workers in ("1", "3"):
+        _, same_model = run(tmp_path, "--hardware", "workers", "--workers", workers)
+        assert same(same_model, model)
     _, other_model = run(tmp_path, "--seed", "1")
     assert not same(other_model, model)
 
@@ -219,22 +218,17 @@ def test_old_apps_run(tmp_path, old_app):
 @pytest.mark.slow
 def test_an_interrupted_run_says_so_and_leaves_no_process(tmp_path):
     arguments = [APP, "--hardware", "workers", "--workers", "2", "-c", "num-server-rounds=100000"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fedresearch.flower_app", *arguments],
-        cwd=tmp_path,
-        start_new_session=True,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    for line in process.stderr:
-        if "[ROUND 2/" in line:
-            break
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: all processes at once
-    _, stderr = process.communicate(timeout=60)
+    words = ["-m", "fedresearch.flower_app", *arguments]
+    with warm.Command(*words, cwd=tmp_path, env=dict(os.environ)) as process:
+        while "[ROUND 2/" not in process.printed()[1]:
+            assert process.poll() is None, process.printed()
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: all processes at once
+        _, stderr = process.communicate(timeout=300)
     assert process.returncode == 1
     assert stderr.splitlines()[-1] == "interrupted"
     assert "Traceback" not in stderr
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:
             os.killpg(process.pid, 0)

@@ -2,10 +2,9 @@
 
 import functools
 import io
+import os
 import signal
 import struct
-import subprocess
-import sys
 import time
 import zlib
 from pathlib import Path
@@ -23,6 +22,7 @@ from hydra.errors import InstantiationException
 from fedresearch.data import hub, text
 from fedresearch.data.cache import cached_arrays
 from fedresearch.errors import InputError
+from tests import warm
 
 # For each option: where the Hub keeps its files, the columns there, channels, side, classes.
 IMAGES = {
@@ -452,10 +452,7 @@ print(float(source.train.x.double().sum()), float(source.test.x.double().sum()),
 
 
 def test_two_processes_decode_once(grey, tmp_path):
-    racers = [
-        subprocess.Popen([sys.executable, "-c", RACER, tmp_path, str(i)], stdout=subprocess.PIPE, text=True)
-        for i in range(2)
-    ]
+    racers = [warm.Command("-c", RACER, tmp_path, i, cwd=tmp_path, env=dict(os.environ)) for i in range(2)]
     while not all((tmp_path / f"ready-{i}").exists() for i in range(2)):
         assert all(racer.poll() is None for racer in racers)
         time.sleep(0.01)
@@ -484,7 +481,7 @@ cached_arrays(sys.argv[1], "set", 1, lambda: {"x": np.arange(5)})
 
 
 def test_a_killed_process_leaves_nothing_that_is_read(tmp_path):
-    killed = subprocess.run([sys.executable, "-c", KILLED, tmp_path], check=False)
+    killed = warm.python("-c", KILLED, tmp_path, cwd=tmp_path, env=dict(os.environ))
     assert killed.returncode == -signal.SIGKILL
     assert [file.suffix for file in tmp_path.iterdir() if file.stat().st_size] == [".tmp"]
     made = cached_arrays(tmp_path, "set", 1, lambda: {"x": np.arange(7)})

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import warm
+
 SHARED_MEMORY = Path("/dev/shm")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not Path("/proc").exists(), reason="processes are read off /proc")]
 
@@ -20,9 +22,8 @@ def start(tmp_path):
     processes = []
 
     def start_(hardware):
-        command = [sys.executable, "-m", "fedresearch.main", f"hardware={hardware}", "tracker=none"]
-        options = ["federation.num_rounds=5000", f"hydra.run.dir={tmp_path}"]
-        process = subprocess.Popen([*command, *options], start_new_session=True, stderr=subprocess.PIPE, text=True)
+        words = [f"hardware={hardware}", "tracker=none", "federation.num_rounds=5000", f"hydra.run.dir={tmp_path}"]
+        process = warm.Command("-m", "fedresearch.main", *words, cwd=tmp_path, env=dict(os.environ))
         processes.append(process)
         metrics = tmp_path / "metrics.jsonl"
         deadline = time.monotonic() + 240
@@ -34,8 +35,8 @@ def start(tmp_path):
 
     yield start_
     for process in processes:
-        process.kill()
-        process.communicate()
+        with process:
+            process.kill()
 
 
 def descendants(pid):
@@ -52,7 +53,7 @@ def descendants(pid):
     return found[1:]
 
 
-def are_gone(pids, within_s=20):
+def are_gone(pids, within_s=120):
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
         if not any(is_running(pid) for pid in pids):
@@ -86,7 +87,7 @@ def test_an_interrupted_run_leaves_no_process_and_no_shared_memory(start, tmp_pa
     process, others = start(hardware)
     assert len(others) >= {"cpu": 0, "workers": 3, "ray": 4}[hardware]
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: all processes of the group at once
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=300)
     assert process.returncode == 1
     assert stderr.strip().splitlines()[-1] == "interrupted"
     assert "Traceback" not in stderr

@@ -18,11 +18,19 @@ ROOT = Path(__file__).parents[1]
 SHORT = ["tracker=none", "federation.num_rounds=3", "local.epochs=1"]
 
 
-def command(cwd, *overrides, **environment):
-    """Run the command line in a folder, and return the finished process."""
+def environment(cwd, **more):
     clean = {k: v for k, v in os.environ.items() if k not in ("HYDRA_FULL_ERROR", "WANDB_MODE")}
-    env = {**clean, "PYTHONPATH": str(ROOT), "HOME": str(cwd), **environment}
-    return warm.python("-m", "fedresearch.main", *overrides, cwd=cwd, env=env)
+    return {**clean, "PYTHONPATH": str(ROOT), "HOME": str(cwd), **more}
+
+
+def command(cwd, *overrides, **more):
+    """Run the command line in a folder, and return the finished process."""
+    return warm.python("-m", "fedresearch.main", *overrides, cwd=cwd, env=environment(cwd, **more))
+
+
+def start(cwd, *overrides):
+    """Start the command line in a folder."""
+    return warm.Command("-m", "fedresearch.main", *overrides, cwd=cwd, env=environment(cwd))
 
 
 def numbers(directory):
@@ -143,17 +151,10 @@ def test_a_run_goes_on_in_its_own_directory_alone(finished, tmp_path):
 
 
 def test_of_two_starting_at_once_in_one_directory_one_runs(tmp_path):
-    arguments = [sys.executable, "-m", "fedresearch.main", *SHORT, "hydra.run.dir=both"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    processes = [
-        subprocess.Popen(
-            arguments, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        for _ in range(2)
-    ]
-    outputs = [process.communicate() for process in processes]
-    assert sorted(process.returncode for process in processes) == [0, 1]
-    (refused,) = (err for process, (_, err) in zip(processes, outputs, strict=True) if process.returncode)
+    with start(tmp_path, *SHORT, "hydra.run.dir=both") as one, start(tmp_path, *SHORT, "hydra.run.dir=both") as other:
+        errors = {process.wait(): process.printed()[1] for process in (one, other)}
+    assert errors.keys() == {0, 1}
+    refused = errors[1]
     # The second either waits a moment for the first, or comes when it is done.
     assert "is being run by another process" in refused or "already holds a run" in refused
     assert record(tmp_path / "both")["status"] == "finished"
@@ -163,7 +164,9 @@ def test_of_two_starting_at_once_in_one_directory_one_runs(tmp_path):
 def test_same_seed_same_bits(finished, tmp_path):
     """From another process, working directory and hash seed, with other threads asked for."""
     directory, _ = finished
-    done = command(tmp_path, *SHORT, "hydra.run.dir=again", PYTHONHASHSEED="12", OMP_NUM_THREADS="2")
+    words = [sys.executable, "-m", "fedresearch.main", *SHORT, "hydra.run.dir=again"]
+    env = environment(tmp_path, PYTHONHASHSEED="12", OMP_NUM_THREADS="2")
+    done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert numbers(tmp_path / "again") == numbers(directory)
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (directory / "model.safetensors").read_bytes()
@@ -224,26 +227,13 @@ def test_a_sweep_has_a_directory_for_each_job(tmp_path):
 
 
 def test_interrupted_runs_say_so(tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fedresearch.main", "tracker=none", "federation.num_rounds=100000", "hydra.run.dir=d"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(
-            signal.SIGINT, signal.default_int_handler
-        ),  # a job in the background ignores it
-    )
     metrics = tmp_path / "d" / "metrics.jsonl"
-    try:
+    with start(tmp_path, "tracker=none", "federation.num_rounds=100000", "hydra.run.dir=d") as process:
         while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
             assert process.poll() is None
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-    finally:
-        process.kill()  # whatever happens, nothing is left running
+        out, err = process.communicate(timeout=300)
     assert process.returncode == 1
     assert err.splitlines()[-1] == "interrupted"
     assert "Traceback" not in err

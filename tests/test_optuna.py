@@ -2,18 +2,14 @@
 
 import json
 import os
-import subprocess
-import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import yaml
 
 from fedresearch.sweep.job import objective
+from tests import warm
 from tests.records import make
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize(
@@ -50,9 +46,7 @@ def test_optuna_is_told_and_goes_on(tmp_path):
         words = ["hydra/sweeper=optuna", "hydra.sweeper.direction=maximize", f"hydra.sweeper.n_trials={trials}"]
         words += ["hydra.sweeper.n_jobs=1", "hydra.sweeper.sampler.seed=1", "hydra.sweep.dir=sweep", "tracker=none"]
         words += ["optimizer.lr=tag(log, interval(0.001, 1.0))", "model=logistic", "federation.num_rounds=1"]
-        command = [sys.executable, "-m", "fedresearch.main", "-m", *words]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        done = warm.python("-m", "fedresearch.main", "-m", *words, cwd=tmp_path, env=dict(os.environ))
         assert done.returncode == 0, done.stderr
         return done.stdout + done.stderr
 

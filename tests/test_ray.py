@@ -23,9 +23,8 @@ def _ended():
     ray.shutdown()
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", "scaffold"])
-def test_an_actor_pool_gives_the_same_bits(run, strategy):
-    options = [*TWENTY, f"strategy={strategy}"]
+def test_an_actor_pool_gives_the_same_bits(run):
+    options = [*TWENTY, "strategy=scaffold"]  # it keeps something on the clients
     assert run(*options, "hardware=ray").numbers() == run(*options).numbers()
     assert not ray.is_initialized()
 

@@ -1,24 +1,25 @@
-"""Runs that are killed at random moments, and gone on with until they are finished.
+"""Runs that are killed at random moments, and resumed until they are finished.
 
-The short test survives four kills. ``FEDRESEARCH_TORTURE=50 pytest tests/test_torture.py -k random`` is the long one,
-of fifty; ``FEDRESEARCH_TORTURE_SEED=1`` draws others.
+The short test survives four kills, that of ``./scripts/test --long`` fifty; ``FEDRESEARCH_TORTURE_SEED=1``
+draws others.
 """
 
 import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from tests import warm
+from tests.conftest import LONG
+
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not Path("/proc").exists(), reason="processes are read off /proc")]
 
-KILLS = int(os.environ.get("FEDRESEARCH_TORTURE", "4"))
+KILLS = 50 if LONG else 4
 SEED = int(os.environ.get("FEDRESEARCH_TORTURE_SEED", "0"))
 
 OPTIONS = [
@@ -39,41 +40,19 @@ STRATEGIES = {
 }
 HARDWARE = {"cpu": ["hardware=cpu"], "workers": ["hardware=workers", "hardware.workers=2"]}
 
-# The command, in processes that have imported it already: one for each line, in a group of its own.
-LAUNCHER = """
-import json, os, signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)
-import fedresearch.main, fedresearch.run, fedresearch.hardware.workers, matplotlib.pyplot
-for line in sys.stdin:
-    *words, log = json.loads(line)
-    child = os.fork()
-    if not child:
-        os.setsid()
-        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(descriptor, 1), os.dup2(descriptor, 2), os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        sys.argv[1:] = words
-        fedresearch.main.main()
-        sys.exit(0)
-    print(child, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
 
 class Attempt:
     """One process at work on a run."""
 
-    def __init__(self, launcher, directory, words):
-        self.log = directory.with_suffix(".log")
-        launcher.stdin.write(json.dumps([*words, str(self.log)]) + "\n")
-        launcher.stdin.flush()
-        self.pid, self._launcher, self._started = int(launcher.stdout.readline()), launcher, time.monotonic()
-        self._metrics = directory / "metrics.jsonl"
+    def __init__(self, directory, words):
+        resumes = (directory / "run.json").exists()
+        words = [f"{'resume' if resumes else 'hydra.run.dir'}={directory}", *words]
+        self._started = time.monotonic()
+        self._command = warm.Command("-m", "fedresearch.main", *words, cwd=directory.parent, env=dict(os.environ))
+        self.pid, self._metrics = self._command.pid, directory / "metrics.jsonl"
 
     def is_running(self):
-        try:
-            return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-        except OSError:
-            return False
+        return self._command.poll() is None
 
     def wait(self, moment):
         while self.is_running() and not moment():
@@ -98,24 +77,10 @@ class Attempt:
         return sorted(pid for pid, parent in parents.items() if parents.get(parent) == self.pid)
 
     def code(self):
-        return int(self._launcher.stdout.readline())
+        return self._command.wait()
 
-
-@pytest.fixture(scope="module")
-def launch():
-    """Return a function that starts or goes on with a run, in a process of its own."""
-    launcher = subprocess.Popen(
-        [sys.executable, "-c", LAUNCHER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-
-    def launch_(directory, words):
-        resumes = (directory / "run.json").exists()
-        return Attempt(launcher, directory, [f"{'resume' if resumes else 'hydra.run.dir'}={directory}", *words])
-
-    yield launch_
-    launcher.stdin.close()
-    launcher.wait(60)
-    launcher.stdout.close()
+    def told(self):
+        return self._command.printed()[1]
 
 
 def outcome(directory):
@@ -125,15 +90,15 @@ def outcome(directory):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(launch, tmp_path_factory):
+def undisturbed(tmp_path_factory):
     """Return a function from a strategy to what it comes to, and how long that takes."""
     known = {}
 
     def undisturbed_(strategy):
         if strategy not in known:
             directory = tmp_path_factory.mktemp("undisturbed") / strategy
-            attempt = launch(directory, [*OPTIONS, *STRATEGIES[strategy], *HARDWARE["cpu"]])
-            assert attempt.code() == 0, attempt.log.read_text()
+            attempt = Attempt(directory, [*OPTIONS, *STRATEGIES[strategy], *HARDWARE["cpu"]])
+            assert attempt.code() == 0, attempt.told()
             known[strategy] = (outcome(directory), attempt.seconds())
         return known[strategy]
 
@@ -154,7 +119,7 @@ def kill(draw, attempt, target):
 
 
 @pytest.mark.timeout(3600)
-def test_random_kills_change_no_bit(tmp_path, launch, undisturbed):
+def test_random_kills_change_no_bit(tmp_path, undisturbed):
     draw, kills, runs, by = random.Random(SEED), 0, 0, Counter()
     while kills < KILLS:
         strategy = [*STRATEGIES][(runs + SEED) % len(STRATEGIES)]
@@ -162,7 +127,7 @@ def test_random_kills_change_no_bit(tmp_path, launch, undisturbed):
         directory, of_this_run, hardware = tmp_path / str(runs), 0, draw.choice(["cpu", "cpu", "workers"])
         words = [*OPTIONS, *STRATEGIES[strategy], *HARDWARE[hardware]]
         while True:
-            attempt = launch(directory, words)
+            attempt = Attempt(directory, words)
             while of_this_run < 6 and kills < KILLS and attempt.is_running():
                 target = draw.choice(["main", "group", "worker"] if hardware == "workers" else ["main", "group"])
                 if draw.random() < 0.3:  # while it starts, or somewhere
@@ -179,7 +144,7 @@ def test_random_kills_change_no_bit(tmp_path, launch, undisturbed):
                     if ended:
                         break
             code = attempt.code()
-            assert code in (0, -signal.SIGKILL), attempt.log.read_text()
+            assert code in (0, -signal.SIGKILL), attempt.told()
             if code == 0:
                 break
         assert outcome(directory) == expected, (SEED, runs, strategy, hardware)
@@ -191,21 +156,21 @@ def test_random_kills_change_no_bit(tmp_path, launch, undisturbed):
 
 
 @pytest.mark.parametrize(("number", "hardware"), [(signal.SIGINT, "workers"), (signal.SIGTERM, "cpu")])
-def test_a_signal_ends_the_run_after_its_round(tmp_path, launch, undisturbed, number, hardware):
+def test_a_signal_ends_the_run_after_its_round(tmp_path, undisturbed, number, hardware):
     expected, _ = undisturbed("fedavg")
     directory = tmp_path / "run"
     words = [*OPTIONS, *STRATEGIES["fedavg"], *HARDWARE[hardware]]
-    attempt = launch(directory, words)
+    attempt = Attempt(directory, words)
     attempt.wait(lambda: attempt.num_rows() >= 2)
     # As a terminal does with Ctrl-C: all processes of the group at once.
     (os.killpg if number == signal.SIGINT else os.kill)(attempt.pid, number)
     assert attempt.code() == 1
-    told = attempt.log.read_text()
+    told = attempt.told()
     assert "stopping after this round; once more to stop at once" in told
     assert told.strip().splitlines()[-1] == "interrupted"
     assert "Traceback" not in told
     assert json.loads((directory / "run.json").read_text())["status"] == "interrupted"
     assert (directory / "checkpoints" / f"round_{attempt.num_rows():06d}.safetensors").exists()
-    attempt = launch(directory, words)
-    assert attempt.code() == 0, attempt.log.read_text()
+    attempt = Attempt(directory, words)
+    assert attempt.code() == 0, attempt.told()
     assert outcome(directory) == expected
