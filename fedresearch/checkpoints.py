@@ -8,7 +8,7 @@ from pathlib import Path
 
 from flwr.app import ArrayRecord
 
-from fedresearch.apps.rounds import Row
+from fedresearch.apps.measures import Row
 from fedresearch.apps.state import Packer, Unknown, unpack, unpack_object
 from fedresearch.errors import InputError
 from fedresearch.experiment import Experiment

@@ -21,19 +21,22 @@ from fedresearch.apps import flower
 from fedresearch.apps.buffers import BuffersApart
 from fedresearch.apps.client_app import Clients
 from fedresearch.apps.cohort import CohortGrid
+from fedresearch.apps.hooks import Hooks, wait_for_nobody, wrapped
+from fedresearch.apps.measures import Row
 from fedresearch.apps.nodes import NodeGrid
 from fedresearch.apps.records import LR, NUM_CLIENTS
-from fedresearch.apps.rounds import RoundLoop, Row
+from fedresearch.apps.rounds import RoundLoop
 from fedresearch.apps.sampling import Sampling, uniform
 from fedresearch.apps.server_app import make_server_app
 from fedresearch.building import Builder
-from fedresearch.config.check import cohort_size
+from fedresearch.config.cohorts import cohort_size, shortages
 from fedresearch.config.schema import Config
 from fedresearch.data.facts import Facts, gather_facts
 from fedresearch.data.federated import FederatedData
 from fedresearch.data.partition import columns, partition_rows, split_validation
 from fedresearch.data.source import Rows, Source, check_source
 from fedresearch.errors import InputError
+from fedresearch.generators import kept, seeded
 from fedresearch.hardware.ordered import OrderedGrid
 from fedresearch.hardware.threads import be_deterministic
 from fedresearch.local.objective import evaluate
@@ -44,6 +47,9 @@ from fedresearch.model import build_model
 from fedresearch.rehearsal import CannotTakePart, rehearse
 from fedresearch.seeding import derive_seed
 from fedresearch.tracking.tracker import Tracker
+
+# How many rounds are asked before the first for their cohorts.
+_ROUNDS_AHEAD = 1000
 
 
 class Experiment:
@@ -85,6 +91,7 @@ class Experiment:
         _ = self.initial_arrays, self.data, self.strategy, self.grid, self.tracker
         for server_round in range(1, self.config.federation.num_rounds + 1):
             self.learning_rate(server_round)
+        self._refuse_small_cohorts()
         # Refused arguments are told here, and not by the first client.
         parameter, lr = Parameter(torch.zeros(1)), self.config.optimizer["lr"]
         self._builder.call("optimizer", self._optimizer, params=[parameter], lr=lr)
@@ -112,8 +119,7 @@ class Experiment:
     @cached_property
     def model(self) -> Module:
         """The model with its initial weights, which follow from the run's seed alone."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(self.config.seed, "initial-weights"))
+        with seeded(derive_seed(self.config.seed, "initial-weights")):
             model = build_model(self.config, self.choices)
         return model.to(self._device).to(memory_format=self._memory_format)
 
@@ -181,9 +187,9 @@ class Experiment:
         federation, data = self.config.federation, self.data
         evaluating = federation.fraction_evaluate > 0
         loop = RoundLoop(
-            strategy=self.strategy,
+            hooks=Hooks(self.strategy, self.config.seed),
             num_rounds=federation.num_rounds,
-            train_cohort=self._train_cohort,
+            train_cohort=self._cohort,
             evaluate_cohort=Sampling(
                 uniform,
                 [len(rows) for rows in data.validation],
@@ -194,6 +200,7 @@ class Experiment:
             target_accuracy=federation.target_accuracy,
             evaluate_every=federation.evaluate_every,
             parameters=parameters(self.model),
+            shortage=lambda num_clients: ", ".join(needed for needed, _ in self._shortages(num_clients)),
             client_config=self._client_config,
             evaluate=self.evaluate,
             log=log_row,
@@ -211,7 +218,8 @@ class Experiment:
     def evaluate(self, arrays: ArrayRecord) -> Row:
         """Return the loss, and the accuracy where there are classes, of global arrays on the dataset's test split."""
         self.model.load_state_dict(self.state_dict(arrays))
-        loss, accuracy = evaluate(self.model, self.data.test_x, self.data.test_y)
+        with seeded(derive_seed(self.config.seed, "evaluate")):  # dropout that is never off
+            loss, accuracy = evaluate(self.model, self.data.test_x, self.data.test_y)
         return {"eval/loss": loss} | ({} if accuracy is None else {"eval/accuracy": accuracy})
 
     @cached_property
@@ -245,6 +253,27 @@ class Experiment:
             self.config.seed,
             "train-sampling",
         )
+
+    def _cohort(self, server_round: int) -> Sequence[int]:
+        """Return who trains in a round. For a rule that scores clients, each is there once: twins would be nearest."""
+        drawn = self._train_cohort(server_round)
+        return sorted(set(drawn)) if "min_cohort" in self.config.strategy else drawn
+
+    def _shortages(self, num_clients: int) -> list[tuple[str, str]]:
+        return [*shortages(self.config.strategy, num_clients)]
+
+    def _refuse_small_cohorts(self) -> None:
+        """Ask who will train, and refuse a round of fewer than the strategy's rule needs.
+
+        After so many rounds it is left to the loop, which holds the replies to the same.
+        """
+        if not self._shortages(0) or not self._num_clients:
+            return
+        for server_round in range(1, min(self.config.federation.num_rounds, _ROUNDS_AHEAD) + 1):
+            num_clients = len(set(self._builder.call("sampling", self._train_cohort, server_round=server_round)))
+            for needed, instead in self._shortages(num_clients):
+                which = f"the {num_clients} that train in round {server_round}, of {self._num_clients} with samples"
+                raise InputError(f"{needed}, got {which}; try {instead or 'more clients a round'}")
 
     @cached_property
     def _num_clients(self) -> int:
@@ -287,17 +316,27 @@ class Experiment:
         return {LR: self.learning_rate(server_round), NUM_CLIENTS: self._num_clients}
 
     def _new_strategy(self) -> Strategy:
-        strategy = self._builder.build("strategy", self.config.strategy["server"])
+        with seeded(derive_seed(self.config.seed, "strategy")):
+            strategy = self._builder.build("strategy", self.config.strategy["server"])
         if not isinstance(strategy, Strategy):
             raise InputError(
                 f"strategy={self.choices['strategy']}: strategy.server must be a flwr.serverapp.strategy.Strategy, "
                 f"got {type(strategy).__name__}"
             )
+        wait_for_nobody(strategy)
+        weighted_by = self.config.strategy["weighted_by"]
+        for part in wrapped(strategy):
+            if getattr(part, "weighted_by_key", weighted_by) != weighted_by:
+                raise InputError(
+                    f"strategy={self.choices['strategy']}: {type(part).__name__} weighs clients by "
+                    f"{part.weighted_by_key}, and strategy.weighted_by is {weighted_by}; give it "  # type: ignore[attr-defined]
+                    "weighted_by_key: ${strategy.weighted_by} in its YAML"
+                )
         apart = buffers(self.model) - self.personal
         how = self.config.strategy["buffers"]
         if not apart or how == "rule":
             return strategy
-        return BuffersApart(strategy, apart, None if how == "median" else self.config.strategy["weighted_by"])
+        return BuffersApart(strategy, apart, None if how == "median" else weighted_by)
 
     def _new_client_app(self, model: Module, data: FederatedData, schedule: Schedule) -> Clients:
         return self._builder.call(
@@ -320,17 +359,21 @@ class Experiment:
         drawn = self._builder.call("sampling", self._train_cohort, server_round=1)
         cohort = CohortGrid(self.grid, sorted(set(drawn)))
         config = ConfigRecord(dict(self._client_config(1)))
-        message, *_ = self._new_strategy().configure_train(1, self.initial_arrays, config, cohort)
+        hooks = Hooks(self._new_strategy(), self.config.seed)
+        messages = hooks.configure_train(1, self.initial_arrays, config, cohort)
+        if not messages:
+            raise InputError(f"strategy={self.choices['strategy']}: it sends no message in round 1, so nobody trains")
         model, dataset, strategy = (self.choices[group] for group in ("model", "dataset", "strategy"))
         try:
-            rehearse(
-                message,
-                self.grid.try_out,
-                lambda data: self._new_client_app(copy.deepcopy(self.model), data, Schedule(None, 1, 0)),
-                self.training_data,
-                self.data,
-                self.config.local.batch_size,
-            )
+            with kept():
+                rehearse(
+                    messages[0],
+                    self.grid.try_out,
+                    lambda data: self._new_client_app(copy.deepcopy(self.model), data, Schedule(None, 1, 0)),
+                    self.training_data,
+                    self.data,
+                    self.config.local.batch_size,
+                )
         except CannotTakePart as error:
             raise InputError(
                 f"model={model} cannot {error.doing} on dataset={dataset} with strategy={strategy}: {error}"
@@ -340,20 +383,21 @@ class Experiment:
         """Return the rows that each client trains on, and validates on."""
         config = self.config
         options = dict(config.partitioner)
-        seeded = "seed" in options
+        has_seed = "seed" in options
         seed = options.pop("seed", None)
         seed = derive_seed(config.seed, "partition") if seed is None else seed
         make = self._builder.partial("partitioner", options)
         arguments = inspect.signature(make.func).parameters
-        given = {"seed": seed} if seeded and "seed" in arguments else {}
+        given = {"seed": seed} if has_seed and "seed" in arguments else {}
         if "num_classes" in arguments:
             given["num_classes"] = len(np.unique(columns(source.train)[options["partition_by"]]))
-        rows = partition_rows(
-            source.train,
-            self._builder.call("partitioner", make, **given),
-            num_supernodes=config.federation.num_supernodes,
-            shuffle_seed=seed if seeded else None,
-        )
+        with seeded(seed):
+            rows = partition_rows(
+                source.train,
+                self._builder.call("partitioner", make, **given),
+                num_supernodes=config.federation.num_supernodes,
+                shuffle_seed=seed if has_seed else None,
+            )
 
         def validation_seed(partition_id: int) -> int:
             fixed = config.validation.seed
@@ -367,6 +411,7 @@ class Experiment:
         """Load the dataset, and hold it to what its YAML declares."""
         options = dict(self.config.dataset)
         declared = options.pop("declares")
-        source: Source = self._builder.build("dataset", options)
+        with seeded(derive_seed(self.config.seed, "dataset")):
+            source: Source = self._builder.build("dataset", options)
         check_source(source, declared, str(self.choices["dataset"]))
         return source

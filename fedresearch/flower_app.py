@@ -42,7 +42,9 @@ def run(options: Namespace) -> None:
     from flwr.serverapp import ServerApp
 
     from fedresearch.apps import flower
-    from fedresearch.apps.folder import FolderApp, FolderGrid, load_app, seeded
+    from fedresearch.apps.folder import FolderApp, FolderGrid, load_app
+    from fedresearch.generators import seeded
+    from fedresearch.seeding import derive_seed
 
     flower.check_version()
     flower.quieten(logging.DEBUG)
@@ -52,7 +54,7 @@ def run(options: Namespace) -> None:
     opened = make_grid(client_app, num_supernodes, run_config=config, **where)
     client_app.load()  # what is wrong with it is told here, and not by each client
     server_app = load_app(folder.path, folder.serverapp, options.seed, ServerApp)
-    with opened as grid, seeded(options.seed, "server-app"):
+    with opened as grid, seeded(derive_seed(options.seed, "server-app")):
         server_app(
             FolderGrid(grid), Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=dict(config))
         )

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fedresearch.apps.rounds import Row
+from fedresearch.apps.measures import Row
 from fedresearch.config import Config, differences
 from fedresearch.errors import InputError
 from fedresearch.experiment import Experiment

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from flwr.app import ArrayRecord, Context, RecordDict
 
+from fedresearch.apps.measures import Row
 from fedresearch.apps.nodes import NodeGrid
 from fedresearch.apps.records import sha256
-from fedresearch.apps.rounds import ClientsFailed, Diverged, Row
+from fedresearch.apps.rounds import ClientsFailed, Diverged, Stalled
 from fedresearch.checkpoints import Checkpoints, refuse_unkept, restore
 from fedresearch.config import Config, digest
 from fedresearch.data.federated import FederatedData
@@ -69,8 +70,8 @@ def run_experiment(
     Raises
     ------
     InputError
-        If a part cannot be built as configured, the directory holds another run, more clients failed than may, or the
-        run diverged.
+        If a part cannot be built as configured, the directory holds another run, more clients failed than may, the run
+        diverged, or a round trained nothing.
     Busy
         If another process is at work in the directory.
     """
@@ -86,7 +87,7 @@ def run_experiment(
             refuse_used(directory)
         experiment = Experiment(config, choices, nodes)
         experiment.build()
-        report_small_partitions(experiment.data, config.local.batch_size)
+        report_small_partitions(experiment.data, config.local.batch_size, config.federation.fraction_evaluate > 0)
         for line in (*experiment.facts.lines(), *unusual_model(config, choices)):
             log.warning("%s", line)
         with experiment.grid:  # only what can run claims the directory
@@ -215,6 +216,8 @@ def _code(whence: Mapping[str, Any]) -> Mapping[str, Any]:
 def _status(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
+    if isinstance(error, Stalled):
+        return "stalled"
     return "diverged" if isinstance(error, Diverged) else "failed"
 
 
@@ -222,6 +225,8 @@ def _told(error: BaseException, directory: Path) -> InputError | None:
     """Return what the user is to read where the run itself ended so, and no programming mistake did."""
     if isinstance(error, Diverged):
         return InputError(f"{error}; try a smaller optimizer.lr, or federation.nonfinite=drop or keep")
+    if isinstance(error, Stalled):
+        return InputError(f"{error}; resume={directory} tries the round again")
     if isinstance(error, ClientsFailed):
         first, *_, raised = str(error).strip().splitlines()
         return InputError(
@@ -266,7 +271,7 @@ def unusual_model(config: Config, choices: Mapping[str, str | None]) -> Iterator
         )
 
 
-def report_small_partitions(data: FederatedData, batch_size: int) -> None:
+def report_small_partitions(data: FederatedData, batch_size: int, evaluates: bool) -> None:
     """Name the partitions without samples to train or validate on, and those with less than one batch.
 
     Raises
@@ -283,7 +288,9 @@ def report_small_partitions(data: FederatedData, batch_size: int) -> None:
         log.warning("%s empty and never sampled", _partitions(empty))
     if tiny:
         log.warning("%s less than one batch of %d training samples", _partitions(tiny, "hold"), batch_size)
-    if any(len(rows) for rows in data.validation):
+    if evaluates and not any(len(rows) for rows in data.validation):
+        log.warning("no client holds a validation sample: nobody evaluates; try a larger validation.fraction")
+    elif evaluates:
         unvalidated = [i for i, rows in enumerate(data.validation) if sizes[i] and not len(rows)]
         if unvalidated:
             log.warning("%s no validation sample and never evaluate", _partitions(unvalidated, "hold"))

@@ -8,6 +8,7 @@ import hashlib
 from typing import Literal
 
 Purpose = Literal[
+    "dataset",
     "initial-weights",
     "partition",
     "validation",
@@ -15,6 +16,12 @@ Purpose = Literal[
     "evaluate-sampling",
     "batches",
     "dropout",
+    "evaluate",
+    "strategy",
+    "configure-train",
+    "aggregate-train",
+    "configure-evaluate",
+    "aggregate-evaluate",
     "app-import",
     "server-app",
     "client-app",

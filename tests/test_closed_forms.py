@@ -304,7 +304,6 @@ def test_q_fedavg(run):
     ("strategy", "combine"),
     [
         ("fedmedian", lambda models: np.median(models, axis=0)),
-        ("fedtrimmedavg", lambda models: np.mean(models, axis=0)),  # int(0.2 * 4) = 0 are cut at each end
         ("multikrum", None),
         ("krum", None),
     ],

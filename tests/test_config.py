@@ -57,7 +57,7 @@ MISTAKES = {
     ),
     "more models than the cohort sends": (
         ["strategy=multikrum", "strategy.server.num_nodes_to_select=9"],
-        "num_nodes_to_select=9 is more than the 5 clients of a round (federation.fraction_train of federation.num_sup",
+        "num_nodes_to_select=9 needs 9 clients, got the 5 clients of a round (federation.fraction_train of federation.",
     ),
     "weights that contradict each other": (
         ["strategy.server.weighted_by_key=uniform"],
@@ -136,9 +136,26 @@ MISTAKES = {
         ["federation.num_supernodes=20", "partitioner.num_partitions=10"],
         "federation.num_supernodes=20 is more than the 10 partitions made; try federation.num_supernodes=10",
     ),
-    "more clients sampled than exist": (
-        ["strategy.server.min_train_nodes=50"],
-        "strategy.server.min_train_nodes=50 is more than the 5 clients of a round",
+    "nodes to wait for": (
+        ["strategy.server.min_train_nodes=2"],
+        "strategy.server.min_train_nodes must be 1 (see federation.fraction_train and sampling), got 2; try strategy.",
+    ),
+    "nodes that a wrapped strategy waits for": (
+        ["+strategy.server.strategy={_target_: x, strategy: {_target_: y, min_evaluate_nodes: 3}}"],
+        "strategy.server.strategy.strategy.min_evaluate_nodes must be 1 (see federation.fraction_evaluate), got 3; try",
+    ),
+    "fewer fixed clients than a rule needs": (
+        [
+            "strategy=krum",
+            "sampling=fixed",
+            "sampling.partition_ids=[0,1,1,2,2]",
+            "strategy.server.num_malicious_nodes=1",
+        ],
+        "needs 2 * 1 + 3 = 5 clients, got the 3 clients of a round (sampling.partition_ids); try strategy.server.num_m",
+    ),
+    "nothing to trim": (
+        ["strategy=fedtrimmedavg", "federation.num_supernodes=4", "federation.fraction_train=1"],
+        "strategy.trim=0.2 needs 5 clients to cut one at each end, got the 4 clients of a round (federation.fraction",
     ),
     "labels where there are none": (
         ["dataset=diabetes"],

@@ -61,7 +61,7 @@ def test_one_seed_has_no_interval_and_equal_ones_have_none_of_rounding(tmp_path)
 
 def test_what_is_not_in_the_mean_is_counted(tmp_path):
     arm(tmp_path, "fedavg", [0.8, 0.9])
-    ends = ["failed", "diverged", "interrupted", "running", "finished"]
+    ends = ["failed", "diverged", "stalled", "interrupted", "running", "finished"]
     for seed, status in enumerate(ends, start=2):
         rows = [] if status == "finished" else [{METRIC: 0.1}]
         make(
@@ -69,8 +69,8 @@ def test_what_is_not_in_the_mean_is_counted(tmp_path):
         )
     table = final(tmp_path)
     assert table.columns[-1] == "not in the mean"
-    assert table.texts[0][2:] == ["2", "1 failed, 1 diverged, 2 unfinished, 1 without the metric"]
-    expected = {"mean": 0.85, "n": 2, "failed": 1, "diverged": 1, "unfinished": 2, "without": 1}
+    assert table.texts[0][2:] == ["2", "1 failed, 1 diverged, 1 stalled, 2 unfinished, 1 without the metric"]
+    expected = {"mean": 0.85, "n": 2, "failed": 1, "diverged": 1, "stalled": 1, "unfinished": 2, "without": 1}
     assert {key: table.records[0][key] for key in expected} == pytest.approx(expected)
 
 

@@ -1,14 +1,22 @@
 """The contract with what Flower keeps private (``fedresearch.apps.flower``), and its log lines."""
 
+import importlib
 import logging
+import pkgutil
+import random
 import re
 from pathlib import Path
 
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import strategy
+from flwr.serverapp.strategy import strategy_utils
 
 from fedresearch.apps import flower
 from fedresearch.errors import InputError
+from fedresearch.generators import seeded
+from fedresearch.hardware.in_process import InProcessGrid
 
 PACKAGE = Path(flower.__file__).parents[1]
 
@@ -37,6 +45,23 @@ def test_error_replies_are_flowers():
     assert reply.error.reason == "why"
     assert reply.metadata.reply_to_message_id == "m2"
     assert reply.metadata.src_node_id == 7
+
+
+def test_every_module_of_flower_samples_by_the_grid():
+    """No strategy holds the function that waits and permutes."""
+    names = [module.name for module in pkgutil.iter_modules(strategy.__path__, f"{strategy.__name__}.")]
+    held = {name: vars(importlib.import_module(name)).get("sample_nodes") for name in names}
+    assert {function for function in held.values() if function} == {flower._sample_nodes}
+    assert {"strategy_utils", "fedavg"} <= {name.rpartition(".")[2] for name, function in held.items() if function}
+
+
+def test_a_grid_that_knows_no_cohort_is_sampled_as_flower_does():
+    """Of nine nodes three are drawn from Python's global generator, as without us."""
+    grid = InProcessGrid(ClientApp(), 9)
+    with seeded(5):
+        drawn, connected = strategy_utils.sample_nodes(grid, 9, 3)
+    assert connected == [*range(2, 11)]
+    assert drawn == random.Random(5).sample(connected, 3)
 
 
 def test_an_untried_release_is_refused(monkeypatch):

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import random
 import re
 import shutil
 import signal
@@ -12,13 +13,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy import FedAvg
 
 from fedresearch import flower_app
+from fedresearch.apps import flower
 from fedresearch.apps.folder import FolderApp, FolderGrid
 from fedresearch.apps.pyproject import AppFolder, node_config, run_config
 from fedresearch.errors import InputError
+from fedresearch.generators import seeded
 from fedresearch.hardware.in_process import InProcessGrid
 from tests import warm
 
@@ -31,6 +35,18 @@ def command(folder, *arguments, app=APP, **env):
         return warm.python(*words, cwd=folder, env={**os.environ, **env})
     words, env = [sys.executable, *words], {**os.environ, **env}
     return subprocess.run(words, cwd=folder, capture_output=True, text=True, env=env)
+
+
+@pytest.mark.timeout(30)
+def test_an_app_that_waits_for_nodes_that_will_not_come_is_refused():
+    flower.be_server(run_id=1)
+    grid = FolderGrid(InProcessGrid(ClientApp(), 4))
+    with seeded(3):
+        messages = FedAvg(fraction_train=0.5).configure_train(1, ArrayRecord(), ConfigRecord(), grid)
+    drawn = [message.metadata.dst_node_id for message in messages]
+    assert drawn == random.Random(3).sample(range(2, 6), 2)  # Flower's draw
+    with pytest.raises(InputError, match=r"the app's strategy waits for 5 nodes, got 4; try --num-supernodes 5"):
+        FedAvg(min_available_nodes=5).configure_train(1, ArrayRecord(), ConfigRecord(), grid)
 
 
 def run(folder, *arguments, **options):

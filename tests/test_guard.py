@@ -332,7 +332,7 @@ def test_runs_that_are_in_no_mean_are_counted(messy):
         ["fedprox", "0.9", "1", "1 diverged, 2 unfinished"],
         ["scaffold", "–", "0", "1 unfinished"],
     ]
-    assert "Runs that failed, diverged or are unfinished are not in the mean." in table.caption
+    assert "Runs that failed, diverged, stalled or are unfinished are not in the mean." in table.caption
 
 
 def test_runs_that_are_in_no_mean_count_for_a_target_as_far_as_they_went(messy):

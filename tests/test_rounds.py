@@ -14,10 +14,10 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from fedresearch.apps.client_app import Clients
 from fedresearch.apps.cohort import CohortGrid
+from fedresearch.apps.measures import measure_clients, measure_updates
 from fedresearch.apps.records import cast_like, flatten, sha256
-from fedresearch.apps.rounds import _measure_clients, _measure_updates
 from fedresearch.apps.sampling import Sampling, uniform
-from fedresearch.config.check import cohort_size
+from fedresearch.config.cohorts import cohort_size
 from fedresearch.errors import InputError
 from fedresearch.hardware.in_process import InProcessGrid
 
@@ -62,7 +62,7 @@ def test_flatten_takes_what_is_named():
 def test_cosine_is_the_mean_over_pairs(clients, origin):
     start = np.array(origin)
     replies = [reply_of(record(w=start + np.array(client)), {"num-steps": 2}) for client in clients]
-    row, _ = _measure_updates(start, replies, {"w"})
+    row, _ = measure_updates(start, replies, {"w"})
     assert row["local/steps"] == 2 * len(clients)
     units = [u / np.linalg.norm(u) for c in clients if np.linalg.norm(u := start + np.array(c) - start) > 0]
     pairs = [a @ b for a, b in itertools.combinations(units, 2)]
@@ -82,8 +82,8 @@ def reply_of(arrays, metrics):
 def test_clients_metrics_are_spread_tenth_percentile_and_worst():
     accuracies = [0.5, 0.6, 0.7, 0.8, 0.9]
     per_client = [MetricRecord({"eval_loss": 1 - a, "eval_acc": a, "num-examples": 10}) for a in accuracies]
-    row = _measure_clients(per_client, MetricRecord({"eval_loss": 0.31, "eval_acc": 0.69}))
-    assert row["clients/eval_acc"] == 0.69
+    row = measure_clients(per_client)
+    assert row["clients/evaluated"] == 5
     assert row["clients/accuracy_mean"] == pytest.approx(0.7)
     assert row["clients/accuracy_std"] == pytest.approx(0.02**0.5)  # population: (.04+.01+0+.01+.04)/5
     assert row["clients/accuracy_p10"] == pytest.approx(0.54)  # 40 % of the way from 0.5 to 0.6

@@ -30,7 +30,7 @@ from fedresearch.apps.records import (
 from fedresearch.data.federated import FederatedData
 from fedresearch.local.objective import evaluate
 from fedresearch.local.parts import Names
-from fedresearch.local.train import Schedule, Task, Trained, train
+from fedresearch.local.train import Schedule, Task, Trained, seeded, train
 from fedresearch.local.update import LocalUpdate, Tensors
 from fedresearch.seeding import derive_seed
 
@@ -223,7 +223,8 @@ class Clients(ClientApp):
         metrics = MetricRecord({NUM_EXAMPLES: len(y), UNIFORM: 1})
 
         def measure(loss_key: str, accuracy_key: str) -> None:
-            metrics[loss_key], accuracy = evaluate(self.model, x, y)
+            with seeded(x.device, derive_seed(self._seed, "evaluate", partition_id)):
+                metrics[loss_key], accuracy = evaluate(self.model, x, y)
             if accuracy is not None:
                 metrics[accuracy_key] = accuracy
 

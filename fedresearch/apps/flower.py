@@ -9,6 +9,8 @@ import time
 from importlib.metadata import version
 
 from flwr.app import Error, Message, Metadata, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import fedavg, fedxgb_cyclic, strategy_utils
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -35,6 +37,23 @@ FIRST_NODE_ID = 2
 # flwr.common.constant.ErrorCode
 _CLIENT_APP_RAISED_EXCEPTION = 2
 _MESSAGE_UNAVAILABLE = 3
+
+_wait_and_draw = strategy_utils.sample_nodes
+
+
+def _sample_nodes(grid: Grid, min_available_nodes: int, sample_size: int) -> tuple[list[int], list[int]]:
+    """Return the nodes that a strategy addresses, and all: as the Grid says, where it knows that no more will come.
+
+    Flower's own waits for them without a limit.
+    """
+    if not hasattr(grid, "sample_nodes"):
+        return _wait_and_draw(grid, min_available_nodes, sample_size)
+    chosen: tuple[list[int], list[int]] = grid.sample_nodes(min_available_nodes, sample_size)
+    return chosen
+
+
+for _module in (strategy_utils, fedavg, fedxgb_cyclic):  # all that have it
+    vars(_module)["sample_nodes"] = _sample_nodes
 
 
 def check_version() -> None:

@@ -5,13 +5,10 @@ import logging
 import operator
 import random
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-import torch
 from flwr.app import DEFAULT_TTL, Context, Message, UserConfig
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
@@ -19,7 +16,8 @@ from flwr.serverapp import Grid, ServerApp
 from fedresearch.apps.delegating import DelegatingGrid
 from fedresearch.apps.flower import FIRST_NODE_ID, quieten
 from fedresearch.errors import InputError
-from fedresearch.seeding import Purpose, derive_seed
+from fedresearch.generators import seeded
+from fedresearch.seeding import derive_seed
 
 _App = TypeVar("_App", ClientApp, ServerApp)
 
@@ -59,7 +57,7 @@ class FolderApp(ClientApp):
         """Let the folder's app answer, with its mods and its lifespan."""
         app = self.load()
         context.node_config.update(self._arguments[3])
-        with seeded(self._arguments[2], "client-app", int(message.metadata.message_id)):
+        with seeded(derive_seed(self._arguments[2], "client-app", int(message.metadata.message_id))):
             return app(message, context)
 
     def load(self) -> ClientApp:
@@ -87,6 +85,21 @@ class FolderGrid(DelegatingGrid):
     def __init__(self, grid: Grid) -> None:
         super().__init__(grid)
         self._named: set[str] = set()
+
+    def sample_nodes(self, min_available_nodes: int, sample_size: int) -> tuple[list[int], list[int]]:
+        """Draw nodes as Flower does, and return them and all.
+
+        Raises
+        ------
+        InputError
+            If there are fewer than the app's strategy waits for: no more will come.
+        """
+        node_ids, needed = list(self.get_node_ids()), max(min_available_nodes, sample_size)
+        if needed > len(node_ids):
+            raise InputError(
+                f"the app's strategy waits for {needed} nodes, got {len(node_ids)}; try --num-supernodes {needed}"
+            )
+        return random.sample(node_ids, sample_size), node_ids
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Let the clients answer, and return the messages' ids."""
@@ -132,7 +145,7 @@ def load_app(folder: Path, reference: str, seed: int, kind: type[_App]) -> _App:
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
     try:
-        with seeded(seed, "app-import"):
+        with seeded(derive_seed(seed, "app-import")):
             module = importlib.import_module(module_name)
     except ImportError as error:
         raise InputError(f"{where} cannot be imported: {error}") from error
@@ -143,19 +156,3 @@ def load_app(folder: Path, reference: str, seed: int, kind: type[_App]) -> _App:
     if not isinstance(app, kind):
         raise InputError(f"{where} must be a {kind.__name__}, got a {type(app).__name__}")
     return app
-
-
-@contextmanager
-def seeded(seed: int, purpose: Purpose, *where: int) -> Iterator[None]:
-    """Seed the global generators of Python, NumPy and torch, and afterwards put them back where they were."""
-    number = derive_seed(seed, purpose, *where)
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        random.seed(number)
-        np.random.seed(number % 2**32)
-        torch.manual_seed(number)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)

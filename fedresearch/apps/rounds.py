@@ -3,27 +3,20 @@
 import copy
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
-from numpy.typing import NDArray
 
-from fedresearch.apps.averaging import aggregate_train
 from fedresearch.apps.cohort import CohortGrid
+from fedresearch.apps.hooks import Hooks
+from fedresearch.apps.measures import Row, measure_clients, measure_updates, strategy_columns
 from fedresearch.apps.records import (
-    ARRAYS,
-    EVAL_ACC,
-    EVAL_LOSS,
     LR,
     NUM_EXAMPLES,
     NUM_STEPS,
-    PERSONAL_ACC,
-    PERSONAL_LOSS,
     TRAIN_LOSS,
     UNIFORM,
     arrays_of,
@@ -33,12 +26,10 @@ from fedresearch.apps.records import (
     metrics_of,
     number,
     sha256,
-    view,
 )
 from fedresearch.errors import InputError
+from fedresearch.generators import kept
 from fedresearch.local.parts import Names
-
-Row = dict[str, Any]
 
 _TOTALS = ("comm/bytes_down", "comm/bytes_up")
 
@@ -51,6 +42,10 @@ class Diverged(RuntimeError):
     """An update or the global model is not finite any more."""
 
 
+class Stalled(RuntimeError):
+    """A round has trained nothing: there is no aggregate, or one of fewer clients than the rule needs."""
+
+
 @dataclass
 class RoundLoop:
     """A federated run, round by round.
@@ -59,8 +54,8 @@ class RoundLoop:
 
     Attributes
     ----------
-    strategy : Strategy
-        The server half of the strategy. It is shown each round's cohort as if it were the whole federation.
+    hooks : Hooks
+        Those of the strategy. It is shown each round's cohort as if it were the whole federation.
     num_rounds : int
         Rounds to run.
     target_accuracy : float or None
@@ -72,6 +67,9 @@ class RoundLoop:
         Evaluate in the rounds divisible by this, and in the last one.
     parameters : set of str
         The arrays that are no buffers: whose movement is measured.
+    shortage : callable
+        Given how many clients' replies count in a round: how many the strategy's rule needs and why, where these are
+        too few; "" where they are enough.
     client_config : callable
         The numbers that a round's clients are sent.
     evaluate : callable
@@ -87,13 +85,14 @@ class RoundLoop:
         Given the round, the partition id, what the client was doing, and what it raised.
     """
 
-    strategy: Strategy
+    hooks: Hooks
     num_rounds: int
     target_accuracy: float | None
     train_cohort: Callable[[int], Sequence[int]]
     evaluate_cohort: Callable[[int], Sequence[int]]
     evaluate_every: int
     parameters: Names
+    shortage: Callable[[int], str]
     client_config: Callable[[int], dict[str, float]]
     evaluate: Callable[[ArrayRecord], Row]
     log: Callable[[Row, ArrayRecord], None]
@@ -120,6 +119,8 @@ class RoundLoop:
             If more clients fail than may, with the first one's partition id and what it raised.
         Diverged
             If an update or the global model is not finite and ``nonfinite`` is ``"stop"``.
+        Stalled
+            If a round trains nothing.
         """
         row = last or {"round": 0, "time/total_s": 0.0, **{f"{key}_total": 0 for key in _TOTALS}}
         self._totals = {key: row[f"{key}_total"] for key in _TOTALS}
@@ -136,50 +137,10 @@ class RoundLoop:
     def _round(self, server_round: int, grid: Grid, arrays: ArrayRecord) -> tuple[Row, ArrayRecord]:
         started = time.perf_counter()
         row: Row = {"round": server_round}
-
-        config = self._config(server_round)
-        row["local/lr"] = float(number(config, LR))
-        drawn = Counter(self.train_cohort(server_round))
-        cohort = CohortGrid(grid, sorted(drawn))
-        messages = list(self.strategy.configure_train(server_round, arrays, config, cohort))
-        row |= {"clients/sampled": len(messages), "clients/failed": 0}
-        replies = self._send(cohort, messages, row, "train", "comm/")
-        for reply in replies:
-            _check_reply(reply, arrays, cohort)
-        origin = flatten(arrays, self.parameters)
-        # Before aggregating: some strategies take the replies apart.
-        measured, nonfinite = _measure_updates(origin, replies, self.parameters)
-        row |= measured
-        if nonfinite and self.nonfinite == "stop":
-            partition_ids = [cohort.partition_of(reply.metadata.src_node_id) for reply in nonfinite]
-            raise Diverged(f"the updates of partitions {partition_ids} are not finite in round {server_round}")
-        if self.nonfinite == "drop":
-            row["clients/dropped"] = len(nonfinite)
-            replies = [reply for reply in replies if reply not in nonfinite]
-        counted = [
-            copy.deepcopy(reply) if again else reply
-            for reply in replies
-            for again in range(drawn[cohort.partition_of(reply.metadata.src_node_id)])
-        ]
-        aggregated, metrics = aggregate_train(self.strategy, server_round, counted) if counted else (None, None)
-        if metrics is not None:
-            row["train/loss"] = float(number(metrics, TRAIN_LOSS))
-        if aggregated is not None:
-            arrays = cast_like(aggregated, arrays)
-        row["update/norm"] = float(np.linalg.norm(flatten(arrays, self.parameters) - origin))
-        if self.nonfinite == "stop" and not np.isfinite(row["update/norm"]):
-            raise Diverged(f"the global model is not finite after round {server_round}")
-
+        arrays = self._train(row, grid, arrays)
         if server_round % self.evaluate_every == 0 or server_round == self.num_rounds:
             row |= self.evaluate(arrays)
-            cohort = CohortGrid(grid, sorted(self.evaluate_cohort(server_round)))
-            if cohort.partition_ids:
-                asked = self.strategy.configure_evaluate(server_round, arrays, self._config(server_round), cohort)
-                replies = self._send(cohort, asked, row, "evaluate", "comm/evaluate_")
-                per_client = [metrics_of(reply.content) for reply in replies]
-                if replies:
-                    row |= _measure_clients(per_client, self.strategy.aggregate_evaluate(server_round, replies))
-
+            self._evaluate_on_clients(row, grid, arrays)
         for key in self._totals:
             self._totals[key] += row[key]
             row[f"{key}_total"] = self._totals[key]
@@ -187,22 +148,91 @@ class RoundLoop:
         row["time/round_s"] = time.perf_counter() - started
         return row, arrays
 
+    def _train(self, row: Row, grid: Grid, arrays: ArrayRecord) -> ArrayRecord:
+        """Return the new global arrays, and put the training's numbers into the row."""
+        server_round = row["round"]
+        config = self._config(server_round)
+        row["local/lr"] = float(number(config, LR))
+        drawn = Counter(self.train_cohort(server_round))
+        cohort = CohortGrid(grid, sorted(drawn))
+        messages = self.hooks.configure_train(server_round, arrays, config, cohort)
+        row |= {"clients/sampled": len(messages), "clients/failed": 0}
+        replies = self._send(cohort, messages, row, "train", "comm/")
+        for reply in replies:
+            _check_reply(reply, arrays, cohort)
+        origin = flatten(arrays, self.parameters)
+        # Before aggregating: some strategies take the replies apart.
+        measured, nonfinite = measure_updates(origin, replies, self.parameters)
+        row |= measured
+        if nonfinite and self.nonfinite == "stop":
+            partition_ids = [cohort.partition_of(reply.metadata.src_node_id) for reply in nonfinite]
+            raise Diverged(f"the updates of partitions {partition_ids} are not finite in round {server_round}")
+        if self.nonfinite == "drop":
+            row["clients/dropped"] = len(nonfinite)
+            replies = [reply for reply in replies if reply not in nonfinite]
+        self._check_enough(row, {reply.metadata.src_node_id for reply in replies})
+        counted = [
+            copy.deepcopy(reply) if again else reply
+            for reply in replies
+            for again in range(drawn[cohort.partition_of(reply.metadata.src_node_id)])
+        ]
+        aggregated, metrics = self.hooks.aggregate_train(server_round, counted)
+        if aggregated is None:
+            raise Stalled(
+                f"round {server_round} trained nothing: the strategy aggregated none of {len(counted)} replies"
+            )
+        _check_arrays("the strategy's aggregate", aggregated, arrays)
+        row |= strategy_columns(metrics, "train/", row)
+        arrays = cast_like(aggregated, arrays)
+        row["update/norm"] = float(np.linalg.norm(flatten(arrays, self.parameters) - origin))
+        if self.nonfinite == "stop" and not np.isfinite(row["update/norm"]):
+            raise Diverged(f"the global model is not finite after round {server_round}")
+        return arrays
+
+    def _check_enough(self, row: Row, counting: Collection[int]) -> None:
+        """Refuse to aggregate the replies of no client, or of fewer than the rule needs.
+
+        Raises
+        ------
+        Stalled
+            With who counts, who does not, and why.
+        """
+        needed = self.shortage(len(counting)) if counting else "a round needs a client"
+        if needed:
+            losses = {"failed": "failed", "dropped": "not finite, for which a smaller optimizer.lr may help"}
+            lost = [f"{row[f'clients/{key}']} {why}" for key, why in losses.items() if row.get(f"clients/{key}")]
+            because = f" ({', '.join(lost)})" if lost else ""
+            raise Stalled(
+                f"round {row['round']} trained nothing: {needed}, got the replies of {len(counting)} of "
+                f"{row['clients/sampled']}{because}"
+            )
+
+    def _evaluate_on_clients(self, row: Row, grid: Grid, arrays: ArrayRecord) -> None:
+        """Put what the clients measure of global arrays, and of their own models, into the row."""
+        server_round = row["round"]
+        cohort = CohortGrid(grid, sorted(self.evaluate_cohort(server_round)))
+        replies = []
+        if cohort.partition_ids:
+            messages = self.hooks.configure_evaluate(server_round, arrays, self._config(server_round), cohort)
+            replies = self._send(cohort, messages, row, "evaluate", "comm/evaluate_")
+        row |= measure_clients([metrics_of(reply.content) for reply in replies])
+        if replies:
+            row |= strategy_columns(self.hooks.aggregate_evaluate(server_round, replies), "clients/", row)
+
     def _config(self, server_round: int) -> ConfigRecord:
         # A record of its own each time: strategies write into it.
         return ConfigRecord(dict(self.client_config(server_round)))
 
     def _send(
-        self, cohort: CohortGrid, messages: Iterable[Message], row: Row, doing: str, prefix: str
+        self, cohort: CohortGrid, messages: Sequence[Message], row: Row, doing: str, prefix: str
     ) -> list[Message]:
-        """Send messages and return the replies, both in partition order; count their bytes under a prefix.
+        """Send messages and return the replies, in partition order; count their bytes under a prefix.
 
-        Clients that fail are told, counted, and left out.
+        Clients that fail are reported, counted, and left out.
         """
-        outgoing = sorted(messages, key=lambda message: cohort.partition_of(message.metadata.dst_node_id))
-        replies = sorted(
-            cohort.send_and_receive(messages=outgoing),
-            key=lambda reply: cohort.partition_of(reply.metadata.src_node_id),
-        )
+        with kept():
+            replies = list(cohort.send_and_receive(messages=messages))
+        replies.sort(key=lambda reply: cohort.partition_of(reply.metadata.src_node_id))
         failed = [(cohort.partition_of(r.metadata.src_node_id), str(r.error.reason)) for r in replies if r.has_error()]
         for partition_id, reason in failed:
             self.log_failure(row["round"], partition_id, doing, reason)
@@ -214,7 +244,7 @@ class RoundLoop:
             )
         replies = [reply for reply in replies if not reply.has_error()]
         row["clients/failed"] += len(failed)
-        row[f"{prefix}bytes_down"] = count_bytes(outgoing)
+        row[f"{prefix}bytes_down"] = count_bytes(messages)
         row[f"{prefix}bytes_up"] = count_bytes(replies)
         return replies
 
@@ -228,76 +258,23 @@ def _check_reply(reply: Message, arrays: ArrayRecord, cohort: CohortGrid) -> Non
         With what is other, or missing.
     """
     of = f"the reply of partition {cohort.partition_of(reply.metadata.src_node_id)}"
-    record, metrics = arrays_of(reply.content), metrics_of(reply.content)
-    if record.keys() != arrays.keys():
-        other = sorted(record.keys() ^ arrays.keys())
-        raise InputError(f"{of} has other arrays than the global model: {', '.join(other)}")
-    for name, array in record.items():
-        if array.shape != arrays[name].shape:
-            raise InputError(f"{of} has {name} of shape {array.shape}, the global model of {arrays[name].shape}")
-    missing = {NUM_EXAMPLES, UNIFORM, NUM_STEPS, TRAIN_LOSS} - metrics.keys()
+    _check_arrays(of, arrays_of(reply.content), arrays)
+    missing = {NUM_EXAMPLES, UNIFORM, NUM_STEPS, TRAIN_LOSS} - metrics_of(reply.content).keys()
     if missing:
         raise InputError(f"{of} lacks the metrics {', '.join(sorted(missing))}")
 
 
-def _measure_updates(origin: NDArray[np.float64], replies: list[Message], names: Names) -> tuple[Row, list[Message]]:
-    """Return the local steps, and how far the clients' updates agree: their mean pairwise cosine.
+def _check_arrays(of: str, record: ArrayRecord, arrays: ArrayRecord) -> None:
+    """Refuse a model that does not have the global one's arrays.
 
-    Also return the replies that are not finite, which agree with none.
-
-    With unit vectors u_i, the sum over pairs is ``(|sum u_i|^2 - n) / 2``: one vector is kept, not one a client.
+    Raises
+    ------
+    InputError
+        With what differs.
     """
-    total, update, count = np.zeros_like(origin), np.empty_like(origin), 0
-    nonfinite = []
-    for reply in replies:
-        flatten(arrays_of(reply.content), names, update)
-        update -= origin
-        norm = np.linalg.norm(update)
-        if not np.isfinite(norm) or not _others_are_finite(reply.content):
-            nonfinite.append(reply)
-        elif norm > 0:
-            update /= norm
-            total += update
-            count += 1
-    row: Row = {"local/steps": sum(int(number(metrics_of(reply.content), NUM_STEPS)) for reply in replies)}
-    if count > 1:
-        row["update/cosine"] = float((total @ total - count) / (count * (count - 1)))
-    return row, nonfinite
-
-
-def _others_are_finite(content: RecordDict) -> bool:
-    """Return whether what a client sends beside its model, such as control variates, is finite."""
-    return len(content) == 2 or all(
-        bool(np.isfinite(view(array)).all())
-        for name, record in content.items()
-        if isinstance(record, ArrayRecord) and name != ARRAYS
-        for array in record.values()
-    )
-
-
-def _measure_clients(per_client: list[MetricRecord], aggregated: MetricRecord | None) -> Row:
-    """Return the clients' metrics: weighted by the strategy, then mean, spread, 10th percentile and worst of them.
-
-    Those of the global model are named ``clients/...``, those of the clients' own models ``personal/...``.
-    """
-    assert aggregated is not None
-    row: Row = {"clients/evaluated": len(per_client)}
-    weights = {NUM_EXAMPLES, UNIFORM}
-    for key in aggregated.keys() - weights - {PERSONAL_LOSS, PERSONAL_ACC}:
-        row[f"clients/{key}"] = float(number(aggregated, key))
-    for key, name, worst, tenth in (
-        (EVAL_LOSS, "clients/loss", max, 90),
-        (EVAL_ACC, "clients/accuracy", min, 10),
-        (PERSONAL_LOSS, "personal/loss", max, 90),
-        (PERSONAL_ACC, "personal/accuracy", min, 10),
-    ):
-        values = [float(number(metrics, key)) for metrics in per_client if key in metrics]
-        if values:
-            row[f"{name}_mean"] = float(np.mean(values))
-            row[f"{name}_std"] = float(np.std(values))
-            row[f"{name}_p{tenth}"] = float(np.percentile(values, tenth))
-            row[f"{name}_worst"] = worst(values)
-    for key, name in ((PERSONAL_LOSS, "eval_loss"), (PERSONAL_ACC, "eval_acc")):
-        if key in aggregated:
-            row[f"personal/{name}"] = float(number(aggregated, key))
-    return row
+    if record.keys() != arrays.keys():
+        other = sorted(record.keys() ^ arrays.keys())
+        raise InputError(f"{of} has other arrays than the global model: {', '.join(other)}")
+    for name, array in record.items():
+        if tuple(array.shape) != tuple(arrays[name].shape):
+            raise InputError(f"{of} has {name} of shape {array.shape}, the global model of {arrays[name].shape}")

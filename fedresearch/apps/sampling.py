@@ -11,9 +11,10 @@ cohort_size : int
 server_round : int
     From 1.
 seed : int
-    The round's own.
+    The round's own. The global generators are seeded with it too.
 
-They return partition ids; one that is there twice counts twice in the average. Who evaluates is always drawn uniformly.
+They return partition ids; one that is there twice counts twice in the average, and once for a rule that scores clients
+(Krum and its kin), where two of one client would be each other's nearest. Who evaluates is always drawn uniformly.
 """
 
 import random
@@ -21,6 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from fedresearch.generators import seeded
 from fedresearch.seeding import Purpose, derive_seed
 
 
@@ -55,13 +57,14 @@ class Sampling:
             If one of them does not exist or holds no data, or if there is none where some were asked for.
         """
         seed = derive_seed(self.seed, self.purpose, server_round)
-        drawn = self.scheme(
-            sizes=self.sizes,
-            eligible=self._eligible,
-            cohort_size=self.cohort_size,
-            server_round=server_round,
-            seed=seed,
-        )
+        with seeded(seed):
+            drawn = self.scheme(
+                sizes=self.sizes,
+                eligible=self._eligible,
+                cohort_size=self.cohort_size,
+                server_round=server_round,
+                seed=seed,
+            )
         wrong = [i for i in drawn if i not in range(len(self.sizes)) or not self.sizes[i]]
         if wrong or (self.cohort_size and not drawn and self._eligible):
             raise ValueError(

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedresearch.apps.rounds import RoundLoop, Row
+from fedresearch.apps.measures import Row
+from fedresearch.apps.rounds import RoundLoop
 
 
 def make_server_app(

@@ -27,6 +27,8 @@ _READ: dict[str, Any] = {
 # Attributes of these kinds are what an object was made with, and not what has become of it.
 _MADE_WITH = ("function", "method", "builtin_function_or_method", "type", "module", "partial", "Logger")
 
+_GENERATORS = ("Generator", "RandomState", "Random")
+
 
 class Unknown(TypeError):
     """A value of a kind that cannot be kept; the text names where it is."""
@@ -80,7 +82,8 @@ class Packer:
             return [kind, items]
         if kind in _SEQUENCES:
             return [kind, [self.pack(each, f"{path}/{index}") for index, each in enumerate(value)]]
-        raise Unknown(f"{_dotted(path)} is a {kind}")
+        instead = " (draw from the global generators instead, which are seeded for each call)" * (kind in _GENERATORS)
+        raise Unknown(f"{_dotted(path)} is a {kind}{instead}")
 
     def pack_object(self, owner: object, path: str) -> dict[str, Any]:
         """Return all of an object's attributes, packed, and those of the objects among them, but for functions.

@@ -3,18 +3,11 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 
-from fedresearch.config.rules import RULES
+from fedresearch.config.cohorts import check_cohort
+from fedresearch.config.rules import RULES, rules_of_wrapped
 from fedresearch.config.schema import Config, runs_elsewhere
 from fedresearch.config.sections import check_sections, values_at
 from fedresearch.errors import InputError
-
-
-def cohort_size(num_supernodes: int, fraction: float) -> int:
-    """Return how many of the clients a fraction of them is: rounded down, as in Flower, but at least one.
-
-    The small addition keeps 0.29 of 100 at 29, which as a product of floats is 28.999...
-    """
-    return max(1, int(num_supernodes * fraction + 1e-9))
 
 
 def check(config: Config, choices: Mapping[str, str | None]) -> None:
@@ -33,8 +26,9 @@ def check(config: Config, choices: Mapping[str, str | None]) -> None:
         With one line for each thing that is wrong.
     """
     plain = asdict(config)
+    rules = [*RULES, *rules_of_wrapped(next(values_at(plain, "strategy.server"), None))]
     lines = check_sections(plain, choices)
-    lines += [rule.refusal(value) for rule in RULES for value in values_at(plain, rule.key) if not rule.holds(value)]
+    lines += [rule.refusal(value) for rule in rules for value in values_at(plain, rule.key) if not rule.holds(value)]
     # Values that are wrong alone are told alone: what follows takes each value for a possible one.
     lines = lines or [*_cross_check(config, choices)]
     if lines:
@@ -57,8 +51,7 @@ def _cross_check(config: Config, choices: Mapping[str, str | None]) -> Iterator[
     if federation.target_accuracy is not None:
         yield from _check_target(config, choices)
     yield from _check_partitions(config, choices)
-    yield from _check_cohorts(config)
-    yield from _check_robust_rule(config)
+    yield from check_cohort(config)
     weighted_by = config.strategy["weighted_by"]
     if config.strategy["server"].get("weighted_by_key", weighted_by) != weighted_by:
         yield (
@@ -152,44 +145,3 @@ def _check_partitions(config: Config, choices: Mapping[str, str | None]) -> Iter
                 f"partitioner.{key}={partitioner[key]} is more than the {declares['num_classes']} classes of "
                 f"dataset={choices['dataset']}; try partitioner.{key}=2"
             )
-
-
-def _check_cohorts(config: Config) -> Iterator[str]:
-    """Flower's strategies wait for ever for clients that do not exist."""
-    federation, server = config.federation, config.strategy["server"]
-    if federation.num_supernodes is None:
-        return
-    for phase in ("train", "evaluate"):
-        cohort = cohort_size(federation.num_supernodes, getattr(federation, f"fraction_{phase}"))
-        for key in (f"min_{phase}_nodes", "min_available_nodes"):
-            if server.get(key, 0) > cohort:
-                yield (
-                    f"strategy.server.{key}={server[key]} is more than the {cohort} clients of a round "
-                    f"(federation.fraction_{phase} of federation.num_supernodes={federation.num_supernodes}); "
-                    f"try strategy.server.{key}={cohort}"
-                )
-
-
-def _check_robust_rule(config: Config) -> Iterator[str]:
-    """Hold a robust rule to the cohort that it needs against so many attackers."""
-    federation, strategy = config.federation, config.strategy
-    if federation.num_supernodes is None:
-        return
-    cohort = 1 if strategy["pooled"] else cohort_size(federation.num_supernodes, federation.fraction_train)
-    server = strategy["server"]
-    clients = f"the {cohort} clients of a round (federation.fraction_train of federation.num_supernodes)"
-    if "min_cohort" in strategy:
-        factor, least = strategy["min_cohort"]
-        malicious = server["num_malicious_nodes"]
-        if cohort < factor * malicious + least:
-            fitting = (cohort - least) // factor
-            other = f"strategy.server.num_malicious_nodes={fitting} or " if fitting >= 0 else ""
-            yield (
-                f"strategy.server.num_malicious_nodes={malicious} needs {factor} * {malicious} + {least} = "
-                f"{factor * malicious + least} clients, got {clients}; try {other}federation.fraction_train=1"
-            )
-    if server.get("num_nodes_to_select", 0) > cohort:
-        yield (
-            f"strategy.server.num_nodes_to_select={server['num_nodes_to_select']} is more than {clients}; "
-            f"try strategy.server.num_nodes_to_select={cohort}"
-        )

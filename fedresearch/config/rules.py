@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 
@@ -103,6 +103,16 @@ def _list_of_text(value: Any) -> bool:
 
 INPUTS = ("image", "vector", "tokens")
 
+# A round's cohort is drawn before its strategy is asked, which has nothing left to draw and nobody to wait for. This
+# holds for a strategy that another one wraps too.
+_OF_COHORTS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("fraction_train", _real(lambda v: v == 1), "1.0 (see federation.fraction_train)"),
+    ("fraction_evaluate", _real(lambda v: v == 1), "1.0 (see federation.fraction_evaluate)"),
+    ("min_train_nodes", _up_to(1), "1 (see federation.fraction_train and sampling)"),
+    ("min_evaluate_nodes", _up_to(1), "1 (see federation.fraction_evaluate)"),
+    ("min_available_nodes", _up_to(1), "1 (see federation.fraction_train and sampling)"),
+)
+
 # A rule applies where its key exists: an option that takes an argument of that name is held to it.
 RULES = (
     Rule("seed", _integer(0), "an integer >= 0", "0"),
@@ -198,8 +208,7 @@ RULES = (
     Rule("optimizer.schedule.gamma", _positive, "> 0 and below 1e38", "0.5"),
     Rule("optimizer.schedule.min_lr", _not_negative, ">= 0 and below 1e38", "0.0"),
     Rule("sampling.partition_ids", _each(_integer(0)), "a list of integers >= 0", "[0,1]"),
-    Rule("strategy.server.fraction_train", _real(lambda v: v == 1), "1.0 (see federation.fraction_train)", "1.0"),
-    Rule("strategy.server.fraction_evaluate", _real(lambda v: v == 1), "1.0 (see federation.fraction_evaluate)", "1.0"),
+    *(Rule(f"strategy.server.{key}", holds, allowed, "1") for key, holds, allowed in _OF_COHORTS),
     Rule("strategy.weighted_by", _one_of("num-examples", "uniform"), "num-examples or uniform", "num-examples"),
     Rule(
         "strategy.buffers",
@@ -208,6 +217,7 @@ RULES = (
         "average",
     ),
     Rule("strategy.pooled", _boolean, "true or false", "false"),
+    Rule("strategy.trim", _real(lambda v: 0 <= v < 0.5), "in [0, 0.5)", "0.2"),
     Rule(
         "strategy.min_cohort",
         lambda v: _each(_integer(0))(v) and len(v) == 2,
@@ -237,9 +247,6 @@ RULES = (
     Rule("strategy.client.head_epochs", _or_null(_integer(1)), "an integer >= 1, or null", "10"),
     Rule("strategy.client.finetune_epochs", _or_null(_integer(1)), "an integer >= 1, or null", "5"),
     Rule("strategy.client.personal_epochs", _or_null(_integer(1)), "an integer >= 1, or null", "5"),
-    Rule("strategy.server.min_train_nodes", _integer(1), "an integer >= 1", "1"),
-    Rule("strategy.server.min_evaluate_nodes", _integer(1), "an integer >= 1", "1"),
-    Rule("strategy.server.min_available_nodes", _integer(1), "an integer >= 1", "1"),
     Rule("hardware.chunk", lambda v: v == "auto" or _up_to(4096)(v), "an integer from 1 to 4096, or auto", "10"),
     Rule("hardware.workers", lambda v: v == "auto" or _up_to(1024)(v), "an integer from 1 to 1024, or auto", "2"),
     Rule("hardware.threads", _up_to(1024), "an integer from 1 to 1024", "1"),
@@ -270,3 +277,11 @@ RULES = (
     Rule("tracker.job_type", _or_empty(_name(64)), "a text of 1 to 64 characters, or null", "train"),
     Rule("tracker.log_model", _boolean, "true or false", "false"),
 )
+
+
+def rules_of_wrapped(server: Any, key: str = "strategy.server") -> Iterator[Rule]:
+    """Yield the rules of the strategies that a strategy's server wraps."""
+    for name, section in server.items() if isinstance(server, dict) else ():
+        if isinstance(section, dict) and "_target_" in section:
+            yield from (Rule(f"{key}.{name}.{of}", holds, allowed, "1") for of, holds, allowed in _OF_COHORTS)
+            yield from rules_of_wrapped(section, f"{key}.{name}")

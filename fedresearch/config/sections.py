@@ -36,7 +36,7 @@ NEEDED = (
 READ = {
     "dataset.declares": ("input", "input_shape", "num_classes", "columns"),
     "model.requires": ("input", "min_side"),
-    "strategy": ("weighted_by", "buffers", "pooled", "min_cohort", "server", "client"),
+    "strategy": ("weighted_by", "buffers", "pooled", "min_cohort", "trim", "server", "client"),
 }
 _FROM_PARTS = {"strategy": ", as `defaults: [_cohort, _self_]` does"}
 # Hydra's words that the run gives, or that make something else than an object of a section.

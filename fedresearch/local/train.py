@@ -3,12 +3,14 @@
 import copy
 import functools
 import math
+import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 from torch.nn import Module, Parameter
@@ -162,7 +164,7 @@ def train(model: Module, task: Task, *, optimizer: MakeOptimizer, schedule: Sche
     state: dict[str, Tensor] = {}
     shares: dict[int, Tensor] = {}
     no_grad = torch.no_grad()
-    # A model's own draws (dropout) come from the device's global generator: seeded for this task, then put back.
+    # A model's own draws (dropout) come from the global generators.
     with seeded(x.device, task.dropout_seed):
         fixed = update.begin(starting(task, model, params))
         for number, stage in enumerate(task.stages):
@@ -214,7 +216,12 @@ def starting(task: Task, model: Module, names: Iterable[str]) -> Start:
 
 @contextmanager
 def seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """Seed torch's global generator of a device, and afterwards put it back where it was."""
+    """Seed the global generators for one client, and afterwards put torch's of a device back where it was.
+
+    Python's and NumPy's stay, for that would take longer than many a client: whoever calls clients puts them back.
+    """
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
     if device.type == "cpu":
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed takes 100 us: it looks for all devices

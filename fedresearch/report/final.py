@@ -26,7 +26,7 @@ class Outcome:
     values : mapping
         Replicate to its number, of finished runs.
     left_out : mapping
-        Why others have none, ``failed``, ``diverged``, ``unfinished`` or ``without`` the metric, to their count.
+        Why others have none, one of those below, to their count.
     """
 
     values: Mapping[str, float]
@@ -53,7 +53,7 @@ def outcome(cell: Cell, selected: Selection) -> Outcome:
         elif run.state == "finished":
             left_out["without"] += 1
         else:
-            left_out[run.state if run.state in ("failed", "diverged") else "unfinished"] += 1
+            left_out[run.state if run.state in _LEFT_OUT else "unfinished"] += 1
     return Outcome(values, left_out)
 
 
@@ -98,7 +98,7 @@ def final_table(study: Study, selected: Selection, metric: str, compared: Baseli
         records.append(record)
     caption = f"{selected.caption}: mean ± half the 95 % t-interval over n seeds (none for one seed)."
     if some_left_out:
-        caption += " Runs that failed, diverged or are unfinished are not in the mean."
+        caption += " Runs that failed, diverged, stalled or are unfinished are not in the mean."
     if compared.text:
         caption += (
             f" Differences to {compared.text} are of shared seeds, with their 95 % t-interval; p-values are of the "
@@ -111,7 +111,13 @@ def final_table(study: Study, selected: Selection, metric: str, compared: Baseli
     return Table("final", "Final performance", caption, columns, rows, records)
 
 
-_LEFT_OUT = {"failed": "failed", "diverged": "diverged", "unfinished": "unfinished", "without": "without the metric"}
+_LEFT_OUT = {
+    "failed": "failed",
+    "diverged": "diverged",
+    "stalled": "stalled",
+    "unfinished": "unfinished",
+    "without": "without the metric",
+}
 _IQM = {"": "value", "_low_95": "low", "_high_95": "high"}
 
 

@@ -51,7 +51,7 @@ def load(directory: Path) -> tuple[Run, list[Row]]:
         state = state_of(directory)
         if state not in ("missing", "refused"):
             state, error = "damaged", str(damage)
-    if state == "failed":
+    if state in ("failed", "stalled"):
         error = str(record.get("error") or state)
     if state != "running" and (directory / REFUSED).exists():  # of the last try, before it became a run
         error = (directory / REFUSED).read_text(encoding="utf-8", errors="replace").strip() or "refused"

@@ -74,7 +74,9 @@ class Console:
         self._print(f"{status} after {self._known['round']} of {self._run.num_rounds} rounds")
         for name, shown in _RESULTS.items():
             if summary.get(name) is not None:
-                self._print(f"  {name:<26}{shown(summary[name])}")
+                on_clients = name.startswith(("clients/", "personal/")) and summary.get("clients/evaluated")
+                of = f"  of {on_clients} clients" if on_clients else ""
+                self._print(f"  {name:<26}{shown(summary[name])}{of}")
         self._print(str(self._run.directory))
 
     def _position(self, server_round: int) -> str:

@@ -58,7 +58,7 @@ class Tracker(Protocol):
     def finish(self, status: str, summary: Mapping[str, Any]) -> None:
         """End the run with its status; ``summary`` has keys as a row has.
 
-        The status is ``finished``, ``diverged``, ``failed`` or ``interrupted``.
+        The status is ``finished``, ``diverged``, ``stalled``, ``failed`` or ``interrupted``.
         """
 
 

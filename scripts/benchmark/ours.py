@@ -15,6 +15,7 @@ from flwr.serverapp.strategy import FedAvg
 from torch import Tensor, nn
 
 from fedresearch.apps.client_app import Clients
+from fedresearch.apps.hooks import Hooks
 from fedresearch.apps.rounds import RoundLoop
 from fedresearch.apps.sampling import Sampling, uniform
 from fedresearch.checkpoints import Checkpoints
@@ -83,14 +84,16 @@ class Ours:
             seed=0,
         )
         num_clients = data.num_partitions
+        self._strategy = FedAvg()
         self._loop = RoundLoop(
-            strategy=FedAvg(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1),
+            hooks=Hooks(self._strategy, seed=0),
             num_rounds=0,
             train_cohort=sampling_of(work, data),
             evaluate_cohort=lambda _: range(num_clients),
             target_accuracy=None,
             evaluate_every=1 if work.evaluates else 10**9,
             parameters=parameters(self._model),
+            shortage=lambda _: "",
             client_config=lambda _: {"lr": work.lr},
             evaluate=lambda _: {},
             log=lambda *_: None,
@@ -127,7 +130,7 @@ class Ours:
         self._run = RunDirectory(Path(folder), {}, History())
         federation = SimpleNamespace(num_rounds=0, evaluate_every=1)
         config = SimpleNamespace(checkpoint=Checkpoint(1, 2, None), federation=federation)
-        experiment = SimpleNamespace(config=config, strategy=self._loop.strategy, grid=self._grid)
+        experiment = SimpleNamespace(config=config, strategy=self._strategy, grid=self._grid)
         return Checkpoints(experiment, self._run, [])  # type: ignore[arg-type]
 
     def state(self) -> dict[str, Tensor]:

@@ -1,0 +1,71 @@
+"""How many clients a round has, and how many the strategy's rule needs."""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from fedresearch.config.schema import Config
+
+
+def cohort_size(num_supernodes: int, fraction: float) -> int:
+    """Return how many of the clients a fraction of them is: rounded down, as in Flower, but at least one.
+
+    The small addition keeps 0.29 of 100 at 29, which as a product of floats is 28.999...
+    """
+    return max(1, int(num_supernodes * fraction + 1e-9))
+
+
+def shortages(strategy: Mapping[str, Any], num_clients: int) -> Iterator[tuple[str, str]]:
+    """Yield why a strategy's rule needs more clients than so many, and what to type for them, where there is anything.
+
+    An option's YAML declares what its rule needs: ``min_cohort`` [a, b] at least ``a * num_malicious_nodes + b``
+    clients, ``trim`` that ``int(trim * clients)``, which it cuts at each end, is not 0; 0 is no trimming by choice.
+
+    Parameters
+    ----------
+    strategy : mapping
+        The config's section.
+    num_clients : int
+        Those of a round, or those whose replies count, each once.
+    """
+    server, trim = strategy["server"], strategy.get("trim", 0)
+    if "min_cohort" in strategy:
+        factor, least = strategy["min_cohort"]
+        malicious = server.get("num_malicious_nodes", 0)
+        needed = factor * malicious + least
+        if num_clients < needed:
+            fitting = (num_clients - least) // factor if factor else -1
+            yield (
+                f"strategy.server.num_malicious_nodes={malicious} needs {factor} * {malicious} + {least} = {needed} "
+                "clients",
+                f"strategy.server.num_malicious_nodes={fitting}" if fitting >= 0 else "",
+            )
+    selected = server.get("num_nodes_to_select", 0)
+    if selected > num_clients:
+        yield (
+            f"strategy.server.num_nodes_to_select={selected} needs {selected} clients",
+            f"strategy.server.num_nodes_to_select={max(num_clients, 1)}",
+        )
+    if trim and not int(trim * num_clients):
+        needed = math.ceil(min(1 / trim, 1e18))
+        needed += not int(trim * needed)
+        yield f"strategy.trim={trim} needs {needed} clients to cut one at each end", "a larger share"
+
+
+def check_cohort(config: Config) -> Iterator[str]:
+    """Hold a strategy's rule to the clients of a round, as far as they are known before the data are."""
+    federation, strategy = config.federation, config.strategy
+    more = "federation.fraction_train=1"
+    if strategy["pooled"]:
+        num_clients, which, more = 1, "strategy.pooled", "strategy.pooled=false"
+    elif "partition_ids" in config.sampling:
+        num_clients, which = len(set(config.sampling["partition_ids"])), "sampling.partition_ids"
+        more = "more of them"
+    elif federation.num_supernodes is not None:
+        num_clients = cohort_size(federation.num_supernodes, federation.fraction_train)
+        which = "federation.fraction_train of federation.num_supernodes"
+    else:
+        return
+    for needed, instead in shortages(strategy, num_clients):
+        ways = " or ".join(filter(None, (instead, more)))
+        yield f"{needed}, got the {num_clients} clients of a round ({which}); try {ways}"

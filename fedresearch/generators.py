@@ -1,0 +1,39 @@
+"""The global generators of Python, NumPy and torch, which foreign code draws from."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """Put the global generators, torch's on all devices, back where they were in the end."""
+    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.default_generator.set_state(cpu)
+        if cuda:
+            torch.cuda.set_rng_state_all(cuda)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the global generators, torch's on all devices, and put them back where they were in the end.
+
+    Parameters
+    ----------
+    seed : int
+        In [0, 2**63), as :func:`fedresearch.seeding.derive_seed` returns it.
+    """
+    with kept():
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+        yield
