@@ -35,7 +35,7 @@ NEEDED = (
 # The sections that nothing is built from: any other key in them would be read by nobody.
 READ = {
     "dataset.declares": ("input", "input_shape", "num_classes", "columns"),
-    "model.requires": ("input", "min_side"),
+    "model.requires": ("input", "min_side", "usual_side"),
     "strategy": ("weighted_by", "buffers", "pooled", "min_cohort", "trim", "server", "client"),
 }
 _FROM_PARTS = {"strategy": ", as `defaults: [_cohort, _self_]` does"}
