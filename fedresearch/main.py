@@ -100,8 +100,7 @@ def main() -> None:
         sys.exit(str(interrupt) or "interrupted")
     except Exception as error:
         # What is not of a run is of Hydra, which could not make sense of the command line.
-        unread = InputError(f"cannot compose this command line: {type(error).__name__}: {error}")
-        if _OF_A_RUN not in getattr(error, "__notes__", ()) and (config.tell(error) or config.tell(unread)):
+        if _OF_A_RUN not in getattr(error, "__notes__", ()) and config.tell(config.cannot_compose(error)):
             sys.exit(1)
         raise
 

@@ -1,6 +1,7 @@
 """What the user reads when the command line asks for something that cannot be."""
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from fedresearch.config import explain
+from fedresearch.config import cannot_compose, explain
 from fedresearch.errors import InputError
 from tests import warm
 
@@ -239,6 +240,55 @@ def test_an_option_is_a_name_and_no_path(compose, tmp_path, option):
     (tmp_path / "strategy" / "a").mkdir(parents=True)
     with pytest.raises(InputError, match=r"strategy must be the name of an option, .*; try strategy=fedavg$"):
         compose(f"strategy={option}", config_dir=tmp_path)
+
+
+CANNOT_COMPOSE = {
+    "strategy/a.yaml": ("defaults: [b, _self_]", "an option's defaults list leads back to that option"),
+    "strategy/mine.yaml": ("a: [1", "cannot compose this command line: ParserError: while parsing a flow sequence in"),
+    "experiment/mine.yaml": ("seed: 1", "experiment/mine.yaml sets experiment, .* must be: # @package _global_"),
+    "tune/mine.yaml": ("seed: 1", "tune/mine.yaml sets tune, .* must be: # @package _global_"),
+    "experiment/own.yaml": ("defaults: [override /dataset: fcube]", "experiment/own.yaml sets .* # @package _global_"),
+    "schedule/mine.yaml": ("_target_: x", "schedule/mine.yaml sets schedule, .* # @package optimizer.schedule"),
+    "dataset/mine.yaml": ("# @package _global_\nfoo: 1", "dataset/mine.yaml sets foo, which the config does not have"),
+}
+
+
+@pytest.mark.parametrize("path", CANNOT_COMPOSE)
+def test_a_file_that_does_not_compose_is_told_in_a_line(compose, tmp_path, path):
+    content, said = CANNOT_COMPOSE[path]
+    (tmp_path / path).parent.mkdir()
+    (tmp_path / path).write_text(content)
+    (tmp_path / path).with_stem("b").write_text("defaults: [a, _self_]")
+    with pytest.raises(Exception) as raised:  # noqa: PT011, what it is is Hydra's affair
+        compose(path.removesuffix(".yaml").replace("/", "="), config_dir=tmp_path)
+    (line,) = cannot_compose(raised.value).args
+    assert re.match(said, line)
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["federation.num_supernodes=1000000000"],
+        ["federation.num_rounds=1000000000"],
+        ["local.epochs=1000000000"],
+        ["local.epochs=null", "local.steps=1000000000"],
+        ["dataset=synthetic", "dataset.num_devices=1000000000"],
+        ["dataset.declares.num_classes=1000000000"],
+        ["dataset.declares.input_shape=[1,1,1000000000]"],
+        ["model.widths=[10,1000000000]"],
+    ],
+    ids=lambda words: words[-1],
+)
+def test_sizes_beyond_any_machine_are_refused(compose, words):
+    key = words[-1].partition("=")[0]
+    with pytest.raises(InputError, match=rf"{re.escape(key)} must be at most 1(0,000|,000,000), got .*1000000000"):
+        compose(*words)
+
+
+def test_a_superlink_of_too_many_processes_is_refused(compose):
+    with pytest.raises(InputError, match=r"at most 1,000, got federation.num_supernodes=100000; try hardware=workers"):
+        compose("hardware=superlink", "federation.num_supernodes=100000")
 
 
 def test_an_option_may_be_in_a_folder_of_its_group(compose, tmp_path):

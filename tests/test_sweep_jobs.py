@@ -9,6 +9,7 @@ from hydra.types import RunMode
 from fedresearch import config
 from fedresearch.errors import InputError
 from fedresearch.sweep.compose import compose_jobs
+from fedresearch.sweep.status import job_names
 from fedresearch.sweep.sweeper import ComposedJobs
 from fedresearch.usage import CONF
 
@@ -165,3 +166,14 @@ def test_an_interrupted_sweep_names_what_continues_it(monkeypatch):
     monkeypatch.setattr(ComposedJobs.__base__, "sweep", interrupted)
     with pytest.raises(KeyboardInterrupt, match="interrupted; the same command continues the sweep"):
         ComposedJobs(max_batch_size=None).sweep([])
+
+
+def test_a_job_that_does_not_compose_is_told(compose):
+    with pytest.raises(InputError, match="job strategy=nope: strategy=nope does not exist"):
+        compose("strategy=fedavg,nope")
+
+
+def test_a_sweep_of_one_job_has_a_short_name():
+    assert job_names([["strategy=fedavg", "seed=0"]]) == ["the only job"]
+    assert job_names([["a=1", "b=2"], ["a=1", "b=3"]]) == ["b=2", "b=3"]
+    assert job_names([]) == []

@@ -3,7 +3,7 @@
 from fedresearch.config.check import check
 from fedresearch.config.compose import checked, compose, overrides_again, quoted
 from fedresearch.config.differences import ConfigDifference, differences
-from fedresearch.config.explain import explain, tell, words_without_key
+from fedresearch.config.explain import cannot_compose, explain, tell, words_without_key
 from fedresearch.config.resolvers import as_typed, register
 from fedresearch.config.schema import Config, digest, parse, runs_elsewhere
 
@@ -11,6 +11,7 @@ __all__ = [
     "Config",
     "ConfigDifference",
     "as_typed",
+    "cannot_compose",
     "check",
     "checked",
     "compose",

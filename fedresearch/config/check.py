@@ -9,6 +9,8 @@ from fedresearch.config.schema import Config, runs_elsewhere
 from fedresearch.config.sections import check_sections, values_at
 from fedresearch.errors import InputError
 
+_MAX_SUPERNODES = 1000  # on one machine; each takes some 100 MB
+
 
 def check(config: Config, choices: Mapping[str, str | None]) -> None:
     """Hold a config to its rules.
@@ -94,6 +96,11 @@ def _check_superlink(config: Config) -> Iterator[str]:
         yield (
             "hardware=superlink needs to know for how many SuperNodes to wait, got federation.num_supernodes=null; "
             "try federation.num_supernodes=10"
+        )
+    elif hardware["address"] is None and config.federation.num_supernodes > _MAX_SUPERNODES:
+        yield (
+            f"hardware=superlink starts a process for each client, at most {_MAX_SUPERNODES:,}, got "
+            f"federation.num_supernodes={config.federation.num_supernodes}; try hardware=workers"
         )
     if hardware["address"] == "auto":
         yield "hardware.address=auto is for hardware=ray; try hardware.address=127.0.0.1:8000"

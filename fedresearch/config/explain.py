@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -48,6 +49,8 @@ def explain(error: Exception) -> InputError | None:
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     if isinstance(error, MissingConfigException):
         line = _unknown_option(error)
+    elif isinstance(error, HydraException) and (of_a_file := _mistake_in_a_file(str(error))):
+        line = of_a_file
     elif isinstance(cause, ConfigAttributeError | ConfigKeyError):
         line = _unknown_key(cause)
     elif isinstance(cause, ValidationError):
@@ -70,6 +73,16 @@ def explain(error: Exception) -> InputError | None:
     else:
         return None
     return InputError(line)
+
+
+def cannot_compose(error: Exception) -> InputError:
+    """Return what the user should read for any error that Hydra raised while it composed the config."""
+    if isinstance(error, RecursionError):
+        return InputError(
+            "an option's defaults list leads back to that option; look at `defaults:` in the files of the options typed"
+        )
+    line = " ".join(f"{type(error).__name__}: {error}".split())
+    return explain(error) or InputError(f"cannot compose this command line: {line[:500]}")
 
 
 def words_without_key(error: HydraException, words: Sequence[str]) -> list[str]:
@@ -108,6 +121,23 @@ def _sweep_without_m(word: str) -> str:
         return line
     a_list = "" if "(" in values else f" for a list, type {shlex.quote(f'{key}=[{values}]')};"
     return f"{line};{a_list} for one text, type {as_text(word)}"
+
+
+def _mistake_in_a_file(text: str) -> str | None:
+    """Return the line for what an option's file sets where there is nothing to set, as one without its package does."""
+    found = re.match(
+        r"In '(.+?)': (?:Config\w+Error raised while .*full_key: (\S+)|Could not override '\S+@(\S+)')", text, re.S
+    )
+    if not found:
+        return None
+    file, key = found[1], (found[2] or found[3])
+    group = file.partition("/")[0]
+    if key.partition(".")[0] != group:
+        return (
+            f"{file}.yaml sets {key}, which the config does not have; see --cfg job for its keys" if found[2] else None
+        )
+    package = "optimizer.schedule" if group == "schedule" else "_global_"
+    return f"{file}.yaml sets {key}, which the config does not have; its first line must be: # @package {package}"
 
 
 def _unknown_option(error: MissingConfigException) -> str:

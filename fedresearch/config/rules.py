@@ -33,6 +33,11 @@ def _up_to(high: int) -> Callable[[Any], bool]:
     return lambda v: type(v) is int and 1 <= v <= high
 
 
+def _at_most(high: int) -> Callable[[Any], bool]:
+    """Return whether numbers, and those of a list, are within a bound; what is no number is another rule's."""
+    return lambda v: all(type(one) not in (int, float) or one <= high for one in (v if isinstance(v, list) else [v]))
+
+
 def _real(holds: Callable[[float], bool]) -> Callable[[Any], bool]:
     return lambda v: type(v) in (int, float) and holds(v)
 
@@ -276,6 +281,29 @@ RULES = (
     Rule("tracker.group", _or_empty(_name(128)), "a text of 1 to 128 characters, or null", "ablation"),
     Rule("tracker.job_type", _or_empty(_name(64)), "a text of 1 to 64 characters, or null", "train"),
     Rule("tracker.log_model", _boolean, "true or false", "false"),
+)
+
+# What no machine holds or finishes, and would be found out only after minutes, or by running out of memory.
+_MILLION = 1_000_000
+RULES += tuple(
+    Rule(key, _at_most(most), f"at most {most:,}", example)
+    for key, most, example in (
+        ("federation.num_supernodes", _MILLION, "10"),
+        ("federation.num_rounds", _MILLION, "20"),
+        ("local.epochs", _MILLION, "5"),
+        ("local.steps", _MILLION, "10"),
+        ("dataset.num_devices", 10_000, "30"),
+        ("dataset.declares.input_shape", _MILLION, "[1,28,28]"),
+        ("dataset.declares.num_classes", _MILLION, "10"),
+        ("partitioner.num_shards_per_partition", _MILLION, "2"),
+        ("partitioner.num_unique_labels_per_partition", _MILLION, "2"),
+        ("partitioner.preassigned_num_samples_per_label", _MILLION, "5"),
+        ("partitioner.group_size", _MILLION, "2"),
+        ("model.widths", _MILLION, "[200,200]"),
+        ("strategy.client.head_epochs", _MILLION, "10"),
+        ("strategy.client.finetune_epochs", _MILLION, "5"),
+        ("strategy.client.personal_epochs", _MILLION, "5"),
+    )
 )
 
 

@@ -21,7 +21,7 @@ from fedresearch import config
 from fedresearch.config.resolvers import without_hydra
 from fedresearch.errors import InputError
 from fedresearch.sweep.job import refuse_other
-from fedresearch.sweep.status import swept
+from fedresearch.sweep.status import ONLY_JOB, job_names
 
 # Each takes some 50 ms to compose: ten minutes before the first one starts.
 MAX_JOBS = 10_000
@@ -61,7 +61,7 @@ def compose_jobs(sweep: DictConfig) -> list[Job]:
     left_out: dict[str, list[str]] = {}  # by key, what is said of it in each job whose options do not have it
     mistakes: dict[str, list[str]] = {}
     distinct = set()
-    for words, shown in zip(batch, swept(batch), strict=True):
+    for words, shown in zip(batch, job_names(batch), strict=True):
         try:
             composed, kept, unknown = _load(loader, sweep, words)
             for key, line in unknown.items():
@@ -74,8 +74,8 @@ def compose_jobs(sweep: DictConfig) -> list[Job]:
             if told is None:
                 raise
             for line in told.args:
-                mistakes.setdefault(line, []).append(" ".join(shown))
-    mistakes |= {lines[0]: [*map(" ".join, swept(batch))] for lines in left_out.values() if len(lines) == len(batch)}
+                mistakes.setdefault(line, []).append(shown)
+    mistakes |= {lines[0]: job_names(batch) for lines in left_out.values() if len(lines) == len(batch)}
     if mistakes:
         raise InputError(*(f"{_of_jobs(of)}{line}" for line, of in mistakes.items()))
     if len(jobs) < len(distinct):
@@ -130,6 +130,8 @@ def _load(
                 raise
             unknown |= {word.partition("=")[0]: str(config.explain(error)) for word in without}
             kept = [word for word in kept if word not in without]
+        except Exception as error:
+            raise config.cannot_compose(error) from error
 
 
 def _add(jobs: dict[str, Job], composed: DictConfig, words: list[str], sweep: DictConfig) -> None:
@@ -169,7 +171,7 @@ def _add(jobs: dict[str, Job], composed: DictConfig, words: list[str], sweep: Di
 
 
 def _of_jobs(jobs: Sequence[str]) -> str:
-    first = f"job {jobs[0]}" if jobs[0] else "the job"
+    first = jobs[0] if jobs[0] == ONLY_JOB else f"job {jobs[0]}"
     return f"{first}{f' and {len(jobs) - 1} more' if len(jobs) > 1 else ''}: "
 
 
@@ -178,5 +180,5 @@ def _list(jobs: Sequence[Job], left_out: Mapping[str, object]) -> None:
     having = Counter(word.partition("=")[0] for job in jobs for word in job.overrides)
     for key in left_out:
         print(f"{key} applies to {having[key]} of {len(jobs)} jobs: the others' options do not have it")
-    for words in swept([job.overrides for job in jobs]):
-        print(f"  {' '.join(words)}")
+    for name in job_names([job.overrides for job in jobs]):
+        print(f"  {name}")

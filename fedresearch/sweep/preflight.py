@@ -16,7 +16,7 @@ from fedresearch.errors import InputError
 from fedresearch.runs.record import FINAL, read_record, read_rows, state_of
 from fedresearch.submission import Submission
 from fedresearch.sweep.compose import Job
-from fedresearch.sweep.status import new_table, print_table, swept
+from fedresearch.sweep.status import job_names, new_table, print_table
 from fedresearch.tracking.console import duration
 
 
@@ -60,12 +60,12 @@ def estimate(jobs: Sequence[Job], directory: Path) -> bool:
                 estimates[cell] = Estimate(None, None, None, str(error))
     table = new_table("job", "directory", "state", "time", "memory", "communicated", "estimated from")
     left: list[Estimate] = []
-    for job, words, state, cell in zip(jobs, swept([job.overrides for job in jobs]), states, cells, strict=True):
+    for job, name, state, cell in zip(jobs, job_names([job.overrides for job in jobs]), states, cells, strict=True):
         if state in FINAL:
-            table.add_row(" ".join(words), job.directory, state)
+            table.add_row(name, job.directory, state)
         else:
             left.append(estimates[cell])
-            table.add_row(" ".join(words), job.directory, state, *_figures(left[-1]), left[-1].source)
+            table.add_row(name, job.directory, state, *_figures(left[-1]), left[-1].source)
     print_table(table)
     if not left:
         print(f"all {len(jobs)} jobs in {directory} are done")

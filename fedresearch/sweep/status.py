@@ -16,6 +16,9 @@ from fedresearch.runs.record import RECORD, REFUSED
 # The list of a sweep's jobs, known before they start.
 JOBS = "sweep.json"
 
+# The name of a job that has nothing that another has not.
+ONLY_JOB = "the only job"
+
 # What is shown of a job's last round: the first that any job has.
 _FIGURES = ("eval/accuracy", "eval/loss")
 
@@ -37,10 +40,10 @@ def show(directory: Path) -> bool:
     figures = [run.record.get("result") or (rows[-1] if rows else {}) for run, rows in loaded]
     figure = next((name for name in _FIGURES if any(name in last for last in figures)), _FIGURES[0])
     table = new_table("job", "directory", "state", "rounds", figure)
-    for (run, rows), words, last in zip(loaded, swept(overrides), figures, strict=True):
+    for (run, rows), name, last in zip(loaded, job_names(overrides), figures, strict=True):
         of = f"{len(rows)}/{run.record['config']['federation']['num_rounds']}" if run.record else ""
         value = last.get(figure)
-        table.add_row(" ".join(words), run.directory.name, run.state, of, "" if value is None else f"{value:.4f}")
+        table.add_row(name, run.directory.name, run.state, of, "" if value is None else f"{value:.4f}")
     print_table(table)
     print(", ".join(f"{number} {state}" for state, number in Counter(run.state for run, _ in loaded).items()), end="")
     print(f" in {directory}", flush=True)
@@ -75,10 +78,10 @@ def listed(directory: Path) -> list[tuple[list[str] | None, Path]]:
     return jobs
 
 
-def swept(jobs: Sequence[Sequence[str]]) -> list[list[str]]:
-    """Return of each job's overrides those that not all jobs have."""
-    shared = set.intersection(*map(set, jobs)) if len(jobs) > 1 else set()
-    return [[word for word in job if word not in shared] for job in jobs]
+def job_names(jobs: Sequence[Sequence[str]]) -> list[str]:
+    """Return of each job's overrides those that not all jobs have, as its name."""
+    shared = set.intersection(*map(set, jobs)) if jobs else set()
+    return [" ".join(word for word in job if word not in shared) or ONLY_JOB for job in jobs]
 
 
 def new_table(*columns: str) -> Table:
