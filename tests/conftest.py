@@ -34,10 +34,13 @@ class Result:
         return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in self.rows]
 
 
+@pytest.hookimpl(tryfirst=True)  # before those marked slow are left out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that have slow tests, so that no long test is the last one, while other workers are done."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    """Begin with the slow tests, so that no long one is the last; mark those that train."""
+    items.sort(key=lambda item: not item.get_closest_marker("slow"))
+    for item in items:
+        if {"run", "whole", "finished"} & {*getattr(item, "fixturenames", ())}:
+            item.add_marker("slow")
 
 
 @pytest.fixture(autouse=True)

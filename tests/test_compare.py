@@ -21,6 +21,7 @@ from fedresearch.nested import ABSENT, differing
 from fedresearch.runs.comparison import compare_rows, shown, surroundings
 from fedresearch.runs.record import dump_record, read_record
 from tests import warm
+from tests.conftest import LONG
 
 ROOT = Path(__file__).parents[1]
 SHORT = ["model=logistic", "federation.num_rounds=3", "federation.num_supernodes=4", "local.epochs=1", "tracker=none"]
@@ -317,7 +318,7 @@ def answers(a, b):
     return lines, identical
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=1500 if LONG else 300, deadline=None)
 @given(
     name=st.sampled_from(["run.json", "metrics.jsonl"]),
     edits=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 3), st.binary(max_size=4)), min_size=1, max_size=4),
@@ -348,7 +349,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=1500 if LONG else 200, deadline=None)
 @given(field=st.sampled_from([*small_record(), "config.hardware"]), value=JSON, row=st.dictionaries(st.text(), JSON))
 def test_any_json_in_a_record_or_row_is_answered_in_lines(tmp_path_factory, field, value, row):
     whole, strange = (tmp_path_factory.getbasetemp() / f"json_{part}" for part in ("whole", "strange"))

@@ -1,10 +1,9 @@
 """Files that are read back damaged: a line that says so, a repair, or the right result, and nothing else.
 
-``FEDRESEARCH_FUZZ=2000`` tries more.
+``./scripts/test --long`` tries more.
 """
 
 import json
-import os
 import shutil
 
 import numpy as np
@@ -17,11 +16,12 @@ from fedresearch.errors import InputError
 from fedresearch.runs.checkpoint import FOLDER, read_checkpoints, write_checkpoint
 from fedresearch.runs.directory import FAILURES, History, RunDirectory
 from fedresearch.runs.record import METRICS, RECORD, read_record, read_rows, state_of
+from tests.conftest import LONG
 
 ONE_FOLDER = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
     deadline=None,
-    max_examples=int(os.environ.get("FEDRESEARCH_FUZZ", "100")),
+    max_examples=1500 if LONG else 100,
 )
 PLAIN = {"history": {"num_rounds": 2}, "strategy": {"name": "a", "x": 0.5}}
 ARRAYS = {

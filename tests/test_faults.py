@@ -15,6 +15,8 @@ from fedresearch.runs.directory import History, RunDirectory
 from fedresearch.runs.record import read_record, read_rows
 from tests.directories import SCAFFOLD, conduct, killed, outcome, resolved, rounds_of_checkpoints
 
+pytestmark = pytest.mark.slow
+
 
 def damage(path, how):
     content = bytearray(path.read_bytes())

@@ -26,6 +26,8 @@ from fedresearch.generators import seeded
 from fedresearch.hardware.in_process import InProcessGrid
 from tests import warm
 
+pytestmark = pytest.mark.slow
+
 APP = Path(__file__).parent / "flower_app"
 
 

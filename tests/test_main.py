@@ -14,6 +14,8 @@ import torch
 
 from tests import warm
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 SHORT = ["tracker=none", "federation.num_rounds=3", "local.epochs=1"]
 

@@ -13,6 +13,8 @@ import yaml
 
 from tests import warm
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 COMMANDS = re.findall(r"^    (python -m fedresearch\.main ?.*)$", README, flags=re.MULTILINE)

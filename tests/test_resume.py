@@ -31,6 +31,8 @@ from tests.directories import (
     set_status,
 )
 
+pytestmark = pytest.mark.slow
+
 # As in test_ray.py: Ray leaves files of its own to the garbage collector.
 RAY = [
     pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed"),

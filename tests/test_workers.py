@@ -18,6 +18,8 @@ from fedresearch.hardware.in_process import InProcessGrid
 from fedresearch.hardware.shared import Shared, load, mapped
 from fedresearch.hardware.workers import WorkerGrid
 
+pytestmark = pytest.mark.slow
+
 SMALL = ["federation.num_supernodes=6", "federation.num_rounds=2", "local.epochs=1"]
 
 
