@@ -389,7 +389,7 @@ class Experiment:
         make = self._builder.partial("partitioner", options)
         arguments = inspect.signature(make.func).parameters
         given = {"seed": seed} if has_seed and "seed" in arguments else {}
-        if "num_classes" in arguments:
+        if "num_classes" in arguments and "num_classes" not in options:
             given["num_classes"] = len(np.unique(columns(source.train)[options["partition_by"]]))
         with seeded(seed):
             rows = partition_rows(

@@ -323,6 +323,14 @@ def test_labels_with_gaps_are_partitioned_as_those_without(build, monkeypatch, p
         np.testing.assert_array_equal(a, b)
 
 
+def test_a_refusal_says_where_labels_are_numbered():
+    samples = Samples(torch.zeros(3, 1), torch.tensor([3, 7, 7]))
+    with pytest.raises(InputError, match=r"values: \(labels are numbered from 0\) Label: 0 is needed"):
+        partition_rows(
+            samples, PathologicalPartitioner(2, "label", 2, "deterministic"), num_supernodes=None, shuffle_seed=None
+        )
+
+
 def test_classes_that_no_client_has_are_named_with_their_share_of_the_test_split(build):
     experiment = build("partitioner=pathological", "federation.num_supernodes=4")
     source = experiment._source()

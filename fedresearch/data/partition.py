@@ -50,7 +50,8 @@ def partition_rows(
     import datasets  # takes seconds; a client that knows its rows need not wait
 
     datasets.utils.logging.set_verbosity_error()  # or it prints every index of a partition that it cannot hash
-    table = datasets.Dataset.from_dict({"row": np.arange(len(samples.y)), **columns(samples)})
+    by = columns(samples)
+    table = datasets.Dataset.from_dict({"row": np.arange(len(samples.y)), **by})
     partitioner.dataset = table if shuffle_seed is None else table.shuffle(seed=shuffle_seed)
     try:
         with warnings.catch_warnings(action="ignore"):  # of sizes that leave samples over, and of each redraw
@@ -58,6 +59,8 @@ def partition_rows(
             rows = _load(partitioner, num_supernodes)
     except (ValueError, TypeError, ArithmeticError, LookupError, RuntimeWarning) as error:
         reason = "sizes that are no numbers (NaN)" if isinstance(error, RuntimeWarning) else str(error)
+        if "label" in by and not np.array_equal(by["label"], samples.y):
+            reason = f"(labels are numbered from 0) {reason}"
         raise InputError(_refusal(partitioner, len(samples.y), reason)) from error
     _refuse_shared(rows, partitioner, len(samples.y))
     return rows
