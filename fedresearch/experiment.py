@@ -5,6 +5,7 @@ import gc
 import hashlib
 import inspect
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
@@ -44,7 +45,7 @@ from fedresearch.local.parts import Names, buffers, parameters
 from fedresearch.local.train import Schedule
 from fedresearch.local.update import LocalUpdate
 from fedresearch.model import build_model
-from fedresearch.rehearsal import CannotTakePart, rehearse
+from fedresearch.rehearsal import CannotTakePart, rehearse, rehearse_apart
 from fedresearch.seeding import derive_seed
 from fedresearch.tracking.tracker import Tracker
 
@@ -365,14 +366,16 @@ class Experiment:
             raise InputError(f"strategy={self.choices['strategy']}: it sends no message in round 1, so nobody trains")
         model, dataset, strategy = (self.choices[group] for group in ("model", "dataset", "strategy"))
         try:
+            # Neither a GPU nor a SuperLink's connection survives a fork, nor do some of macOS's own libraries.
+            forks = sys.platform == "linux" and self._device.type == "cpu" and self._nodes is None
             with kept():
-                rehearse(
-                    messages[0],
-                    self.grid.try_out,
-                    lambda data: self._new_client_app(copy.deepcopy(self.model), data, Schedule(None, 1, 0)),
-                    self.training_data,
-                    self.data,
-                    self.config.local.batch_size,
+                (rehearse_apart if forks else rehearse)(
+                    message=messages[0],
+                    try_out=self.grid.try_out,
+                    clients_on=lambda data: self._new_client_app(copy.deepcopy(self.model), data, Schedule(None, 1, 0)),
+                    training_data=self.training_data,
+                    data=self.data,
+                    batch_size=self.config.local.batch_size,
                 )
         except CannotTakePart as error:
             raise InputError(

@@ -1,6 +1,13 @@
 """One step of one client before the run, so that what cannot work is told before it costs anything."""
 
-from collections.abc import Callable
+import logging
+import multiprocessing
+import signal
+import traceback
+import warnings
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
+from typing import Any
 
 from flwr.app import Context, Message, RecordDict
 
@@ -9,13 +16,79 @@ from fedresearch.building import one_line
 from fedresearch.data.federated import FederatedData
 from fedresearch.local.objective import EVALUATION_BATCH, evaluate
 
+log = logging.getLogger("fedresearch")
+
+# Seconds after which a fork is given up: a library that works with threads may wait for ever in one.
+_PATIENCE_S = 120
+
 
 class CannotTakePart(Exception):
-    """A client cannot do its part; ``doing`` says which."""
+    """A client cannot do its part; ``doing`` says which, the text why."""
 
-    def __init__(self, doing: str, error: Exception, hint: str = "") -> None:
-        super().__init__(one_line(error) + hint)
+    def __init__(self, doing: str, text: str) -> None:
+        super().__init__(text)
         self.doing = doing
+
+
+class _Elsewhere(Exception):
+    """What was raised in another process; its text is the traceback."""
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}"
+
+
+def rehearse_apart(**arguments: Any) -> None:
+    """Rehearse in a fork of this process, so that a client that ends its process ends no run without a word.
+
+    Parameters
+    ----------
+    **arguments
+        Those of :func:`rehearse`.
+
+    Raises
+    ------
+    CannotTakePart
+        If a client fails, or the fork ends.
+    """
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # that threads may hold locks: none does that is needed
+        fork = context.Process(target=_rehearse_and_send, args=(theirs, arguments))
+        fork.start()
+    theirs.close()
+    try:
+        if not ours.poll(_PATIENCE_S):
+            log.warning(
+                "a client's first step takes more than %g s; it is tried again in the main process", _PATIENCE_S
+            )
+            rehearse(**arguments)
+            return
+        failure = ours.recv()
+        fork.join(_PATIENCE_S)
+    except EOFError:
+        fork.join()
+        code = fork.exitcode or 0
+        how = f"with exit code {code}" if code >= 0 else f"by signal {-code}, {signal.strsignal(-code)}"
+        raise CannotTakePart("train", f"the client's process ended {how}") from None
+    finally:
+        fork.kill()
+        fork.join()
+    if failure:
+        doing, text, trace = failure
+        raise CannotTakePart(doing, text) from _Elsewhere(trace)
+
+
+def _rehearse_and_send(connection: Connection, arguments: Mapping[str, Any]) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)  # the main process hears them, and ends this one
+    try:
+        rehearse(**arguments)
+    except CannotTakePart as error:
+        connection.send((error.doing, str(error), traceback.format_exc()))
+    else:
+        connection.send(None)
 
 
 def rehearse(
@@ -49,17 +122,21 @@ def rehearse(
     sizes = [len(rows) for rows in training_data.train]
     alone = [i for i, size in enumerate(sizes) if size == 1 or (batch_size and size % batch_size == 1)]
     for num_samples, partition_id in [(2, sizes.index(max(sizes))), *((1, i) for i in alone[:1])]:
-        clients = clients_on(training_data.sample(partition_id, num_samples))
         try:
+            clients = clients_on(training_data.sample(partition_id, num_samples))
             try_out(clients, message, Context(1, 2, {"partition-id": 0}, RecordDict(), {}))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             hint = f" (the last batch of partitions {alone} is one sample; try another local.batch_size)"
-            raise CannotTakePart("train", error, hint if num_samples == 1 else "") from error
+            raise CannotTakePart("train", _said(error) + (hint if num_samples == 1 else "")) from error
     alone = [i for i, rows in enumerate(data.validation) if len(rows) % EVALUATION_BATCH == 1]
     if alone:
         x, y = data.validation_samples(alone[0])
         try:
             evaluate(clients.model, x[:1], y[:1])
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             hint = f" (partitions {alone} validate on a batch of one sample; try another validation.fraction)"
-            raise CannotTakePart("be evaluated", error, hint) from error
+            raise CannotTakePart("be evaluated", _said(error) + hint) from error
+
+
+def _said(error: BaseException) -> str:
+    return f"it ends the run, by {error!r}" if isinstance(error, SystemExit) else one_line(error)
