@@ -204,23 +204,50 @@ def test_a_job_that_cannot_become_a_run_is_told_and_kept(tmp_path):
 
 @pytest.mark.slow
 def test_preflight_says_what_is_done_and_estimates_the_rest(tmp_path):
-    sweep = [*SMALL, "seed=0,1", "optimizer.lr=0.1,0.01"]
+    sweep = [*SMALL, "seed=0,1", "optimizer.lr=0.1,0.01", "local.batch_size=10,1000"]
     assert command(tmp_path, "-m", *SMALL, "seed=0", "optimizer.lr=0.1", "hydra.sweep.dir=s").returncode == 0
     before = times(tmp_path / "s")
     done = command(tmp_path, "preflight", *sweep, "hydra.sweep.dir=s", module="fedresearch.sweep")
     assert done.returncode == 0, done.stderr
     (past,) = records(tmp_path / "s")
-    rows = {line.split()[1] + " " + line.split()[0]: line for line in done.stdout.splitlines() if "seed=" in line}
-    assert rows["optimizer.lr=0.1 seed=0"].split()[2:] == [past.name, "finished"]
-    assert rows["optimizer.lr=0.1 seed=1"].rstrip().endswith(f"past run {past.name}")
-    for seed in (0, 1):  # they share what is measured once
-        assert rows[f"optimizer.lr=0.01 seed={seed}"].rstrip().endswith("a run of 2 rounds")
+    rows = [line for line in done.stdout.splitlines() if line.startswith("seed=")]
+    (finished,) = (row for row in rows if row.startswith("seed=0 optimizer.lr=0.1 local.batch_size=10 "))
+    assert finished.split()[3:] == [past.name, "finished"]
+    assert sum(row.rstrip().endswith(f"past run {past.name}") for row in rows) == 3
+    assert sum(row.rstrip().endswith("a run of 2 rounds") for row in rows) == 4  # they share what is measured once
     assert done.stderr.count("running two rounds of") == 1
     # Two of the four clients train in each of two rounds: 64 * 10 + 10 parameters of four bytes, down and up.
     last = done.stdout.splitlines()[-1]
-    assert last.startswith("3 of 4 jobs to do in s: ")
-    assert float(last.split(" kB communicated")[0].split()[-1]) > 3 * 2 * 2 * 2 * 650 * 4 / 1000
+    assert last.startswith("7 of 8 jobs to do in s: ")
+    assert float(last.split(" kB communicated")[0].split()[-1]) > 7 * 2 * 2 * 2 * 650 * 4 / 1000
     assert times(tmp_path / "s") == before
+
+
+@pytest.mark.parametrize(
+    ("words", "same"),
+    [
+        (["optimizer.lr=0.5", "seed=3", "partitioner.alpha=7"], True),
+        (["local.epochs=2"], False),
+        (["federation.fraction_train=1"], False),
+        (["model=logistic"], False),
+        (["hardware=workers"], False),
+        (["strategy=scaffold"], False),
+    ],
+    ids=lambda words: " ".join(words) if isinstance(words, list) else "",
+)
+def test_a_scale_is_what_time_depends_on(compose, words, same):
+    from fedresearch.sweep.preflight import _scale
+
+    assert (_scale(compose()[0]) == _scale(compose(*words)[0])) is same
+
+
+@pytest.mark.parametrize("key", ["head_epochs", "head"])
+def test_local_epochs_of_a_strategy_are_of_its_scale(compose, key):
+    from fedresearch.sweep.preflight import _scale
+
+    values = {"head_epochs": ("1", "2"), "head": ("null", "[fc1]")}[key]
+    one, other = (compose("strategy=fedrep", f"strategy.client.{key}={value}")[0] for value in values)
+    assert _scale(one) != _scale(other)
 
 
 def test_a_mistake_in_any_job_is_told_before_the_first_starts(tmp_path):

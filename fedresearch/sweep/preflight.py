@@ -1,18 +1,21 @@
-"""What a sweep would take: from its finished runs, or from a short run of each of its cells."""
+"""What a sweep would take: from its finished runs, or from a short run of one of its cells of each scale."""
 
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich import filesize
 
 from fedresearch.config import Config, digest, runs_elsewhere
+from fedresearch.config.rules import RULES
+from fedresearch.config.schema import counts, is_seed
 from fedresearch.errors import InputError
+from fedresearch.nested import as_json, leaves
 from fedresearch.runs.record import FINAL, read_record, read_rows, state_of
 from fedresearch.submission import Submission
 from fedresearch.sweep.compose import Job
@@ -45,26 +48,29 @@ class Estimate:
 def estimate(jobs: Sequence[Job], directory: Path) -> bool:
     """Print a sweep's jobs, which are done, and what the others will take; return whether any could not be tried.
 
-    Jobs that differ only in their seeds share an estimate.
+    Jobs of one cell share an estimate, and cells of one scale do where none of their jobs is done.
     """
     states = [state_of(directory / job.directory) for job in jobs]
     cells = [digest(job.config, seeds=False) for job in jobs]
-    estimates = _of_past_runs(jobs, states, cells, directory)
+    scales = [_scale(job.config) for job in jobs]
+    past = _of_past_runs(jobs, states, cells, directory)
+    estimates = {scale: past[cell] for cell, scale in zip(cells, scales, strict=True) if cell in past}
     failed = False
-    for job, state, cell in zip(jobs, states, cells, strict=True):
-        if state not in FINAL and cell not in estimates:
+    for job, state, scale in zip(jobs, states, scales, strict=True):
+        if state not in FINAL and scale not in estimates:
             try:
-                estimates[cell] = _of_short_run(job)
+                estimates[scale] = _of_short_run(job)
             except InputError as error:
                 failed = True
-                estimates[cell] = Estimate(None, None, None, str(error))
+                estimates[scale] = Estimate(None, None, None, str(error))
     table = new_table("job", "directory", "state", "time", "memory", "communicated", "estimated from")
     left: list[Estimate] = []
-    for job, name, state, cell in zip(jobs, job_names([job.overrides for job in jobs]), states, cells, strict=True):
+    names = job_names([job.overrides for job in jobs])
+    for job, name, state, cell, scale in zip(jobs, names, states, cells, scales, strict=True):
         if state in FINAL:
             table.add_row(name, job.directory, state)
         else:
-            left.append(estimates[cell])
+            left.append(past[cell] if cell in past else estimates[scale])
             table.add_row(name, job.directory, state, *_figures(left[-1]), left[-1].source)
     print_table(table)
     if not left:
@@ -74,6 +80,21 @@ def estimate(jobs: Sequence[Job], directory: Path) -> bool:
     print(f"{len(left)} of {len(jobs)} jobs to do in {directory}: {time_s} one after another, ", end="")
     print(f"{memory} of memory for the largest process, {communicated} communicated")
     return failed
+
+
+def _scale(config: Config) -> str:
+    """Return what is equal for configs whose runs take as long: all that counts but seeds, rates and weights."""
+    plain = {key: value for key, value in leaves(asdict(config)) if counts(key) and not is_seed(key)}
+    sizes = {key: value for key, value in plain.items() if not _is_rate(key, value)}
+    return as_json([sizes, config.hardware])
+
+
+def _is_rate(key: str, value: Any) -> bool:
+    """Return whether a key is a number of an option that may be a fraction, and so counts nothing."""
+    of_an_option = key.startswith(("optimizer.", "partitioner.", "strategy."))
+    rules = [rule for rule in RULES if rule.key == key]
+    may_be = all(rule.holds(0.5) for rule in rules) if rules else type(value) is float
+    return of_an_option and type(value) in (int, float) and may_be
 
 
 def _of_past_runs(
