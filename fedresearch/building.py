@@ -1,16 +1,22 @@
 """Objects from config nodes; the only caller of ``hydra.utils.instantiate``."""
 
 import functools
+import importlib
+import re
+import traceback
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from difflib import get_close_matches
+from typing import Any, TypeVar
 
 import hydra.utils
 from hydra.errors import InstantiationException
 
-from fedresearch.errors import InputError
+from fedresearch.errors import InputError, named
 
-# What a constructor raises when it refuses its arguments.
-_REFUSALS = (TypeError, ValueError, ImportError, RuntimeError, LookupError, ArithmeticError, MemoryError)
+T = TypeVar("T")
+
+# What a constructor raises when it refuses its arguments; anything else is a fault of its own.
+_REFUSALS = (TypeError, ValueError, ImportError, RuntimeError, LookupError, ArithmeticError, MemoryError, OSError)
 
 
 class Builder:
@@ -25,19 +31,38 @@ class Builder:
     def __init__(self, choices: Mapping[str, str | None]) -> None:
         self._choices = choices
 
-    def build(self, group: str, node: Mapping[str, Any], **objects: Any) -> Any:
-        """Return the object that a node of a group describes, given further arguments, which the node must not have."""
+    def build(self, group: str, node: Mapping[str, Any], kind: type[T], key: str = "", **objects: Any) -> T:
+        """Return the object that a node of a group describes, given further arguments, which the node must not have.
+
+        Parameters
+        ----------
+        group : str
+            The config group.
+        node : mapping
+            What to build, and its arguments.
+        kind : type
+            What the object must be.
+        key : str
+            The node's dotted key; "": the group is its key.
+        **objects
+            Further arguments.
+
+        Raises
+        ------
+        InputError
+            If it cannot be built, or is not of its kind.
+        """
         self._refuse_given(group, node, objects)
         try:
-            return hydra.utils.instantiate(dict(node), _convert_="all", **objects)
+            made = hydra.utils.instantiate(dict(node), _convert_="all", **objects)
         except InstantiationException as error:
-            cause = error.__cause__
-            if isinstance(cause, InputError):
-                raise cause from None
-            if cause is None or isinstance(cause, _REFUSALS):
-                hint = "; run from the folder that holds it, or add that to PYTHONPATH" * isinstance(cause, ImportError)
-                raise InputError(f"{self._option(group)}: {one_line(cause or error)}{hint}") from error
-            raise cause from None
+            cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+            if isinstance(cause, ImportError) and (target := re.match("Error loading '(.*?)'", str(cause))):
+                raise InputError(f"{self._option(group)}: {_not_loaded(target[1])}") from error
+            raise self._refusal(group, cause) from error
+        except SystemExit as error:
+            raise self._refusal(group, error) from error
+        return self._of_kind(group, made, kind, key)
 
     def partial(self, group: str, node: Mapping[str, Any], given: Collection[str] = ()) -> "functools.partial[Any]":
         """Return a plain partial of what a node describes: each call of Hydra's own costs a check of its target.
@@ -52,15 +77,39 @@ class Builder:
             The arguments that its calls will give.
         """
         self._refuse_given(group, node, given)
-        made = self.build(group, {**node, "_partial_": True})
+        made = self.build(group, {**node, "_partial_": True}, functools.partial)
         return functools.partial(made.func, *made.args, **made.keywords)
 
-    def call(self, group: str, make: Callable[..., Any], **objects: Any) -> Any:
-        """Call what was built for a group."""
+    def call(self, group: str, make: Callable[..., Any], kind: type[T], **objects: Any) -> T:
+        """Call what was built for a group, and return what it makes, which must be of a kind."""
         try:
-            return make(**objects)
-        except _REFUSALS as error:
-            raise InputError(f"{self._option(group)}: {one_line(error)}") from error
+            made = make(**objects)
+        except (Exception, SystemExit) as error:
+            raise self._refusal(group, error) from error
+        return self._of_kind(group, made, kind)
+
+    def _of_kind(self, group: str, made: Any, kind: type[T], key: str = "") -> T:
+        if not isinstance(made, kind):
+            package = kind.__module__.partition(".")[0]
+            got = "None" if made is None else f"a {type(made).__name__}"
+            raise InputError(
+                f"{self._option(group)}: {key or group} must make a {kind.__name__} ({package}), got {got}"
+            )
+        return made
+
+    def _refusal(self, group: str, error: BaseException) -> InputError:
+        """Return what to say of an error that building a group's option raised."""
+        if isinstance(error, InputError):
+            return error
+        if isinstance(error, SystemExit):
+            return InputError(f"{self._option(group)} ended the process (exit code {error.code}); it must return")
+        if isinstance(error, (*_REFUSALS, InstantiationException)):
+            return InputError(f"{self._option(group)}: {one_line(error)}")
+        *_, frame = traceback.extract_tb(error.__traceback__)
+        return InputError(
+            f"{self._option(group)}: {' '.join(repr(error).split())} in {frame.filename}, line {frame.lineno}; "
+            "FEDRESEARCH_FULL_ERROR=1 shows the traceback"
+        )
 
     def _refuse_given(self, group: str, node: Mapping[str, Any], given: Collection[str]) -> None:
         for key in given:
@@ -71,6 +120,29 @@ class Builder:
         return f"{group}={self._choices.get(group)}"
 
 
+def _not_loaded(target: str) -> str:
+    """Return why a dotted name cannot be loaded."""
+    found: Any = None
+    name = ""
+    for part in target.split("."):
+        name = f"{name}.{part}".lstrip(".")
+        try:
+            found = importlib.import_module(name)
+        except Exception as error:
+            if not isinstance(error, ModuleNotFoundError) or error.name != name:
+                return f"{name} cannot be imported: {' '.join(named(error).split())}"
+            if found is None:
+                return f"there is no module {part}; run from the folder that holds it, or add that to PYTHONPATH"
+            if not hasattr(found, part):
+                close = get_close_matches(part, dir(found), n=1)
+                where = f" ({found.__file__})" if getattr(found, "__file__", None) else ""
+                return f"{found.__name__}{where} has no {part}" + f"; did you mean {close[0]}?" * bool(close)
+            found = getattr(found, part)
+    return f"{target} cannot be loaded"
+
+
 def one_line(error: BaseException) -> str:
     """Return an error's text on one line."""
-    return " ".join(str(error).split()) or repr(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.strerror}: {error.filename}"
+    return repr(error) if isinstance(error, KeyError) else " ".join(str(error).split()) or repr(error)

@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from numbers import Real
 
 import numpy as np
 import torch
@@ -95,7 +96,7 @@ class Experiment:
         self._refuse_small_cohorts()
         # Refused arguments are told here, and not by the first client.
         parameter, lr = Parameter(torch.zeros(1)), self.config.optimizer["lr"]
-        self._builder.call("optimizer", self._optimizer, params=[parameter], lr=lr)
+        self._builder.call("optimizer", self._optimizer, Optimizer, params=[parameter], lr=lr)
         self._rehearse()
         gc.freeze()  # all of this lives as long as the run: Flower's Bulyan collects garbage once a client
 
@@ -132,18 +133,12 @@ class Experiment:
     @cached_property
     def update(self) -> LocalUpdate:
         """The client half of the strategy."""
-        update = self._builder.build("strategy", self.config.strategy["client"])
-        if not isinstance(update, LocalUpdate):
-            raise InputError(
-                f"strategy={self.choices['strategy']}: strategy.client must be a fedresearch.local.update.LocalUpdate, "
-                f"got {type(update).__name__}"
-            )
-        return update
+        return self._builder.build("strategy", self.config.strategy["client"], LocalUpdate, "strategy.client")
 
     @cached_property
     def personal(self) -> Names:
         """What of the model's ``state_dict`` stays on the clients."""
-        personal: Names = self._builder.call("strategy", self.update.personal, model=self.model)
+        personal: Names = self._builder.call("strategy", self.update.personal, frozenset, model=self.model)
         return personal | buffers(self.model) if self.config.strategy["buffers"] == "local" else personal
 
     @cached_property
@@ -160,6 +155,7 @@ class Experiment:
         return self._nodes or self._builder.build(
             "hardware",
             {key: value for key, value in self.config.hardware.items() if key != "device"},
+            OrderedGrid,
             client_app=self.client_app,
             num_supernodes=self.data.num_partitions,
         )
@@ -172,7 +168,7 @@ class Experiment:
     @cached_property
     def tracker(self) -> Tracker:
         """The chosen tracker."""
-        return self._builder.build("tracker", self.config.tracker)
+        return self._builder.build("tracker", self.config.tracker, Tracker)
 
     def server_app(
         self,
@@ -271,7 +267,8 @@ class Experiment:
         if not self._shortages(0) or not self._num_clients:
             return
         for server_round in range(1, min(self.config.federation.num_rounds, _ROUNDS_AHEAD) + 1):
-            num_clients = len(set(self._builder.call("sampling", self._train_cohort, server_round=server_round)))
+            drawn = self._builder.call("sampling", self._train_cohort, Sequence, server_round=server_round)
+            num_clients = len(set(drawn))
             for needed, instead in self._shortages(num_clients):
                 which = f"the {num_clients} that train in round {server_round}, of {self._num_clients} with samples"
                 raise InputError(f"{needed}, got {which}; try {instead or 'more clients a round'}")
@@ -298,12 +295,15 @@ class Experiment:
 
     def learning_rate(self, server_round: int) -> float:
         """Return the learning rate of a round."""
-        lr: float = self._builder.call(
-            "schedule",
-            self._learning_rate,
-            lr=float(self.config.optimizer["lr"]),
-            server_round=server_round,
-            num_rounds=self.config.federation.num_rounds,
+        lr = float(
+            self._builder.call(
+                "schedule",
+                self._learning_rate,
+                Real,
+                lr=float(self.config.optimizer["lr"]),
+                server_round=server_round,
+                num_rounds=self.config.federation.num_rounds,
+            )
         )
         if not 0 < lr < 1e38:  # within float32
             raise InputError(
@@ -318,12 +318,7 @@ class Experiment:
 
     def _new_strategy(self) -> Strategy:
         with seeded(derive_seed(self.config.seed, "strategy")):
-            strategy = self._builder.build("strategy", self.config.strategy["server"])
-        if not isinstance(strategy, Strategy):
-            raise InputError(
-                f"strategy={self.choices['strategy']}: strategy.server must be a flwr.serverapp.strategy.Strategy, "
-                f"got {type(strategy).__name__}"
-            )
+            strategy = self._builder.build("strategy", self.config.strategy["server"], Strategy, "strategy.server")
         wait_for_nobody(strategy)
         weighted_by = self.config.strategy["weighted_by"]
         for part in wrapped(strategy):
@@ -343,6 +338,7 @@ class Experiment:
         return self._builder.call(
             "strategy",
             Clients,
+            Clients,
             model=model,
             data=data,
             update=self.update,
@@ -357,7 +353,7 @@ class Experiment:
         """Let a client answer the first message, all real but the model a copy."""
         if not any(len(rows) for rows in self.training_data.train):
             return
-        drawn = self._builder.call("sampling", self._train_cohort, server_round=1)
+        drawn = self._builder.call("sampling", self._train_cohort, Sequence, server_round=1)
         cohort = CohortGrid(self.grid, sorted(set(drawn)))
         config = ConfigRecord(dict(self._client_config(1)))
         hooks = Hooks(self._new_strategy(), self.config.seed)
@@ -384,6 +380,8 @@ class Experiment:
 
     def _partition(self, source: Source) -> tuple[Sequence[Rows], Sequence[Rows]]:
         """Return the rows that each client trains on, and validates on."""
+        from flwr_datasets.partitioner import Partitioner  # takes seconds; a client that knows its rows need not wait
+
         config = self.config
         options = dict(config.partitioner)
         has_seed = "seed" in options
@@ -397,7 +395,7 @@ class Experiment:
         with seeded(seed):
             rows = partition_rows(
                 source.train,
-                self._builder.call("partitioner", make, **given),
+                self._builder.call("partitioner", make, Partitioner, **given),
                 num_supernodes=config.federation.num_supernodes,
                 shuffle_seed=seed if has_seed else None,
             )
@@ -415,6 +413,6 @@ class Experiment:
         options = dict(self.config.dataset)
         declared = options.pop("declares")
         with seeded(derive_seed(self.config.seed, "dataset")):
-            source: Source = self._builder.build("dataset", options)
+            source = self._builder.build("dataset", options, Source)
         check_source(source, declared, str(self.choices["dataset"]))
         return source

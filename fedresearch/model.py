@@ -18,9 +18,10 @@ from fedresearch.runs.record import read_record
 def build_model(config: Config, choices: Mapping[str, str | None]) -> Module:
     """Build the model for the dataset's declared shape and classes; with dtype float64, all its floats are that."""
     declared = config.dataset["declares"]
-    model: Module = Builder(choices).build(
+    model = Builder(choices).build(
         "model",
         {key: value for key, value in config.model.items() if key != "requires"},
+        Module,
         input_shape=tuple(declared["input_shape"]),
         num_classes=declared["num_classes"],
     )

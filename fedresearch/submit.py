@@ -17,8 +17,8 @@ def submit(submission: Submission) -> None:
     """
     if not submission.again:
         refuse_used(submission.directory)
-    superlink: SuperLink = Builder(submission.choices).build(
-        "hardware", submission.config.hardware, num_supernodes=submission.config.federation.num_supernodes
+    superlink = Builder(submission.choices).build(
+        "hardware", submission.config.hardware, SuperLink, num_supernodes=submission.config.federation.num_supernodes
     )
     refused: list[str] = []
     address = submission.config.hardware["address"]

@@ -91,9 +91,9 @@ MISTAKES = {
     "a mistyped key": (
         ["federation.num_round=3"],
         "unknown key federation.num_round; federation has evaluate_every, fraction_evaluate, fraction_train, "
-        "max_failures, nonfinite, num_rounds, num_supernodes, target_accuracy; did you mean federation.num_rounds?",
+        "max_failures, nonfinite, num_rounds, num_supernodes, target_accuracy; try federation.num_rounds=3",
     ),
-    "a mistyped key of an option": (["partitioner.alpah=1"], "did you mean partitioner.alpha?"),
+    "a mistyped key of an option": (["partitioner.alpah=1"], "; try partitioner.alpha=1"),
     "an added key": (["+foo=1"], "unknown key foo; only the options of a group take further keys"),
     "an added key of a section": (["+federation.foo=1"], "unknown key federation.foo;"),
     "a word for a number": (

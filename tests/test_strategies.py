@@ -281,8 +281,8 @@ def test_frozen_parameters_do_not_move(run, models, strategy, hardware):
         (["strategy=fednova", "optimizer=adagrad"], "needs an optimizer that is linear in its gradients; try optimi"),
         (["strategy=moon", "model=logistic"], "strategy=moon: the model has one layer, so that its features are its"),
         (["strategy=fedper", "model=logistic"], "strategy=fedper: the head is the whole model, so that nothing is sh"),
-        (["strategy.client._target_=builtins.dict"], "strategy.client must be a fedresearch.local.update.LocalUpdate,"),
-        (["strategy.server._target_=builtins.dict"], "strategy.server must be a flwr.serverapp.strategy.Strategy, g"),
+        (["strategy.client._target_=builtins.dict"], "strategy.client must make a LocalUpdate (fedresearch), got a"),
+        (["strategy.server._target_=builtins.dict"], "strategy.server must make a Strategy (flwr), got a dict"),
         (["+sampling.seed=1"], "sampling=uniform: seed cannot be set, the run gives it; remove seed"),
         (["+optimizer.schedule.lr=1"], "schedule=constant: lr cannot be set, the run gives it; remove lr"),
         (

@@ -1,13 +1,15 @@
 """The rules that a composed config is held to, one by one and together."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 
 from fedresearch.config.cohorts import check_cohort
-from fedresearch.config.rules import RULES, rules_of_wrapped
+from fedresearch.config.rules import RULES, rules_of_wrapped, shown
 from fedresearch.config.schema import Config, runs_elsewhere
 from fedresearch.config.sections import check_sections, values_at
 from fedresearch.errors import InputError
+from fedresearch.nested import leaves
 
 _MAX_SUPERNODES = 1000  # on one machine; each takes some 100 MB
 
@@ -31,6 +33,12 @@ def check(config: Config, choices: Mapping[str, str | None]) -> None:
     rules = [*RULES, *rules_of_wrapped(next(values_at(plain, "strategy.server"), None))]
     lines = check_sections(plain, choices)
     lines += [rule.refusal(value) for rule in rules for value in values_at(plain, rule.key) if not rule.holds(value)]
+    ruled = {rule.key for rule in rules}
+    lines += [
+        f"{key} must be finite, got {shown(value)}"
+        for key, value in leaves(plain)
+        if key not in ruled and not all(map(_is_finite, value if isinstance(value, list) else [value]))
+    ]
     # Values that are wrong alone are told alone: what follows takes each value for a possible one.
     lines = lines or [*_cross_check(config, choices)]
     if lines:
@@ -152,3 +160,7 @@ def _check_partitions(config: Config, choices: Mapping[str, str | None]) -> Iter
                 f"partitioner.{key}={partitioner[key]} is more than the {declares['num_classes']} classes of "
                 f"dataset={choices['dataset']}; try partitioner.{key}=2"
             )
+
+
+def _is_finite(value: object) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)

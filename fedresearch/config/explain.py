@@ -6,8 +6,10 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
-from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import (
@@ -21,6 +23,7 @@ from omegaconf.errors import (
 from fedresearch.config.compose import as_text
 from fedresearch.config.rules import RULES, shown
 from fedresearch.config.schema import GROUPS
+from fedresearch.config.suggest import key_to_type, option_to_type
 from fedresearch.errors import InputError
 
 _DISK_TROUBLE = {
@@ -52,7 +55,7 @@ def explain(error: Exception) -> InputError | None:
     elif isinstance(error, HydraException) and (of_a_file := _mistake_in_a_file(str(error))):
         line = of_a_file
     elif isinstance(cause, ConfigAttributeError | ConfigKeyError):
-        line = _unknown_key(cause)
+        line = _unknown_key(cause, str(error))
     elif isinstance(cause, ValidationError):
         line = _wrong_type(cause)
     elif isinstance(cause, MissingMandatoryValue):
@@ -68,7 +71,7 @@ def explain(error: Exception) -> InputError | None:
         line = "a config group needs an option and cannot be null; see --help for the options"
     elif isinstance(cause, HydraException | OmegaConfBaseException):
         line = " ".join(str(cause).splitlines()[:2])
-    elif isinstance(error, OSError) and error.errno in _DISK_TROUBLE:
+    elif isinstance(error, OSError) and error.errno in _DISK_TROUBLE and _is_of_the_run(error.filename):
         line = f"{error.strerror}{f': {error.filename}' if error.filename else ''}; try another hydra.run.dir"
     else:
         return None
@@ -83,6 +86,14 @@ def cannot_compose(error: Exception) -> InputError:
         )
     line = " ".join(f"{type(error).__name__}: {error}".split())
     return explain(error) or InputError(f"cannot compose this command line: {line[:500]}")
+
+
+def _is_of_the_run(filename: Any) -> bool:
+    """Return whether a file is of the directory that Hydra chose, or a folder above it; None: nobody knows."""
+    if not isinstance(filename, str) or not HydraConfig.initialized():
+        return True
+    path, directory = Path(filename).absolute(), Path(HydraConfig.get().runtime.output_dir)
+    return path.is_relative_to(directory) or directory.is_relative_to(path)
 
 
 def words_without_key(error: HydraException, words: Sequence[str]) -> list[str]:
@@ -145,20 +156,29 @@ def _unknown_option(error: MissingConfigException) -> str:
     options = sorted(name for name in error.options or [] if not name.startswith("_"))
     if not options:
         return f"there is no config group {group!r}; see --help for the groups"
-    return f"{group}={option} does not exist, {group} may be {', '.join(options)}{_try(group, option, options)}"
+    extra = {"hydra/launcher=joblib": "joblib", "hydra/sweeper=optuna": "optuna"}.get(f"{group}={option}")
+    if extra:
+        return f"{group}={option} needs a package that is not installed; try pip install 'fedresearch[{extra}]'"
+    meant = option_to_type(group, option, options)
+    return f"{group}={option} does not exist, {group} may be {', '.join(options)}{f'; try {meant}' if meant else ''}"
 
 
-def _unknown_key(error: OmegaConfBaseException) -> str:
-    section, _, name = str(error.full_key).rpartition(".")
-    keys = map(str, error.parent_node.keys()) if error.parent_node is not None else []
-    known = sorted(key for key in keys if not key.startswith("_"))
-    prefix = f"{section}." if section else ""
-    close = get_close_matches(name, known, n=1)
-    hint = f"; did you mean {prefix}{close[0]}?" if close else ""
+def _unknown_key(error: OmegaConfBaseException, told: str) -> str:
+    section = str(error.full_key).rpartition(".")[0]
+    node = error.parent_node
+    keys = map(str, node.keys()) if node is not None else []
+    known = sorted(key for key in keys if not key.startswith("_") and key != "hydra")
+    typed = re.search(r"To append to your config use \+([^=]*)=(.*)", told)
+    key, value = (typed[1], typed[2]) if typed else (str(error.full_key), "")
+    meant = key_to_type(key, value, node) if node is not None else ""
     if error.full_key == "schedule":
         hint = "; its options are optimizer.schedule.*, and its file begins with the line # @package optimizer.schedule"
-    elif section in GROUPS and not close:
+    elif meant:
+        hint = f"; try {meant}"
+    elif section in GROUPS:
         hint = f"; another option may have it, see conf/{section}/"
+    else:
+        hint = ""
     return f"unknown key {error.full_key}; {section or 'the config'} has {', '.join(known) or 'no keys'}{hint}"
 
 
@@ -172,8 +192,3 @@ def _wrong_type(error: ValidationError) -> str:
         hint = f"; try {example.key}={example.example}" if example else ""
         return f"{section} is a section of several keys, got {shown(error.value)}{hint}"
     return f"{error.full_key}: {str(error).splitlines()[0]}"
-
-
-def _try(group: str, option: str, options: list[str]) -> str:
-    close = get_close_matches(option, options, n=1)
-    return f"; try {group}={close[0]}" if close else ""

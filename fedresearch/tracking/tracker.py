@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ class RunInfo:
     after_round: int = 0
 
 
+@runtime_checkable
 class Tracker(Protocol):
     """Takes a run's rows, one a round; the methods are called in the order given here."""
 

@@ -1,0 +1,181 @@
+"""What a mistyped key or option may have meant: the same name elsewhere, the field's other names, or a near one."""
+
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from omegaconf import Container, OmegaConf
+
+from fedresearch.nested import leaves
+from fedresearch.usage import CONF
+
+# Names that other tools and papers have for our keys and groups. Of several those that the config has; where it has
+# none, the option and its key.
+_KEYS: Mapping[str, Sequence[str]] = {
+    "lr": ["optimizer.lr"],
+    "learningrate": ["optimizer.lr"],
+    "clientlr": ["optimizer.lr"],
+    "wd": ["optimizer.weight_decay"],
+    "rounds": ["federation.num_rounds"],
+    "numserverrounds": ["federation.num_rounds"],
+    "communicationrounds": ["federation.num_rounds"],
+    "commround": ["federation.num_rounds"],
+    "clients": ["federation.num_supernodes"],
+    "numclients": ["federation.num_supernodes"],
+    "nclients": ["federation.num_supernodes"],
+    "numpartitions": ["federation.num_supernodes"],
+    "fraction": ["federation.fraction_train"],
+    "fractionfit": ["federation.fraction_train"],
+    "clientfraction": ["federation.fraction_train"],
+    "participation": ["federation.fraction_train"],
+    "samplefraction": ["federation.fraction_train"],
+    "clientsperround": ["federation.fraction_train"],
+    "evalevery": ["federation.evaluate_every"],
+    "target": ["federation.target_accuracy"],
+    "epoch": ["local.epochs"],
+    "numepochs": ["local.epochs"],
+    "localepochs": ["local.epochs"],
+    "localsteps": ["local.steps"],
+    "iterations": ["local.steps"],
+    "bs": ["local.batch_size"],
+    "batch": ["local.batch_size"],
+    "alpha": ["partitioner.alpha"],
+    "dirichletalpha": ["partitioner.alpha"],
+    "mu": ["strategy.server.proximal_mu", "strategy.client.mu", "strategy=fedprox strategy.server.proximal_mu"],
+    "serverlr": ["strategy.server.server_learning_rate", "strategy.server.eta"],
+    "serverlearningrate": ["strategy.server.server_learning_rate", "strategy.server.eta"],
+    "nummalicious": ["strategy.server.num_malicious_nodes"],
+    "path": ["dataset.path", "dataset=mnist dataset.path"],
+    "datadir": ["dataset.path", "dataset.root", "dataset=mnist dataset.path"],
+    "datapath": ["dataset.path", "dataset.root", "dataset=mnist dataset.path"],
+    "valfraction": ["validation.fraction"],
+    "randomseed": ["seed"],
+    "outputdir": ["hydra.run.dir"],
+    "out": ["hydra.run.dir"],
+    "savedir": ["hydra.run.dir"],
+    "wandb": ["tracker.mode"],
+    "data": ["dataset"],
+    "partition": ["partitioner"],
+    "split": ["partitioner"],
+    "net": ["model"],
+    "network": ["model"],
+    "opt": ["optimizer"],
+    "optim": ["optimizer"],
+    "scheduler": ["schedule"],
+    "algorithm": ["strategy"],
+    "algo": ["strategy"],
+    "aggregator": ["strategy"],
+    "method": ["strategy"],
+    "sampler": ["sampling"],
+    "backend": ["hardware"],
+    "logger": ["tracker"],
+}
+_OPTIONS: Mapping[str, Mapping[str, str]] = {
+    "dataset": {"fmnist": "fashion_mnist", "emnist": "femnist", "leaf": "femnist"},
+    "hardware": {
+        "cuda": "gpu",
+        "multiprocessing": "workers",
+        "processes": "workers",
+        "parallel": "workers",
+        "simulation": "ray",
+        "deployment": "superlink",
+        "vmap": "batched",
+    },
+    "model": {"linear": "logistic", "softmax": "logistic", "cnn": "cnn_mcmahan", "rnn": "char_lstm"},
+    "partitioner": {"noniid": "dirichlet", "lda": "dirichlet", "classes": "pathological", "writer": "natural_id"},
+    "strategy": {"local": "local_only", "fedopt": "fedadam", "median": "fedmedian", "trimmedmean": "fedtrimmedavg"},
+    "tracker": {"off": "none", "null": "none", "csv": "none", "tb": "tensorboard"},
+}
+_NEAR = 0.7  # of difflib's ratio; below, most are no slips
+
+
+def key_to_type(typed: str, value: str, config: Container) -> str:
+    """Return what to type for a key that a config does not have; "" where nothing is like it.
+
+    Parameters
+    ----------
+    typed : str
+        The dotted key.
+    value : str
+        What was typed behind it.
+    config : Container
+        The composed config, or a node of it.
+    """
+    plain: Any = OmegaConf.to_container(config._get_root(), resolve=False)
+    hydra = {"hydra.run.dir": None}
+    sections = [key for key in plain if key != "hydra"]
+    known = [
+        key for key, _ in leaves({key: plain[key] for key in sections}) if not key.rpartition(".")[2].startswith("_")
+    ]
+    section, _, name = typed.rpartition(".")
+    for wanted in (section, ""):
+        within = [key for key in known if key.startswith(f"{wanted}.") or not wanted]
+        found = _alike(name, within, [] if wanted else [*sections, "schedule"], hydra)
+        if found:
+            return " or ".join(_word(key, value) for key in found[:2])
+    return _in_an_option(name, value)
+
+
+def option_to_type(group: str, typed: str, options: Iterable[str]) -> str:
+    """Return the option of a group that a word may have meant, as it is typed; "" where none is like it."""
+    named = {_plain(option): option for option in options}
+    word = _plain(typed)
+    meant = _OPTIONS.get(group, {}).get(word)
+    if meant in named.values():
+        return f"{group}={meant}"
+    parts = [name for name in named if word and (word in name or name in word)]
+    near = [word] if word in named else parts or get_close_matches(word, named, n=1)
+    return f"{group}={named[near[0]]}" if near else ""
+
+
+def _alike(name: str, keys: Sequence[str], sections: Sequence[str], others: Iterable[str]) -> list[str]:
+    """Return those of some keys that a name may have meant, the likeliest first."""
+    word = _plain(name)
+    synonyms = [key for key in _KEYS.get(word, ()) if key in (*keys, *sections, *others)]
+    same = [key for key in (*sections, *keys) if _plain(key.rpartition(".")[2]) == word]
+    if synonyms or same:
+        return [*dict.fromkeys([*synonyms, *same])]
+    by_name: dict[str, str] = {}
+    for key in (*sections, *keys):
+        by_name.setdefault(_plain(key.rpartition(".")[2]), key)
+    return [by_name[near] for near in get_close_matches(word, by_name, n=1, cutoff=_NEAR)]
+
+
+def _in_an_option(name: str, value: str) -> str:
+    """Return the option that has a key of a name, or of one that means the same, and the key: as both are typed."""
+    synonyms = _KEYS.get(_plain(name), ())
+    for synonym in synonyms:
+        option, _, key = synonym.partition(" ")
+        if key:
+            return f"{option} {_word(key, value)}"
+    found = []
+    for path in CONF.glob("*/[!_]*.yaml"):
+        group = path.parent.name
+        section = "optimizer.schedule" if group == "schedule" else group
+        keys = [f"{section}.{key}" for key in _keys_of(path)] if group not in ("experiment", "tune") else []
+        for key in keys:
+            if key in synonyms or _plain(key.rpartition(".")[2]) == _plain(name):
+                found.append((key not in synonyms, len(keys), group, path.stem, key))
+    if not found:
+        return ""
+    _, _, group, option, key = min(found)  # the smallest option that has it
+    return f"{group}={option} {_word(key, value)}"
+
+
+def _keys_of(path: Path) -> list[str]:
+    """Return the dotted keys that an option's file has, and those of the parts beside it that it names."""
+    content: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    parts = [path.with_name(f"{part}.yaml") for part in content.pop("defaults", ()) if str(part).startswith("_")]
+    own = [key for key, _ in leaves(content)]
+    return [*own, *(key for part in parts if part.exists() for key in _keys_of(part))]
+
+
+def _word(key: str, value: str) -> str:
+    return shlex.quote(f"{key}={value or '...'}") if "." in key else f"{key}={value or 'OPTION'}"
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]", "", name).lower()

@@ -1,0 +1,74 @@
+"""What a plug-in may do instead of returning its object: each gets one line that names the option."""
+
+import pytest
+from torch.nn import Module
+
+from fedresearch.building import Builder
+from fedresearch.errors import InputError
+
+PLUGIN = """
+import math, sys
+
+number = 3
+
+def none(**_): return None
+def text(**_): return "text"
+def a_dict(**_): return {}
+def exits(**_): sys.exit(3)
+def missing(**_): open("nowhere.csv")
+def attribute(**_): math.nope
+def key(**_): {}["x"]
+def fails(**_): assert False
+def refuses(**_): raise ValueError("too\\nlarge")
+"""
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch):
+    """A module of the user's, `plug`, and one that imports what is not there, `half`."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "plug.py").write_text(PLUGIN)
+    (tmp_path / "half.py").write_text("import nomod")
+    yield tmp_path / "plug.py"
+    import sys
+
+    for name in ("plug", "half"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize(
+    ("target", "line"),
+    [
+        ("plug.none", "model must make a Module (torch), got None"),
+        ("plug.text", "model must make a Module (torch), got a str"),
+        ("plug.a_dict", "model must make a Module (torch), got a dict"),
+        ("plug.exits", "ended the process (exit code 3); it must return"),
+        ("plug.missing", "No such file or directory: nowhere.csv"),
+        (
+            "plug.attribute",
+            "AttributeError(\"module 'math' has no attribute 'nope'\") in {plug}, line 11; FEDRESEARCH_",
+        ),
+        ("plug.key", "KeyError('x')"),
+        ("plug.fails", "AssertionError() in {plug}, line 13"),
+        ("plug.refuses", "model=mine: too large"),
+        ("plug.number", "Expected a callable target, got '3' of type 'int'"),
+        ("plug.nonne", "plug ({plug}) has no nonne; did you mean none?"),
+        ("half.x", "half cannot be imported: ModuleNotFoundError: No module named 'nomod'"),
+        ("nomod.x", "there is no module nomod; run from the folder that holds it, or add that to PYTHONPATH"),
+        ("math.pi", "Expected a callable target"),
+    ],
+)
+def test_what_a_plugin_does_wrong_is_one_line_with_the_option(plugin, target, line):
+    with pytest.raises(InputError) as raised:
+        Builder({"model": "mine"}).build("model", {"_target_": target}, Module)
+    (told,) = raised.value.args
+    assert told.startswith("model=mine")
+    assert line.format(plug=plugin) in told
+    assert "\n" not in told
+
+
+def test_a_call_is_held_to_its_kind_too(plugin):
+    builder = Builder({"schedule": "mine"})
+    make = builder.partial("schedule", {"_target_": "plug.none"})
+    with pytest.raises(InputError, match="schedule=mine: schedule must make a float"):
+        builder.call("schedule", make, float)
