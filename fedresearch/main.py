@@ -2,9 +2,12 @@
 
 import os
 import sys
+from importlib.metadata import version
 from pathlib import Path
+from typing import NoReturn
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -23,6 +26,12 @@ from fedresearch.usage import CONF, usage
 config.register()
 
 _OF_A_RUN = "raised by the run"
+_INSTEAD = {
+    "--dry-run": "try --cfg job --resolve for a run's config, python -m fedresearch.sweep preflight for a sweep's jobs",
+    "--config": "try --config-dir DIR for options of your own, or experiment=NAME",
+    "--resume": "try resume=RUN_DIR",
+    "--sweep": "try -m",
+}
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -82,15 +91,20 @@ def main() -> None:
     if {"--help", "-h"} & set(arguments):
         print(usage(arguments), end="")
         return
+    if "--version" in arguments:
+        print(f"fedresearch {version('fedresearch')}")
+        return
     try:
         if not all(map(str.strip, arguments)):
             raise InputError("an argument is empty; remove it, or write key=value, as in seed=1")
         arguments = _with_the_past(arguments)
+        # Hydra's parser wants its flags before the overrides.
+        arguments.sort(key=lambda word: not word.startswith("-") and ("=" in word or word[0] == "~"))
+        _refuse_flags(arguments)
     except InputError as error:
         config.tell(error)
         sys.exit(1)
-    # Hydra's parser wants its flags before the overrides.
-    sys.argv[1:] = sorted(arguments, key=lambda word: not word.startswith("-") and ("=" in word or word[0] == "~"))
+    sys.argv[1:] = arguments
     os.environ.setdefault(FULL_ERROR, os.environ.get("HYDRA_FULL_ERROR", "0"))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises what it would print itself
     try:
@@ -103,6 +117,29 @@ def main() -> None:
         if _OF_A_RUN not in getattr(error, "__notes__", ()) and config.tell(config.cannot_compose(error)):
             sys.exit(1)
         raise
+
+
+def _refuse_flags(arguments: list[str]) -> None:
+    """Refuse what Hydra's parser would refuse in many lines.
+
+    Raises
+    ------
+    InputError
+        With what to type instead.
+    """
+
+    def refuse(message: str) -> NoReturn:
+        raise InputError(f"{message}; see --hydra-help for flags")
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    for word in parser.parse_known_args(arguments)[1]:
+        flag, _, value = word.partition("=")
+        key = flag.lstrip("-")
+        raise InputError(
+            f"there is no flag {flag}; "
+            + _INSTEAD.get(flag, f"keys are written without dashes: {key}={value or '...'}; see --help")
+        )
 
 
 def _run_hydra() -> None:

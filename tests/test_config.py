@@ -94,6 +94,15 @@ MISTAKES = {
         "max_failures, nonfinite, num_rounds, num_supernodes, target_accuracy; try federation.num_rounds=3",
     ),
     "a mistyped key of an option": (["partitioner.alpah=1"], "; try partitioner.alpha=1"),
+    "a flag of other programs": (
+        ["--dry-run", "seed=1"],
+        "there is no flag --dry-run; try --cfg job --resolve for a run's config, python -m fedresearch.sweep preflight",
+    ),
+    "a key with dashes": (
+        ["--seed=3"],
+        "there is no flag --seed; keys are written without dashes: seed=3; see --help",
+    ),
+    "a flag's value that does not exist": (["--cfg", "all-of-it"], "argument --cfg/-c: invalid choice: 'all-of-it'"),
     "an added key": (["+foo=1"], "unknown key foo; only the options of a group take further keys"),
     "an added key of a section": (["+federation.foo=1"], "unknown key federation.foo;"),
     "a word for a number": (
@@ -379,6 +388,7 @@ def test_a_sweep_with_a_bad_job_starts_none(tmp_path):
         (["--cfg", "job", "--resolve"], "  num_partitions: 10\n"),
         (["--info", "defaults-tree"], "dataset: digits"),
         (["--shell-completion", "install=bash"], "complete"),
+        (["--version"], "fedresearch 0."),
     ],
 )
 def test_what_only_prints_is_light(tmp_path, arguments, printed):
