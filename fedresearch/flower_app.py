@@ -7,7 +7,7 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptio
 from pathlib import Path
 from typing import NoReturn
 
-from fedresearch.apps.pyproject import AppFolder, node_config, run_config
+from fedresearch.apps.pyproject import MOST_SUPERNODES, AppFolder, node_config, run_config
 from fedresearch.errors import InputError
 
 NUM_SUPERNODES = 10
@@ -89,7 +89,7 @@ def _parser() -> ArgumentParser:
     add("--node-config", default="", metavar="CONFIG", help="'a=1 b=\"text\"', for context.node_config of every client")
     add(
         "--num-supernodes",
-        type=_positive,
+        type=_num_supernodes,
         metavar="N",
         help=f"clients; else those of the default federation in pyproject.toml, else {NUM_SUPERNODES}",
     )
@@ -97,6 +97,12 @@ def _parser() -> ArgumentParser:
     add("--workers", type=_positive, metavar="N", help="processes of --hardware workers; else the cores")
     add("--seed", type=int, default=0, help="what every draw follows from; else 0")
     return parser
+
+
+def _num_supernodes(text: str) -> int:
+    if _positive(text) > MOST_SUPERNODES:
+        raise ArgumentTypeError(f"must be at most {MOST_SUPERNODES}, got {text}")
+    return int(text)
 
 
 def _positive(text: str) -> int:

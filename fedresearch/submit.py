@@ -24,6 +24,8 @@ def submit(submission: Submission) -> None:
     address = submission.config.hardware["address"]
     where = f"submitting to {address}" if address else "starting a SuperLink and its SuperNodes"
     print(f"{where}; the first round takes a while", flush=True)
+    if not address and not submission.config.hardware["secure"]:
+        print("any user of this machine can join as a SuperNode; hardware.secure=true prevents that", flush=True)
     with superlink:
         run_id = superlink.submit(submission.dumps())
         try:

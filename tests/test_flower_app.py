@@ -277,6 +277,9 @@ def test_a_mistyped_command_line_is_told_in_a_line(told, tmp_path):
     assert told(APP, "--num-supernodes", "0") == (
         "error: argument --num-supernodes: must be a whole number from 1 on, got 0; try --help"
     )
+    assert told(APP, "--num-supernodes", "1000000000") == (
+        "error: argument --num-supernodes: must be at most 1000000, got 1000000000; try --help"
+    )
     assert told(APP, "--workers", "2") == "error: --workers is not for --hardware cpu; try --hardware workers"
     assert told(tmp_path) == f"error: {tmp_path} has no pyproject.toml; try the folder that flwr run takes"
     assert told(APP, "--node-config", "a=b") == (
@@ -350,4 +353,9 @@ def test_a_pyproject_that_is_no_flower_apps(tmp_path):
         AppFolder.read(tmp_path)
     pyproject.write_text('[tool.flwr.app.components]\nserverapp = "s:app"\nclientapp = "c:app"')
     assert AppFolder.read(tmp_path).num_supernodes is None
+    start = pyproject.read_text() + '\n[tool.flwr.federations]\ndefault = "f"\n[tool.flwr.federations.f.options]\n'
+    for wrong in ("0", "-1", '"ten"', "true", "2.5", "1000000000"):
+        pyproject.write_text(f"{start}num-supernodes = {wrong}")
+        with pytest.raises(InputError, match=r"num-supernodes must be a whole number from 1 to 1000000, got "):
+            AppFolder.read(tmp_path)
     assert AppFolder.read(APP).num_supernodes == 4

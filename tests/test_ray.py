@@ -1,11 +1,23 @@
 """Clients on a Ray cluster: a real one of this machine, and one of two nodes of which one is killed."""
 
 import logging
+import os
+import re
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
 
 import pytest
+from flwr.app import Message, RecordDict
+from flwr.clientapp import ClientApp
 
 from fedresearch.errors import InputError
 from fedresearch.experiment import Experiment
+from tests.processes import LOOPBACK, descendants, listens, living
 
 # Ray leaves files of its own to the garbage collector, and a killed node's sockets.
 pytestmark = [
@@ -79,3 +91,87 @@ def test_what_the_cluster_cannot_give_is_told_in_a_line(compose, overrides, said
     with pytest.raises(InputError, match=said), experiment.grid:
         pass
     assert not ray.is_initialized()
+
+
+STRANGER = """
+import ray, sys
+ray.init(sys.argv[1], logging_level="ERROR")
+print("ran as", ray.get(ray.remote(lambda: __import__("os").getuid()).remote()))
+"""
+
+
+def test_a_cluster_of_its_own_is_this_machines_and_this_runs_alone(tmp_path):
+    """It listens on loopback only, and a process of this machine that has no token cannot have code run."""
+    from fedresearch.hardware.ray import RayGrid
+
+    app = ClientApp()
+    app.query()(lambda message, context: Message(RecordDict(), reply_to=message))
+    with RayGrid(app, num_supernodes=2) as grid:
+        replies = grid.send_and_receive([Message(RecordDict(), node_id, "query") for node_id in grid.get_node_ids()])
+        assert not any(reply.has_error() for reply in replies)
+        listening = [each for pid in [os.getpid(), *descendants(os.getpid())] for each in listens(pid)]
+        assert {"gcs_server", "raylet"} <= {name for name, _ in listening}
+        assert {address for _, address in listening} <= LOOPBACK
+        folder = Path(ray._private.worker._global_node.get_session_dir_path()).parents[1]
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        assert stat.S_IMODE((folder / "token").stat().st_mode) == 0o600
+        assert len((folder / "token").read_text()) == 64
+        # Without the variable, Ray would look for the cluster at the machine's own address, where there is none.
+        environment = {**os.environ, "HOME": str(tmp_path), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+        guessed = {**environment, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
+        for stranger in (environment, guessed):
+            command = [sys.executable, "-c", STRANGER, ray.get_runtime_context().gcs_address]
+            with subprocess.Popen(command, env=stranger, cwd=tmp_path, stdout=-1, stderr=-1, text=True) as process:
+                try:
+                    out, err = process.communicate(timeout=30)
+                except subprocess.TimeoutExpired:  # it tries for minutes
+                    process.kill()
+                    out, err = process.communicate()
+            assert "ran as" not in out
+            assert "Authentication token is missing or incorrect" in err
+    assert not folder.exists()
+    assert "RAY_AUTH_MODE" not in os.environ
+
+
+def test_a_killed_run_leaves_no_process_and_no_folder(tmp_path):
+    overrides = ["model=logistic", "tracker=none", "federation.num_rounds=100000", "hydra.run.dir=d"]
+    with tempfile.TemporaryDirectory(dir="/tmp") as short:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "fedresearch.main", "hardware=ray", *overrides],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "RAY_TMPDIR": short},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        while not (tmp_path / "d" / "metrics.jsonl").exists():
+            assert process.poll() is None
+            time.sleep(0.1)
+        started = descendants(process.pid)
+        assert len(started) >= 5  # the cluster's server, its raylet with two agents, a client
+        assert [*Path(short).iterdir()]
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        deadline = time.monotonic() + 30
+        while started & living().keys():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        deadline = time.monotonic() + 10
+        while [*Path(short).iterdir()]:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+
+def test_its_sockets_have_short_paths(monkeypatch, tmp_path):
+    from fedresearch.hardware import own_ray
+
+    long = str(tmp_path / ("x" * 90))
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", long)
+    assert own_ray._parent() == "/tmp"
+    monkeypatch.setenv("RAY_TMPDIR", "/scratch/ada/job")
+    assert own_ray._parent() == "/scratch/ada/job"
+    monkeypatch.setenv("RAY_TMPDIR", long)
+    with pytest.raises(
+        InputError, match=f"^RAY_TMPDIR={re.escape(long)} is too long for the paths of Ray's sockets; try "
+    ):
+        own_ray._parent()

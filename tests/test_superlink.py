@@ -6,16 +6,22 @@ import re
 import shutil
 import signal
 import socket
+import ssl
+import stat
 import subprocess
 import sys
 import time
+from contextlib import closing
+from http.client import HTTPConnection, HTTPSConnection
 from pathlib import Path
 
 import pytest
 
 from fedresearch.config import digest
 from fedresearch.errors import InputError
+from fedresearch.hardware.own_superlink import without_secrets
 from fedresearch.hardware.superlink import SuperLink
+from tests.processes import descendants, listens, living
 
 ROOT = Path(__file__).parents[1]
 SHORT = ["tracker=none", "federation.num_supernodes=2", "local.epochs=1", "model=logistic"]
@@ -64,34 +70,29 @@ def record(directory):
     return json.loads((directory / "run.json").read_text())
 
 
-def living():
-    """Return the processes that have not ended: their ids to their parents'."""
-    listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,stat="], capture_output=True, text=True, check=True).stdout
-    rows = [line.split() for line in listed.splitlines()]
-    return {int(pid): int(parent) for pid, parent, state in rows if not state.startswith("Z")}
-
-
-def descendants(ancestor):
-    """Return the ids of the processes below one."""
-    found, parents = {ancestor}, living()
-    while more := {pid for pid, parent in parents.items() if parent in found} - found:
-        found |= more
-    return found - {ancestor}
-
-
 @pytest.fixture(scope="module")
-def superlink(tmp_path_factory):
-    """A SuperLink with TLS and two SuperNodes that authenticate: its address, and its authority's certificate."""
+def own(tmp_path_factory):
+    """A SuperLink with TLS and two SuperNodes that authenticate, as an object, and its FLWR_HOME."""
     folder = tmp_path_factory.mktemp("superlink")
     (folder / "faulty.py").write_text(FAULTY)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{folder}")
         patch.setattr("tempfile.tempdir", str(folder))
-        with SuperLink(2, address=None, root_certificates=None, secure=True, timeout_s=60):
+        for name in ("WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "not for everybody")
+        with SuperLink(2, address=None, root_certificates=None, secure=True, timeout_s=60) as superlink:
             (home,) = folder.glob("fedresearch-*")
-            pattern = 'address = "(.*)"\nroot-certificates = "(.*)"'
-            yield re.findall(pattern, (home / "config.toml").read_text())[0]
+            patch.setenv("FLWR_HOME", str(home))  # as the user who has logged in
+            yield superlink, home
     assert not home.exists()
+
+
+@pytest.fixture(scope="module")
+def superlink(own):
+    """The address of a SuperLink, and the certificate of its authority."""
+    _, home = own
+    pattern = 'address = "(.*)"\nroot-certificates = "(.*)"'
+    return re.findall(pattern, (home / "config.toml").read_text())[0]
 
 
 @pytest.fixture
@@ -113,6 +114,82 @@ def test_scaffold_over_tls_with_authenticated_supernodes_equals_cpu(there, tmp_p
     assert "fedresearch.main" in record(tmp_path / "d")["command"]
     assert out.splitlines()[1].startswith("round 1/2 ")
     assert out.splitlines()[-1] == str(tmp_path / "d")
+
+
+@pytest.mark.slow
+def test_who_has_no_token_can_neither_submit_nor_be_given_a_task(own, superlink):
+    address, certificate = superlink
+    trusted = ssl.create_default_context(cafile=certificate)
+    ports = own[0]._own._node_ports
+    for port in ports:
+        own[0]._own._wait_for(port)
+    doors = [HTTPSConnection(address, context=trusted), *(HTTPConnection("127.0.0.1", port) for port in ports)]
+    asked = [(door, "runtime/acquire-task") for door in doors]
+    asked += [(doors[0], f"control/{name}") for name in ("start-run", "list-runs", "register-node")]
+    for door, method in asked:
+        for headers in ({}, {"Authorization": "Bearer " + 64 * "0"}):
+            with closing(door):
+                door.request("POST", f"/v1/{method}", headers={"Content-Type": "application/protobuf", **headers})
+                assert door.getresponse().status in (401, 403), method
+
+
+@pytest.mark.slow
+def test_keys_and_tokens_are_this_users_alone(own, superlink):
+    home = own[1]
+    assert stat.S_IMODE(home.stat().st_mode) == 0o700
+    secret = [*home.glob("*.key"), *home.glob("*token*"), home / "task-secret", home / "credentials.yaml"]
+    assert len(secret) >= 6
+    assert {stat.S_IMODE(file.stat().st_mode) for file in secret} == {0o600}
+    tokens = {(home / "token").read_text(), (home / "task-secret").read_text()}
+    for pid in descendants(os.getpid()):
+        listed = subprocess.run(["ps", "-o", "args=", "-p", str(pid)], capture_output=True, text=True).stdout
+        assert not any(token in listed for token in tokens)
+        assert " --token " not in listed, "which any user could read, and submit with it"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").exists(), reason="environments are read off /proc")
+def test_only_the_server_has_the_keys_of_its_tracker(own):
+    for name, process in own[0]._own._processes.items():
+        environment = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+        secret = {entry.partition(b"=")[0] for entry in environment if entry.endswith(b"=not for everybody")}
+        assert secret == ({b"WANDB_API_KEY", b"HF_TOKEN"} if name == "flower-superexec" else set())
+
+
+def test_what_is_a_secret():
+    secret = ["AWS_ACCESS_KEY_ID", "GITHUB_TOKEN", "PGPASSWORD", "SSH_AUTH_SOCK", "API_KEY", "azure_client_secret"]
+    secret += ["GOOGLE_APPLICATION_CREDENTIALS", "WANDB_API_KEY", "HF_TOKEN"]
+    plain = ["PATH", "WANDB_MODE", "HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM", "KEYBOARD", "FEDRESEARCH_CACHE"]
+    environment = dict.fromkeys([*secret, *plain], "x")
+    assert without_secrets(environment) == dict.fromkeys(plain, "x")
+    assert without_secrets(environment, ["HF_TOKEN"]) == dict.fromkeys([*plain, "HF_TOKEN"], "x")
+
+
+def test_more_supernodes_than_there_is_memory_for_are_refused():
+    """Memory for 100,000, of a quarter of a gigabyte each, is 25 TB."""
+    with pytest.raises(InputError, match=r"0\.25 GB together: 100000 need 25000 GB, this machine has \d+; try fed"):
+        SuperLink(100_000, address=None, root_certificates=None, secure=False, timeout_s=60)
+    SuperLink(100_000, address="127.0.0.1:8000", root_certificates=None, secure=False, timeout_s=60)  # starts none
+
+
+@pytest.mark.slow
+def test_a_killed_run_leaves_no_process_and_no_folder(tmp_path):
+    program = (
+        "import time; from fedresearch.hardware.superlink import SuperLink\n"
+        "with SuperLink(1, address=None, root_certificates=None, secure=False, timeout_s=60):\n"
+        "    print('up', flush=True); time.sleep(600)"
+    )
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment(tmp_path), stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"up\n"
+        started = descendants(process.pid)
+        assert len(started) == 5  # the SuperLink, a SuperNode, a SuperExec of each; what ends them
+        assert [*tmp_path.glob("fedresearch-*")]
+        process.kill()
+    deadline = time.monotonic() + 30
+    while started & living().keys() or [*tmp_path.iterdir()]:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 @pytest.mark.slow
@@ -159,6 +236,7 @@ def test_flwr_run_runs_the_default_experiment_with_overrides(superlink, tmp_path
     (tmp_path / "home").mkdir()
     connection = '[superlink]\ndefault = "a"\n[superlink.a]\naddress = "{}"\nroot-certificates = "{}"\n'
     (tmp_path / "home" / "config.toml").write_text(connection.format(*superlink))
+    shutil.copy(Path(os.environ["FLWR_HOME"], "credentials.yaml"), tmp_path / "home")
     overrides = ["tracker=none", "federation.num_rounds=1", "strategy=fedprox", "local.epochs=1"]
     words = " ".join([*overrides, f"hydra.run.dir={tmp_path}/d"])
     done = subprocess.run(
@@ -177,7 +255,7 @@ def test_an_interrupt_leaves_the_record_and_nothing_else(tmp_path, run):
     overrides = ["federation.num_rounds=50", *NO_EVALUATION]
     with (tmp_path / "said").open("w+") as said:
         process = start(tmp_path, *overrides, "hydra.run.dir=d", stdout=said, stderr=subprocess.STDOUT)
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 300
         while not ((tmp_path / "d" / "metrics.jsonl").exists() and numbers(tmp_path / "d")):
             assert process.poll() is None, (tmp_path / "said").read_text()
             assert time.monotonic() < deadline
@@ -186,6 +264,7 @@ def test_an_interrupt_leaves_the_record_and_nothing_else(tmp_path, run):
         (port,) = re.findall(r"address = .*:(\d+)", (home / "config.toml").read_text())
         started = descendants(process.pid)
         assert len(started) >= 8  # SuperLink, ServerApp, two SuperNodes, a SuperExec of each, flwr log
+        assert {address for pid in started for _, address in listens(pid)} == {"0100007F"}  # 127.0.0.1
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 1
         said.seek(0)

@@ -4,9 +4,16 @@ Flower changes these from release to release, so a release outside ``TESTED`` is
 what is used here to its contract.
 """
 
+import hmac
 import logging
+import os
+import subprocess
+import tempfile
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
+from types import SimpleNamespace
+from typing import Any
 
 from flwr.app import Error, Message, Metadata, RecordDict
 from flwr.serverapp import Grid
@@ -25,6 +32,8 @@ __all__ = [
     "client_error",
     "message",
     "quieten",
+    "run_superexec",
+    "run_superlink",
     "set_message_id",
     "unknown_message",
 ]
@@ -119,3 +128,48 @@ def unknown_message(message_id: str, run_id: int) -> Message:
     )
     error = Error(code=_MESSAGE_UNAVAILABLE, reason="no message has this id, or its reply was pulled before")
     return Message(error, metadata=metadata)  # type: ignore[call-overload]
+
+
+def run_superlink(token: str) -> None:
+    """Be ``flower-superlink``, to which only who has a token can submit.
+
+    Flower lets a plugin say who submits where FLWR_OIDC_ENABLED is 1; its own are in its enterprise distribution only.
+    """
+    from flwr.superlink import config_loader
+    from flwr.superlink.auth_plugin import NoOpControlAuthnPlugin
+    from flwr.superlink.cli.flower_superlink import flower_superlink
+
+    class Token(NoOpControlAuthnPlugin):
+        def validate_tokens_in_metadata(self, metadata: Sequence[tuple[str, str | bytes]]) -> tuple[bool, Any]:
+            shown = str(dict(metadata).get("flwr-oidc-access-token", ""))
+            return super().validate_tokens_in_metadata(metadata) if _same(shown, token) else (False, None)
+
+        def refresh_tokens(self, metadata: Sequence[tuple[str, str | bytes]]) -> tuple[None, None]:
+            return None, None
+
+    os.environ["FLWR_OIDC_ENABLED"] = "1"
+    config_loader.get_control_authn_ee_plugins = lambda: {"oidc": Token}  # type: ignore[attr-defined]
+    flower_superlink()
+
+
+def run_superexec() -> None:
+    """Be ``flower-superexec``, which hands tasks their tokens in files: a command line can be read by every user.
+
+    Who has the token of a ServerApp's task may submit further apps.
+    """
+    from flwr.supercore.cli.flower_superexec import flower_superexec
+    from flwr.supercore.superexec.executor import subprocess_executor
+
+    def start(command: Sequence[str], **options: Any) -> "subprocess.Popen[bytes]":
+        at = command.index("--token")
+        descriptor, file = tempfile.mkstemp(prefix="token-", dir=os.environ["FLWR_HOME"])
+        os.write(descriptor, command[at + 1].encode())
+        os.close(descriptor)
+        return subprocess.Popen([*command[:at], "--token-file", file, *command[at + 2 :]], **options)
+
+    vars(subprocess_executor)["subprocess"] = SimpleNamespace(Popen=start, DEVNULL=subprocess.DEVNULL)
+    flower_superexec()
+
+
+def _same(one: str, other: str) -> bool:
+    return hmac.compare_digest(one.encode(), other.encode())

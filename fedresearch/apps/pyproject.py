@@ -10,6 +10,8 @@ from typing import Any
 
 from fedresearch.errors import InputError
 
+# Of whose ids, and messages, an app makes lists.
+MOST_SUPERNODES = 10**6
 # As Flower splits what it is given.
 _PAIR = re.compile(r"\S+?=('[^']*'|\"[^\"]*\"|\S+)")
 
@@ -62,7 +64,14 @@ class AppFolder:
         config = dict(_flattened(_table(project, "tool", "flwr", "app", "config"), f"{file}, [tool.flwr.app.config]"))
         federations = _table(project, "tool", "flwr", "federations")
         options = _table(federations, str(federations.get("default")), "options")
-        return cls(path, components["serverapp"], components["clientapp"], config, options.get("num-supernodes"))
+        num_supernodes = options.get("num-supernodes")
+        if num_supernodes is not None and (
+            type(num_supernodes) is not int or not 1 <= num_supernodes <= MOST_SUPERNODES
+        ):
+            raise InputError(
+                f"{file}: num-supernodes must be a whole number from 1 to {MOST_SUPERNODES}, got {num_supernodes}"
+            )
+        return cls(path, components["serverapp"], components["clientapp"], config, num_supernodes)
 
 
 def run_config(defaults: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from cryptography.x509.oid import NameOID
 
+from fedresearch.hardware.scratch import write_secret
+
 
 def write_certificates(folder: Path, host: str) -> tuple[list[str], list[str]]:
     """Make an authority and a server certificate of its for an IP address.
@@ -41,7 +43,7 @@ def write_certificates(folder: Path, host: str) -> tuple[list[str], list[str]]:
     ca, crt, key = (str(folder / name) for name in ("ca.pem", "server.pem", "server.key"))
     Path(ca).write_bytes(authority.sign(authority_key, hashes.SHA256()).public_bytes(Encoding.PEM))
     Path(crt).write_bytes(server.sign(authority_key, hashes.SHA256()).public_bytes(Encoding.PEM))
-    Path(key).write_bytes(server_key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption()))
+    write_secret(Path(key), _pem(server_key, PrivateFormat.TraditionalOpenSSL))
     return ["--ssl-certfile", crt, "--ssl-keyfile", key, "--ssl-ca-certfile", ca], ["--root-certificates", ca]
 
 
@@ -49,6 +51,10 @@ def write_node_key(folder: Path, partition_id: int) -> tuple[str, str]:
     """Make a SuperNode's key pair and return the private and the public key's file."""
     key = ec.generate_private_key(ec.SECP384R1())
     private, public = folder / f"node-{partition_id}.key", folder / f"node-{partition_id}.pub"
-    private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
+    write_secret(private, _pem(key, PrivateFormat.OpenSSH))
     public.write_bytes(key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH))
     return str(private), str(public)
+
+
+def _pem(key: ec.EllipticCurvePrivateKey, kind: PrivateFormat) -> str:
+    return key.private_bytes(Encoding.PEM, kind, NoEncryption()).decode()

@@ -4,7 +4,8 @@ import logging
 import os
 import socket
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -20,8 +21,8 @@ from ray.exceptions import ObjectLostError, RayActorError
 from fedresearch.apps import flower
 from fedresearch.apps.client_app import Clients
 from fedresearch.errors import InputError
-from fedresearch.hardware.cores import num_cores
 from fedresearch.hardware.ordered import answer
+from fedresearch.hardware.own_ray import own_cluster
 from fedresearch.hardware.pool import PoolGrid, Worker, WorkerDied
 from fedresearch.hardware.threads import be_deterministic, limit_threads
 
@@ -67,25 +68,20 @@ class RayGrid(PoolGrid):
 
     def __enter__(self) -> Self:
         """Connect, and start the actors; they get ready while this process goes on."""
-        here: dict[str, Any] = {"num_cpus": num_cores(), "include_dashboard": False} if self._address is None else {}
-        try:
-            _knock(self._address)
-            ray.init(self._address or "local", log_to_driver=False, logging_level=logging.ERROR, **here)
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise InputError(
-                f"there is no Ray cluster at hardware.address={self._address} ({reason}); "
-                "try hardware.address=null, or ray start --head"
-            ) from error
+        with ExitStack() as stack:
+            stack.enter_context(own_cluster() if self._address is None else _cluster_at(self._address))
+            self._check_room()
+            self._app = ray.put(self._client_app)
+            self._renew()
+            self._stack = stack.pop_all()
+        return self
+
+    def _check_room(self) -> None:
         if not self._num_slots():
-            ray.shutdown()
             raise InputError(
                 f"no node of the Ray cluster has room for hardware.num_cpus={self._num_cpus} and hardware.num_gpus="
                 f"{self._num_gpus}; try hardware.num_cpus=1 hardware.num_gpus=0"
             )
-        self._app = ray.put(self._client_app)
-        self._renew()
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -96,7 +92,7 @@ class RayGrid(PoolGrid):
         self._workers.clear()
         self._starting.clear()
         self._app = None
-        ray.shutdown()
+        self._stack.close()
 
     def _num_slots(self) -> int:
         """Return how many actors there is room for, each on one node."""
@@ -135,9 +131,27 @@ class RayGrid(PoolGrid):
         return ready
 
 
-def _knock(address: str | None) -> None:
+@contextmanager
+def _cluster_at(address: str) -> Iterator[None]:
+    """Connect to a cluster that is there."""
+    try:
+        _knock(address)
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"there is no Ray cluster at hardware.address={address} ({reason}); "
+            "try hardware.address=null, or ray start --head"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _knock(address: str) -> None:
     """Raise an ``OSError`` where nothing listens at an address; Ray would try for minutes."""
-    host, _, port = (address or "").rpartition(":")
+    host, _, port = address.rpartition(":")
     if host and port.isdecimal() and "://" not in host:
         socket.create_connection((host, int(port)), timeout=10).close()
 

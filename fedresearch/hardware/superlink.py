@@ -4,25 +4,17 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 from fedresearch.errors import InputError
-from fedresearch.hardware.certificates import write_certificates, write_node_key
+from fedresearch.hardware.own_superlink import OwnSuperLink, check_size, program, without_secrets
+from fedresearch.hardware.scratch import Scratch, write_secret
 
-_LOOPBACK = "127.0.0.1"
-# What the ServerApp needs to record that it was interrupted, and to tell its trackers.
-_GRACE_S = 15
-# What the kernel needs to end what was killed. Not for ever: where no init reaps, orphans stay as zombies.
-_END_S = 5
-_START_S = 60
 _FLOWERS_OWN = re.compile(r"(\x1b\[\d+m)?(DEBUG|INFO)\b|Using SuperLink:|Successfully installed fedresearch to ")
 
 
@@ -41,6 +33,11 @@ class SuperLink:
         Whether what is started uses TLS and SuperNode authentication.
     timeout_s : float
         How long the ServerApp waits for SuperNodes.
+
+    Raises
+    ------
+    InputError
+        If there is not enough memory for the SuperNodes to start.
     """
 
     def __init__(
@@ -51,18 +48,20 @@ class SuperLink:
         secure: bool,
         timeout_s: float,
     ) -> None:
+        if address is None:
+            check_size(num_supernodes)
         self._num_supernodes = num_supernodes
         self._address = address
         self._root_certificates = root_certificates and str(Path(root_certificates).absolute())
         self._secure = secure
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._own: OwnSuperLink | None = None
 
     def __enter__(self) -> Self:
-        """Start what is to be started."""
-        self._folder = tempfile.TemporaryDirectory(prefix="fedresearch-", ignore_cleanup_errors=True)
-        self._home = Path(self._folder.name)
+        """Start what must be started."""
+        self._scratch = Scratch()
+        self._home = self._scratch.path
         self._environment = {
-            **os.environ,
+            **without_secrets(os.environ),
             "FLWR_HOME": str(self._home),
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -78,9 +77,11 @@ class SuperLink:
         signal.signal(signal.SIGTERM, _interrupt)
         try:
             if self._address is None:
-                self._start()
+                self._own = OwnSuperLink(self._num_supernodes, self._secure, self._scratch, self._environment)
+                self._own.start(self._connect_to, self._register)
             else:
                 self._connect_to(self._address, self._root_certificates)
+                self._log_in()
         except BaseException:
             self._stop()
             raise
@@ -112,7 +113,7 @@ class SuperLink:
 
     def log(self, run_id: str) -> Iterator[str]:
         """Yield the lines of a run's log as they come, without Flower's own, until the run ends."""
-        command = [self._program("flwr"), "log", run_id, "run", "--stream"]
+        command = [program("flwr"), "log", run_id, "run", "--stream"]
         with subprocess.Popen(
             command, env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         ) as process:
@@ -133,73 +134,30 @@ class SuperLink:
 
     def troubles(self) -> list[str]:
         """Return what processes that have ended said last."""
-        return [
-            f"{name} has ended: {self._last_words(name)}"
-            for name, process in self._processes.items()
-            if process.poll() is not None
-        ]
+        return [] if self._own is None else self._own.troubles()
 
     def _connect_to(self, address: str, root_certificates: str | None) -> None:
         tls = "insecure = true" if root_certificates is None else f"root-certificates = {_toml(root_certificates)}"
         connection = f"[superlink]\ndefault = 'run'\n[superlink.run]\naddress = {_toml(address)}\n{tls}\n"
         (self._home / "config.toml").write_text(connection, encoding="utf-8")
 
-    def _start(self) -> None:
-        port, *node_ports = _free_ports(1 + self._num_supernodes)
-        address = f"{_LOOPBACK}:{port}"
-        client, server = ["--insecure"], ["--insecure"]
-        if self._secure:
-            server, client = write_certificates(self._home, _LOOPBACK)
-            server.append("--enable-supernode-auth")
-        self._connect_to(address, client[-1] if self._secure else None)
-        # The SuperLink would start its SuperExec in a session of its own, out of our reach.
-        here = ["--host", _LOOPBACK, "--port", str(port)]
-        self._run("flower-superlink", "flower-superlink", *server, *here, "--isolation", "process")
-        self._wait_for(port)
-        self._run("flower-superexec", "flower-superexec", *client, "--runtime-api-address", address)
-        for i, node_port in enumerate(node_ports):
-            key: list[str] = []
-            if self._secure:
-                private, public = write_node_key(self._home, i)
-                self._flwr("supernode", "register", public, "run")
-                key = ["--auth-supernode-private-key", private]
-            self._run(
-                f"flower-supernode {i}",
-                *("flower-supernode", *client, *key, "--superlink", address, "--host", _LOOPBACK),
-                *("--port", str(node_port), "--node-config", f"partition-id={i} num-partitions={self._num_supernodes}"),
-            )
+    def _register(self, public_key: str) -> None:
+        """Let a SuperNode with a key connect."""
+        self._flwr("supernode", "register", public_key, "run")
 
-    def _run(self, name: str, program: str, *arguments: str) -> None:
-        """Start a program in a process group of its own, in which its children are too."""
-        with (self._home / f"{name}.log").open("wb") as log:
-            self._processes[name] = subprocess.Popen(
-                [self._program(program), *arguments],
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    def _wait_for(self, port: int) -> None:
-        deadline = time.monotonic() + _START_S
-        while True:
-            with socket.socket() as probe:
-                if probe.connect_ex((_LOOPBACK, port)) == 0:
-                    return
-            if self.troubles() or time.monotonic() > deadline:
-                raise InputError(*(self.troubles() or [f"the SuperLink did not start within {_START_S} s"]))
-            time.sleep(0.1)
+    def _log_in(self) -> None:
+        """Be who the user is by ``flwr login``."""
+        stored = Path(os.environ.get("FLWR_HOME") or Path.home() / ".flwr") / "credentials.yaml"
+        if stored.is_file():
+            write_secret(self._home / stored.name, stored.read_text(encoding="utf-8"))
 
     def _stop(self) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         try:
-            executor = self._processes.get("flower-superexec")
-            if executor is not None:  # the ServerApp is in its group
-                _end_groups([executor], signal.SIGTERM, _GRACE_S)
-            _end_groups(self._processes.values(), signal.SIGKILL, _END_S)
-            self._folder.cleanup()
+            if self._own is not None:
+                self._own.stop()
+            self._scratch.close()
         finally:
             for number, handler in self._handlers.items():
                 signal.signal(number, handler)
@@ -207,7 +165,7 @@ class SuperLink:
     def _flwr(self, *arguments: str) -> dict[str, Any]:
         """Return what a command of Flower's answers; its exit code does not say whether it could."""
         done = subprocess.run(
-            [self._program("flwr"), *arguments, "--format", "json"],
+            [program("flwr"), *arguments, "--format", "json"],
             env=self._environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -221,13 +179,6 @@ class SuperLink:
             said = " ".join(str(answer["error-message"]).strip().split("\n\n")[-1].removeprefix("Error: ").split())
             raise InputError(f"flwr {arguments[0]}: {said}; see hardware.address and hardware.root_certificates")
         return answer
-
-    def _program(self, name: str) -> str:
-        return str(Path(sys.executable).parent / name)
-
-    def _last_words(self, name: str) -> str:
-        lines = (self._home / f"{name}.log").read_text(encoding="utf-8", errors="replace").splitlines()
-        return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
 _APP = """\
@@ -252,33 +203,3 @@ def _toml(text: str) -> str:
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
-
-
-def _end_groups(leaders: Collection[subprocess.Popen[bytes]], number: int, timeout_s: float) -> None:
-    """Signal process groups, and wait for all in them to end."""
-    for leader in leaders:
-        _signal_group(leader, number)
-    deadline = time.monotonic() + timeout_s
-    for leader in leaders:
-        while (leader.poll() is None or _signal_group(leader, 0)) and time.monotonic() < deadline:
-            time.sleep(0.05)
-
-
-def _signal_group(leader: subprocess.Popen[bytes], number: int) -> bool:
-    """Signal all of a process group; return whether there is any of it left."""
-    try:
-        os.killpg(leader.pid, number)
-    except (ProcessLookupError, PermissionError):  # gone; on macOS, zombies only
-        return False
-    return True
-
-
-def _free_ports(count: int) -> Sequence[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind((_LOOPBACK, 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()

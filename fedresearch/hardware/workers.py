@@ -25,6 +25,7 @@ from fedresearch.apps.client_app import Clients
 from fedresearch.hardware.cores import num_cores
 from fedresearch.hardware.ordered import answer, packed
 from fedresearch.hardware.pool import PoolGrid, Worker, WorkerDied
+from fedresearch.hardware.scratch import shorten_multiprocessing
 from fedresearch.hardware.shared import Shared, load, mapped
 from fedresearch.hardware.threads import limit_threads
 
@@ -65,6 +66,7 @@ class WorkerGrid(PoolGrid):
         self._threads = threads
         self._starter = multiprocessing.get_context("forkserver")
         self._starter.set_forkserver_preload([__name__, "fedresearch.hardware.patient"])
+        shorten_multiprocessing()
         forkserver.ensure_running()  # imports take seconds: let them begin
         self._app: Shared | None = None
         self._published: list[Shared] = []
