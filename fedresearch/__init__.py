@@ -12,19 +12,37 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
 
-def load_model(directory: str | Path) -> "Module":
-    """Return the final global model of a finished run as its ``nn.Module``, in evaluation mode.
+def load_model(
+    directory: str | Path, client: int | None = None, *, best: bool = False, trust: bool = False
+) -> "Module":
+    """Return the final global model of a finished run, or a client's own one, as an ``nn.Module`` in evaluation mode.
+
+    Its file is held against the ``model/sha256`` of its round.
 
     Parameters
     ----------
     directory : path
         The run's directory, which holds ``run.json`` and ``model.safetensors``.
+    client : int, optional
+        The partition id of the client whose own model to return, where the strategy gives clients any. One that never
+        took part has the global model, with the initial values of what stays on clients. None: the global model.
+    best : bool
+        Whether to return the model of the best round by ``checkpoint.best``, and not that of the last one.
+    trust : bool
+        Whether to build a model that is none of ``fedresearch.models``. It is built by running what the record names,
+        with the arguments that it names: only for records of your own.
+
+    Warns
+    -----
+    UserWarning
+        If it is the global model of a run whose result are the clients' own.
 
     Raises
     ------
     InputError
-        If the directory holds no finished run.
+        If the directory holds no finished run, a file of it is damaged, the model is none of ``fedresearch.models`` and
+        not trusted, or there is no such client.
     """
-    from fedresearch.model import load_model  # torch takes seconds to import; the command line must not wait
+    from fedresearch import model  # torch takes seconds to import; the command line must not wait
 
-    return load_model(directory)
+    return model.load_model(directory, client, best=best, trust=trust)

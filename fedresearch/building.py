@@ -4,7 +4,8 @@ import functools
 import importlib
 import re
 import traceback
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
@@ -17,6 +18,41 @@ T = TypeVar("T")
 
 # What a constructor raises when it refuses its arguments; anything else is a fault of its own.
 _REFUSALS = (TypeError, ValueError, ImportError, RuntimeError, LookupError, ArithmeticError, MemoryError, OSError)
+
+
+def refuse_foreign(node: Any) -> None:
+    """Refuse a model's node that would run anything but one class of ``fedresearch.models``, with plain values.
+
+    Models are called with ``input_shape`` and ``num_classes``, which no class of torch or torchvision takes.
+
+    Raises
+    ------
+    InputError
+        With what is foreign.
+    """
+    target = node.get("_target_") if isinstance(node, Mapping) else None
+    module, _, name = target.rpartition(".") if isinstance(target, str) else ("", "", "")
+    kind: Any = None
+    if module.startswith("fedresearch.models."):
+        with suppress(ImportError, ValueError):
+            kind = getattr(importlib.import_module(module), name, None)
+    if not isinstance(kind, type) or not kind.__module__.startswith("fedresearch.models."):
+        raise InputError(
+            f"the model is made by {target}, which is none of fedresearch.models; load_model(DIR, trust=True) runs it"
+        )
+    for value in _nested({key: value for key, value in node.items() if key != "_target_"}):
+        # Hydra builds what has a _target_, and reads what is between ${ and }.
+        if isinstance(value, str) and (value.startswith("_") or "${" in value):
+            raise InputError(f"the model is given {value}, which may run code; load_model(DIR, trust=True) does")
+
+
+def _nested(value: Any) -> Iterator[Any]:
+    """Yield all keys and values in nested sections and lists."""
+    yield value
+    for inner in (*value.keys(), *value.values()) if isinstance(value, Mapping) else ():
+        yield from _nested(inner)
+    for inner in value if isinstance(value, list | tuple) else ():
+        yield from _nested(inner)
 
 
 class Builder:

@@ -8,16 +8,18 @@ from pathlib import Path
 
 from flwr.app import ArrayRecord
 
+from fedresearch.apps.client_app import own_arrays
+from fedresearch.apps.flower import FIRST_NODE_ID
 from fedresearch.apps.measures import Row
 from fedresearch.apps.state import Packer, Unknown, unpack, unpack_object
 from fedresearch.errors import InputError
 from fedresearch.experiment import Experiment
-from fedresearch.model import save_model
+from fedresearch.model import BEST, save_clients, save_model
+from fedresearch.resuming import lasting_digest
 from fedresearch.runs.checkpoint import read_checkpoints, write_checkpoint
 from fedresearch.runs.directory import History, RunDirectory
 from fedresearch.runs.record import larger_is_better
 
-BEST = "best.safetensors"
 # With checkpoint.every=auto, what writing checkpoints may take of the time.
 _SHARE = 0.04
 
@@ -39,6 +41,7 @@ class Checkpoints:
         self._experiment, self._run = experiment, run
         self._every, self._keep = experiment.config.checkpoint.every, experiment.config.checkpoint.keep
         self._column = experiment.config.checkpoint.best
+        self._digest = lasting_digest(experiment.config)
         self._best = -math.inf
         for row in rows:
             self._best = max(self._best, self._score(row))
@@ -51,7 +54,7 @@ class Checkpoints:
         Raises
         ------
         InputError
-            If the row has no such column as ``checkpoint.best``.
+            If the row has no such column as ``checkpoint.best``, of what the strategy measures itself.
         """
         numbers = [name for name, value in row.items() if isinstance(value, int | float)]
         if self._column is not None and "eval/loss" in row and self._column not in numbers:
@@ -59,8 +62,7 @@ class Checkpoints:
             raise InputError(f"checkpoint.best={self._column} is no column of this run, which has {columns}")
         if self._score(row) > self._best:
             self._best = self._score(row)
-            path = self._run.path / BEST
-            save_model(path, self._experiment.state_dict(arrays), {"round": str(row["round"])})
+            save_result(self._experiment, self._run.path / BEST, arrays, row)
         due = time.perf_counter() >= self._next if self._every == "auto" else row["round"] % (self._every or 1) == 0
         if self._every and due:
             self.write(arrays)
@@ -86,7 +88,9 @@ class Checkpoints:
                 "states": packer.pack(states, "states"),
             }
         self._run.sync()
-        write_checkpoint(self._run.path, self._run.history.num_rounds, plain, packer.arrays, self._keep)
+        write_checkpoint(
+            self._run.path, self._run.history.num_rounds, plain, packer.arrays, self._keep, digest=self._digest
+        )
         self._last = self._run.history.num_rounds
         ended = time.perf_counter()
         self._next = ended + (ended - started) / _SHARE
@@ -99,6 +103,21 @@ class Checkpoints:
         if value is None or not math.isfinite(value):
             return -math.inf
         return value if larger_is_better(self._column) else -value
+
+
+def save_result(experiment: Experiment, path: Path, arrays: ArrayRecord, row: Row) -> None:
+    """Write a round's global model and, before it, what the clients keep of models of their own.
+
+    Raises
+    ------
+    Unwritable
+        If there is no room for them.
+    """
+    if experiment.client_app.keeps_own_model:
+        kept = {node_id - FIRST_NODE_ID: own_arrays(state) for node_id, state in experiment.grid.states.items()}
+        own = {client: arrays for client, arrays in sorted(kept.items()) if arrays}
+        save_clients(path, own, experiment.data.num_partitions, row["model/sha256"])
+    save_model(path, experiment.state_dict(arrays), {"round": str(row["round"])})
 
 
 def refuse_unkept(experiment: Experiment) -> None:
@@ -132,7 +151,7 @@ def restore(experiment: Experiment, directory: Path) -> tuple[History, ArrayReco
     arrays : ArrayRecord
         The global model after them.
     """
-    for _, plain, arrays in read_checkpoints(directory):
+    for _, plain, arrays in read_checkpoints(directory, lasting_digest(experiment.config)):
         unpack_object(plain["strategy"], arrays, experiment.strategy)
         experiment.grid.states = unpack(plain["states"], arrays)
         return History(**plain["history"]), unpack(plain["arrays"], arrays)

@@ -3,11 +3,12 @@
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
+from typing import Any
 
 from fedresearch.config import differences, tell
-from fedresearch.errors import InputError
+from fedresearch.errors import InputError, printing
 from fedresearch.runs.comparison import compare_rows, surroundings, told
-from fedresearch.runs.record import read_record, read_rows
+from fedresearch.runs.record import Edited, Row, read_record, read_rows, read_run
 
 _DESCRIPTION = """\
 Say what two runs differ in: config, options, code, packages, machine, what was
@@ -38,7 +39,7 @@ def compare(first: Path, second: Path) -> tuple[list[str], bool]:
     InputError
         If a directory holds no run, or a damaged one.
     """
-    records, rows = zip(*((read_record(path), read_rows(path)) for path in (first, second)), strict=True)
+    records, rows = zip(*map(_read, (first, second)), strict=True)
     config = differences(*(record["config"] if isinstance(record.get("config"), dict) else {} for record in records))
     lines = ["config"] * bool(config)
     for key, a, b, numerical in config:
@@ -55,6 +56,15 @@ def compare(first: Path, second: Path) -> tuple[list[str], bool]:
     return [*heads, *lines, *numbers.lines()], numbers.identical
 
 
+def _read(directory: Path) -> tuple[dict[str, Any], list[Row]]:
+    """Return a run's record and rows; of rows that were edited, say so, for what was edited is what can be found."""
+    try:
+        return read_run(directory)
+    except Edited as edited:
+        print(f"warning: {edited}", file=sys.stderr)
+        return read_record(directory), read_rows(directory)
+
+
 def main() -> None:
     """Run the command line."""
     parser = ArgumentParser(
@@ -66,13 +76,14 @@ def main() -> None:
     parser.add_argument("A", type=Path, help="a run's directory")
     parser.add_argument("B", type=Path, help="another")
     arguments = parser.parse_args()
-    try:
-        lines, identical = compare(arguments.A, arguments.B)
-    except InputError as error:
-        if not tell(error):
-            raise
-        sys.exit(1)
-    print("\n".join(lines))
+    with printing():
+        try:
+            lines, identical = compare(arguments.A, arguments.B)
+        except InputError as error:
+            if not tell(error):
+                raise
+            sys.exit(1)
+        print("\n".join(lines))
     sys.exit(not identical)
 
 

@@ -1,9 +1,34 @@
-"""The one exception that a user is meant to see as words and not as a traceback."""
+"""What a command says: the one exception that a user is meant to see as words, and lines on any terminal."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import TextIOWrapper
+
+
+@contextmanager
+def printing() -> Iterator[None]:
+    """Let a command print on any terminal, and whoever reads it leave, as ``| head`` does."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more as it ends
 
 
 def named(error: BaseException) -> str:
     """Return an error's kind and text."""
     return f"{type(error).__name__}: {error}"
+
+
+def readable(error: Exception) -> Exception:
+    """Return the system's refusal of a path as the one line that a user reads; any other error as it is."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return InputError(f"{error.filename} cannot be read: {error.strerror}")
+    return error
 
 
 class InputError(Exception):

@@ -141,6 +141,11 @@ class Experiment:
         personal: Names = self._builder.call("strategy", self.update.personal, frozenset, model=self.model)
         return personal | buffers(self.model) if self.config.strategy["buffers"] == "local" else personal
 
+    @property
+    def has_classes(self) -> bool:
+        """Whether the dataset has classes, and so accuracies."""
+        return bool(self.config.dataset["declares"]["num_classes"] > 1)
+
     @cached_property
     def client_app(self) -> Clients:
         """The ClientApp."""

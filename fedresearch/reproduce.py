@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from fedresearch import config
-from fedresearch.errors import InputError
+from fedresearch.errors import InputError, printing
+from fedresearch.masking import masked_tree
 from fedresearch.runs.comparison import compare_rows, shown, surroundings
-from fedresearch.runs.record import FINAL, read_record, read_rows, refuse_lost_rows, state_of
+from fedresearch.runs.record import FINAL, RECORD, read_record, read_rows, read_run, state_of
+from fedresearch.runs.shape import refuse_odd
 from fedresearch.usage import CONF
 
 _DESCRIPTION = """\
@@ -46,8 +48,8 @@ def reproduce(directory: Path, typed: Sequence[str], out: Path) -> bool:
     InputError
         If the run is not finished, would have other numbers now, or its rerun does not finish.
     """
-    record, rows = read_record(directory), read_rows(directory)
-    refuse_lost_rows(directory, record, rows)
+    record, rows = read_run(directory)
+    refuse_odd(directory / RECORD, record)
     if (state := state_of(directory)) not in FINAL:
         raise InputError(
             f"{directory} is {state}, and only a finished run is reproduced; "
@@ -86,7 +88,9 @@ def _refuse_other_numbers(
     record: Mapping[str, Any], overrides: Sequence[str], config_dirs: Sequence[Path], directory: Path
 ) -> None:
     composed, _, _ = config.compose(CONF, overrides, config_dirs)
-    changed = [found for found in config.differences(record["config"], asdict(composed)) if found.numerical]
+    changed = [
+        found for found in config.differences(record["config"], masked_tree(asdict(composed))) if found.numerical
+    ]
     if changed:
         listed = ", ".join(f"{key}={shown(a)} (now {shown(b)})" for key, a, b, _ in changed)
         raise InputError(
@@ -121,14 +125,18 @@ def main() -> None:
     default = Path(f"outputs/reproduced_{datetime.now():%Y-%m-%d_%H-%M-%S.%f}")
     parser.add_argument("--out", type=Path, default=default, help="a new directory for the rerun")
     arguments = parser.parse_intermixed_args()
-    try:
-        identical = reproduce(arguments.run_dir, arguments.overrides, arguments.out)
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
-    except Exception as error:
-        if not config.tell(error):
+    identical = False
+    with printing():
+        try:
+            identical = reproduce(arguments.run_dir, arguments.overrides, arguments.out)
+        except KeyboardInterrupt:
+            sys.exit("interrupted")
+        except BrokenPipeError:
             raise
-        sys.exit(1)
+        except Exception as error:
+            if not config.tell(error):
+                raise
+            sys.exit(1)
     sys.exit(not identical)
 
 

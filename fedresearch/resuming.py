@@ -1,19 +1,25 @@
 """Whether a run that was begun may go on, and from where."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from fedresearch.apps.measures import Row
-from fedresearch.config import Config, differences
+from fedresearch.config import Config, differences, digest
 from fedresearch.errors import InputError
 from fedresearch.experiment import Experiment
+from fedresearch.masking import masked_tree
 from fedresearch.runs.comparison import shown
-from fedresearch.runs.record import read_rows, refuse_lost_rows
+from fedresearch.runs.record import read_run
 
 # They change no number of the rounds that are done.
 _MAY_CHANGE = ("federation.num_rounds", "federation.max_failures")
+
+
+def lasting_digest(config: Config) -> str:
+    """Return a config's digest, but for what may change as its run is resumed."""
+    return digest(replace(config, federation=replace(config.federation, num_rounds=1, max_failures=0)))
 
 
 def goes_on(past: Mapping[str, Any], config: Config, directory: Path) -> bool:
@@ -26,7 +32,7 @@ def goes_on(past: Mapping[str, Any], config: Config, directory: Path) -> bool:
     """
     changed = [
         f"{key}={shown(theirs)} (now {shown(ours)})"
-        for key, theirs, ours, numerical in differences(past["config"], asdict(config))
+        for key, theirs, ours, numerical in differences(past["config"], masked_tree(asdict(config)))
         if numerical and key not in _MAY_CHANGE
     ]
     if changed:
@@ -35,8 +41,7 @@ def goes_on(past: Mapping[str, Any], config: Config, directory: Path) -> bool:
             "so leave these keys as they were, or start a new run"
         )
     num_rounds, before = config.federation.num_rounds, past["config"]["federation"]["num_rounds"]
-    rows = read_rows(directory)
-    refuse_lost_rows(directory, past, rows)
+    _, rows = read_run(directory)
     done = len(rows)
     if past["status"] == "diverged" or (past["status"] == "finished" and num_rounds == before):
         print(f"{directory} is {past['status']} after {done} rounds: there is nothing to do")

@@ -17,13 +17,14 @@ from fedresearch.apps.measures import Row
 from fedresearch.apps.nodes import NodeGrid
 from fedresearch.apps.records import sha256
 from fedresearch.apps.rounds import ClientsFailed, Diverged, Stalled
-from fedresearch.checkpoints import Checkpoints, refuse_unkept, restore
+from fedresearch.checkpoints import Checkpoints, refuse_unkept, restore, save_result
+from fedresearch.choosing import check_choices
 from fedresearch.config import Config, digest
 from fedresearch.data.federated import FederatedData
 from fedresearch.data.plot import label_distribution_png, partition_csv
 from fedresearch.errors import InputError, named
 from fedresearch.experiment import Experiment
-from fedresearch.model import save_model
+from fedresearch.masking import masked, masked_tree, masked_words
 from fedresearch.resuming import goes_on, refuse_other_data, refuse_other_rates
 from fedresearch.runs.directory import FAILURES, MODEL, History, RunDirectory, Unwritable, finite_row, now, refuse_used
 from fedresearch.runs.provenance import provenance
@@ -91,7 +92,7 @@ def run_experiment(
         for line in (*experiment.facts.lines(), *unusual_model(config, choices)):
             log.warning("%s", line)
         with experiment.grid:  # only what can run claims the directory
-            typed = {"overrides": list(overrides), "config_dirs": list(config_dirs)}
+            typed = {"overrides": masked_words(overrides), "config_dirs": list(config_dirs)}
             _run(experiment, directory, typed, command, past)
 
 
@@ -104,6 +105,7 @@ def _run(
 ) -> None:
     config, data = experiment.config, experiment.data
     refuse_unkept(experiment)
+    check_choices(experiment)
     record = {**_record(experiment), **typed}
     whence, patches = provenance(command)
     if past:
@@ -135,7 +137,7 @@ def _run(
 
     def finish(arrays: ArrayRecord) -> None:
         checkpoints.write(arrays)
-        save_model(directory / MODEL, experiment.state_dict(arrays))
+        save_result(experiment, directory / MODEL, arrays, last)
 
     server_app = experiment.server_app(log_row, run.log_failure, finish, (rows[-1], arrays) if rows else None)
     try:
@@ -163,7 +165,7 @@ def _run(
     except BaseException as error:
         status = _status(error)
         try:
-            what = None if status == "interrupted" else named(error)
+            what = None if status == "interrupted" else masked(named(error))
             run.close(status, error=what, result=finite_row(last))
         except Unwritable as unwritable:
             log.warning("%s", unwritable)  # and what ended the run is told
@@ -186,7 +188,7 @@ def _record(experiment: Experiment) -> dict[str, Any]:
         "name": experiment.name,
         "digest": digest(config),
         "cell": digest(config, seeds=False),
-        "config": {**asdict(config), "resume": None},
+        "config": masked_tree({**asdict(config), "resume": None}),
         "choices": dict(experiment.choices),
         "data_sha256": facts.pop("sha256"),
         "data": facts,
@@ -194,6 +196,8 @@ def _record(experiment: Experiment) -> dict[str, Any]:
         "validation_sha256": data.validation_sha256(),
         "initial_model_sha256": sha256(experiment.initial_arrays),
         "sampling_sha256": experiment.sampling_sha256(),
+        "own_models": experiment.client_app.has_own_model,
+        "personal": sorted(experiment.personal),
         "num_parameters": sum(p.numel() for p in experiment.model.parameters()),
         "num_threads": torch.get_num_threads(),
     }

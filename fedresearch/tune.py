@@ -11,7 +11,7 @@ import numpy as np
 
 from fedresearch.config import tell
 from fedresearch.config.schema import is_seed
-from fedresearch.errors import InputError
+from fedresearch.errors import InputError, printing, readable
 from fedresearch.nested import ABSENT, as_json
 from fedresearch.report.baseline import refuse_constant
 from fedresearch.report.cells import Cell, settings_of, study
@@ -176,9 +176,16 @@ def main() -> None:
         text = json.dumps(chosen, indent=2) + "\n"
         write_whole(arguments.out, lambda path: path.write_text(text, encoding="utf-8"))
     except (InputError, OSError) as error:
-        if not tell(error):
+        if not tell(readable(error)):
             raise
         sys.exit(1)
+    with printing():
+        _print(chosen, warnings)
+        print(arguments.out)
+
+
+def _print(chosen: dict[str, Any], warnings: Sequence[str]) -> None:
+    """Print what was chosen for each cell, of what was tried."""
     for entry in chosen["cells"]:
         tried = ", ".join(
             f"{shown(value)}: {'diverged' if score is None else f'{score:.4f}'}" for value, score in entry["tried"]
@@ -188,7 +195,6 @@ def main() -> None:
         )
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    print(arguments.out)
 
 
 if __name__ == "__main__":

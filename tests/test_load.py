@@ -13,7 +13,7 @@ from fedresearch.report.cells import study
 from fedresearch.report.load import load
 from fedresearch.report.select import axis
 from fedresearch.report.targets import target_table
-from fedresearch.runs import loaded, record
+from fedresearch.runs import record
 from fedresearch.runs.record import dump_record
 from fedresearch.sweep.status import listed
 from tests.records import make
@@ -70,8 +70,8 @@ def test_a_run_that_ends_while_it_is_read_is_running(tmp_path, monkeypatch):
 
         return reading
 
-    for name in ("read_rows", "read_record"):
-        monkeypatch.setattr(loaded, name, ending(getattr(loaded, name)))
+    for name in ("read_rows_bytes", "read_record"):
+        monkeypatch.setattr(record, name, ending(getattr(record, name)))
     (run,) = load([tmp_path])
     assert (run.state, run.error, run.num_rounds) == ("running", "", 2)
     (run,) = load([tmp_path])

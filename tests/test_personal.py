@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from fedresearch.apps.columns import columns
 from fedresearch.apps.records import values
+from fedresearch.choosing import check_choices
 from fedresearch.errors import InputError
 from fedresearch.experiment import Experiment
 from fedresearch.local.train import Schedule, Task, train
@@ -487,3 +489,94 @@ def test_a_head_that_is_the_whole_model_leaves_nothing_to_train(compose):
         InputError, match=r"strategy=fedbabu: the head is the whole model, so that nothing is shared; try strategy=l"
     ):
         experiment.build()
+
+
+# What goes by the global model, or by the test split.
+
+
+@pytest.mark.parametrize("strategy", ["fedrep", "local_only"])
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        (
+            "checkpoint.best=eval/accuracy",
+            r"checkpoint.best goes by eval/accuracy .* try .*checkpoint.best=personal/eval_",
+        ),
+        (
+            "checkpoint.best=clients/accuracy_mean",
+            r"checkpoint.best goes by clients/accuracy_mean of a global model that",
+        ),
+        (
+            "federation.target_accuracy=0.9",
+            r"federation.target_accuracy goes by eval/accuracy of a global model that nobo",
+        ),
+    ],
+)
+def test_what_goes_by_a_model_that_nobody_trains_is_refused(compose, strategy, option, told):
+    with pytest.raises(InputError, match=told):
+        check_choices(Experiment(*compose(f"strategy={strategy}", option, "tracker=none")))
+
+
+def test_of_a_second_model_it_is_said_whose_counts(compose, caplog):
+    check_choices(Experiment(*compose("strategy=ditto", "checkpoint.best=clients/eval_loss", "tracker=none")))
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert told.startswith(
+        "checkpoint.best goes by clients/eval_loss, which is of the global model; with strategy=ditto"
+    )
+    assert told.endswith("personal/eval_acc")
+    check_choices(Experiment(*compose("strategy=ditto", "checkpoint.best=personal/eval_loss", "tracker=none")))
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ("checkpoint.best=eval/accuracy", "chooses the round on the test split"),
+        ("federation.target_accuracy=0.9", "ends the run by eval/accuracy, on the test split"),
+    ],
+)
+def test_choosing_on_the_test_split_is_named(compose, caplog, option, told):
+    check_choices(Experiment(*compose(option, "tracker=none")))
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert told in line
+
+
+@pytest.mark.parametrize(
+    ("options", "column", "hint"),
+    [
+        ([], "eval/acuracy", "; did you mean eval/accuracy?"),
+        ([], "accuracy", ""),
+        ([], "train/los", "; did you mean train/loss?"),
+        ([], "model/sha256", ""),
+        ([], "personal/eval_acc", ""),
+        (["dataset=diabetes", "model=logistic", "partitioner=iid"], "eval/accuracy", ""),
+        (["federation.fraction_evaluate=0"], "clients/eval_loss", ""),
+    ],
+)
+def test_a_column_that_there_will_not_be_is_refused_before_the_run(compose, options, column, hint):
+    with pytest.raises(
+        InputError, match=rf"^checkpoint.best={column} is no column of this run, which has round, .*"
+    ) as e:
+        check_choices(Experiment(*compose(*options, f"checkpoint.best={column}", "tracker=none")))
+    assert str(e.value).endswith(hint)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["strategy=ditto"],
+        ["federation.fraction_evaluate=0", "validation.fraction=0"],
+        ["federation.nonfinite=drop"],
+        ["dataset=diabetes", "model=logistic", "partitioner=iid"],
+    ],
+)
+def test_the_columns_that_are_known_ahead_are_those_of_the_rows(run, options):
+    result = run(*options, "federation.num_rounds=1", "local.epochs=null", "local.steps=1")
+    config = result.experiment.config
+    known = columns(
+        classes=config.dataset["declares"]["num_classes"] > 1,
+        evaluated=config.federation.fraction_evaluate > 0,
+        own_models=result.experiment.client_app.has_own_model,
+        dropped=config.federation.nonfinite == "drop",
+    )
+    assert {name for name, value in result.rows[0].items() if isinstance(value, int | float)} == {*known}

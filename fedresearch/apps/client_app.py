@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor
 from torch.nn import Module
@@ -49,6 +49,12 @@ def train_each(tasks: Iterable[Task], model: Module, **options: Any) -> Iterator
     return (train(model, task, **options) for task in tasks)
 
 
+def own_arrays(state: RecordDict) -> ArrayRecord:
+    """Return what a client keeps of a model of its own; all else of it is the global model's."""
+    kept = (state.array_records[key] for key in (_PARTS, _OWN) if key in state)
+    return ArrayRecord({name: array for record in kept for name, array in record.items()})
+
+
 class Clients(ClientApp):
     """The ClientApp that trains and evaluates on the partition that its node is given.
 
@@ -70,6 +76,14 @@ class Clients(ClientApp):
         Whether a client's optimizer goes on from its state in the client's last round.
     seed : int
         The run's seed. A client's draws follow from it, the round and the partition.
+
+    Attributes
+    ----------
+    has_own_model : bool
+        Whether clients have models of their own, which are the run's result, be it for parts that they keep, for what
+        they train before they evaluate, or for a second model.
+    keeps_own_model : bool
+        Whether these are what :func:`own_arrays` tells of their states: not those that are trained for an evaluation.
     """
 
     def __init__(
@@ -105,7 +119,8 @@ class Clients(ClientApp):
         self._beside_stages = update.beside.stages(model) if update.beside else ()
         self._adaptation = [stage for stage in update.adaptation(model) if stage.trained]
         self._last_read: tuple[RecordDict | None, dict[str, dict[str, Tensor]]] = None, {}
-        self._has_own_model = bool(personal or self._adaptation or update.beside)
+        self.has_own_model = bool(personal or self._adaptation or update.beside)
+        self.keeps_own_model = self.has_own_model and not self._adaptation
         super().train()(lambda message, context: self.train_cohort([message], [context], train_each)[0])
         super().evaluate()(self._evaluate)
 
@@ -230,7 +245,7 @@ class Clients(ClientApp):
 
         self.model.load_state_dict(received)
         measure(EVAL_LOSS, EVAL_ACC)
-        if self._has_own_model:
+        if self.has_own_model:
             own = received | self._tensors(context.state, _PARTS) | self._tensors(context.state, _OWN)
             if self._adaptation and len(self.data.train_samples(partition_id)[1]):
                 task = self._task(message, context, own, 2, update=LocalUpdate(), stages=self._adaptation)

@@ -14,6 +14,8 @@ from omegaconf.errors import GrammarParseError
 from fedresearch.config.check import check
 from fedresearch.config.resolvers import register, without_hydra
 from fedresearch.config.schema import Config, parse
+from fedresearch.errors import InputError
+from fedresearch.masking import MASK
 
 
 def compose(
@@ -80,10 +82,20 @@ def checked(composed: DictConfig, options: Mapping[str, str | None]) -> tuple[Co
 
 
 def overrides_again(recorded: Sequence[str], typed: Sequence[str]) -> list[str]:
-    """Return recorded overrides and further ones, without the recorded ones whose key, or whole option, is replaced."""
+    """Return recorded overrides and further ones, without the recorded ones whose key, or whole option, is replaced.
+
+    Raises
+    ------
+    InputError
+        If one held a secret, which is not recorded, and is not typed again.
+    """
     keys = {_key(word) for word in typed}
     replaced = tuple(f"{group}." for group in keys & {"hardware", "tracker"})
-    return [*(word for word in recorded if _key(word) not in keys and not _key(word).startswith(replaced)), *typed]
+    kept = [word for word in recorded if _key(word) not in keys and not _key(word).startswith(replaced)]
+    secret = [_key(word) for word in kept if MASK in word]
+    if secret:
+        raise InputError(f"{', '.join(secret)} was typed, and no secret is recorded; type it again")
+    return [*kept, *typed]
 
 
 def _key(override: str) -> str:

@@ -4,11 +4,10 @@ import gc
 import math
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from io import TextIOWrapper
 from pathlib import Path
 
 from fedresearch.config import tell
-from fedresearch.errors import InputError
+from fedresearch.errors import InputError, printing, readable
 
 _DESCRIPTION = """\
 Make tables, figures and a page of the runs in some directories, finished or not.
@@ -54,12 +53,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where to (default: report, in the first DIR)")
     arguments = parser.parse_args()
     gc.disable()  # a seventh of the time for 1,000 runs: nearly all that is made lives to the end
-    try:
-        _report(arguments)
-    except (InputError, OSError) as error:
-        if not tell(error):
+    with printing():
+        try:
+            _report(arguments)
+        except BrokenPipeError:
             raise
-        sys.exit(1)
+        except (InputError, OSError) as error:
+            if not tell(readable(error)):
+                raise
+            sys.exit(1)
 
 
 def _report(arguments: Namespace) -> None:
@@ -83,8 +85,6 @@ def _report(arguments: Namespace) -> None:
         cols=arguments.cols,
     )
     out = arguments.out or arguments.directories[0] / "report"
-    if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as of a directory's name that is no text
     print(write(made, out))
     print(out / "report.html")
 

@@ -107,7 +107,7 @@ def settings_of(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the numbers of a run depend on, flat: options by their group's name, and keys."""
     config = {key: value for key, value in leaves(record["config"]) if counts(key)}
     options = {group: option for group, option in record["choices"].items() if group in _PREFIXES}
-    hardware = {f"hardware.{key}": value for key, value in counted_hardware(record["config"]["hardware"]).items()}
+    hardware = {f"hardware.{key}": value for key, value in counted_hardware(record["config"].get("hardware")).items()}
     return {**options, **config, **hardware}
 
 
@@ -145,7 +145,7 @@ def _varying_seeds(settings: Sequence[Mapping[str, Any]]) -> list[str]:
         key
         for key in seeds
         if len({as_json(setting.get(key)) for setting in settings}) > 1
-        and (key == "seed" or any(setting.get(key) != setting["seed"] for setting in settings))
+        and (key == "seed" or any(setting.get(key) != setting.get("seed") for setting in settings))
     ] or ["seed"]
 
 
@@ -156,7 +156,7 @@ def _replicate(seeds: Mapping[str, Any]) -> str:
 
 
 def _standing(run: Run) -> tuple[bool, int, str]:
-    return run.state == "finished", run.num_rounds, str(run.record["started"])
+    return run.state == "finished", run.num_rounds, str(run.record.get("started"))
 
 
 def _order(value: Any) -> tuple[int, float, str]:

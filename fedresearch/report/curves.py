@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from fedresearch.errors import InputError
 from fedresearch.report.cells import Cell, Study
 from fedresearch.report.figures import Curve, Line, Spread
 from fedresearch.report.final import outcome
@@ -13,6 +14,9 @@ from fedresearch.report.load import Column, Run
 from fedresearch.report.select import Selection, axis
 from fedresearch.report.statistics import t_half_widths
 from fedresearch.runs.comparison import shown
+from fedresearch.runs.files import read_bytes
+
+_MAX_PARTITION_BYTES = 64_000_000
 
 
 def drawn(cell: Cell) -> list[Run]:
@@ -73,8 +77,9 @@ def class_counts(run: Run) -> NDArray[np.int64] | None:
     """Return how many samples of each class each client has, int64 (clients, classes); None where that is not kept."""
     try:
         with warnings.catch_warnings(action="error"):  # which is all that an empty file gives
-            table = np.loadtxt(run.directory / "partition.csv", np.int64, delimiter=",", skiprows=1, ndmin=2)
-    except (OSError, ValueError, UserWarning):
+            lines = read_bytes(run.directory / "partition.csv", _MAX_PARTITION_BYTES).decode().splitlines()
+            table = np.loadtxt(lines, np.int64, delimiter=",", skiprows=1, ndmin=2)
+    except (OSError, ValueError, UserWarning, InputError):
         return None
     return table[:, 4:] if table.shape[1] > 4 else None
 

@@ -7,7 +7,7 @@ from fedresearch.report import figures
 from fedresearch.report.document import document
 from fedresearch.report.making import Report
 from fedresearch.report.page import page
-from fedresearch.report.tables import comma_separated, latex, markdown
+from fedresearch.report.tables import comma_separated, inert, latex, markdown
 from fedresearch.runs.directory import write_whole, writing
 
 
@@ -29,12 +29,13 @@ def write(made: Report, out: Path) -> str:
     pictures = {name: figures.save(picture.figure, out / name) for name, picture in made.figures.items()}
     read = document(made, pictures)
     told = "\n".join(markdown(table) for table in made.tables)
-    first = [f"# {made.title}", *(f"**Warning:** {text}" for text in made.warnings), *made.notes]
-    shown = [f"![{name}]({name}.png)\n\n{picture.caption}" for name, picture in made.figures.items()]
-    last = f"Generated {read['generated']} by `{read['command']}`"
+    warnings, notes = ([*map(inert, texts)] for texts in (made.warnings, made.notes))
+    first = [f"# {inert(made.title)}", *(f"**Warning:** {text}" for text in warnings), *notes]
+    shown = [f"![{name}]({name}.png)\n\n{inert(picture.caption)}" for name, picture in made.figures.items()]
+    last = f"Generated {read['generated']} by `{inert(read['command'])}`"
     _write(out / "report.md", "\n\n".join([*first, told, *shown, last]) + "\n")
     _write(out / "report.html", page(read))
-    return "\n\n".join([*(f"warning: {text}" for text in made.warnings), *made.notes, told, *_left(made, out)])
+    return "\n\n".join([*(f"warning: {text}" for text in warnings), *notes, told, *map(inert, _left(made, out))])
 
 
 def _left(made: Report, out: Path) -> Iterator[str]:

@@ -50,8 +50,8 @@ class Fairness:
     legend: Sequence[str]
 
 
-def fairness(study: Study, compared: Baseline) -> Fairness:
-    """Hold the cells of a study to what a fair comparison needs."""
+def fairness(study: Study, compared: Baseline, metric: str = "personal/eval_acc") -> Fairness:
+    """Hold the cells of a study to what a fair comparison by a metric needs."""
     marks, legend, notes = _code(study)
     warnings = [
         *compared.warnings,
@@ -59,6 +59,7 @@ def fairness(study: Study, compared: Baseline) -> Fairness:
         *_data_with(study, "num_test_in_train", "some test samples equal samples that clients have"),
         *_underived(study),
         *_lonely(study, compared),
+        *_no_result(study, metric),
     ]
     notes = [
         *_left_out(study),
@@ -125,11 +126,23 @@ def _at_target(study: Study) -> Iterator[str]:
     """Yield how many runs ended before their last round, for they reached their target."""
     runs = [run for run in _runs(study) if run.state == "finished"]
     aiming = [run for run in runs if _at(run.record["config"], "federation.target_accuracy") is not None]
-    early = [run for run in aiming if run.num_rounds < run.record["config"]["federation"]["num_rounds"]]
+    early = [run for run in aiming if run.num_rounds < (run.planned_rounds or 0)]
     if early:
         yield (
-            f"{len(early)} of {counted(len(runs), 'finished run')} ended when they reached federation.target_accuracy: "
-            "what they have after the last round says little, how long they took says more"
+            f"{len(early)} of {counted(len(runs), 'finished run')} ended when they reached federation.target_accuracy "
+            "on the test split: what they have after the last round says little, how long they took says more"
+        )
+
+
+def _no_result(study: Study, metric: str) -> Iterator[str]:
+    """Yield a line where a metric is of global models that are not the results of their runs."""
+    personal = [cell.label for cell in study.cells if any(run.own_models for run in cell.runs.values())]
+    if personal and metric.startswith(("eval/", "clients/")):
+        measure = "eval_acc" if "acc" in metric else "eval_loss"
+        yield (
+            f"{metric} is of the global model, and in {len(personal)} of {counted(len(study.cells), 'cell')}, such as "
+            f"{personal[0]}, the clients' own models are the result: compare personal/{measure} of these with "
+            f"clients/{measure} of the others"
         )
 
 
@@ -194,7 +207,7 @@ def _code(study: Study) -> tuple[dict[str, str], list[str], list[str]]:
 
 def _sources(run: Run) -> list[Mapping[str, Any]]:
     """Return what a record says of its code as the run began, and as it went on: of that, it holds what was other."""
-    return [run.record, *({**run.record, **changed} for changed in run.record.get("resumed", ()))]
+    return [run.record, *({**run.record, **changed} for changed in run.record.get("resumed") or ())]
 
 
 def _whence(source: Mapping[str, Any], packages: Sequence[str]) -> str:
@@ -210,6 +223,8 @@ def _whence(source: Mapping[str, Any], packages: Sequence[str]) -> str:
 
 def _checkout(state: Mapping[str, Any]) -> str:
     words = f"commit {state['commit'][:10]}"
+    if "dirty" in state and state["dirty"] is None:  # of another owner
+        return f"{words}, whose changes are unknown"
     if state.get("diff_sha256"):
         return f"{words} with uncommitted changes ({state['diff_sha256'][:6]})"
     return f"{words} with untracked files" if state.get("dirty") else words

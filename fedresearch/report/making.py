@@ -1,6 +1,8 @@
 """All that a report says of runs, before it is written."""
 
+import hashlib
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fedresearch.errors import InputError
+from fedresearch.nested import leaves
 from fedresearch.report import figures
 from fedresearch.report.baseline import NO_BASELINE, baseline, refuse_constant
 from fedresearch.report.cells import Cell, Study, study
@@ -135,7 +138,7 @@ def report(
     if rows and cols and not any({rows, cols} <= cell.keys.keys() for cell in found.cells):
         raise InputError(f"no run has both {rows} and {cols}")
     compared = baseline(found, against, tuned) if against else NO_BASELINE
-    fair = fairness(found, compared)
+    fair = fairness(found, compared, metric)
     final = final_table(found, selected, metric, compared, fair.marks)
     tables = [
         published_table(found, fair.marks),
@@ -215,7 +218,10 @@ def _figures(
         lines = sensitivity_lines(found, key, selected, tuned)
         if any(np.isfinite(line.mean).any() for line in lines):
             caption = f"{selected.caption}, by {key}: mean over seeds, with the 95 % t-interval as bars."
-            yield f"sensitivity_{found.short(key)}", Picture(figures.sensitivity(lines, key, metric), caption)
+            yield (
+                f"sensitivity_{_file_name(found.short(key))}",
+                Picture(figures.sensitivity(lines, key, metric), caption),
+            )
     grid = [rows, cols] if rows and cols else [key for key in found.keys if key not in tuned]
     if len(grid) == 2:
         down, across = grid
@@ -230,6 +236,12 @@ def _figures(
             figure = figures.client_spread(spreads, f"accuracy of {whose}")
             yield f"{prefix}_accuracy", Picture(figure, caption)
     yield from _partitions(found)
+
+
+def _file_name(key: str) -> str:
+    """Return a key as part of a file's name: of a long one, or one with other characters, its digest too."""
+    name = re.sub(r"[^\w.-]", "_", key, flags=re.ASCII)[:80]
+    return name if name == key else f"{name}_{hashlib.sha256(key.encode(errors='replace')).hexdigest()[:8]}"
 
 
 def _heat_maps(
@@ -273,6 +285,6 @@ def _of_partition(found: Study, cell: Cell, run: Run, replicate: str) -> Iterato
     for key, value in cell.keys.items():
         if key in _PARTITION or key.startswith(("dataset.", "partitioner.")):
             yield f"{found.short(key)}={shown(value)}"
-    if run.record["config"].get("strategy", {}).get("pooled"):
+    if dict(leaves(run.record["config"])).get("strategy.pooled"):
         yield "pooled"
     yield replicate if "=" in replicate else f"seed {replicate}"

@@ -26,8 +26,10 @@ def published_table(study: Study, marks: Mapping[str, str]) -> Table | None:
     choices = [run.record["choices"] for cell in study.cells for run in cell.runs.values()]
     experiments = {chosen.get("experiment") for chosen in choices}
     name = str(next(iter(experiments), None))
-    path = resources.files("fedresearch.report").joinpath("published", f"{name}.csv")
-    if len(experiments) != 1 or any(chosen.get("tune") for chosen in choices) or not path.is_file():
+    folder = resources.files("fedresearch.report").joinpath("published")
+    known = {table.name: table for table in folder.iterdir()}  # a record may name any experiment
+    path = known.get(f"{name}.csv")
+    if len(experiments) != 1 or any(chosen.get("tune") for chosen in choices) or path is None:
         return None
     others = _deviations(study, name)
     lines = [*csv.DictReader(path.read_text("utf-8").splitlines())]
@@ -51,6 +53,8 @@ def published_table(study: Study, marks: Mapping[str, str]) -> Table | None:
         f"Beside ours: {sources}. The accepted band is of ours; where there is none, the numbers are for comparison. "
         "± is the source's spread over its runs, and half our 95 % t-interval."
     )
+    if any(line[_MEASURE].startswith("best ") for line in lines):
+        caption += " Best: of all rounds, which is chosen on the test split."
     notes = [f"Not judged, since runs are not the preset's: {', '.join(others)}."] if others else []
     return Table("published", "Published and ours", caption, columns, rows, records, notes)
 

@@ -11,11 +11,14 @@ from fedresearch.runs.record import larger_is_better
 
 # The first of these that any run has is what a report is about.
 METRICS = ("eval/accuracy", "clients/eval_acc", "personal/eval_acc", "eval/loss", "clients/eval_loss")
+# The same where clients' own models are the result of all runs.
+_PERSONAL = ("personal/eval_acc", "personal/eval_loss")
 
 
 def validation_column(metric: str) -> str:
-    """Return the column of the clients' validation data that is of a metric's kind."""
-    return "clients/eval_acc" if larger_is_better(metric) else "clients/eval_loss"
+    """Return the column of the clients' validation data that is of a metric's kind, and of its models."""
+    whose = "personal" if metric.startswith("personal/") else "clients"
+    return f"{whose}/eval_acc" if larger_is_better(metric) else f"{whose}/eval_loss"
 
 
 def axis(run: Run, name: str) -> Column:
@@ -98,4 +101,6 @@ def selection(rule: str, metric: str) -> Selection:
 
 def default_metric(runs: Sequence[Run]) -> str:
     """Return the column that a report of these runs is about where none is named."""
-    return next((name for name in METRICS if any(name in run.columns for run in runs)), METRICS[0])
+    begun = [run for run in runs if run.columns]
+    metrics = _PERSONAL * (bool(begun) and all(run.own_models for run in begun)) + METRICS
+    return next((name for name in metrics if any(name in run.columns for run in runs)), METRICS[0])

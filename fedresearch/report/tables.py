@@ -84,12 +84,19 @@ class Table:
         return [not any(isinstance(row[number].sort, str) for row in self.rows) for number in range(len(self.columns))]
 
 
+def inert(text: str) -> str:
+    """Return a text as one line of Markdown in which nothing is HTML, a link or a control of a terminal."""
+    plain = "".join(character if character.isprintable() else " " for character in text)
+    return re.sub(r"<(?=[A-Za-z/!?])|\](?=[(\[:])", r"\\\g<0>", plain)
+
+
 def markdown(table: Table) -> str:
     """Return a table as Markdown, with its title as a heading."""
-    heads, *rows = ([text.replace("|", "\\|") for text in row] for row in (table.columns, *table.texts))
+    heads, *rows = ([inert(text).replace("|", "\\|") for text in row] for row in (table.columns, *table.texts))
     aligned = ["right" if numeric else "left" for numeric in table.numeric]
     body = tabulate(rows, heads, tablefmt="pipe", colalign=aligned, disable_numparse=True)
-    return "\n\n".join([f"## {table.title}", table.caption, body, *table.notes]) + "\n"
+    told = [inert(text) for text in (table.title, table.caption, *table.notes)]
+    return "\n\n".join([f"## {told[0]}", told[1], body, *told[2:]]) + "\n"
 
 
 def latex(table: Table) -> str:
@@ -115,12 +122,17 @@ def latex(table: Table) -> str:
 
 
 def comma_separated(table: Table) -> str:
-    """Return a table's records as CSV, numbers in full."""
+    """Return a table's records as CSV, numbers in full; a text that a spreadsheet would compute has ' before it."""
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(table.records[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(table.records)
+    writer = csv.writer(buffer, lineterminator="\n")
+    for row in (table.records[0], *(record.values() for record in table.records)):
+        writer.writerow([_uncomputed(value) for value in row])
     return buffer.getvalue()
+
+
+def _uncomputed(value: Any) -> Any:
+    text = value if isinstance(value, str | int | float | None) else str(value)
+    return f"'{text}" if isinstance(text, str) and text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text
 
 
 def _escaped(text: str) -> str:

@@ -53,7 +53,7 @@ def _share_to_go(run: Run) -> float:
 
 
 def _num_rounds(run: Run) -> float:
-    return float(run.record["config"]["federation"]["num_rounds"])
+    return float(run.planned_rounds or run.num_rounds)
 
 
 def target_table(

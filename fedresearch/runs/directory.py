@@ -15,8 +15,9 @@ from typing import Any
 
 from fedresearch.errors import InputError
 from fedresearch.nested import differing
+from fedresearch.runs.files import refuse_irregular
 from fedresearch.runs.provenance import peak_memory_bytes
-from fedresearch.runs.record import METRICS, RECORD, Row, dump_record, parse_rows, untimed
+from fedresearch.runs.record import METRICS, RECORD, Row, dump_record, parse_rows, read_rows_bytes, untimed
 
 MODEL = "model.safetensors"
 FAILURES = "failures.jsonl"
@@ -112,7 +113,7 @@ class RunDirectory:
             for unfinished in folder.glob(f".*.[0-9]*{_UNFINISHED}"):
                 unfinished.unlink()
         metrics = path / METRICS
-        content = metrics.read_bytes() if metrics.exists() else b""
+        content = read_rows_bytes(path)
         _, size = parse_rows(content, metrics)
         self._sha256 = hashlib.sha256(content[: after.num_bytes])
         if self._sha256.hexdigest() != after.sha256:
@@ -123,7 +124,8 @@ class RunDirectory:
         # Their lines are kept as they are, for the next checkpoint is of the file's bytes.
         self._known = deque(line + b"\n" for line in content[:size].split(b"\n")[after.num_rounds : -1])
         self._forget_failures()
-        self.update(**{**record, "status": "running", "ended": None, "error": None, "result": None})
+        ended = dict.fromkeys(("ended", "error", "result", "metrics_sha256"))
+        self.update(**{**record, "status": "running", **ended})
         # Unbuffered: what is written is written, and can be cut off.
         self._metrics = metrics.open("ab", buffering=0)
         self._metrics.truncate(size)
@@ -132,6 +134,7 @@ class RunDirectory:
         """Remove the failures of the rounds that will run again."""
         path = self.path / FAILURES
         if path.exists():
+            refuse_irregular(path)
             lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
             self.write_text(FAILURES, "".join(line for line in lines if self._is_of_the_past(line)))
 
@@ -158,9 +161,8 @@ class RunDirectory:
         """
         line = _line(finite_row(row))
         if self._known:
-            known = self._known.popleft()
-            _refuse_other(json.loads(line), json.loads(known))
-            line = known
+            _refuse_other(json.loads(line), json.loads(self._known[0]))
+            line = self._known.popleft()
         else:
             self._append(line)
         self._sha256.update(line)
@@ -200,7 +202,15 @@ class RunDirectory:
     def close(self, status: str, **fields: Any) -> None:
         """Record how the run ended."""
         self._metrics.close()
-        self.update(status=status, ended=now(), peak_memory_bytes=peak_memory_bytes(), **fields)
+        for line in self._known:  # of rounds that were not run again
+            self._sha256.update(line)
+        self.update(
+            status=status,
+            ended=now(),
+            metrics_sha256=self._sha256.hexdigest(),
+            peak_memory_bytes=peak_memory_bytes(),
+            **fields,
+        )
 
 
 def refuse_used(path: Path) -> None:

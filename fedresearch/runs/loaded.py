@@ -6,7 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from fedresearch.errors import InputError
-from fedresearch.runs.record import REFUSED, Row, read_record, read_rows, refuse_lost_rows, standing, state_of
+from fedresearch.runs.files import read_bytes
+from fedresearch.runs.record import RECORD, REFUSED, Row, read_run, standing, state_of
+from fedresearch.runs.shape import refuse_odd
+
+_MAX_REFUSAL_BYTES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,17 @@ class Run:
     error: str
 
     @property
+    def planned_rounds(self) -> int | None:
+        """How many rounds it was to make; None where its record does not say."""
+        federation = self.record.get("config", {}).get("federation")
+        return federation["num_rounds"] if federation else None
+
+    @property
+    def own_models(self) -> bool:
+        """Whether its clients have models of their own, which are its result; the global model is none."""
+        return bool(self.record.get("own_models"))
+
+    @property
     def failed(self) -> bool:
         """Whether somebody has to look at it."""
         return bool(self.error) or self.state == "damaged"
@@ -42,17 +57,26 @@ def load(directory: Path) -> tuple[Run, list[Row]]:
     rows: list[Row] = []
     error = ""
     try:
-        known = read_record(directory)  # first: a run that ends meanwhile has more rows than it said, never less
-        rows = read_rows(directory)
-        record = known
-        refuse_lost_rows(directory, record, rows)
-        state = standing(directory, record)
+        known, rows = read_run(directory)
+        refuse_odd(directory / RECORD, known)
+        record, state = known, standing(directory, known)
     except InputError as damage:
         state = state_of(directory)
         if state not in ("missing", "refused"):
             state, error = "damaged", str(damage)
     if state in ("failed", "stalled"):
         error = str(record.get("error") or state)
-    if state != "running" and (directory / REFUSED).exists():  # of the last try, before it became a run
-        error = (directory / REFUSED).read_text(encoding="utf-8", errors="replace").strip() or "refused"
+    if state != "running":  # of the last try, before it became a run
+        error = _refusal(directory) or error
     return Run(directory, state, record, (error.splitlines() or [""])[-1]), rows
+
+
+def _refusal(directory: Path) -> str:
+    """Return why a job of a sweep did not become a run; "" where nothing says so."""
+    try:
+        text = read_bytes(directory / REFUSED, _MAX_REFUSAL_BYTES).decode(errors="replace")
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except InputError as error:
+        return str(error)
+    return text.strip() or "refused"

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from filelock import Timeout
 
 from fedresearch.errors import InputError
 from fedresearch.locking import file_lock, is_removed_by_hand
+from fedresearch.runs.files import read_bytes
 
 RECORD = "run.json"
 METRICS = "metrics.jsonl"
@@ -24,6 +26,19 @@ FORMAT = 1
 FINAL = ("finished", "diverged")
 
 Row = dict[str, Any]
+
+# Far beyond what a run writes, and far below what a machine holds.
+_MAX_RECORD_BYTES, _MAX_METRICS_BYTES, _MAX_ROW_BYTES = 16_000_000, 256_000_000, 1_000_000
+_MAX_DEPTH = 64  # of values in values; Python's own limit is about a thousand
+_MAX_NUMBER = sys.float_info.max
+
+
+class NoRun(InputError):
+    """A directory holds no record."""
+
+
+class Edited(InputError):
+    """The rows are not those that the run ended with."""
 
 
 class Busy(InputError):
@@ -62,11 +77,10 @@ def read_record(directory: Path) -> dict[str, Any]:
     """
     path = directory / RECORD
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(read_bytes(path, _MAX_RECORD_BYTES).decode(), parse_constant=_refuse_constant)
+        _refuse_extremes(record)
     except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"{directory} holds no run: it has no {RECORD}") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+        raise NoRun(f"{directory} holds no run: it has no {RECORD}") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged: {error}") from None
     if not isinstance(record, dict) or record.get("format") != FORMAT:
@@ -77,10 +91,57 @@ def read_record(directory: Path) -> dict[str, Any]:
     return record
 
 
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _refuse_extremes(value: Any) -> None:
+    """Refuse what Python reads as JSON and nobody can work with."""
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        if depth > _MAX_DEPTH:
+            raise ValueError(f"its values are nested more than {_MAX_DEPTH} deep")
+        for one in level:
+            if isinstance(one, int | float) and not abs(one) <= _MAX_NUMBER:
+                raise ValueError("it has a number beyond all bounds")
+        level = [
+            inner
+            for node in level
+            if isinstance(node, dict | list)
+            for inner in (node.values() if isinstance(node, dict) else node)
+        ]
+
+
 def dump_record(record: Mapping[str, Any]) -> str:
     """Return a record as JSON that says its own SHA-256, of all but itself."""
     fields = {name: value for name, value in record.items() if name not in ("format", "sha256")}
     return json.dumps({"format": FORMAT, **fields, "sha256": _sha256(fields)}, indent=2, allow_nan=False) + "\n"
+
+
+def read_run(directory: Path) -> tuple[dict[str, Any], list[Row]]:
+    """Return a run's record and the rows of its rounds, the one held against the other where the run has ended.
+
+    Raises
+    ------
+    InputError
+        If either is damaged.
+    Edited
+        If the rows are not those that the run ended with.
+    """
+    record = read_record(directory)  # first: a run that ends meanwhile has more rows than it said, never less
+    path = directory / METRICS
+    content = read_rows_bytes(directory)
+    rows, _ = parse_rows(content, path)
+    result = record.get("result")
+    ended = result.get("round", 0) if isinstance(result, dict) else 0
+    if isinstance(ended, int) and ended > len(rows):
+        raise InputError(f"{path} is damaged: it has {len(rows)} rounds, and {RECORD} says {ended}")
+    pinned = record.get("metrics_sha256")
+    is_other = record.get("status") != "running" and pinned not in (None, hashlib.sha256(content).hexdigest())
+    if is_other and read_record(directory) == record:  # else it was resumed meanwhile
+        raise Edited(f"{path} is damaged, or was edited: its content is not what metrics_sha256 in {RECORD} says")
+    return record, rows
 
 
 def read_rows(directory: Path) -> list[Row]:
@@ -91,28 +152,22 @@ def read_rows(directory: Path) -> list[Row]:
     InputError
         If another line is no row, or a round is missing or there twice.
     """
-    path = directory / METRICS
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    rows, _ = parse_rows(content, path)
+    rows, _ = parse_rows(read_rows_bytes(directory), directory / METRICS)
     return rows
 
 
-def refuse_lost_rows(directory: Path, record: Mapping[str, Any], rows: Sequence[Row]) -> None:
-    """Refuse a run that has ended after more rounds than it has rows.
+def read_rows_bytes(directory: Path) -> bytes:
+    """Return the content of ``metrics.jsonl``; nothing where there is no such file.
 
     Raises
     ------
     InputError
-        With both numbers.
+        If it cannot be read.
     """
-    ended = (record.get("result") or {}).get("round", 0)
-    if ended > len(rows):
-        raise InputError(f"{directory / METRICS} is damaged: it has {len(rows)} rounds, and {RECORD} says {ended}")
+    try:
+        return read_bytes(directory / METRICS, _MAX_METRICS_BYTES)
+    except (FileNotFoundError, NotADirectoryError):
+        return b""
 
 
 def parse_rows(content: bytes, path: Path) -> tuple[list[Row], int]:
@@ -128,7 +183,7 @@ def parse_rows(content: bytes, path: Path) -> tuple[list[Row], int]:
     rows: list[Row] = []
     for number, line in enumerate(lines, start=1):
         try:
-            row = orjson.loads(line)
+            row = None if _is_no_row(line) else orjson.loads(line)
         except orjson.JSONDecodeError:
             if number == len(lines):
                 lines.pop()
@@ -138,6 +193,11 @@ def parse_rows(content: bytes, path: Path) -> tuple[list[Row], int]:
             raise InputError(f"{path} is damaged: line {number} is not the row of round {number}")
         rows.append(row)
     return rows, sum(len(line) + 1 for line in lines)
+
+
+def _is_no_row(line: bytes) -> bool:
+    """Return whether a line is longer, or nested deeper, than a row can be."""
+    return len(line) > _MAX_ROW_BYTES or line.count(b"{") + line.count(b"[") > _MAX_DEPTH
 
 
 def untimed(row: Mapping[str, Any]) -> Row:
@@ -152,10 +212,10 @@ def larger_is_better(column: str) -> bool:
 
 def state_of(directory: Path) -> str:
     """Return what has become of a run: its record's status, or ``missing``, ``refused``, ``killed`` or ``damaged``."""
-    if not (directory / RECORD).exists():
-        return "refused" if (directory / REFUSED).exists() else "missing"
     try:
         return standing(directory, read_record(directory))
+    except NoRun:
+        return "refused" if (directory / REFUSED).exists() else "missing"
     except InputError:
         return "damaged"
 
@@ -165,15 +225,15 @@ def standing(directory: Path, record: Mapping[str, Any]) -> str:
 
     Who may not open the lock, as that of another user's run, cannot know, and is told what the record says.
     """
-    status: str = record["status"]
+    status = record.get("status")
     if status == "running":
         try:
             with locked(directory):
                 # It may have ended since the record was read.
-                return "killed" if read_record(directory)["status"] == "running" else status
+                return "killed" if read_record(directory).get("status") == "running" else status
         except (Busy, OSError):
             pass
-    return status
+    return status if isinstance(status, str) else "damaged"
 
 
 def _sha256(fields: Mapping[str, Any]) -> str:

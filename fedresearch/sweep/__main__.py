@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from fedresearch.config import tell
-from fedresearch.errors import InputError
+from fedresearch.errors import InputError, printing
 from fedresearch.sweep.status import show
 
 USAGE = """\
@@ -20,12 +20,13 @@ def main() -> None:
     """Run the command line."""
     match sys.argv[1:]:
         case ["status", directory]:
-            try:
-                failed = show(Path(directory))
-            except InputError as error:
-                if not tell(error):
-                    raise
-                failed = True
+            failed = True
+            with printing():
+                try:
+                    failed = show(Path(directory))
+                except InputError as error:
+                    if not tell(error):
+                        raise
             sys.exit(1 if failed else 0)
         case ["preflight", *arguments]:
             # The command itself, which composes and checks the jobs, up to where the first would start.

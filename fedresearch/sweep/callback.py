@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from fedresearch import config
 from fedresearch.errors import InputError
+from fedresearch.masking import masked_words
 from fedresearch.runs.directory import write_whole
 from fedresearch.runs.loaded import load
 from fedresearch.runs.record import FINAL
@@ -62,7 +63,7 @@ class Sweep(Callback):
 
             sys.exit(1 if estimate(jobs, directory) else 0)
         directory.mkdir(parents=True, exist_ok=True)
-        listed = [{"overrides": job.overrides, "directory": job.directory} for job in jobs]
+        listed = [{"overrides": masked_words(job.overrides), "directory": job.directory} for job in jobs]
         text = json.dumps(listed, indent=2) + "\n"
         write_whole(directory / JOBS, lambda path: path.write_text(text, encoding="utf-8"))
         if all(load(directory / job.directory)[0].state in FINAL for job in jobs):

@@ -6,12 +6,14 @@ from pathlib import Path
 
 from fedresearch.config import tell
 from fedresearch.errors import InputError, named
+from fedresearch.masking import masked
 from fedresearch.runs.directory import Unwritable, write_whole
 from fedresearch.runs.loaded import load
-from fedresearch.runs.record import FINAL, REFUSED, Busy, read_record, read_rows, state_of
+from fedresearch.runs.record import FINAL, REFUSED, Busy, read_record, read_run, state_of
 
 # The first of these that a job has; test data choose nothing.
 _OBJECTIVES = ("clients/eval_acc", "clients/eval_loss")
+_PERSONAL = ("personal/eval_acc", "personal/eval_loss")  # where clients' own models are the result
 
 
 def is_settled(directory: Path, digest: str) -> bool:
@@ -40,7 +42,7 @@ def refuse_other(directory: Path, digest: str) -> None:
         If it does.
     """
     try:
-        found = read_record(directory)["digest"]
+        found = read_record(directory).get("digest")
     except InputError:
         return  # none, or a damaged one
     if found != digest:
@@ -59,8 +61,8 @@ def tell_failure(directory: Path, error: Exception) -> None:
     except InputError:
         recorded = None
     # A run's record has what was raised in it, which may be the cause of what is told.
-    if recorded not in [named(cause) for cause in (error, error.__cause__) if cause]:
-        kept = str(error) if isinstance(error, InputError) else named(error)
+    if recorded not in [masked(named(cause)) for cause in (error, error.__cause__) if cause]:
+        kept = masked(str(error) if isinstance(error, InputError) else named(error))
         try:
             write_whole(directory / REFUSED, lambda path: path.write_text(f"{kept}\n", encoding="utf-8"))
         except Unwritable as unwritable:  # the other jobs, and the sweep's table, are not to be lost for it
@@ -79,8 +81,8 @@ def objective(directory: Path) -> float | None:
     """
     if state_of(directory) != "finished":
         return None
-    rows = read_rows(directory)
-    for column in _OBJECTIVES:
+    record, rows = read_run(directory)
+    for column in _PERSONAL if record.get("own_models") else _OBJECTIVES:
         values = [row[column] for row in rows if row.get(column) is not None]
         if values:
             return float(values[-1])

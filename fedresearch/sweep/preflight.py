@@ -16,7 +16,7 @@ from fedresearch.config.rules import RULES
 from fedresearch.config.schema import counts, is_seed
 from fedresearch.errors import InputError
 from fedresearch.nested import as_json, leaves
-from fedresearch.runs.record import FINAL, read_record, read_rows, state_of
+from fedresearch.runs.record import FINAL, read_rows, read_run, state_of
 from fedresearch.submission import Submission
 from fedresearch.sweep.compose import Job
 from fedresearch.sweep.status import job_names, new_table, print_table
@@ -104,7 +104,7 @@ def _of_past_runs(
     found = {}
     for job, state, cell in zip(jobs, states, cells, strict=True):
         if state in FINAL:
-            record, rows = read_record(directory / job.directory), read_rows(directory / job.directory)
+            record, rows = read_run(directory / job.directory)
             if rows and record["config"]["hardware"] == job.config.hardware:
                 found[cell] = Estimate(
                     seconds=rows[-1]["time/total_s"],

@@ -10,9 +10,11 @@ from rich.console import Console
 from rich.table import Table
 
 from fedresearch.errors import InputError
+from fedresearch.runs.files import read_bytes
 from fedresearch.runs.loaded import load
 from fedresearch.runs.record import RECORD, REFUSED
 
+_MAX_LIST_BYTES = 64_000_000
 # The list of a sweep's jobs, known before they start.
 JOBS = "sweep.json"
 
@@ -21,6 +23,7 @@ ONLY_JOB = "the only job"
 
 # What is shown of a job's last round: the first that any job has.
 _FIGURES = ("eval/accuracy", "eval/loss")
+_PERSONAL = ("personal/eval_acc", "personal/eval_loss")  # where clients' own models are the result of all
 
 
 def show(directory: Path) -> bool:
@@ -38,12 +41,14 @@ def show(directory: Path) -> bool:
         for (words, _), (run, _) in zip(jobs, loaded, strict=True)
     ]
     figures = [run.record.get("result") or (rows[-1] if rows else {}) for run, rows in loaded]
-    figure = next((name for name in _FIGURES if any(name in last for last in figures)), _FIGURES[0])
+    known = _PERSONAL * all(run.own_models for run, _ in loaded if run.record) + _FIGURES
+    figure = next((name for name in known if any(name in last for last in figures)), _FIGURES[0])
     table = new_table("job", "directory", "state", "rounds", figure)
     for (run, rows), name, last in zip(loaded, job_names(overrides), figures, strict=True):
-        of = f"{len(rows)}/{run.record['config']['federation']['num_rounds']}" if run.record else ""
+        of = f"{len(rows)}/{run.planned_rounds or '?'}" if run.record else ""
         value = last.get(figure)
-        table.add_row(name, run.directory.name, run.state, of, "" if value is None else f"{value:.4f}")
+        shown = f"{value:.4f}" if isinstance(value, int | float) else ""
+        table.add_row(name, run.directory.name, run.state, of, shown)
     print_table(table)
     print(", ".join(f"{number} {state}" for state, number in Counter(run.state for run, _ in loaded).items()), end="")
     print(f" in {directory}", flush=True)
@@ -66,12 +71,12 @@ def listed(directory: Path) -> list[tuple[list[str] | None, Path]]:
     path = directory / JOBS
     jobs: list[tuple[list[str] | None, Path]]
     try:
-        listed = json.loads(path.read_text(encoding="utf-8"))
+        listed = json.loads(read_bytes(path, _MAX_LIST_BYTES))
         jobs = [([*map(str, job["overrides"])], directory / job["directory"]) for job in listed]
     except (FileNotFoundError, NotADirectoryError):
         found = {path.parent for name in (RECORD, REFUSED) for path in directory.glob(f"*/{name}")}
         jobs = [(None, job) for job in sorted(found)]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} is damaged ({error}); the sweep's command writes it anew") from None
     if not jobs:
         raise InputError(f"{directory} holds no sweep: it has neither {JOBS} nor jobs in folders of their own")

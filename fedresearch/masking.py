@@ -1,0 +1,68 @@
+"""Secrets in what is recorded: passwords, keys and tokens by the names and the forms that they usually have."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+MASK = "***"
+
+_NAME = (
+    r"(?:[\w-]*[_-])?(?:api[_-]?key|access[_-]?key(?:[_-]?id)?|secret(?:[_-]?(?:access[_-]?)?key)?|private[_-]?key"
+    r"|passw(?:or)?d|passphrase|credentials?|(?:auth|access|api|bearer|hf|hub|refresh|session|security)[_-]?token)"
+    r"|token"  # alone: pad_token and num_tokens are of text
+)
+_IS_NAME = re.compile(rf"(?:{_NAME})", re.IGNORECASE)
+# A name and its value: as an override, in a section written out, in a URL's query, as JSON.
+_ASSIGNED = re.compile(
+    rf"((?<![\w-])(?:{_NAME})['\"]?\s*[=:]\s*)(?!\$\{{)('[^']*'|\"[^\"]*\"|[^\s,;&{{}}\[\]'\"]+)", re.IGNORECASE
+)
+# In code, a value that is written out, and nothing that is computed.
+_LITERAL = re.compile(rf"((?<![\w-])(?:{_NAME})['\"]?\s*[=:]\s*)(['\"])[^'\"\s]{{8,}}\2", re.IGNORECASE)
+_FORMS = re.compile(
+    r"\b(?:sk-[\w-]{20,}|hf_\w{20,}|gh[pousr]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{20,}|AKIA[0-9A-Z]{16}"
+    r"|xox[abprs]-[\w-]{10,}|AIza[\w-]{30,})"
+    r"|(?<=://)[^\s/@:]+:[^\s/@]+(?=@)"  # of a URL
+)
+_PEM = re.compile(
+    r"(-----BEGIN [A-Z ]*PRIVATE KEY-----\n)(.*?)(^.?-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL | re.MULTILINE
+)
+
+
+def masked(text: str) -> str:
+    """Return a text with ``***`` for each secret in it."""
+    return _FORMS.sub(MASK, _ASSIGNED.sub(rf"\g<1>{MASK}", text))
+
+
+def masked_words(words: Sequence[str]) -> list[str]:
+    """Return a command's words with ``***`` for each secret: also for the word behind such as ``--api-key``."""
+    behind = [False, *(word.startswith("-") and bool(_IS_NAME.fullmatch(word.lstrip("-"))) for word in words)]
+    return [MASK if after else _masked_word(word) for word, after in zip(words, behind, strict=False)]
+
+
+def _masked_word(word: str) -> str:
+    key, is_assigned, value = word.partition("=")
+    is_secret = is_assigned and _IS_NAME.fullmatch(key.lstrip("+~-").rpartition(".")[2])
+    return f"{key}={MASK}" if is_secret and "${" not in value else masked(word)
+
+
+def masked_tree(tree: Any) -> Any:
+    """Return nested values with ``***`` for each text that is, or is named as, a secret."""
+    if isinstance(tree, Mapping):
+        return {
+            name: MASK if isinstance(value, str) and value and _IS_NAME.fullmatch(str(name)) else masked_tree(value)
+            for name, value in tree.items()
+        }
+    if isinstance(tree, list | tuple):
+        return type(tree)(map(masked_tree, tree))
+    return _FORMS.sub(MASK, tree) if isinstance(tree, str) else tree
+
+
+def masked_patch(patch: str) -> str:
+    """Return a patch with ``***`` for each secret that is written out in it; all else as it is, so that it applies."""
+    return _FORMS.sub(MASK, _LITERAL.sub(rf"\1\2{MASK}\2", _PEM.sub(_without_key, patch)))
+
+
+def _without_key(found: re.Match[str]) -> str:
+    """Return a key in PEM with as many lines as it has, each with its mark of the patch."""
+    head, body, foot = found.groups()
+    return head + re.sub(r"(?m)^(.?).+$", rf"\1{MASK}", body) + foot

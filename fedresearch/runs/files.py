@@ -1,0 +1,63 @@
+"""Files as they are found in somebody's directory, read only where reading comes to an end."""
+
+import os
+import stat
+from pathlib import Path
+
+from fedresearch.errors import InputError
+
+
+def refuse_irregular(path: Path, max_bytes: int | None = None) -> None:
+    """Refuse what is no regular file, or a larger one: a FIFO waits for a writer, a device never ends.
+
+    Parameters
+    ----------
+    path : Path
+        Links are followed.
+    max_bytes : int, optional
+        The largest size; None: any.
+
+    Raises
+    ------
+    FileNotFoundError, NotADirectoryError
+        If there is nothing.
+    InputError
+        With what is there instead.
+    """
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error) from None
+    if not stat.S_ISREG(found.st_mode):
+        raise InputError(f"{path} cannot be read: it is not a regular file")
+    if max_bytes is not None and found.st_size > max_bytes:
+        raise InputError(f"{path} cannot be read: it has {found.st_size:,} bytes, and at most {max_bytes:,} are read")
+
+
+def read_bytes(path: Path, max_bytes: int) -> bytes:
+    """Return the content of a regular file that is no larger than ``max_bytes``.
+
+    Raises
+    ------
+    FileNotFoundError, NotADirectoryError
+        If there is nothing.
+    InputError
+        If it cannot be read, or is no such file.
+    """
+    refuse_irregular(path, max_bytes)
+    try:
+        # Not blocking, in case a FIFO has taken its place; cut, in case it grows.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            return file.read(max_bytes)
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as error:
+        raise unreadable(path, error) from None
+
+
+def unreadable(path: Path, error: Exception) -> InputError:
+    """Return the line on a path that the system refuses."""
+    why = error.strerror if isinstance(error, OSError) and error.strerror else error
+    return InputError(f"{path} cannot be read: {why}")
