@@ -88,9 +88,7 @@ class Checkpoints:
                 "states": packer.pack(states, "states"),
             }
         self._run.sync()
-        write_checkpoint(
-            self._run.path, self._run.history.num_rounds, plain, packer.arrays, self._keep, digest=self._digest
-        )
+        write_checkpoint(self._run.path, self._run.history.num_rounds, plain, packer.arrays, self._keep, self._digest)
         self._last = self._run.history.num_rounds
         ended = time.perf_counter()
         self._next = ended + (ended - started) / _SHARE
@@ -113,11 +111,12 @@ def save_result(experiment: Experiment, path: Path, arrays: ArrayRecord, row: Ro
     Unwritable
         If there is no room for them.
     """
+    state = experiment.state_dict(arrays)
     if experiment.client_app.keeps_own_model:
         kept = {node_id - FIRST_NODE_ID: own_arrays(state) for node_id, state in experiment.grid.states.items()}
         own = {client: arrays for client, arrays in sorted(kept.items()) if arrays}
-        save_clients(path, own, experiment.data.num_partitions, row["model/sha256"])
-    save_model(path, experiment.state_dict(arrays), {"round": str(row["round"])})
+        save_clients(path, own, experiment.data.num_partitions, state)
+    save_model(path, state, {"round": str(row["round"])} if path.name == BEST else None)
 
 
 def refuse_unkept(experiment: Experiment) -> None:

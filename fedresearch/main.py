@@ -17,7 +17,8 @@ from omegaconf import DictConfig
 from fedresearch import config
 from fedresearch.config.explain import FULL_ERROR
 from fedresearch.errors import InputError
-from fedresearch.runs.record import read_record
+from fedresearch.runs.record import RECORD, read_record
+from fedresearch.runs.shape import BEGUN, refuse_odd
 from fedresearch.stopping import interruptible
 from fedresearch.submission import Submission
 from fedresearch.sweep import job
@@ -186,6 +187,7 @@ def _with_the_past(arguments: list[str]) -> list[str]:
         raise InputError("resume goes on in the run's own directory, and takes no hydra.run.dir; leave that out")
     directory = Path(named[-1]).absolute()
     record = read_record(directory)
+    refuse_odd(directory / RECORD, record, *BEGUN)
     if Path(record["working_directory"]).is_dir():
         os.chdir(record["working_directory"])  # its overrides may have relative paths
     typed = [word for word in arguments if not word.lstrip("+").startswith("resume=")]

@@ -58,13 +58,14 @@ def load_model(directory: str | Path, client: int | None = None, *, best: bool =
     server_round = _round(header, len(rows)) if best else len(rows)
     row = rows[server_round - 1] if 0 < server_round <= len(rows) else {}
     shared = {name: tensor for name, tensor in tensors.items() if name not in (personal or ())}
-    is_whole = header.get("sha256") in (None, sha256(record_of(tensors)))
+    digest = sha256(record_of(tensors))
+    is_whole = header.get("sha256") in (None, digest)
     # Older records do not say of what of the model the row's hash is.
     if not is_whole or (personal is not None and sha256(record_of(shared)) != row.get("model/sha256")):
         raise InputError(f"{path} is damaged, or not of round {server_round}: it is not what model/sha256 says")
     own: Mapping[str, Tensor] = {}
     if client is not None:
-        own = _read_client(path, client, row, record)
+        own = _read_client(path, client, digest, record)
     elif record.get("own_models"):
         warnings.warn(_not_the_result(directory, record), stacklevel=3)
     model = _build_as_recorded(record, None if trust else tensors, path)
@@ -116,7 +117,7 @@ def _round(header: Mapping[str, str], otherwise: int) -> int:
     return int(text) if text.isdecimal() and len(text) < 10 else otherwise
 
 
-def _read_client(path: Path, client: int, row: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Tensor]:
+def _read_client(path: Path, client: int, model_sha256: str, record: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return what a client keeps of its own model; nothing, if it never took part."""
     if not record.get("own_models"):
         raise InputError(f"no client of {path.parent} has a model of its own; leave client out for the global one")
@@ -130,15 +131,14 @@ def _read_client(path: Path, client: int, row: Mapping[str, Any], record: Mappin
         ) from None
     try:
         with safe_open(of_clients, framework="pt") as file:
-            header = file.metadata() or {}
-            digests = json.loads(header.get("sha256", "{}"))
+            about = json.loads((file.metadata() or {})["about"])
             names = [name for name in file.keys() if name.startswith(f"{client}/")]  # noqa: SIM118  # it is no dict
             own = {name.partition("/")[2]: file.get_tensor(name) for name in names}
-        num_clients = int(header["num_clients"])
-    except (SafetensorError, OSError, ValueError, KeyError, RecursionError) as error:
+        num_clients, of_model, digests = int(about["num_clients"]), about["model"], dict(about["sha256"])
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{of_clients} is damaged: {error}") from None
-    if header.get("model/sha256") != row.get("model/sha256"):
-        raise InputError(f"{of_clients} is not of the round of {path.name}")
+    if of_model != model_sha256:
+        raise InputError(f"{of_clients} does not belong to {path.name}, or one of them is damaged")
     if type(client) is not int or not 0 <= client < num_clients:
         raise InputError(f"there is no client {client}; they are 0 to {num_clients - 1}")
     if digests.get(str(client)) != (sha256(record_of(own)) if own else None):
@@ -147,13 +147,16 @@ def _read_client(path: Path, client: int, row: Mapping[str, Any], record: Mappin
 
 
 def save_model(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a model's ``state_dict`` as a safetensors file, with what is to be read in its header, and its SHA-256."""
+    """Write a model's ``state_dict`` as a safetensors file, with one field in its header, or with its SHA-256.
+
+    Of several fields the order would be another each time, and so the file's bytes.
+    """
     tensors = {name: tensor.contiguous() for name, tensor in state.items()}
-    content = safetensors.torch.save(tensors, {**(metadata or {}), "sha256": sha256(record_of(tensors))})
+    content = safetensors.torch.save(tensors, dict(metadata or {"sha256": sha256(record_of(tensors))}))
     write_whole(path, lambda temporary: temporary.write_bytes(content))
 
 
-def save_clients(path: Path, own: Mapping[int, ArrayRecord], num_clients: int, model_sha256: str) -> None:
+def save_clients(path: Path, own: Mapping[int, ArrayRecord], num_clients: int, state: Mapping[str, Tensor]) -> None:
     """Write what clients keep of models of their own as one safetensors file, beside that of the global model.
 
     Parameters
@@ -164,10 +167,10 @@ def save_clients(path: Path, own: Mapping[int, ArrayRecord], num_clients: int, m
         By partition id; without clients that keep nothing.
     num_clients : int
         How many there are.
-    model_sha256 : str
-        The global model's hash: ``model/sha256`` of its round.
+    state : mapping of str to Tensor
+        The ``state_dict`` of the global model that they belong to.
     """
     arrays = {f"{client}/{name}": view(array) for client, kept in own.items() for name, array in kept.items()}
     digests = {str(client): sha256(kept) for client, kept in own.items()}
-    header = {"num_clients": str(num_clients), "model/sha256": model_sha256, "sha256": json.dumps(digests)}
-    write_arrays(path.with_name(CLIENTS[path.name]), arrays, header)
+    about = {"num_clients": num_clients, "model": sha256(record_of(state)), "sha256": digests}
+    write_arrays(path.with_name(CLIENTS[path.name]), arrays, {"about": json.dumps(about)})

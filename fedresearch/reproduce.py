@@ -15,7 +15,7 @@ from fedresearch.errors import InputError, printing
 from fedresearch.masking import masked_tree
 from fedresearch.runs.comparison import compare_rows, shown, surroundings
 from fedresearch.runs.record import FINAL, RECORD, read_record, read_rows, read_run, state_of
-from fedresearch.runs.shape import refuse_odd
+from fedresearch.runs.shape import TYPED, refuse_odd
 from fedresearch.usage import CONF
 
 _DESCRIPTION = """\
@@ -49,7 +49,7 @@ def reproduce(directory: Path, typed: Sequence[str], out: Path) -> bool:
         If the run is not finished, would have other numbers now, or its rerun does not finish.
     """
     record, rows = read_run(directory)
-    refuse_odd(directory / RECORD, record)
+    refuse_odd(directory / RECORD, record, *TYPED)
     if (state := state_of(directory)) not in FINAL:
         raise InputError(
             f"{directory} is {state}, and only a finished run is reproduced; "

@@ -11,7 +11,8 @@ from fedresearch.errors import InputError
 from fedresearch.experiment import Experiment
 from fedresearch.masking import masked_tree
 from fedresearch.runs.comparison import shown
-from fedresearch.runs.record import read_run
+from fedresearch.runs.record import RECORD, read_run
+from fedresearch.runs.shape import BEGUN, refuse_odd
 
 # They change no number of the rounds that are done.
 _MAY_CHANGE = ("federation.num_rounds", "federation.max_failures")
@@ -30,6 +31,7 @@ def goes_on(past: Mapping[str, Any], config: Config, directory: Path) -> bool:
     InputError
         If the config is another than that of the run's beginning, but for what changes no number and more rounds.
     """
+    refuse_odd(directory / RECORD, past, *BEGUN)
     changed = [
         f"{key}={shown(theirs)} (now {shown(ours)})"
         for key, theirs, ours, numerical in differences(past["config"], masked_tree(asdict(config)))

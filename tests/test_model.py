@@ -120,7 +120,7 @@ def test_the_model_of_another_run_or_round_is_refused(tmp_path, runs):
     mixed = shutil.copytree(runs("fedrep"), tmp_path / "mixed")
     conduct(tmp_path / "longer", "partitioner=pathological", "strategy=fedrep", "federation.num_rounds=2")
     shutil.copy(tmp_path / "longer" / "clients.safetensors", mixed)
-    with pytest.raises(InputError, match=r"clients.safetensors is not of the round of model.safetensors"):
+    with pytest.raises(InputError, match=r"clients.safetensors does not belong to model.safetensors"):
         load_model(mixed, 0)
 
 
@@ -147,7 +147,7 @@ def test_the_best_model_is_held_against_its_round(tmp_path, strategy):
         model = load_model(directory, best=True)
         assert evaluate(model, data.test_x, data.test_y)[0] == pytest.approx(best["eval/loss"], abs=1e-6)
     flipped(directory / "best.safetensors", -10 % (directory / "best.safetensors").stat().st_size)
-    with pytest.raises(InputError, match=r"best.safetensors is damaged"):
+    with pytest.raises(InputError, match=r"(best.safetensors is|one of them is) damaged"):
         load_model(directory, 0 if strategy == "fedrep" else None, best=True)
 
 

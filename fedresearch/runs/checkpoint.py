@@ -24,7 +24,7 @@ FORMAT = "1"
 Arrays = Mapping[str, NDArray[Any]]
 
 
-def write_checkpoint(run: Path, server_round: int, plain: Any, arrays: Arrays, keep: int, *, digest: str = "") -> None:
+def write_checkpoint(run: Path, server_round: int, plain: Any, arrays: Arrays, keep: int, digest: str = "") -> None:
     """Write the checkpoint after a round, whole or not at all, and then remove all but the newest.
 
     Parameters

@@ -59,6 +59,11 @@ def _resumption(value: Any) -> bool:
     )
 
 
+# What it takes to run a run again, and to resume it.
+TYPED = ("overrides", "config_dirs", "working_directory")
+BEGUN = (*TYPED, "id", "started", *(f"{of}_sha256" for of in ("partition", "validation", "initial_model", "sampling")))
+
+
 # Of the config, what is read of any run.
 _CONFIG: dict[str, Callable[[Any], bool]] = {
     "seed": lambda value: type(value) is int,
@@ -67,25 +72,35 @@ _CONFIG: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def odd_field(record: Mapping[str, Any]) -> str | None:
+def odd_field(record: Mapping[str, Any], *needed: str) -> str | None:
     """Return the first field of a record that is missing, or of another kind than a run's; None where all are right."""
     for name, holds in _KNOWN.items():
-        if (name in record or name in _NEEDED) and not (name in record and holds(record[name])):
+        if (name in record or name in (*_NEEDED, *needed)) and not (name in record and holds(record[name])):
             return name
     config = record["config"]
-    return next(
-        (f"config.{name}" for name, holds in _CONFIG.items() if name in config and not holds(config[name])), None
-    )
+    for name, holds in _CONFIG.items():
+        if (name in config or needed) and not (name in config and holds(config[name])):
+            return f"config.{name}"
+    return None
 
 
-def refuse_odd(where: Any, record: Mapping[str, Any]) -> None:
+def refuse_odd(where: Any, record: Mapping[str, Any], *needed: str) -> None:
     """Refuse a record that no run has.
+
+    Parameters
+    ----------
+    where : Path
+        Its file.
+    record : mapping
+        The record.
+    needed : str
+        Fields that must be there, beside those that all readers need; if any, the config's must be there too.
 
     Raises
     ------
     InputError
         With the first field that is missing, or of another kind.
     """
-    odd = odd_field(record)
+    odd = odd_field(record, *needed)
     if odd is not None:
         raise InputError(f"{where} is no record of a run: {odd} is missing, or not what a run writes")
