@@ -388,6 +388,26 @@ def test_csv_has_numbers_in_full():
     assert {row["none"] for row in read} == {""}
 
 
+def test_no_text_is_a_formula_a_tag_or_a_link():
+    texts = ["=1+1", "+cmd", "-x", "@a", "-0.5", "<script>", "[a](javascript:b)", "\x1b[31m", "a<b", "<0.001"]
+    table = Table("t", "T", "c", ["a"], [[Entry(text)] for text in texts], [{"a": text} for text in texts])
+    assert comma_separated(table).splitlines()[1:6] == ["'=1+1", "'+cmd", "'-x", "'@a", "-0.5"]
+    told = [line.strip("| ") for line in markdown(table).splitlines() if line.startswith("| ")][1:]
+    assert told[5:] == ["\\<script>", "[a\\](javascript:b)", "[31m", "a\\<b", "<0.001"]
+
+
+def test_a_reader_may_leave_and_the_terminal_be_ascii(few):
+    words = f"{sys.executable} -m fedresearch.report {few} --out {few.parent / 'out'}"
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {words} | true"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (few.parent / "out" / "report.html").exists()
+
+
 @pytest.mark.parametrize(
     ("mean", "half_width", "text"),
     [

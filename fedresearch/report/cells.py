@@ -105,7 +105,7 @@ def study(runs: Sequence[Run]) -> Study:
 
 def settings_of(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the numbers of a run depend on, flat: options by their group's name, and keys."""
-    config = {key: value for key, value in leaves(record["config"]) if counts(key)}
+    config = {key: value for key, value in leaves(record["config"]) if counts(key) and key not in _PREFIXES}
     options = {group: option for group, option in record["choices"].items() if group in _PREFIXES}
     hardware = {f"hardware.{key}": value for key, value in counted_hardware(record["config"].get("hardware")).items()}
     return {**options, **config, **hardware}

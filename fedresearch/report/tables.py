@@ -132,7 +132,9 @@ def comma_separated(table: Table) -> str:
 
 def _uncomputed(value: Any) -> Any:
     text = value if isinstance(value, str | int | float | None) else str(value)
-    return f"'{text}" if isinstance(text, str) and text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text
+    if not isinstance(text, str) or not text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")):
+        return text
+    return text if re.fullmatch(r"[+-]?[\d.]+(e[+-]?\d+)?", text) else f"'{text}"  # a number is none of its formulas
 
 
 def _escaped(text: str) -> str:
