@@ -21,6 +21,7 @@ from fedresearch.config import digest
 from fedresearch.errors import InputError
 from fedresearch.hardware.own_superlink import without_secrets
 from fedresearch.hardware.superlink import SuperLink
+from tests import warm
 from tests.processes import descendants, listens, living
 
 ROOT = Path(__file__).parents[1]
@@ -47,17 +48,16 @@ def environment(cwd):
     return {**clean, "PYTHONPATH": f"{ROOT}{os.pathsep}{cwd}", "TMPDIR": str(cwd)}
 
 
-def start(cwd, *overrides, **streams):
-    """Start the command line in a folder, on a SuperLink."""
-    command = [sys.executable, "-m", "fedresearch.main", *SHORT, "hardware=superlink", *overrides]
-    return subprocess.Popen(command, cwd=cwd, env=environment(cwd), stdin=subprocess.DEVNULL, text=True, **streams)
+def start(cwd, *words):
+    """Start the command line in a folder."""
+    return warm.Command("-m", "fedresearch.main", *words, cwd=cwd, env=environment(cwd), preload=warm.LIGHT)
 
 
 def fedresearch(cwd, *overrides):
     """Run the command line in a folder, on a SuperLink; return its exit code and what it printed."""
-    process = start(cwd, *overrides, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    out, err = process.communicate()
-    return process.returncode, out, err
+    with start(cwd, *SHORT, "hardware=superlink", *overrides) as process:
+        out, err = process.communicate()
+        return process.returncode, out, err
 
 
 def numbers(directory):
@@ -103,8 +103,8 @@ def there(superlink):
 
 
 @pytest.mark.slow
-def test_scaffold_over_tls_with_authenticated_supernodes_equals_cpu(there, tmp_path, run, compose):
-    # SCAFFOLD keeps a variate in the state of each SuperNode.
+def test_scaffold_over_tls_with_authenticated_supernodes_equals_cpu_also_when_resumed(there, tmp_path, run, compose):
+    # SCAFFOLD keeps a variate in the state of each SuperNode: its second round needs it, and a resumed third one.
     overrides = ["strategy=scaffold", "federation.num_rounds=2", "federation.fraction_train=1", *NO_EVALUATION]
     code, out, err = fedresearch(tmp_path, *there, *overrides)
     assert code == 0, err
@@ -114,6 +114,11 @@ def test_scaffold_over_tls_with_authenticated_supernodes_equals_cpu(there, tmp_p
     assert "fedresearch.main" in record(tmp_path / "d")["command"]
     assert out.splitlines()[1].startswith("round 1/2 ")
     assert out.splitlines()[-1] == str(tmp_path / "d")
+
+    with start(tmp_path, "resume=d", "federation.num_rounds=3") as resumed:
+        assert resumed.wait() == 0, resumed.printed()
+    overrides[1] = "federation.num_rounds=3"
+    assert numbers(tmp_path / "d") == run(*SHORT, *overrides).numbers()
 
 
 @pytest.mark.slow
@@ -193,18 +198,6 @@ def test_a_killed_run_leaves_no_process_and_no_folder(tmp_path):
 
 
 @pytest.mark.slow
-def test_it_goes_on_from_a_checkpoint_with_what_its_clients_kept(there, tmp_path, run):
-    overrides = ["strategy=scaffold", "federation.num_rounds=1", "federation.fraction_train=1", *NO_EVALUATION]
-    code, _, err = fedresearch(tmp_path, *there, *overrides)
-    assert code == 0, err
-    command = [sys.executable, "-m", "fedresearch.main", "resume=d", "federation.num_rounds=2"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    overrides[1] = "federation.num_rounds=2"
-    assert numbers(tmp_path / "d") == run(*SHORT, *overrides).numbers()
-
-
-@pytest.mark.slow
 def test_a_client_that_fails_ends_the_run_with_what_it_raised(there, tmp_path):
     (tmp_path / "conf" / "model").mkdir(parents=True)
     (tmp_path / "conf" / "model" / "faulty.yaml").write_text("# Fails\n_target_: faulty.Faulty\n")
@@ -237,7 +230,7 @@ def test_flwr_run_runs_the_default_experiment_with_overrides(superlink, tmp_path
     connection = '[superlink]\ndefault = "a"\n[superlink.a]\naddress = "{}"\nroot-certificates = "{}"\n'
     (tmp_path / "home" / "config.toml").write_text(connection.format(*superlink))
     shutil.copy(Path(os.environ["FLWR_HOME"], "credentials.yaml"), tmp_path / "home")
-    overrides = ["tracker=none", "federation.num_rounds=1", "strategy=fedprox", "local.epochs=1"]
+    overrides = ["tracker=none", "federation.num_rounds=1", "strategy=fedprox", "local.epochs=1", *NO_EVALUATION]
     words = " ".join([*overrides, f"hydra.run.dir={tmp_path}/d"])
     done = subprocess.run(
         [Path(sys.executable).parent / "flwr", "run", ".", "--stream", "--run-config", f'overrides="{words}"'],
@@ -253,11 +246,10 @@ def test_flwr_run_runs_the_default_experiment_with_overrides(superlink, tmp_path
 @pytest.mark.slow
 def test_an_interrupt_leaves_the_record_and_nothing_else(tmp_path, run):
     overrides = ["federation.num_rounds=50", *NO_EVALUATION]
-    with (tmp_path / "said").open("w+") as said:
-        process = start(tmp_path, *overrides, "hydra.run.dir=d", stdout=said, stderr=subprocess.STDOUT)
+    with start(tmp_path, *SHORT, "hardware=superlink", *overrides, "hydra.run.dir=d") as process:
         deadline = time.monotonic() + 300
         while not ((tmp_path / "d" / "metrics.jsonl").exists() and numbers(tmp_path / "d")):
-            assert process.poll() is None, (tmp_path / "said").read_text()
+            assert process.poll() is None, process.printed()
             assert time.monotonic() < deadline
             time.sleep(0.1)
         (home,) = tmp_path.glob("fedresearch-*")
@@ -266,9 +258,8 @@ def test_an_interrupt_leaves_the_record_and_nothing_else(tmp_path, run):
         assert len(started) >= 8  # SuperLink, ServerApp, two SuperNodes, a SuperExec of each, flwr log
         assert {address for pid in started for _, address in listens(pid)} == {"0100007F"}  # 127.0.0.1
         process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 1
-        said.seek(0)
-        assert said.readlines()[-1] == "interrupted\n"
+        assert process.wait(300) == 1
+        assert process.printed()[1].splitlines()[-1] == "interrupted"
     assert not started & living().keys()
     assert not home.exists()
     with socket.socket() as probe:
