@@ -1,12 +1,10 @@
 """What a run chooses by: whether the column is there, whose model it is of, and of which data."""
 
 import logging
-from collections.abc import Iterator
 from difflib import get_close_matches
 
-from flwr.serverapp.strategy import Strategy
-
 from fedresearch.apps.columns import columns
+from fedresearch.apps.hooks import wrapped
 from fedresearch.errors import InputError
 from fedresearch.experiment import Experiment
 
@@ -84,13 +82,5 @@ def _refuse_unknown(experiment: Experiment, column: str) -> None:
 
 def _measures_more(experiment: Experiment) -> bool:
     own_functions = any(key.endswith("_aggr_fn") for key in experiment.config.strategy["server"])
-    kinds = [type(strategy).__module__ for strategy in _strategies(experiment.strategy)]
+    kinds = [type(strategy).__module__ for strategy in wrapped(experiment.strategy)]
     return own_functions or not all(kind.startswith(("flwr.", "fedresearch.")) for kind in kinds)
-
-
-def _strategies(strategy: Strategy) -> Iterator[Strategy]:
-    """Yield a strategy, and those that it wraps."""
-    yield strategy
-    for value in vars(strategy).values():
-        if isinstance(value, Strategy):
-            yield from _strategies(value)
