@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -76,21 +77,43 @@ def test_a_round_completes_with_the_same_bits_when_a_node_is_killed_in_its_midst
     assert len(answered) == 3 * 8 + 8
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "auto"], ids=["nobody there", "none running"])
+def test_a_cluster_that_is_not_there_is_told_in_a_line(compose, address):
+    experiment = Experiment(*compose("hardware=ray", "tracker=none", f"hardware.address={address}"))
+    with (
+        pytest.raises(InputError, match=f"there is no Ray cluster at hardware.address={address}"),
+        experiment.grid,
+    ):
+        pass
+    assert not ray.is_initialized()
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["hardware.num_cpus=1000"], "no node of the Ray cluster has room for hardware.num_cpus=1000"),
+        (["hardware.num_cpus=5"], "no node of the Ray cluster has room for hardware.num_cpus=5 and"),
         (["hardware.num_gpus=0.5"], r"has room for hardware.num_cpus=1 and hardware.num_gpus=0.5; try"),
-        (["hardware.address=127.0.0.1:1"], "there is no Ray cluster at hardware.address=127.0.0.1:1"),
-        (["hardware.address=auto"], "there is no Ray cluster at hardware.address=auto"),
     ],
-    ids=["cpus", "gpus", "nobody there", "none running"],
+    ids=["cpus", "gpus"],
 )
-def test_what_the_cluster_cannot_give_is_told_in_a_line(compose, overrides, said):
+def test_what_no_node_has_room_for_is_told_in_a_line(compose, monkeypatch, overrides, said):
+    """Two nodes of four cores have no room for five; one that has gone had."""
+    ended = []
+
+    @contextmanager
+    def own_cluster():
+        try:
+            yield
+        finally:
+            ended.append(True)
+
+    nodes = [{"Alive": True, "Resources": {"CPU": 4.0}}] * 2 + [{"Alive": False, "Resources": {"CPU": 8.0, "GPU": 1.0}}]
+    monkeypatch.setattr("fedresearch.hardware.ray.own_cluster", own_cluster)
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
     experiment = Experiment(*compose("hardware=ray", "tracker=none", *overrides))
     with pytest.raises(InputError, match=said), experiment.grid:
         pass
-    assert not ray.is_initialized()
+    assert ended
 
 
 STRANGER = """
