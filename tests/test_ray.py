@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -142,16 +142,19 @@ def test_a_cluster_of_its_own_is_this_machines_and_this_runs_alone(tmp_path):
         # Without the variable, Ray would look for the cluster at the machine's own address, where there is none.
         environment = {**os.environ, "HOME": str(tmp_path), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
         guessed = {**environment, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
-        for stranger in (environment, guessed):
-            command = [sys.executable, "-c", STRANGER, ray.get_runtime_context().gcs_address]
-            with subprocess.Popen(command, env=stranger, cwd=tmp_path, stdout=-1, stderr=-1, text=True) as process:
-                try:
-                    out, err = process.communicate(timeout=30)
-                except subprocess.TimeoutExpired:  # it tries for minutes
-                    process.kill()
-                    out, err = process.communicate()
-            assert "ran as" not in out
-            assert "Authentication token is missing or incorrect" in err
+        command = [sys.executable, "-c", STRANGER, ray.get_runtime_context().gcs_address]
+        with ExitStack() as stack:
+            for name, stranger in {"without": environment, "guessed": guessed}.items():
+                out = stack.enter_context((tmp_path / name).open("w"))
+                process = subprocess.Popen(command, env=stranger, cwd=tmp_path, stdout=out, stderr=out)
+                stack.callback(stack.enter_context(process).kill)  # it tries for minutes
+            deadline = time.monotonic() + 120
+            for printed in (tmp_path / "without", tmp_path / "guessed"):
+                while "Authentication token is missing or incorrect" not in printed.read_text():
+                    assert time.monotonic() < deadline, printed.read_text()
+                    time.sleep(0.1)
+            time.sleep(1)
+        assert not any("ran as" in (tmp_path / name).read_text() for name in ("without", "guessed"))
     assert not folder.exists()
     assert "RAY_AUTH_MODE" not in os.environ
 
