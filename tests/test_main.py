@@ -91,13 +91,6 @@ def test_a_run_leaves_its_record_metrics_model_and_partition(finished):
     assert sum(int(line["num_examples"]) for line in table) == 1437  # 1,797 less a fifth for the test split
 
 
-def test_nothing_is_written_elsewhere_but_caches(finished):
-    directory, _ = finished
-    home = directory.parents[1]
-    assert {p.name for p in home.iterdir()} <= {"outputs", ".cache", ".config"}  # matplotlib's, in .config or .cache
-    assert not [p for p in home.rglob("*") if p.is_file() and ".cache" not in str(p) and "outputs" not in str(p)]
-
-
 def test_the_model_loads_back_as_a_module(finished):
     from flwr.app import ArrayRecord
 
@@ -163,8 +156,8 @@ def test_of_two_starting_at_once_in_one_directory_one_runs(tmp_path):
     assert len(numbers(tmp_path / "both")) == 3
 
 
-def test_same_seed_same_bits(finished, tmp_path):
-    """From another process, working directory and hash seed, with other threads asked for."""
+def test_same_seed_same_bits_and_nothing_is_written_elsewhere_but_caches(finished, tmp_path):
+    """In a process of its own, with another working directory and hash seed, and other threads asked for."""
     directory, _ = finished
     words = [sys.executable, "-m", "fedresearch.main", *SHORT, "hydra.run.dir=again"]
     env = environment(tmp_path, PYTHONHASHSEED="12", OMP_NUM_THREADS="2")
@@ -174,6 +167,9 @@ def test_same_seed_same_bits(finished, tmp_path):
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (directory / "model.safetensors").read_bytes()
     for key in ("digest", "cell", "partition_sha256", "validation_sha256", "initial_model_sha256"):
         assert record(tmp_path / "again")[key] == record(directory)[key]
+    assert (tmp_path / "again" / "partition.png").read_bytes().startswith(b"\x89PNG")
+    assert {p.name for p in tmp_path.iterdir()} <= {"again", ".cache", ".config"}  # matplotlib's, in one of the two
+    assert not [p for p in tmp_path.glob(".config/**/*") if p.is_file()]
 
 
 def test_another_seed_differs_in_everything_random(finished, tmp_path):

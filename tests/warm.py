@@ -1,7 +1,8 @@
 """Starts Python commands as forks of a process that has imported what they need, which takes seconds each time.
 
 Such a command has all that a process of its own has (id, session, folder, environment, streams, signals), but for what
-Python and modules read of the environment as they start. A test that is about start-up starts a process of its own.
+Python and modules read of the environment as they start, and draws no picture of its partition. A test that is about
+start-up starts a process of its own.
 """
 
 import atexit
@@ -27,6 +28,7 @@ LIGHT = ("hydra", "fedresearch.submission", "fedresearch.sweep.callback", "fedre
 HEAVY = (
     *LIGHT,
     "fedresearch.run",
+    "tests.no_picture",
     "fedresearch.tracking.wandb_tracker",
     "fedresearch.report.making",
     "torch._dynamo",  # with the first optimizer
