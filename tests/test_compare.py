@@ -107,7 +107,7 @@ def test_leaves_differ_by_their_json():
         (
             ["hardware=batched"],
             {"hardware.chunk"},
-            {"hardware._target_", "hardware.compile", "hardware.device"},
+            {"hardware._target_", "hardware.cache_dir", "hardware.compile", "hardware.device"},
         ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -257,7 +257,8 @@ def test_a_shorter_run_and_another_package_are_told(finished, copy):
     lines = (copy / "metrics.jsonl").read_text().splitlines(keepends=True)
     (copy / "metrics.jsonl").write_text("".join(lines[:2]) + lines[2][:20])  # torn off
     versions = read_record(copy)["versions"]
-    edit_record(copy, status="running", versions={**versions, "torch": "1.0"}, processor="abacus")
+    unended = {"status": "running", "result": None, "metrics_sha256": None}
+    edit_record(copy, **unended, versions={**versions, "torch": "1.0"}, processor="abacus")
     lines, identical = compare(finished, copy)
     assert not identical
     assert lines[1] == f"B  {copy}: running, 2 rounds"
