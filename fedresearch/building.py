@@ -170,9 +170,9 @@ def _not_loaded(target: str) -> str:
             if found is None:
                 return f"there is no module {part}; run from the folder that holds it, or add that to PYTHONPATH"
             if not hasattr(found, part):
-                close = get_close_matches(part, dir(found), n=1)
+                meant = "".join(f"; did you mean {near}?" for near in get_close_matches(part, dir(found), n=1))
                 where = f" ({found.__file__})" if getattr(found, "__file__", None) else ""
-                return f"{found.__name__}{where} has no {part}" + f"; did you mean {close[0]}?" * bool(close)
+                return f"{found.__name__}{where} has no {part}{meant}"
             found = getattr(found, part)
     return f"{target} cannot be loaded"
 

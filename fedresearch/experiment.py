@@ -393,7 +393,8 @@ class Experiment:
         seed = options.pop("seed", None)
         seed = derive_seed(config.seed, "partition") if seed is None else seed
         make = self._builder.partial("partitioner", options)
-        arguments = inspect.signature(make.func).parameters
+        # What has no signature is refused, as what is no partitioner is later.
+        arguments = self._builder.call("partitioner", inspect.signature, inspect.Signature, obj=make.func).parameters
         given = {"seed": seed} if has_seed and "seed" in arguments else {}
         if "num_classes" in arguments and "num_classes" not in options:
             given["num_classes"] = len(np.unique(columns(source.train)[options["partition_by"]]))

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
@@ -63,7 +64,7 @@ def run(composed: DictConfig) -> float | None:
 def _run(composed: DictConfig, hydra_config: HydraConf, directory: Path, in_sweep: bool) -> None:
     if not in_sweep and not hydra_config.run.dir:
         raise InputError("hydra.run.dir is empty; leave it out for a new directory")
-    parsed, choices = config.checked(composed, hydra_config.runtime.choices)
+    parsed, choices = config.checked(composed, hydra_config)
     if in_sweep and job.is_settled(directory, config.digest(parsed)):
         return
     submission = Submission(
@@ -108,6 +109,7 @@ def main() -> None:
     sys.argv[1:] = arguments
     os.environ.setdefault(FULL_ERROR, os.environ.get("HYDRA_FULL_ERROR", "0"))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises what it would print itself
+    warnings.filterwarnings("error", "provider=hydra.searchpath")  # which is not there
     try:
         with interruptible():
             _run_hydra()
@@ -115,13 +117,13 @@ def main() -> None:
         sys.exit(str(interrupt) or "interrupted")
     except Exception as error:
         # What is not of a run is of Hydra, which could not make sense of the command line.
-        if _OF_A_RUN not in getattr(error, "__notes__", ()) and config.tell(config.cannot_compose(error)):
+        if _OF_A_RUN not in getattr(error, "__notes__", ()) and config.tell(config.cannot_compose(error, sys.argv[1:])):
             sys.exit(1)
         raise
 
 
 def _refuse_flags(arguments: list[str]) -> None:
-    """Refuse what Hydra's parser would refuse in many lines.
+    """Refuse what Hydra's parser would refuse in many lines, or not at all.
 
     Raises
     ------
@@ -134,13 +136,17 @@ def _refuse_flags(arguments: list[str]) -> None:
 
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign]
-    for word in parser.parse_known_args(arguments)[1]:
+    known, unknown = parser.parse_known_args(arguments)
+    for word in unknown:
         flag, _, value = word.partition("=")
         key = flag.lstrip("-")
         raise InputError(
             f"there is no flag {flag}; "
             + _INSTEAD.get(flag, f"keys are written without dashes: {key}={value or '...'}; see --help")
         )
+    if known.experimental_rerun is not None:  # Hydra would execute what the file pickles
+        raise InputError("--experimental-rerun is not for runs; try python -m fedresearch.reproduce RUN_DIR")
+    config.refuse_no_options(known.overrides)
 
 
 def _run_hydra() -> None:

@@ -206,14 +206,17 @@ MISTAKES = {
     "no override at all": (["foo"], "cannot read 'foo'; an override is written key=value"),
     "an empty word": (["seed=1", ""], "an argument is empty; remove it, or write key=value, as in seed=1"),
     "a range without -m": (["seed=range(3)"], "add -m; for one text, type seed='\"range(3)\"'"),
-    "a group set to null": (["model=null"], "a config group needs an option and cannot be null"),
+    "a group set to null": (["model=null"], "model takes the name of one option, got null; see --help for its options"),
     "an interpolation to nowhere": (["seed=${nope}"], "Interpolation key 'nope' not found"),
     "an image without sides": (
         ["dataset.declares.input_shape=[64]"],
         "dataset.declares.input_shape of images must be channels, height and width, got [64]",
     ),
-    "several options of a group": (["optimizer=[sgd,adam]"], "optimizer takes one option, got several or none;"),
-    "numbers for options": (["optimizer=[1,2]"], "cannot compose this command line: TypeError: "),
+    "several options of a group": (
+        ["optimizer=[sgd,adam]"],
+        'optimizer takes the name of one option, got ["sgd", "adam"]; see',
+    ),
+    "numbers for options": (["optimizer=[1,2]"], "optimizer takes the name of one option, got [1, 2]; see"),
     "a part of an option": (
         ["strategy=_cohort"],
         "strategy must be the name of an option, neither a path nor a part of options (_NAME), got _cohort; see --help",

@@ -23,6 +23,8 @@ SLIPS = {
     "partitioner=iid alpha=0.1": "partitioner=dirichlet partitioner.alpha=0.1",
     "mu=0.1": "strategy=fedprox strategy.server.proximal_mu=0.1",
     "strategy.mu=0.1": "strategy=fedprox strategy.server.proximal_mu=0.1",
+    "strategy.server.proximal_mu=0.1": "strategy=fedprox strategy.server.proximal_mu=0.1",
+    "strategy.client.mu=1": "strategy=moon strategy.client.mu=1",
     "strategy=fednova mu=0.1": "strategy.server.proximal_mu=0.1",
     "num_clients=10": "federation.num_supernodes=10",
     "clients_per_round=0.2": "federation.fraction_train=0.2",

@@ -1,7 +1,7 @@
 """The schema of the config, its rules, and what is said when they are broken. Imports neither torch nor flwr."""
 
 from fedresearch.config.check import check
-from fedresearch.config.compose import checked, compose, overrides_again, quoted
+from fedresearch.config.compose import checked, compose, overrides_again, quoted, refuse_no_options
 from fedresearch.config.differences import ConfigDifference, differences
 from fedresearch.config.explain import cannot_compose, explain, tell, words_without_key
 from fedresearch.config.resolvers import as_typed, register
@@ -21,6 +21,7 @@ __all__ = [
     "overrides_again",
     "parse",
     "quoted",
+    "refuse_no_options",
     "register",
     "runs_elsewhere",
     "tell",

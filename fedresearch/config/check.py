@@ -32,12 +32,13 @@ def check(config: Config, choices: Mapping[str, str | None]) -> None:
     plain = asdict(config)
     rules = [*RULES, *rules_of_wrapped(next(values_at(plain, "strategy.server"), None))]
     lines = check_sections(plain, choices)
-    lines += [rule.refusal(value) for rule in rules for value in values_at(plain, rule.key) if not rule.holds(value)]
-    ruled = {rule.key for rule in rules}
+    broken = [(rule, value) for rule in rules for value in values_at(plain, rule.key) if not rule.holds(value)]
+    lines += [rule.refusal(value) for rule, value in broken]
+    refused = {rule.key for rule, _ in broken}
     lines += [
         f"{key} must be finite, got {shown(value)}"
         for key, value in leaves(plain)
-        if key not in ruled and not all(map(_is_finite, value if isinstance(value, list) else [value]))
+        if key not in refused and not _is_finite(value)
     ]
     # Values that are wrong alone are told alone: what follows takes each value for a possible one.
     lines = lines or [*_cross_check(config, choices)]
@@ -89,6 +90,10 @@ def _cross_check(config: Config, choices: Mapping[str, str | None]) -> Iterator[
         yield from _check_superlink(config)
     if config.optimizer.get("nesterov") and not config.optimizer.get("momentum"):
         yield "optimizer.nesterov=true needs momentum, got optimizer.momentum=0; try optimizer.momentum=0.9"
+    min_lr, lr = config.optimizer["schedule"].get("min_lr", 0), config.optimizer["lr"]
+    if min_lr > lr:
+        key = "optimizer.schedule.min_lr"
+        yield f"{key} must be at most optimizer.lr={lr}, got {min_lr}; try {key}=0"
 
 
 def _check_target(config: Config, choices: Mapping[str, str | None]) -> Iterator[str]:
@@ -163,4 +168,6 @@ def _check_partitions(config: Config, choices: Mapping[str, str | None]) -> Iter
 
 
 def _is_finite(value: object) -> bool:
+    if isinstance(value, list | dict):
+        return all(map(_is_finite, value.values() if isinstance(value, dict) else value))
     return not isinstance(value, float) or math.isfinite(value)

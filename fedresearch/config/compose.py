@@ -2,20 +2,26 @@
 
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig, grammar_parser
 from omegaconf.errors import GrammarParseError
 
 from fedresearch.config.check import check
 from fedresearch.config.resolvers import register, without_hydra
-from fedresearch.config.schema import Config, parse
+from fedresearch.config.rules import shown
+from fedresearch.config.schema import GROUPS, Config, parse, refuse_added
 from fedresearch.errors import InputError
 from fedresearch.masking import MASK
+
+_NAMES = (*GROUPS, "experiment", "tune")  # of which an option is chosen; of the last two none is, by default
 
 
 def compose(
@@ -48,6 +54,7 @@ def compose(
     HydraException, OmegaConfBaseException
         If it does not compose; :func:`fedresearch.config.explain` has the words.
     """
+    refuse_no_options(overrides)
     search_path = ",".join(quoted(f"file://{folder.absolute()}") for folder in config_dirs)
     with initialize_config_dir(str(conf), version_base="1.3"):
         register()
@@ -57,28 +64,59 @@ def compose(
     HydraConfig.instance().set_config(composed)  # for the config's ${hydra:...}
     hydra_config = composed.hydra
     directory = Path(hydra_config.run.dir).absolute()
-    return *checked(without_hydra(composed), hydra_config.runtime.choices), directory
+    return *checked(without_hydra(composed), hydra_config), directory
 
 
-def checked(composed: DictConfig, options: Mapping[str, str | None]) -> tuple[Config, dict[str, str | None]]:
+def checked(composed: DictConfig, hydra: Any) -> tuple[Config, dict[str, str | None]]:
     """Return what was composed as a config that keeps the rules, and config group to chosen option.
 
     Parameters
     ----------
     composed : DictConfig
         Without Hydra's own section.
-    options : mapping
-        Hydra's choices, of its own groups too.
+    hydra : HydraConf
+        Hydra's own section.
 
     Raises
     ------
     InputError
         If it breaks a rule.
     """
+    refuse_added(hydra, "hydra.")
     config = parse(composed)
-    choices = {group: option for group, option in options.items() if "/" not in group}
+    choices = {group: option for group, option in hydra.runtime.choices.items() if "/" not in group}
     check(config, choices)
     return config, choices
+
+
+def refuse_no_options(words: Iterable[str]) -> None:
+    """Refuse overrides without a key, and those of a config group that are no option's name.
+
+    Hydra refuses these too, but does not name them.
+
+    Raises
+    ------
+    InputError
+        With one line for each.
+    """
+    lines = []
+    for word in words:
+        try:
+            override = OverridesParser.create().parse_override(word)
+        except (HydraException, ValueError):
+            continue  # it is Hydra that says why
+        key, value = override.key_or_group, override.value()
+        if not key:
+            lines.append(f"{word!r} has no key; an override is written key=value")
+        elif key in _NAMES and not (override.is_sweep_override() or override.is_delete() or _names(key, value)):
+            lines.append(f"{key} takes the name of one option, got {shown(value)}; see --help for its options")
+    if lines:
+        raise InputError(*lines)
+
+
+def _names(group: str, value: Any) -> bool:
+    """Return whether a value names an option of a group, or is a dict, which sets keys of the option that there is."""
+    return isinstance(value, str | dict) or (value is None and group not in GROUPS)
 
 
 def overrides_again(recorded: Sequence[str], typed: Sequence[str]) -> list[str]:

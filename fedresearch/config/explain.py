@@ -12,6 +12,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
@@ -61,39 +62,48 @@ def explain(error: Exception) -> InputError | None:
     elif isinstance(cause, MissingMandatoryValue):
         line = f"{cause.full_key} is not set; write {cause.full_key}=..., see --help"
     elif isinstance(error, OverrideParseException):
-        hint = f"try {as_text(error.override)}" if _has_key(error.override) else "an override is written key=value"
-        line = f"cannot read {error.override!r}; {hint}"
+        line = f"cannot read {error.override!r}; {_as_it_is_read(error.override)}"
     elif isinstance(error, ConfigCompositionException) and str(error).startswith(
         ("Ambiguous value", "Sweep parameters")
     ):
         line = _sweep_without_m(str(error).splitlines()[0].partition("'")[2].rpartition("'")[0])
-    elif isinstance(error, ValueError) and str(error).startswith("Config group override must be"):
-        line = "a config group needs an option and cannot be null; see --help for the options"
     elif isinstance(cause, HydraException | OmegaConfBaseException):
         line = " ".join(str(cause).splitlines()[:2])
-    elif isinstance(error, OSError) and error.errno in _DISK_TROUBLE and _is_of_the_run(error.filename):
-        line = f"{error.strerror}{f': {error.filename}' if error.filename else ''}; try another hydra.run.dir"
+    elif isinstance(error, OSError) and error.errno in _DISK_TROUBLE and (key := _place_of(error.filename)):
+        line = f"{error.strerror}{f': {error.filename}' if error.filename else ''}; try another {key}"
     else:
         return None
     return InputError(line)
 
 
-def cannot_compose(error: Exception) -> InputError:
-    """Return what the user should read for any error that Hydra raised while it composed the config."""
+def cannot_compose(error: Exception, words: Sequence[str] = ()) -> InputError:
+    """Return what the user should read for any error that Hydra raised while it composed the config.
+
+    Parameters
+    ----------
+    error : Exception
+        What was raised.
+    words : sequence of str
+        The command line, for the errors that do not name what they are about.
+    """
     if isinstance(error, RecursionError):
         return InputError(
             "an option's defaults list leads back to that option; look at `defaults:` in the files of the options typed"
         )
     line = " ".join(f"{type(error).__name__}: {error}".split())
-    return explain(error) or InputError(f"cannot compose this command line: {line[:500]}")
+    return explain(error) or InputError(f"cannot compose {shlex.join(words) or 'this command line'}: {line[:500]}")
 
 
-def _is_of_the_run(filename: Any) -> bool:
-    """Return whether a file is of the directory that Hydra chose, or a folder above it; None: nobody knows."""
-    if not isinstance(filename, str) or not HydraConfig.initialized():
-        return True
-    path, directory = Path(filename).absolute(), Path(HydraConfig.get().runtime.output_dir)
-    return path.is_relative_to(directory) or directory.is_relative_to(path)
+def _place_of(filename: Any) -> str:
+    """Return the key of the directory that Hydra chose, if a file is of it or a folder above it; None: nobody knows."""
+    if not HydraConfig.initialized():
+        return "hydra.run.dir"
+    hydra = HydraConfig.get()
+    swept = hydra.mode == RunMode.MULTIRUN
+    directory = Path(hydra.runtime.cwd, hydra.sweep.dir if swept else hydra.run.dir)
+    path = Path(filename).absolute() if isinstance(filename, str) else directory
+    is_of_it = path.is_relative_to(directory) or directory.is_relative_to(path)
+    return ("hydra.sweep.dir" if swept else "hydra.run.dir") if is_of_it else ""
 
 
 def words_without_key(error: HydraException, words: Sequence[str]) -> list[str]:
@@ -102,6 +112,8 @@ def words_without_key(error: HydraException, words: Sequence[str]) -> list[str]:
         return []
     return [word for word in words if f"{word.partition('=')[0]}.".startswith(f"{cause.full_key}.")]
 
+
+_LONGEST = 2000  # characters of a line, which may have a value in it that is longer
 
 # Set to 1: tracebacks instead of lines. Its own name, since the command sets Hydra's, which worker processes inherit.
 FULL_ERROR = "FEDRESEARCH_FULL_ERROR"
@@ -113,16 +125,21 @@ def tell(error: Exception) -> bool:
     if told is None or os.environ.get(FULL_ERROR) == "1":
         return False
     for line in told.args:
-        print(f"error: {line}", file=sys.stderr)
+        shown_whole = len(line) <= _LONGEST
+        print(f"error: {line if shown_whole else f'{line[:_LONGEST]} ... {line[-_LONGEST // 4 :]}'}", file=sys.stderr)
     return True
 
 
-def _has_key(word: str) -> bool:
+def _as_it_is_read(word: str) -> str:
+    """Return what to type for a word that Hydra's grammar does not read."""
+    key, _, value = word.partition("=")
     try:
-        OverridesParser.create().parse_override(f"{word.partition('=')[0]}=0")
+        OverridesParser.create().parse_override(f"{key}=0")
     except HydraException:
-        return False
-    return "=" in word
+        return "an override is written key=value"
+    if not value.isprintable():
+        return "remove what is not printable, such as a line break"
+    return f"try {as_text(word)}" if "=" in word else "an override is written key=value"
 
 
 def _sweep_without_m(word: str) -> str:
@@ -153,6 +170,8 @@ def _mistake_in_a_file(text: str) -> str | None:
 
 def _unknown_option(error: MissingConfigException) -> str:
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
+    if not group:
+        return f"there is no config {option}; leave --config-name and --config-path out, and try experiment=NAME"
     options = sorted(name for name in error.options or [] if not name.startswith("_"))
     if not options:
         return f"there is no config group {group!r}; see --help for the groups"

@@ -55,7 +55,7 @@ def _each(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 def _list_of(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda v: not isinstance(v, list) or _each(holds)(v)
+    return lambda v: _each(holds)(v) if isinstance(v, list) else type(v) is not bool
 
 
 def _one_of(*allowed: str) -> Callable[[Any], bool]:
@@ -74,6 +74,10 @@ def _boolean(value: Any) -> bool:
 
 def _text(value: Any) -> bool:
     return isinstance(value, str)
+
+
+def _some_text(value: Any) -> bool:
+    return _text(value) and value != ""
 
 
 def _name(max_characters: int, without: str = "") -> Callable[[Any], bool]:
@@ -124,6 +128,7 @@ RULES = (
     Rule("name", _or_empty(_name(128)), "a text of 1 to 128 characters, or null", "lr-0.1"),
     Rule("dtype", _one_of("float32", "float64"), "float32 or float64", "float32"),
     Rule("memory_format", _one_of("contiguous", "channels_last"), "contiguous or channels_last", "channels_last"),
+    Rule("cache_dir", _some_text, "a folder", "CACHE_DIR"),
     Rule("federation.num_supernodes", _or_null(_integer(1)), "an integer >= 1, or null", "10"),
     Rule("federation.num_rounds", _integer(1), "an integer >= 1", "20"),
     Rule("federation.fraction_train", _real(lambda v: 0 < v <= 1), "in (0, 1]", "0.1"),
@@ -132,10 +137,10 @@ RULES = (
     Rule("federation.target_accuracy", _or_null(_real(lambda v: 0 < v <= 1)), "in (0, 1], or null", "0.97"),
     Rule("federation.max_failures", _integer(0), "an integer >= 0", "1"),
     Rule("federation.nonfinite", _one_of("stop", "drop", "keep"), "stop, drop or keep", "drop"),
-    Rule("resume", _or_null(lambda v: _text(v) and v != ""), "the directory of a run, or null", "RUN_DIR"),
+    Rule("resume", _or_null(_some_text), "the directory of a run, or null", "RUN_DIR"),
     Rule("checkpoint.every", lambda v: v == "auto" or _integer(0)(v), "an integer >= 0, or auto", "10"),
     Rule("checkpoint.keep", _integer(1), "an integer >= 1", "2"),
-    Rule("checkpoint.best", _or_null(_text), "a column of metrics.jsonl, or null", "clients/accuracy_mean"),
+    Rule("checkpoint.best", _or_null(_some_text), "a column of metrics.jsonl, or null", "clients/accuracy_mean"),
     Rule("local.epochs", _or_null(_integer(1)), "an integer >= 1, or null", "5"),
     Rule("local.steps", _or_null(_integer(1)), "an integer >= 1, or null", "10"),
     Rule("local.batch_size", _integer(0), "an integer >= 0 (0: the full batch)", "10"),
@@ -155,11 +160,17 @@ RULES = (
     Rule("dataset.alpha", _not_negative, ">= 0", "1.0"),
     Rule("dataset.beta", _not_negative, ">= 0", "1.0"),
     Rule("dataset.iid", _boolean, "true or false", "false"),
-    Rule("dataset.root", _or_null(_text), "a folder, or null", "DIR"),
-    Rule("dataset.path", _or_null(_text), "a folder, or null", "DIR"),
-    Rule("dataset.train_split", _text, "the name of a split", "train"),
-    Rule("dataset.test_split", _or_null(_text), "the name of a split, or null", "test"),
-    Rule("dataset.subset", _or_null(_text), "the name of a configuration, or null", "null"),
+    Rule("dataset.root", _or_null(_some_text), "a folder, or null", "DIR"),
+    Rule("dataset.path", _or_null(_some_text), "a folder, or null", "DIR"),
+    Rule("dataset.name", _some_text, "a dataset of the Hugging Face Hub", "ylecun/mnist"),
+    Rule("dataset.revision", _or_null(_some_text), "a commit, or null", "main"),
+    Rule("dataset.image", _some_text, "the name of a column", "image"),
+    Rule("dataset.label", _some_text, "the name of a column", "label"),
+    Rule("dataset.natural_id", _or_null(_some_text), "the name of a column, or null", "writer_id"),
+    Rule("dataset.raw", _text, "a folder below dataset.root", "MNIST/raw"),
+    Rule("dataset.train_split", _some_text, "the name of a split", "train"),
+    Rule("dataset.test_split", _or_null(_some_text), "the name of a split, or null", "test"),
+    Rule("dataset.subset", _or_null(_some_text), "the name of a configuration, or null", "null"),
     Rule("dataset.mode", _or_null(_one_of("L", "RGB")), "L, RGB or null", "RGB"),
     # A list has an entry for each channel, of pixels scaled to [0, 1]; what is no list is an own dataset's.
     Rule("dataset.mean", _list_of(_real(lambda v: 0 <= v <= 1)), "a list of numbers in [0, 1]", "[0.1307]"),
@@ -188,6 +199,9 @@ RULES = (
     Rule("partitioner.partition_sizes", _each(_integer(1)), "a list of integers >= 1", "[50,100]"),
     Rule("partitioner.num_unique_labels_per_partition", _integer(1), "an integer >= 1", "2"),
     Rule("partitioner.preassigned_num_samples_per_label", _integer(0), "an integer >= 0", "5"),
+    Rule("partitioner.distribution_array.sigma", _not_negative, ">= 0 and below 1e38", "2.0"),
+    Rule("partitioner.distribution_array.num_shares", _integer(1), "an integer >= 1", "10"),
+    Rule("partitioner.distribution_array.seed", _integer(0), "an integer >= 0", "0"),
     Rule("partitioner.group_size", _integer(1), "an integer >= 1", "2"),
     Rule(
         "model.requires", lambda v: isinstance(v, dict), "a section of input, min_side, usual_side", "{input:[image]}"
@@ -208,6 +222,7 @@ RULES = (
         "a list of two numbers in [0, 1)",
         "[0.9,0.999]",
     ),
+    Rule("optimizer.lr_decay", _not_negative, ">= 0 and below 1e38", "0.0"),
     Rule("optimizer.eps", _positive, "> 0", "1e-8"),
     Rule("optimizer.schedule.step_size", _integer(1), "an integer >= 1", "10"),
     Rule("optimizer.schedule.gamma", _positive, "> 0 and below 1e38", "0.5"),
@@ -265,7 +280,7 @@ RULES = (
         "HOST:PORT or, of a Ray cluster of this machine, auto; or null",
         "127.0.0.1:8000",
     ),
-    Rule("hardware.root_certificates", _or_null(_text), "a PEM file, or null", "ca.pem"),
+    Rule("hardware.root_certificates", _or_null(_some_text), "a PEM file, or null", "ca.pem"),
     Rule("hardware.secure", _boolean, "true or false", "false"),
     Rule("hardware.timeout_s", _positive, "> 0", "300"),
     Rule(
@@ -285,6 +300,7 @@ RULES = (
 
 # What no machine holds or finishes, and would be found out only after minutes, or by running out of memory.
 _MILLION = 1_000_000
+_INT64, _UINT32 = 2**63 - 1, 2**32 - 1  # what generators take as a seed
 RULES += tuple(
     Rule(key, _at_most(most), f"at most {most:,}", example)
     for key, most, example in (
@@ -303,6 +319,10 @@ RULES += tuple(
         ("strategy.client.head_epochs", _MILLION, "10"),
         ("strategy.client.finetune_epochs", _MILLION, "5"),
         ("strategy.client.personal_epochs", _MILLION, "5"),
+        ("seed", _INT64, "0"),
+        ("partitioner.seed", _INT64, "42"),
+        ("validation.seed", _INT64, "42"),
+        ("dataset.seed", _UINT32, "0"),
     )
 )
 

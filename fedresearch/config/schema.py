@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -108,22 +108,38 @@ def parse(config: DictConfig) -> Config:
     Raises
     ------
     InputError
-        If a key was added (``+key=value``) to a section whose keys the schema knows.
+        If a key was added (``+key=value``) to a section whose keys the schema knows, or one of these was removed.
     """
+    refuse_added(config)
+    if missing := [one.name for one in fields(Config) if one.name not in config]:
+        raise InputError(*(f"{key} is not set; write {key}=..., see --help" for key in missing))
     parsed = OmegaConf.to_object(config)
     assert isinstance(parsed, Config)
-    sections = {"": (config, Config), "federation.": (config.federation, Federation)}
-    sections |= {"local.": (config.local, Local), "validation.": (config.validation, Validation)}
-    sections |= {"checkpoint.": (config.checkpoint, Checkpoint)}
-    lines = [
-        f"unknown key {prefix}{key}; only the options of a group take further keys"
-        for prefix, (section, schema) in sections.items()
-        for key in section
-        if key not in {known.name for known in fields(schema)}
-    ]
-    if lines:
-        raise InputError(*lines)
     return parsed
+
+
+def refuse_added(config: DictConfig, prefix: str = "") -> None:
+    """Refuse keys that were added (``+key=value``) to sections whose keys a schema knows: nothing would read them.
+
+    Raises
+    ------
+    InputError
+        With one line for each.
+    """
+    if lines := [f"unknown key {key}; only the options of a group take further keys" for key in _added(config, prefix)]:
+        raise InputError(*lines)
+
+
+def _added(node: Any, prefix: str) -> Iterator[str]:
+    schema = OmegaConf.get_type(node)
+    if not is_dataclass(schema):
+        return
+    known = {one.name for one in fields(schema)}
+    for key in node:
+        if key in known:
+            yield from _added(node._get_node(key), f"{prefix}{key}.")
+        elif f"{prefix}{key}" != "hydra.env":  # a group of Hydra's that its own schema has no key for
+            yield f"{prefix}{key}"
 
 
 def from_plain(plain: Mapping[str, Any]) -> Config:

@@ -64,11 +64,11 @@ def values_at(node: Any, key: str) -> Iterator[Any]:
 
 
 def _options(choices: Mapping[str, str | None]) -> Iterator[str]:
-    for group in GROUPS:
-        if not isinstance(choices.get(group), str):
+    for group in dict.fromkeys([*GROUPS, *choices]):
+        option = choices.get(group)
+        if not isinstance(option, str) and (option is not None or group in GROUPS):
             yield f"{group} takes one option, got several or none; see --help, and write {group}=OPTION"
-    for group, option in choices.items():
-        if isinstance(option, str) and not _is_name(option):
+        elif isinstance(option, str) and not _is_name(option):
             stem = PurePosixPath(option).stem
             hint = f"try {group}={stem}" if _is_name(stem) else "see --help for the options"
             yield (

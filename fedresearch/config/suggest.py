@@ -116,7 +116,7 @@ def key_to_type(typed: str, value: str, config: Container) -> str:
         found = _alike(name, within, [] if wanted else [*sections, "schedule"], hydra)
         if found:
             return " or ".join(_word(key, value) for key in found[:2])
-    return _in_an_option(name, value)
+    return _in_an_option(typed, value)
 
 
 def option_to_type(group: str, typed: str, options: Iterable[str]) -> str:
@@ -144,25 +144,26 @@ def _alike(name: str, keys: Sequence[str], sections: Sequence[str], others: Iter
     return [by_name[near] for near in get_close_matches(word, by_name, n=1, cutoff=_NEAR)]
 
 
-def _in_an_option(name: str, value: str) -> str:
-    """Return the option that has a key of a name, or of one that means the same, and the key: as both are typed."""
-    synonyms = _KEYS.get(_plain(name), ())
-    for synonym in synonyms:
-        option, _, key = synonym.partition(" ")
-        if key:
-            return f"{option} {_word(key, value)}"
+def _in_an_option(typed: str, value: str) -> str:
+    """Return the option that has a key, or one of its name or meaning, and that key: as both are typed."""
+    name = _plain(typed.rpartition(".")[2])
+    synonyms = _KEYS.get(name, ())
+    usual = {synonym.partition(" ")[0] for several in _KEYS.values() for synonym in several if " " in synonym}
     found = []
     for path in CONF.glob("*/[!_]*.yaml"):
         group = path.parent.name
         section = "optimizer.schedule" if group == "schedule" else group
         keys = [f"{section}.{key}" for key in _keys_of(path)] if group not in ("experiment", "tune") else []
+        chosen = f"{group}={path.stem}"
         for key in keys:
-            if key in synonyms or _plain(key.rpartition(".")[2]) == _plain(name):
-                found.append((key not in synonyms, len(keys), group, path.stem, key))
+            likeness = (key == typed, f"{chosen} {key}" in synonyms, key in synonyms)
+            if any(likeness) or _plain(key.rpartition(".")[2]) == name:
+                unlike = [not alike for alike in likeness]
+                found.append((unlike, chosen not in usual, len(keys), chosen, key))
     if not found:
         return ""
-    _, _, group, option, key = min(found)  # the smallest option that has it
-    return f"{group}={option} {_word(key, value)}"
+    _, _, _, option, key = min(found)  # of several alike the usual option, or the smallest
+    return f"{option} {_word(key, value)}"
 
 
 def _keys_of(path: Path) -> list[str]:

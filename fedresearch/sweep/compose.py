@@ -13,7 +13,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override, RangeSweep
+from hydra.core.override_parser.types import Glob, Override, RangeSweep, Sweep
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -104,6 +104,8 @@ def _num_values(override: Override) -> int:
         value.exclude.append("_*")
     if not override.is_sweep_override():
         return 1
+    if any(isinstance(one, Sweep) for one in getattr(value, "list", ())):
+        raise InputError(f"{override.input_line} is a sweep of sweeps; write each value, with commas between them")
     if not override.is_discrete_sweep():
         raise InputError(
             f"{override.input_line} leaves the choice to a sweeper such as hydra/sweeper=optuna; "
@@ -121,6 +123,7 @@ def _load(
     loader: ConfigLoader, sweep: DictConfig, words: Sequence[str]
 ) -> tuple[DictConfig, list[str], dict[str, str]]:
     """Return a job's config, the words that apply to it, and for the keys of the others what is said of them."""
+    config.refuse_no_options(words)
     kept, unknown = [*words], dict[str, str]()
     while True:
         try:
@@ -131,7 +134,7 @@ def _load(
             unknown |= {word.partition("=")[0]: str(config.explain(error)) for word in without}
             kept = [word for word in kept if word not in without]
         except Exception as error:
-            raise config.cannot_compose(error) from error
+            raise config.cannot_compose(error, words) from error
 
 
 def _add(jobs: dict[str, Job], composed: DictConfig, words: list[str], sweep: DictConfig) -> None:
@@ -152,7 +155,7 @@ def _add(jobs: dict[str, Job], composed: DictConfig, words: list[str], sweep: Di
                 f"one of its options sets {key}, as a preset does that is a sweep of its own; such options cannot be "
                 "swept: type a command for each"
             )
-    parsed, choices = config.checked(without_hydra(composed), composed.hydra.runtime.choices)
+    parsed, choices = config.checked(without_hydra(composed), composed.hydra)
     directory = str(OmegaConf.select(composed, "hydra.sweep.subdir"))
     path = PurePosixPath(directory)
     if path.is_absolute() or ".." in path.parts or not path.parts:
