@@ -1,5 +1,6 @@
 """What a mistyped key or option may have meant: the same name elsewhere, the field's other names, or a near one."""
 
+import functools
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -166,6 +167,7 @@ def _in_an_option(typed: str, value: str) -> str:
     return f"{option} {_word(key, value)}"
 
 
+@functools.cache  # of a sweep, each job asks
 def _keys_of(path: Path) -> list[str]:
     """Return the dotted keys that an option's file has, and those of the parts beside it that it names."""
     content: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
