@@ -7,7 +7,7 @@ from typing import Any
 
 from fedresearch.config import differences, tell
 from fedresearch.errors import InputError, printing
-from fedresearch.runs.comparison import compare_rows, surroundings, told
+from fedresearch.runs.comparison import compare_rows, shown, surroundings, told
 from fedresearch.runs.record import Edited, Row, read_record, read_rows, read_run
 
 _DESCRIPTION = """\
@@ -50,7 +50,7 @@ def compare(first: Path, second: Path) -> tuple[list[str], bool]:
     if not lines and numbers.identical:
         return [f"nothing differs: {', '.join(numbers.lines())}"], True
     heads = [
-        f"{letter}  {path}: {record.get('status')}, {len(its)} round{'s' * (len(its) != 1)}"
+        f"{letter}  {path}: {shown(record.get('status'))}, {len(its)} round{'s' * (len(its) != 1)}"
         for letter, path, record, its in zip("AB", (first, second), records, rows, strict=True)
     ]
     return [*heads, *lines, *numbers.lines()], numbers.identical

@@ -31,6 +31,11 @@ def readable(error: Exception) -> Exception:
     return error
 
 
+def printable(text: str) -> str:
+    """Return a text as a terminal may show it: what would steer the terminal is written out."""
+    return "".join(one if one.isprintable() or one in "\n\t" else one.encode("unicode_escape").decode() for one in text)
+
+
 class InputError(Exception):
     """What the user asked for cannot be done; each argument is one line for the terminal.
 

@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from fedresearch import config
 from fedresearch.config.explain import FULL_ERROR
 from fedresearch.errors import InputError
+from fedresearch.runs.files import is_folder
 from fedresearch.runs.record import RECORD, read_record
 from fedresearch.runs.shape import BEGUN, refuse_odd
 from fedresearch.stopping import interruptible
@@ -194,8 +195,9 @@ def _with_the_past(arguments: list[str]) -> list[str]:
     directory = Path(named[-1]).absolute()
     record = read_record(directory)
     refuse_odd(directory / RECORD, record, *BEGUN)
-    if Path(record["working_directory"]).is_dir():
-        os.chdir(record["working_directory"])  # its overrides may have relative paths
+    typed_in = Path(record["working_directory"])
+    if is_folder(typed_in):
+        os.chdir(typed_in)  # its overrides may have relative paths
     typed = [word for word in arguments if not word.lstrip("+").startswith("resume=")]
     where = config.quoted(str(directory))
     named_dirs = [word for word in typed if word.startswith(("--config-dir", "-cd"))]

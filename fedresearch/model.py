@@ -1,6 +1,7 @@
 """A run's model: from its config, and from its directory."""
 
 import json
+import operator
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +21,7 @@ from fedresearch.errors import InputError, named
 from fedresearch.local.parts import forget_statistics
 from fedresearch.runs.checkpoint import write_arrays
 from fedresearch.runs.directory import MODEL, write_whole
-from fedresearch.runs.files import refuse_irregular
+from fedresearch.runs.files import refuse_irregular, unreadable
 from fedresearch.runs.record import RECORD, read_run
 from fedresearch.runs.shape import refuse_odd
 
@@ -65,7 +66,7 @@ def load_model(directory: str | Path, client: int | None = None, *, best: bool =
         raise InputError(f"{path} is damaged, or not of round {server_round}: it is not what model/sha256 says")
     own: Mapping[str, Tensor] = {}
     if client is not None:
-        own = _read_client(path, client, digest, record)
+        own = _read_client(path, _partition_id(client), digest, record)
     elif record.get("own_models"):
         warnings.warn(_not_the_result(directory, record), stacklevel=3)
     model = _build_as_recorded(record, None if trust else tensors, path)
@@ -107,7 +108,12 @@ def _read(path: Path, directory: Path) -> tuple[dict[str, Tensor], dict[str, str
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"{directory} holds no {path.name}: it is not the directory of a finished run") from None
+        why = (
+            "a run keeps it with checkpoint.best" if path.name == BEST else "it is not the directory of a finished run"
+        )
+        raise InputError(f"{directory} holds no {path.name}: {why}") from None
+    except MemoryError as error:
+        raise unreadable(path, error) from None
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path} is damaged: {error}") from None
 
@@ -115,6 +121,14 @@ def _read(path: Path, directory: Path) -> tuple[dict[str, Tensor], dict[str, str
 def _round(header: Mapping[str, str], otherwise: int) -> int:
     text = header.get("round", "")
     return int(text) if text.isdecimal() and len(text) < 10 else otherwise
+
+
+def _partition_id(client: Any) -> int:
+    """Return a client's partition id, which may be an integer of NumPy or torch."""
+    try:
+        return int(operator.index(client))
+    except TypeError:
+        raise InputError(f"client must be a partition id, such as 0, got {client!r}") from None
 
 
 def _read_client(path: Path, client: int, model_sha256: str, record: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -126,8 +140,8 @@ def _read_client(path: Path, client: int, model_sha256: str, record: Mapping[str
         refuse_irregular(of_clients)
     except FileNotFoundError:
         raise InputError(
-            f"{path.parent} holds no {of_clients.name}: its clients train their own models for each evaluation, and "
-            "keep nothing of them"
+            f"{path.parent} holds no {of_clients.name}: it was removed, or its clients train their own models for each "
+            "evaluation and keep nothing of them"
         ) from None
     try:
         with safe_open(of_clients, framework="pt") as file:
@@ -135,11 +149,13 @@ def _read_client(path: Path, client: int, model_sha256: str, record: Mapping[str
             names = [name for name in file.keys() if name.startswith(f"{client}/")]  # noqa: SIM118  # it is no dict
             own = {name.partition("/")[2]: file.get_tensor(name) for name in names}
         num_clients, of_model, digests = int(about["num_clients"]), about["model"], dict(about["sha256"])
+    except MemoryError as error:
+        raise unreadable(of_clients, error) from None
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{of_clients} is damaged: {error}") from None
     if of_model != model_sha256:
         raise InputError(f"{of_clients} does not belong to {path.name}, or one of them is damaged")
-    if type(client) is not int or not 0 <= client < num_clients:
+    if not 0 <= client < num_clients:
         raise InputError(f"there is no client {client}; they are 0 to {num_clients - 1}")
     if digests.get(str(client)) != (sha256(record_of(own)) if own else None):
         raise InputError(f"{of_clients} is damaged: client {client} is not what its sha256 says")

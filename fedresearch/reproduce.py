@@ -14,6 +14,7 @@ from fedresearch import config
 from fedresearch.errors import InputError, printing
 from fedresearch.masking import masked_tree
 from fedresearch.runs.comparison import compare_rows, shown, surroundings
+from fedresearch.runs.files import is_folder
 from fedresearch.runs.record import FINAL, RECORD, read_record, read_rows, read_run, state_of
 from fedresearch.runs.shape import TYPED, refuse_odd
 from fedresearch.usage import CONF
@@ -60,7 +61,7 @@ def reproduce(directory: Path, typed: Sequence[str], out: Path) -> bool:
     if others := [word for word in typed if word.lstrip("+").startswith(("hydra.", "resume="))]:
         raise InputError(f"{others[0]} is not for a rerun; remove it, and choose the rerun's directory with --out")
     typed_in = Path(record["working_directory"])
-    folder = typed_in if typed_in.is_dir() else Path.cwd()
+    folder = typed_in if is_folder(typed_in) else Path.cwd()
     config_dirs = [folder / path for path in record["config_dirs"]]
     overrides = config.overrides_again(record["overrides"], ["tracker=none", *typed])
     _refuse_other_numbers(record, overrides, config_dirs, directory)

@@ -132,7 +132,10 @@ FILES = (
     "metrics.jsonl",
     "model.safetensors",
     "clients.safetensors",
+    "best.safetensors",
+    "checkpoints/round_000002.safetensors",
     "partition.csv",
+    "failures.jsonl",
     "refused.txt",
     ".lock",
 )
@@ -213,7 +216,7 @@ def damages():
             found[f"{name}: {how}"] = lambda d, n=name, c=content: (d / n).write_bytes(c)
         for how, make in places_of(name):
             found[f"{name}: {how}"] = lambda d, n=name, m=make: m(d / n)
-        if name not in ("refused.txt", ".lock"):
+        if name not in ("failures.jsonl", "refused.txt", ".lock"):
             for how, edit in edits():
                 found[f"{name}: {how}"] = lambda d, n=name, e=edit: (d / n).write_bytes(e((d / n).read_bytes()))
     for key in FIELDS:
@@ -237,6 +240,9 @@ def damages():
             "config.own",
         ):
             found[f"{key}: odd {number}"] = lambda d, k=key, v=value: rewritten(d, lambda f: at(f, k, copy.deepcopy(v)))
+        texts = value if isinstance(value, str) else f"a={json.dumps(value)}"
+        for key in ("config_dirs", "overrides", "personal"):
+            found[f"{key}: text {number}"] = lambda d, k=key, t=texts: rewritten(d, lambda f: f.update({k: [t]}))
         for key in COLUMNS:
             found[f"row {key}: odd {number}"] = lambda d, k=key, v=value: rowed(d, lambda row: {**row, k: v})
     for number, name in enumerate([LONG, "\x1b[31m", "a\nb", "../x", "eval/\ud800", "", "=1", "<b>", "x/y" * 100]):

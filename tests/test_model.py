@@ -85,9 +85,28 @@ def test_a_client_that_there_is_not_is_refused(runs, client, told):
         load_model(runs("fedrep"), client)
 
 
+@pytest.mark.parametrize("client", ["0", 0.0, [0]])
+def test_a_client_that_is_no_partition_id_is_refused(runs, client):
+    with pytest.raises(InputError, match=r"^client must be a partition id, such as 0, got "):
+        load_model(runs("fedrep"), client)
+
+
+def test_a_client_may_be_an_integer_of_numpy(runs):
+    own, same = (load_model(runs("fedrep"), client).state_dict() for client in (3, np.int64(3)))
+    assert all(torch.equal(own[name], same[name]) for name in own)
+
+
+def test_where_no_best_model_is_kept_it_is_said(runs):
+    with pytest.raises(InputError, match=r"holds no best.safetensors: a run keeps it with checkpoint.best$"):
+        load_model(runs("fedavg"), best=True)
+
+
 @pytest.mark.parametrize(
     ("strategy", "told"),
-    [("fedavg", "no client of .* has a model of its own"), ("fedbabu", "train their own models for each evaluation")],
+    [
+        ("fedavg", "no client of .* has a model of its own"),
+        ("fedbabu", "or its clients train their own models for each evaluation"),
+    ],
 )
 def test_where_clients_keep_no_model_it_is_said(runs, strategy, told):
     with pytest.raises(InputError, match=told):

@@ -1,21 +1,24 @@
 """Directories of runs, damaged in every way, before every reader: a line or a result, in time, within memory.
 
-The suite reads a sample of them. ``FEDRESEARCH_DAMAGES=1`` reads all, in half an hour.
+The suite reads a sample of them, ``./scripts/test --long`` all.
 """
 
 import contextlib
+import functools
 import io
-import os
+import json
 import random
 import resource
 import shutil
 import signal
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hydra.errors import HydraException
 
-from fedresearch import config, load_model, reproduce, tune
+from fedresearch import config, load_model, main, reproduce, tune
 from fedresearch.compare import compare
 from fedresearch.errors import InputError
 from fedresearch.report.files import write
@@ -23,27 +26,39 @@ from fedresearch.report.load import load
 from fedresearch.report.making import report
 from fedresearch.resuming import goes_on
 from fedresearch.runs import record as records
-from fedresearch.runs.record import read_record
+from fedresearch.runs.checkpoint import read_checkpoints
+from fedresearch.runs.directory import History, RunDirectory
+from fedresearch.runs.record import FINAL, locked, read_record
 from fedresearch.sweep.status import show
 from fedresearch.usage import CONF
-from tests.damages import damages, rewritten
+from tests.conftest import LONG
+from tests.damages import contents, damages, places_of, rewritten
 from tests.directories import MLP, SHORT, conduct
 
-ALL = "FEDRESEARCH_DAMAGES" in os.environ
+WORDS = [*MLP, *SHORT, "strategy=fedrep", "federation.num_rounds=2", "checkpoint.best=personal/eval_acc"]
+RATES = (0.1, 0.2)
 SECONDS = 300  # of any reader, on a machine that is busy: what waits for a FIFO or reads a device never ends
 BYTES = 4_000_000_000  # of memory, more than the test has when it begins
-BATCH = 8  # damaged runs in a report
+BATCH = 24  # damaged runs in a report; the sample is one batch
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """Return a folder with three runs of one sweep, the last two with seeds of their own."""
-    folder = tmp_path_factory.mktemp("runs")
-    for seed in range(3):
-        rate = 0.2 if seed == 2 else 0.1
-        words = ["strategy=fedrep", "federation.num_rounds=2", f"seed={seed}", f"optimizer.lr={rate}"]
-        conduct(folder / str(seed), *words)
-    return folder
+def whole(tmp_path_factory):
+    """Return the directory of a run with seed 0; to be copied, not written to."""
+    return conduct(tmp_path_factory.mktemp("runs") / "0", *WORDS, "seed=0", f"optimizer.lr={RATES[0]}")
+
+
+def another(whole, directory, seed, rate):
+    """Copy a run as if it had another seed and learning rate, whole by its hash."""
+    shutil.copytree(whole, directory)
+
+    def change(fields):
+        fields["overrides"] = [*WORDS, f"seed={seed}", f"optimizer.lr={rate}"]
+        fields["config"]["seed"] = seed
+        fields["config"]["optimizer"]["lr"] = rate
+
+    rewritten(directory, change)
+    return directory
 
 
 class Slow(Exception):
@@ -77,8 +92,10 @@ def trouble(read):
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
             read()
-    except InputError as told:
-        return "" if told.args and all(isinstance(line, str) for line in told.args) else f"{told.args}"
+    except (InputError, HydraException) as error:
+        with contextlib.redirect_stderr(out):
+            if not config.tell(error):
+                return traceback.format_exc()[-900:]
     except BaseException:
         return traceback.format_exc()[-900:]
     finally:
@@ -87,15 +104,15 @@ def trouble(read):
     return f"controls are printed: {text!r}" if "\x1b" in text or "\a" in text else ""
 
 
-def readers(whole, composed):
+def readers(whole, again):
     """Return what reads one directory, by name."""
     return {
         "compare": lambda directory: print("\n".join(compare(whole, directory)[0])),
         "compared": lambda directory: print("\n".join(compare(directory, whole)[0])),
         "load_model": load_model,
+        "the best model": lambda directory: load_model(directory, best=True),
         "a client's": lambda directory: load_model(directory, 1),
-        "reproduce": lambda directory: reproduce.reproduce(directory, [], directory / "again"),
-        "resume": lambda directory: goes_on(read_record(directory), composed, directory),
+        "reproduce": lambda directory: reproduce.reproduce(directory, [], again),
     }
 
 
@@ -103,49 +120,92 @@ def folder_readers(folder):
     return {
         "report": lambda: print(write(report(load([folder]), targets=[0.5]), folder / "report")),
         "status": lambda: show(folder),
-        "tune": lambda: print(tune.choose(load([folder]), "optimizer.lr", "last")),
+        "tune": lambda: print(
+            tune.choose([run for run in load([folder]) if run.state in FINAL], "optimizer.lr", "last")
+        ),
     }
+
+
+def resume(directory, composed):
+    """Do all that comes before a run that is resumed is built and trains, and claim its directory."""
+    with contextlib.chdir(directory.parent):
+        main._with_the_past([f"resume={directory}"])
+    with locked(directory):
+        if goes_on(read_record(directory), composed, directory):
+            for _ in read_checkpoints(directory):
+                pass
+            RunDirectory(directory, {}, History())
 
 
 @pytest.mark.timeout(7200)
 @pytest.mark.filterwarnings("ignore")
-def test_damaged_directories_are_answered_in_lines(tmp_path, monkeypatch, runs):
+def test_damaged_directories_are_answered_in_lines(tmp_path, monkeypatch, whole):
     every = damages()
     assert len(every) > 560
     names = sorted(every)
     random.Random(0).shuffle(names)
-    names = names if ALL else names[: 3 * BATCH]
-    composed, *_ = config.compose(CONF, [*MLP, *SHORT, "strategy=fedrep", "seed=1", "federation.num_rounds=2"])
-
-    def rerun(*_):
-        raise InputError("it would train now")
-
-    monkeypatch.setattr(reproduce, "_run", rerun)
+    names = names if LONG else names[:BATCH]
+    compose = functools.cache(config.compose)
+    composed, *_ = compose(CONF, (*WORDS, "federation.num_rounds=3"))
+    monkeypatch.setattr(config, "compose", lambda conf, words, dirs: compose(conf, tuple(words), tuple(dirs)))
+    again = tmp_path / "again"
+    monkeypatch.setattr(reproduce, "_run", lambda *_: shutil.copytree(whole, again))
     monkeypatch.chdir(tmp_path)
     found, read = [], 0
+
+    def note(wrong, name, reader):
+        nonlocal read
+        read += 1
+        if wrong:
+            found.append(f"{name}, {reader}: {wrong}")
+            print(found[-1], flush=True)
+
     with bounded():
         for first in range(0, len(names), BATCH):
+            batch = names[first : first + BATCH]
             folder = tmp_path / str(first)
-            shutil.copytree(runs / "0", folder / "whole")
-            for number, name in enumerate(names[first : first + BATCH]):
-                directory = shutil.copytree(runs / str(1 + number % 2), folder / f"{number}")
+            shutil.copytree(whole, folder / "whole")
+            for number, name in enumerate(batch, start=1):
+                directory = another(whole, folder / f"{number}", number, RATES[number % 2])
                 every[name](directory)
-                for reader, read_one in readers(runs / "0", composed).items():
-                    read += 1
-                    if wrong := trouble(lambda read_one=read_one, directory=directory: read_one(directory)):
-                        found.append(f"{name}, {reader}: {wrong}")
+                for reader, read_one in readers(whole, again).items():
+                    note(trouble(lambda: read_one(directory)), name, reader)  # noqa: B023
+                    shutil.rmtree(again, ignore_errors=True)
             for reader, read_all in folder_readers(folder).items():
-                read += len(names[first : first + BATCH])
-                if wrong := trouble(read_all):
-                    found.append(f"{names[first : first + BATCH]}, {reader}: {wrong}")
-            assert "0.1" in (folder / "report" / "report.md").read_text() if not found else True
+                note(trouble(read_all), batch, reader)
+            for number, name in enumerate(batch, start=1):
+                optimizer = {**composed.optimizer, "lr": RATES[number % 2]}
+                longer = replace(composed, seed=number, optimizer=optimizer)
+                note(trouble(lambda: resume(folder / f"{number}", longer)), name, "resume")  # noqa: B023
+            assert found or "0.1" in (folder / "report" / "report.md").read_text()
             shutil.rmtree(folder)
     print(f"{len(names)} directories, {read} readings, {len(found)} troubles")
     assert not found, "\n".join(found)
 
 
-def test_nothing_is_written_through_a_link_in_the_place_of_a_lock(tmp_path, runs):
-    directory = shutil.copytree(runs / "0", tmp_path / "run")
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_lists_of_jobs_are_answered_in_lines(tmp_path, whole):
+    shutil.copytree(whole, tmp_path / "sweep" / "0")
+    path, found = tmp_path / "sweep" / "sweep.json", []
+    jobs = [
+        {"overrides": [], "directory": value} for value in (None, 1, "../..", "/", "/dev/zero", "x" * 300, "\0", "loop")
+    ]
+    odd = {f"job {number}": json.dumps([job]).encode() for number, job in enumerate(jobs)}
+    (path.parent / "loop").symlink_to("loop")
+    writers = {how: lambda content=content: path.write_bytes(content) for how, content in (*contents(), *odd.items())}
+    makers = {how: lambda make=make: make(path) for how, make in places_of("sweep.json")}
+    with bounded():
+        for how, make in {**writers, **makers}.items():
+            make()
+            for reader, read in (("load", lambda: load([path.parent])), ("status", lambda: show(path.parent))):
+                if wrong := trouble(read):
+                    found.append(f"{how}, {reader}: {wrong}")
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+    assert not found, "\n".join(found)
+
+
+def test_nothing_is_written_through_a_link_in_the_place_of_a_lock(tmp_path, whole):
+    directory = shutil.copytree(whole, tmp_path / "run")
     (tmp_path / "mine").write_text("mine")
     (directory / ".lock").unlink(missing_ok=True)
     (directory / ".lock").symlink_to(tmp_path / "mine")
@@ -154,15 +214,17 @@ def test_nothing_is_written_through_a_link_in_the_place_of_a_lock(tmp_path, runs
     assert (tmp_path / "mine").read_text() == "mine"
 
 
-def test_rows_that_were_edited_are_refused_by_all_but_compare_which_says_so(tmp_path, runs, capsys):
-    directory = shutil.copytree(runs / "0", tmp_path / "run")
+def test_rows_that_were_edited_are_refused_by_all_but_compare_which_says_so(tmp_path, whole, capsys):
+    directory = shutil.copytree(whole, tmp_path / "run")
     path = directory / "metrics.jsonl"
     path.write_text(path.read_text().replace('"round": 2, ', '"round": 2, "eval/accuracy": 0.99, '))
     with pytest.raises(InputError, match=r"metrics.jsonl is damaged, or was edited"):
         records.read_run(directory)
     (run,) = load([directory])
     assert run.state == "damaged"
+    with pytest.raises(InputError, match=r"^no run can be read: .*metrics.jsonl is damaged, or was edited"):
+        report([run])
     with pytest.raises(InputError, match=r"was edited"):
         reproduce.reproduce(directory, [], tmp_path / "again")
-    compare(runs / "0", directory)
+    compare(whole, directory)
     assert "was edited" in capsys.readouterr().err

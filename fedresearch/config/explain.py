@@ -25,7 +25,7 @@ from fedresearch.config.compose import as_text
 from fedresearch.config.rules import RULES, shown
 from fedresearch.config.schema import GROUPS
 from fedresearch.config.suggest import key_to_type, option_to_type
-from fedresearch.errors import InputError
+from fedresearch.errors import InputError, printable
 
 _DISK_TROUBLE = {
     errno.ENOSPC,
@@ -125,8 +125,8 @@ def tell(error: Exception) -> bool:
     if told is None or os.environ.get(FULL_ERROR) == "1":
         return False
     for line in told.args:
-        shown_whole = len(line) <= _LONGEST
-        print(f"error: {line if shown_whole else f'{line[:_LONGEST]} ... {line[-_LONGEST // 4 :]}'}", file=sys.stderr)
+        cut = line if len(line) <= _LONGEST else f"{line[:_LONGEST]} ... {line[-_LONGEST // 4 :]}"
+        print(f"error: {printable(cut)}", file=sys.stderr)
     return True
 
 

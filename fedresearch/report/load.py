@@ -51,7 +51,7 @@ def load(paths: Sequence[Path]) -> list[Run]:
         if not path.is_dir():
             raise InputError(f"{path} is no directory; give those of runs or of sweeps, such as outputs/sweep_DIGEST")
     walked: set[Path] = set()
-    directories = {directory.resolve(): directory for path in paths for directory in _directories(path, walked)}
+    directories = {os.path.realpath(directory): directory for path in paths for directory in _directories(path, walked)}
     if not directories:
         raise InputError(f"no run in {', '.join(map(str, paths))}; a run's directory holds {RECORD}")
     return [_load(directory) for directory in directories.values()]

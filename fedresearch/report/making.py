@@ -122,6 +122,9 @@ def report(
     metric = metric or default_metric(runs)
     if not any(metric in run.columns for run in runs):
         columns = sorted({name for run in runs for name in run.columns if "/" in name})
+        damaged = [run.error for run in runs if run.state == "damaged"]
+        if damaged and not columns:
+            raise InputError(f"no run can be read: {damaged[0]}")
         raise InputError(f"no run has {metric}; they have {', '.join(columns) or 'no round yet'}")
     most = max(np.nanmax(run.column(metric), initial=-np.inf) for run in runs)
     for target in targets:

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from fedresearch.errors import InputError
 from fedresearch.runs.directory import write_whole, writing
-from fedresearch.runs.files import refuse_irregular
+from fedresearch.runs.files import refuse_irregular, unreadable
 
 log = logging.getLogger("fedresearch")
 
@@ -110,6 +110,8 @@ def read_checkpoints(run: Path, digest: str | None = None) -> Iterator[tuple[int
                 metadata = file.metadata() or {}
                 _refuse_other(path, metadata, digest)  # before anything of it is unpacked
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
+        except MemoryError as error:
+            raise unreadable(path, error) from None
         except (SafetensorError, OSError, ValueError) as error:
             log.warning("%s is damaged and is not used: %s", path, error)
             continue

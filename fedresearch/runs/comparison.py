@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
+from fedresearch.errors import printable
 from fedresearch.nested import ABSENT, Difference, differing
 from fedresearch.runs.record import Row, untimed
 
@@ -115,4 +116,4 @@ def shown(value: Any) -> str:
         return value[:12]
     text = json.dumps(value, ensure_ascii=False, default=str)
     text = text[1:-1] if isinstance(value, str) and value not in ("", "null", "true", "false") else text
-    return text.encode(errors="backslashreplace").decode()
+    return printable(text)

@@ -15,7 +15,7 @@ from typing import Any
 
 from fedresearch.errors import InputError
 from fedresearch.nested import differing
-from fedresearch.runs.files import refuse_irregular
+from fedresearch.runs.files import read_bytes
 from fedresearch.runs.provenance import peak_memory_bytes
 from fedresearch.runs.record import METRICS, RECORD, Row, dump_record, parse_rows, read_rows_bytes, untimed
 
@@ -23,6 +23,7 @@ MODEL = "model.safetensors"
 FAILURES = "failures.jsonl"
 PARTITION = ("partition.csv", "partition.png")
 _CHECKPOINTS = "checkpoints"  # as in runs/checkpoint.py, which imports this module
+_MAX_FAILURES_BYTES = 256_000_000
 # Ends the name of a file that is being written.
 _UNFINISHED = ".tmp"
 
@@ -134,8 +135,7 @@ class RunDirectory:
         """Remove the failures of the rounds that will run again."""
         path = self.path / FAILURES
         if path.exists():
-            refuse_irregular(path)
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+            lines = read_bytes(path, _MAX_FAILURES_BYTES).decode(errors="replace").splitlines(keepends=True)
             self.write_text(FAILURES, "".join(line for line in lines if self._is_of_the_past(line)))
 
     def _is_of_the_past(self, line: str) -> bool:

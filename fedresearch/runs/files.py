@@ -36,6 +36,14 @@ def refuse_irregular(path: Path, max_bytes: int | None = None) -> None:
         raise InputError(f"{path} cannot be read: it has {found.st_size:,} bytes, and at most {max_bytes:,} are read")
 
 
+def is_folder(path: Path) -> bool:
+    """Return whether a path is a folder's: it is none where no path can be called so, as with too long a name."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
 def read_bytes(path: Path, max_bytes: int) -> bytes:
     """Return the content of a regular file that is no larger than ``max_bytes``.
 
@@ -50,11 +58,14 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
     try:
         # Not blocking, in case a FIFO has taken its place; cut, in case it grows.
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-            return file.read(max_bytes)
+            content = file.read(max_bytes)
     except (FileNotFoundError, NotADirectoryError):
         raise
     except OSError as error:
         raise unreadable(path, error) from None
+    if content is None:  # such as of the kernel's log
+        raise InputError(f"{path} cannot be read: one waits for its content")
+    return content
 
 
 def unreadable(path: Path, error: Exception) -> InputError:

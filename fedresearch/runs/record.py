@@ -1,5 +1,6 @@
 """Reading a run's directory as it is found: running, finished or torn off. Imports neither torch nor flwr."""
 
+import errno
 import hashlib
 import json
 import sys
@@ -53,18 +54,26 @@ def locked(directory: Path) -> Iterator[None]:
     ------
     Busy
         If another process has it.
+    InputError
+        If there is no file in its place.
     """
-    lock = file_lock(directory / LOCK, timeout_s=1)
+    path = directory / LOCK
+    lock = file_lock(path, timeout_s=1)
     try:
-        with lock:
-            try:
-                yield
-            finally:
-                if not (directory / RECORD).exists():
-                    (directory / LOCK).unlink(missing_ok=True)  # no run, no trace of one
+        lock.acquire()
     except Timeout:
-        by_hand = f"; if there is none, remove {directory / LOCK}" * is_removed_by_hand(lock)
+        by_hand = f"; if there is none, remove {path}" * is_removed_by_hand(lock)
         raise Busy(f"{directory} is being run by another process; wait for it, or stop it{by_hand}") from None
+    except OSError as error:
+        if error.errno not in (errno.EISDIR, errno.ELOOP, errno.ENXIO):
+            raise
+        raise InputError(f"{path} is not the file that a run locks; remove it") from None
+    try:
+        yield
+    finally:
+        if not (directory / RECORD).exists():
+            path.unlink(missing_ok=True)  # no run, no trace of one
+        lock.release()
 
 
 def read_record(directory: Path) -> dict[str, Any]:

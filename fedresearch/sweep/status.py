@@ -1,6 +1,7 @@
 """What has become of a sweep's jobs, read from its directory."""
 
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from fedresearch.errors import InputError
+from fedresearch.errors import InputError, printable
 from fedresearch.runs.files import read_bytes
 from fedresearch.runs.loaded import load
 from fedresearch.runs.record import RECORD, REFUSED
@@ -48,13 +49,14 @@ def show(directory: Path) -> bool:
         of = f"{len(rows)}/{run.planned_rounds or '?'}" if run.record else ""
         value = last.get(figure)
         shown = f"{value:.4f}" if isinstance(value, int | float) else ""
-        table.add_row(name, run.directory.name, run.state, of, shown)
+        table.add_row(*map(printable, (name, run.directory.name, run.state, of, shown)))
     print_table(table)
-    print(", ".join(f"{number} {state}" for state, number in Counter(run.state for run, _ in loaded).items()), end="")
-    print(f" in {directory}", flush=True)
+    states = Counter(run.state for run, _ in loaded)
+    counts = printable(", ".join(f"{number} {state}" for state, number in states.items()))
+    print(f"{counts} in {directory}", flush=True)
     for run, _ in loaded:
         if run.error:
-            print(f"{run.directory.name}: {run.error}", flush=True)
+            print(printable(f"{run.directory.name}: {run.error}"), flush=True)
     return any(run.failed for run, _ in loaded)
 
 
@@ -73,6 +75,8 @@ def listed(directory: Path) -> list[tuple[list[str] | None, Path]]:
     try:
         listed = json.loads(read_bytes(path, _MAX_LIST_BYTES))
         jobs = [([*map(str, job["overrides"])], directory / job["directory"]) for job in listed]
+        for _, job in jobs:
+            os.path.realpath(job)  # raises ValueError where no path can be called so
     except (FileNotFoundError, NotADirectoryError):
         found = {path.parent for name in (RECORD, REFUSED) for path in directory.glob(f"*/{name}")}
         jobs = [(None, job) for job in sorted(found)]
