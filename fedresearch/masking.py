@@ -7,8 +7,9 @@ from typing import Any
 MASK = "***"
 
 _NAME = (
-    r"(?:[\w-]*[_-])?(?:api[_-]?key|access[_-]?key(?:[_-]?id)?|secret(?:[_-]?(?:access[_-]?)?key)?|private[_-]?key"
-    r"|passw(?:or)?d|passphrase|credentials?|(?:auth|access|api|bearer|hf|hub|refresh|session|security)[_-]?token)"
+    r"(?:[\w-]*[_-])?(?:api[_-]?keys?|login[_-]?key|access[_-]?key(?:[_-]?id)?|secret(?:[_-]?(?:access[_-]?)?key)?|private[_-]?key"
+    r"|passw(?:or)?d|pwd|(?:db|ftp|smtp|proxy|user)[_-]pass|passphrase|credentials?|(?:auth|access|api|bearer|bot|git|github"
+    r"|gitlab|gh|hf|hub|huggingface|login|refresh|session|security|slack|user|wandb)[_-]?token)"
     r"|token"  # alone: pad_token and num_tokens are of text
 )
 _IS_NAME = re.compile(rf"(?:{_NAME})", re.IGNORECASE)
@@ -20,8 +21,10 @@ _ASSIGNED = re.compile(
 _LITERAL = re.compile(rf"((?<![\w-])(?:{_NAME})['\"]?\s*[=:]\s*)(['\"])[^'\"\s]{{8,}}\2", re.IGNORECASE)
 _FORMS = re.compile(
     r"\b(?:sk-[\w-]{20,}|hf_\w{20,}|gh[pousr]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{20,}|AKIA[0-9A-Z]{16}"
-    r"|xox[abprs]-[\w-]{10,}|AIza[\w-]{30,})"
-    r"|(?<=://)[^\s/@:]+:[^\s/@]+(?=@)"  # of a URL
+    r"|xox[abprs]-[\w-]{10,}|wandb_v1_\w{20,}|AIza[\w-]{30,})"
+    r"|(?<=://)[^\s/?#'\"]+(?=@)"  # of a URL, whose password may have an @
+    r"|\beyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{10,}"  # a JSON Web Token
+    r"|(?<=\bBearer )[\w.~+/=-]{16,}"
 )
 _PEM = re.compile(
     r"(-----BEGIN [A-Z ]*PRIVATE KEY-----\n)(.*?)(^.?-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL | re.MULTILINE

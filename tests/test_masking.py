@@ -30,6 +30,16 @@ SECRET = "0f1e2d3c4b5a69788796a5b4c3d2e1f0"
         [f"x=sk-{SECRET}"],
         [f"name=hf_{SECRET}"],
         [f"x=ghp_{SECRET}"],
+        [f"dataset.url=https://:{SECRET}@example.org/x"],
+        [f"dataset.url=https://{SECRET}@example.org/x"],
+        [f"dataset.url=https://me:p@ss{SECRET}@example.org/x"],
+        [f"GITHUB_TOKEN={SECRET}"],
+        [f"tracker.wandb_token={SECRET}"],
+        [f"tracker.api_keys=[{SECRET}]"],
+        [f"DB_PASS={SECRET}"],
+        [f"x=eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.{SECRET}"],
+        [f"Authorization: Bearer {SECRET}"],
+        [f"x=wandb_v1_{SECRET}"],
     ],
 )
 def test_a_secret_among_words_is_masked(words):
