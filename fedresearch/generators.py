@@ -35,5 +35,6 @@ def seeded(seed: int) -> Iterator[None]:
     with kept():
         random.seed(seed)
         np.random.seed(seed % 2**32)
-        torch.manual_seed(seed)
+        # Without CUDA, torch.manual_seed formats a stack trace each time, for when it seeds that later.
+        (torch.manual_seed if torch.cuda.is_available() else torch.default_generator.manual_seed)(seed)
         yield

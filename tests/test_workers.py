@@ -310,10 +310,10 @@ def test_every_number_of_workers_gives_the_same_bits(run, strategy):
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["fedavg", "scaffold"])
 def test_twenty_clients_of_a_dirichlet_partition(run, strategy):
-    options = ["federation.num_supernodes=20", "federation.num_rounds=5", f"strategy={strategy}"]
+    options = ["federation.num_supernodes=20", "federation.num_rounds=5", "local.epochs=1", f"strategy={strategy}"]
     expected = run(*options).numbers()
     assert len({row["model/sha256"] for row in expected}) == 5
-    for workers in (1, 2, 3):
+    for workers in (2, 3):
         assert run(*options, "hardware=workers", f"hardware.workers={workers}").numbers() == expected
 
 

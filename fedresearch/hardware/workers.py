@@ -65,7 +65,8 @@ class WorkerGrid(PoolGrid):
         self._num_workers = min(max(1, num_cores() // threads) if workers == "auto" else workers, num_supernodes)
         self._threads = threads
         self._starter = multiprocessing.get_context("forkserver")
-        self._starter.set_forkserver_preload([__name__, "fedresearch.hardware.patient"])
+        # torch imports its compiler with a process's first optimizer, which would take each worker a second.
+        self._starter.set_forkserver_preload([__name__, "fedresearch.hardware.patient", "torch._dynamo"])
         shorten_multiprocessing()
         forkserver.ensure_running()  # imports take seconds: let them begin
         self._app: Shared | None = None
