@@ -95,7 +95,7 @@ def _not_the_result(directory: Path, record: Mapping[str, Any]) -> str:
     personal = sorted(record.get("personal", ()))
     untrained = ", ".join(personal[:3]) + f" and {len(personal) - 3} more" * (len(personal) > 3)
     return (
-        f"the result of {directory} are the clients' own models (personal/... in its rows), and this is the global one"
+        f"the results of {directory} are the clients' own models (personal/... in its rows), and this is the global one"
         + f", in which {untrained} are as they were at the start" * bool(personal)
         + "; load_model(DIR, client=ID) returns a client's"
     )

@@ -15,6 +15,7 @@ for _name in [name for name in os.environ if name.startswith("WANDB_")]:
 os.environ["WANDB_MODE"] = "offline"
 os.environ["HF_HUB_OFFLINE"] = "1"
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a background job, and by all that it starts
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored under nohup
 
 LONG = "FEDRESEARCH_LONG" in os.environ  # ./scripts/test --long
 ROOT = Path(__file__).parents[1]

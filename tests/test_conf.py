@@ -54,6 +54,7 @@ def test_the_groups_are_the_folders():
 def test_every_option_composes_is_checked_and_built(compose, group, option, tmp_path):
     from fedresearch.building import Builder
     from fedresearch.experiment import Experiment
+    from fedresearch.hardware.superlink import SuperLink
     from fedresearch.model import build_model
 
     config, choices = compose(f"{group}={option}", *WITH.get(f"{group}={option}", []), f"cache_dir={tmp_path}")
@@ -67,7 +68,7 @@ def test_every_option_composes_is_checked_and_built(compose, group, option, tmp_
     assert experiment.strategy.summary
     assert experiment.tracker.log
     if option == "superlink":  # not a Grid but where to submit to: tests/test_superlink.py
-        assert Builder(choices).build("hardware", config.hardware, num_supernodes=2)
+        assert Builder(choices).build("hardware", config.hardware, SuperLink, num_supernodes=2)
     elif choices["dataset"] not in FROM_THE_HUB:
         experiment.build()
         assert list(experiment.grid.get_node_ids())

@@ -165,7 +165,8 @@ MISTAKES = {
     ),
     "nothing to trim": (
         ["strategy=fedtrimmedavg", "federation.num_supernodes=4", "federation.fraction_train=1"],
-        "strategy.trim=0.2 needs 5 clients to cut one at each end, got the 4 clients of a round (federation.fraction",
+        "strategy.server.beta=0.2 needs 5 clients to cut one at each end, got the 4 clients of a round (federation.frac"
+        "tion_train of federation.num_supernodes); try strategy.server.beta=0.25 or a larger federation.num_supernodes",
     ),
     "labels where there are none": (
         ["dataset=diabetes"],

@@ -29,6 +29,7 @@ def shortages(strategy: Mapping[str, Any], num_clients: int) -> Iterator[tuple[s
         Those of a round, or those whose replies count, each once.
     """
     server, trim = strategy["server"], strategy.get("trim", 0)
+    share = "strategy.server.beta" if server.get("beta") == trim else "strategy.trim"
     if "min_cohort" in strategy:
         factor, least = strategy["min_cohort"]
         malicious = server.get("num_malicious_nodes", 0)
@@ -49,7 +50,8 @@ def shortages(strategy: Mapping[str, Any], num_clients: int) -> Iterator[tuple[s
     if trim and not int(trim * num_clients):
         needed = math.ceil(min(1 / trim, 1e18))
         needed += not int(trim * needed)
-        yield f"strategy.trim={trim} needs {needed} clients to cut one at each end", "a larger share"
+        least = math.ceil(100 / num_clients) / 100 if num_clients else 1.0
+        yield f"{share}={trim} needs {needed} clients to cut one at each end", f"{share}={least}" * (least < 0.5)
 
 
 def check_cohort(config: Config) -> Iterator[str]:
@@ -64,6 +66,8 @@ def check_cohort(config: Config) -> Iterator[str]:
     elif federation.num_supernodes is not None:
         num_clients = cohort_size(federation.num_supernodes, federation.fraction_train)
         which = "federation.fraction_train of federation.num_supernodes"
+        if any(shortages(strategy, federation.num_supernodes)):
+            more = "a larger federation.num_supernodes"
     else:
         return
     for needed, instead in shortages(strategy, num_clients):

@@ -46,6 +46,7 @@ _KEYS: Mapping[str, Sequence[str]] = {
     "alpha": ["partitioner.alpha"],
     "dirichletalpha": ["partitioner.alpha"],
     "mu": ["strategy.server.proximal_mu", "strategy.client.mu", "strategy=fedprox strategy.server.proximal_mu"],
+    "proximalmu": ["strategy.server.proximal_mu", "strategy=fedprox strategy.server.proximal_mu"],
     "serverlr": ["strategy.server.server_learning_rate", "strategy.server.eta"],
     "serverlearningrate": ["strategy.server.server_learning_rate", "strategy.server.eta"],
     "nummalicious": ["strategy.server.num_malicious_nodes"],

@@ -75,7 +75,7 @@ class Console:
         for name, shown in _RESULTS.items():
             if summary.get(name) is not None:
                 on_clients = name.startswith(("clients/", "personal/")) and summary.get("clients/evaluated")
-                of = f"  of {on_clients} clients" if on_clients else ""
+                of = f"  of {on_clients} client{'s' * (on_clients != 1)}" if on_clients else ""
                 self._print(f"  {name:<26}{shown(summary[name])}{of}")
         self._print(str(self._run.directory))
 
