@@ -1,5 +1,6 @@
 """What two runs differ in, and a run reproduced from its record."""
 
+import hashlib
 import json
 import os
 import shlex
@@ -387,8 +388,9 @@ def test_a_run_is_reproduced_on_other_hardware_from_another_folder(finished, tmp
 @pytest.mark.slow
 def test_a_number_that_was_changed_is_not_reproduced_and_what_changed_since_is_said(copy, tmp_path):
     edit_row(copy, 3, **{"eval/loss": 0.0})
+    pinned = hashlib.sha256((copy / "metrics.jsonl").read_bytes()).hexdigest()
     versions = read_record(copy)["versions"]
-    edit_record(copy, versions={**versions, "torch": "1.0"})
+    edit_record(copy, versions={**versions, "torch": "1.0"}, metrics_sha256=pinned)
     done = command(tmp_path, "reproduce", copy)
     assert done.returncode == 1
     assert not done.stderr
