@@ -297,9 +297,7 @@ def report_small_partitions(data: FederatedData, batch_size: int, evaluates: boo
     elif evaluates:
         unvalidated = [i for i, rows in enumerate(data.validation) if sizes[i] and not len(rows)]
         if unvalidated:
-            log.warning(
-                "%s no validation sample: no evaluation there", _partitions(unvalidated, "hold")
-            )
+            log.warning("%s no validation sample: no evaluation there", _partitions(unvalidated, "hold"))
 
 
 def _partitions(ids: Sequence[int], verb: str = "are") -> str:

@@ -10,6 +10,7 @@ _ALWAYS = (
     "update/cosine",
     "clients/sampled",
     "clients/failed",
+    "clients/evaluated",
     "comm/bytes_down",
     "comm/bytes_up",
     "comm/bytes_down_total",
@@ -40,7 +41,7 @@ def columns(*, classes: bool, evaluated: bool, own_models: bool, dropped: bool) 
     if classes:
         found.append("eval/accuracy")
     if evaluated:
-        found += ["clients/evaluated", "comm/evaluate_bytes_down", "comm/evaluate_bytes_up"]
+        found += ["comm/evaluate_bytes_down", "comm/evaluate_bytes_up"]
     for whose in ("clients", "personal"):
         if evaluated and (whose == "clients" or own_models):
             found += [f"{whose}/eval_loss", *(f"{whose}/loss_{part}" for part in ("mean", "std", "p90", "worst"))]
