@@ -498,7 +498,7 @@ def test_options_of_ones_own_and_an_experiment_are_reproduced(tmp_path):
     edit_record(there / "one", config_dirs=["conf"])
     here = tmp_path / "here"
     here.mkdir()
-    done = command(here, "reproduce", there / "one", "--out", "it's here")
+    done = command(here, "reproduce", there / "one", "hardware=workers", "--out", "it's here")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "identical through round 3"
     record = read_record(here / "it's here")
