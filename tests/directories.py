@@ -34,8 +34,13 @@ def _composed(words):
 
 
 def compose(*words, config_dir=None):
-    """Return the config and the chosen options, which are composed once for the same words: it takes a fifth second."""
-    return config.compose(CONF, words, [config_dir])[:2] if config_dir else copy.deepcopy(_composed(words))
+    """Return the config and the chosen options, which are composed once for the same words: it takes a fifth second.
+
+    What words do not say alone, as a file that they name, is read each time.
+    """
+    if config_dir or any("${" in word for word in words):
+        return config.compose(CONF, words, [config_dir] if config_dir else [])[:2]
+    return copy.deepcopy(_composed(words))
 
 
 def conduct(directory, *overrides, config_dir=None):

@@ -97,9 +97,9 @@ def test_what_was_tuned_need_not_be_the_same(tmp_path):
 
 
 def test_the_only_candidate_is_taken_and_its_other_differences_told(tmp_path):
-    arm(tmp_path, "fedavg", 0.1, federation={"fraction_train": 1.0})
-    arm(tmp_path, "scaffold", 1.0, federation={"fraction_train": 0.5})
-    arm(tmp_path, "fedprox", 0.1, federation={"fraction_train": 0.5})
+    arm(tmp_path, "fedavg", 0.1, federation={"fraction_train": 1.0, "num_rounds": 1})
+    arm(tmp_path, "scaffold", 1.0, federation={"fraction_train": 0.5, "num_rounds": 1})
+    arm(tmp_path, "fedprox", 0.1, federation={"fraction_train": 0.5, "num_rounds": 1})
     found, warnings = matched(tmp_path, "strategy=fedavg")
     only = "strategy=fedavg, alpha=0.1, fraction_train=1.0"
     scaffold, fedprox = (

@@ -17,12 +17,14 @@ import pytest
 import yaml
 from rich.console import Console as Terminal
 
+from fedresearch.config import compose
 from fedresearch.errors import InputError
 from fedresearch.tracking import tensorboard
 from fedresearch.tracking.console import Console
 from fedresearch.tracking.tensorboard import TensorBoardTracker
 from fedresearch.tracking.tracker import NoTracker, RunInfo, Tracker, TrackerGroup
 from fedresearch.tracking.wandb_tracker import WandbTracker
+from fedresearch.usage import CONF
 
 # Three rounds; the second does not evaluate, the third has a client that diverged.
 ROWS: list[dict[str, Any]] = [
@@ -372,15 +374,15 @@ def test_tags_in_one_text_have_commas_between_them(tags, taken):
     assert [*WandbTracker(tags=tags)._tags] == taken
 
 
-def test_the_environment_names_what_was_not_typed(compose, monkeypatch):
+def test_the_environment_names_what_was_not_typed(monkeypatch):
     known = {"PROJECT": "fl", "ENTITY": "lab", "RUN_GROUP": "g", "TAGS": "iclr,v2", "NAME": "first"}
     for name, value in known.items():
         monkeypatch.setenv(f"WANDB_{name}", value)
-    config, _ = compose()
+    config, *_ = compose(CONF, [])
     assert config.name == "first"
     options = {key: config.tracker[key] for key in ("project", "entity", "group", "tags")}
     assert options == {"project": "fl", "entity": "lab", "group": "g", "tags": "iclr,v2"}
-    config, _ = compose("tracker.project=mine", "tracker.tags=[x]", "name=second")
+    config, *_ = compose(CONF, ["tracker.project=mine", "tracker.tags=[x]", "name=second"])
     assert (config.tracker["project"], config.tracker["tags"], config.name) == ("mine", ["x"], "second")
 
 
@@ -395,7 +397,7 @@ def test_the_environment_names_what_was_not_typed(compose, monkeypatch):
         ("tracker.entity=a/b", "tracker.entity must be .*, got a/b; try tracker.entity=my-team"),
         (
             f"tracker.tags=[{'s' * 65}]",
-            r"tracker.tags must be a list of tags of 1 to 64 .*; try tracker.tags=\[paper,v2\]",
+            r"tracker.tags must be a list of tags of 1 to 64 .*; try 'tracker.tags=\[paper,v2\]'",
         ),
         (f"tracker.tags={'s' * 65}", "tracker.tags must be"),
         ("tracker.tags=['']", "tracker.tags must be"),

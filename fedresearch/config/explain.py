@@ -47,9 +47,12 @@ def explain(error: Exception) -> InputError | None:
     error : Exception
         What Hydra, OmegaConf or the operating system raised.
     """
-    # Of a resolver, whose error OmegaConf makes one of its own.
-    if isinstance(error, OmegaConfBaseException) and isinstance(error.__context__, InputError):
-        return error.__context__
+    # Of a resolver, whose error OmegaConf makes one of its own, and again on the way up.
+    raised: BaseException | None = error
+    while isinstance(raised, OmegaConfBaseException):
+        raised = raised.__context__
+    if isinstance(raised, InputError):
+        return raised
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     if isinstance(error, MissingConfigException):
         line = _unknown_option(error)
