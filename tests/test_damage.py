@@ -15,7 +15,7 @@ from fedresearch.data.cache import cached_arrays
 from fedresearch.errors import InputError
 from fedresearch.runs.checkpoint import FOLDER, read_checkpoints, write_checkpoint
 from fedresearch.runs.directory import FAILURES, History, RunDirectory
-from fedresearch.runs.record import METRICS, RECORD, read_record, read_rows, state_of
+from fedresearch.runs.record import METRICS, RECORD, parse_rows, read_record, read_rows, state_of
 from tests.conftest import LONG
 
 ONE_FOLDER = settings(
@@ -208,3 +208,12 @@ def test_a_damaged_cache_is_made_again(tmp_path, damage):
         for name, array in CACHED.items():
             np.testing.assert_array_equal(arrays[name], array, strict=True)
     entry.unlink()
+
+
+def test_a_row_may_have_many_brackets_but_not_be_nested_deep(tmp_path):
+    many = {"round": 1, **{f"layers[{number}]": [number] for number in range(100)}}
+    rows, _ = parse_rows(json.dumps(many).encode() + b"\n", tmp_path)
+    assert rows == [many]
+    deep = b'{"round": 1, "x": ' + b"[" * 100 + b"]" * 100 + b"}\n"
+    with pytest.raises(InputError, match="line 1 is not the row of round 1"):
+        parse_rows(deep, tmp_path)

@@ -192,21 +192,20 @@ def parse_rows(content: bytes, path: Path) -> tuple[list[Row], int]:
     rows: list[Row] = []
     for number, line in enumerate(lines, start=1):
         try:
-            row = None if _is_no_row(line) else orjson.loads(line)
+            row = None if len(line) > _MAX_ROW_BYTES else orjson.loads(line)
+            if line.count(b"{") + line.count(b"[") > _MAX_DEPTH:  # or it cannot be nested deeper
+                _refuse_extremes(row)
         except orjson.JSONDecodeError:
             if number == len(lines):
                 lines.pop()
                 break
             row = None
+        except ValueError:
+            row = None
         if not isinstance(row, dict) or type(row.get("round")) is not int or row["round"] != number:
             raise InputError(f"{path} is damaged: line {number} is not the row of round {number}")
         rows.append(row)
     return rows, sum(len(line) + 1 for line in lines)
-
-
-def _is_no_row(line: bytes) -> bool:
-    """Return whether a line is longer, or nested deeper, than a row can be."""
-    return len(line) > _MAX_ROW_BYTES or line.count(b"{") + line.count(b"[") > _MAX_DEPTH
 
 
 def untimed(row: Mapping[str, Any]) -> Row:
