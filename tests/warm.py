@@ -114,7 +114,8 @@ def _server(preload):
 
 
 def _next_job():
-    """Fork a keeper for each line that comes in, which forks the job and sends its id and, later, how it ended.
+    """Fork a keeper for each line that comes in, which forks the job and, once that has its session and
+    streams, sends its id; later, how it ended.
 
     Return the job, in the job alone.
     """
@@ -125,9 +126,12 @@ def _next_job():
                     pass  # keepers that have ended
             continue
         job = json.loads(line)
+        ready, job["ready"] = os.pipe()
         child = os.fork()
         if not child:
             return job
+        os.close(job["ready"])
+        os.read(ready, 1)  # nothing: it is closed
         with Client(job["answer"]) as connection:
             connection.send(child)
             connection.send(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
@@ -147,6 +151,7 @@ def _become(job):
     sys.orig_argv = [sys.executable, *job["arguments"]]
     sys.path[0] = job["cwd"]
     sys.path[1:1] = filter(None, job["env"].get("PYTHONPATH", "").split(os.pathsep))
+    os.close(job["ready"])  # its session and its streams are there
 
 
 if __name__ == "__main__":
