@@ -3,7 +3,6 @@
 import logging
 import multiprocessing
 import signal
-import traceback
 import warnings
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
@@ -14,6 +13,7 @@ from flwr.app import Context, Message, RecordDict
 from fedresearch.apps.client_app import Clients
 from fedresearch.building import one_line
 from fedresearch.data.federated import FederatedData
+from fedresearch.hardware.threads import limit_threads
 from fedresearch.local.objective import EVALUATION_BATCH, evaluate
 
 log = logging.getLogger("fedresearch")
@@ -30,15 +30,11 @@ class CannotTakePart(Exception):
         self.doing = doing
 
 
-class _Elsewhere(Exception):
-    """What was raised in another process; its text is the traceback."""
-
-    def __str__(self) -> str:
-        return f"\n{self.args[0]}"
-
-
 def rehearse_apart(**arguments: Any) -> None:
     """Rehearse in a fork of this process, so that a client that ends its process ends no run without a word.
+
+    What fails there but does not end it is rehearsed here: not all that works in a process works in its fork. Autograd,
+    once its threads have started, does not.
 
     Parameters
     ----------
@@ -62,10 +58,10 @@ def rehearse_apart(**arguments: Any) -> None:
             log.warning(
                 "a client's first step takes more than %g s; it is tried again in the main process", _PATIENCE_S
             )
-            rehearse(**arguments)
-            return
-        failure = ours.recv()
-        fork.join(_PATIENCE_S)
+            works = False
+        else:
+            works = ours.recv()
+            fork.join(_PATIENCE_S)
     except EOFError:
         fork.join()
         code = fork.exitcode or 0
@@ -74,21 +70,21 @@ def rehearse_apart(**arguments: Any) -> None:
     finally:
         fork.kill()
         fork.join()
-    if failure:
-        doing, text, trace = failure
-        raise CannotTakePart(doing, text) from _Elsewhere(trace)
+    if not works:
+        rehearse(**arguments)
 
 
 def _rehearse_and_send(connection: Connection, arguments: Mapping[str, Any]) -> None:
+    limit_threads(1)  # those that the main process has started are not here
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)  # the main process hears them, and ends this one
     try:
         rehearse(**arguments)
-    except CannotTakePart as error:
-        connection.send((error.doing, str(error), traceback.format_exc()))
+    except Exception:
+        connection.send(False)
     else:
-        connection.send(None)
+        connection.send(True)
 
 
 def rehearse(

@@ -148,13 +148,14 @@ def test_the_same_command_runs_exactly_what_is_missing(tmp_path):
 
 @pytest.mark.slow
 def test_of_two_sweeps_at_once_each_job_is_run_by_one(tmp_path):
-    sweep = ["-m", *SMALL, "seed=range(5)"]
+    """On compiled code, after which no fork of the process can train: that is no reason for a job to fail."""
+    sweep = ["-m", *SMALL, "hardware=batched", "seed=range(3)"]
     both = [finish(process) for process in [start(tmp_path, *sweep), start(tmp_path, *sweep)]]
     assert [done.returncode for done in both] == [0, 0], both
     (directory,) = (tmp_path / "outputs").iterdir()
-    assert states(directory) == {"finished": 5}
+    assert states(directory) == {"finished": 3}
     printed = both[0].stdout + both[1].stdout
-    assert printed.count("finished after 2 of 2 rounds") == 5
+    assert printed.count("finished after 2 of 2 rounds") == 3
     for job in records(directory):
         assert len((job / "metrics.jsonl").read_text().splitlines()) == 2
         assert printed.splitlines().count(str(job)) == 1
