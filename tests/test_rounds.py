@@ -72,6 +72,14 @@ def test_cosine_is_the_mean_over_pairs(clients, origin):
         assert "update/cosine" not in row
 
 
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_a_statistic_of_batchnorm_that_is_not_finite_is_as_bad_as_a_parameter(value):
+    good, bad = (
+        reply_of(record(w=np.ones(1), var=np.array([1, v]), n=np.array(3)), {"num-steps": 1}) for v in (2, value)
+    )
+    assert measure_updates(np.zeros(1), [good, bad], {"w"})[1] == [bad]
+
+
 def reply_of(arrays, metrics):
     class Reply:
         content = RecordDict({"arrays": arrays, "metrics": MetricRecord(metrics)})

@@ -48,7 +48,7 @@ def measure_updates(origin: NDArray[np.float64], replies: list[Message], names: 
         flatten(arrays_of(reply.content), names, update)
         update -= origin
         norm = np.linalg.norm(update)
-        if not np.isfinite(norm) or not _others_are_finite(reply.content):
+        if not np.isfinite(norm) or not _rest_is_finite(reply.content, names):
             nonfinite.append(reply)
         elif norm > 0:
             update /= norm
@@ -60,13 +60,14 @@ def measure_updates(origin: NDArray[np.float64], replies: list[Message], names: 
     return row, nonfinite
 
 
-def _others_are_finite(content: RecordDict) -> bool:
-    """Return whether what a client sends beside its model, such as control variates, is finite."""
-    return len(content) == 2 or all(
+def _rest_is_finite(content: RecordDict, names: Names) -> bool:
+    """Return whether what a client sends beside parameters is finite: BatchNorm's statistics, control variates."""
+    return all(
         bool(np.isfinite(view(array)).all())
-        for name, record in content.items()
-        if isinstance(record, ArrayRecord) and name != ARRAYS
-        for array in record.values()
+        for of, record in content.items()
+        if isinstance(record, ArrayRecord)
+        for name, array in record.items()
+        if of != ARRAYS or name not in names
     )
 
 
