@@ -16,9 +16,10 @@ from fedresearch.nested import ABSENT, as_json
 from fedresearch.report.baseline import refuse_constant
 from fedresearch.report.cells import Cell, settings_of, study
 from fedresearch.report.load import Run, load
-from fedresearch.report.select import default_metric, selection, validation_column
+from fedresearch.report.select import selection, validation_column
 from fedresearch.runs.comparison import shown
 from fedresearch.runs.directory import write_whole
+from fedresearch.runs.loaded import default_metric
 from fedresearch.runs.record import FINAL, larger_is_better
 
 _DESCRIPTION = """\
@@ -85,7 +86,7 @@ def choose(runs: Sequence[Run], key: str, rule: str) -> tuple[dict[str, Any], li
         )
     found = study(runs)
     refuse_constant(found, key)
-    metric = validation_column(default_metric(runs))
+    metric = validation_column(default_metric([(run, run.columns) for run in runs]))
     chosen_by = selection(rule, metric)
     keys = [other for other in found.keys if other != key]
     if _tells_apart(found.cells, [other for other in keys if other != _LENGTH]):

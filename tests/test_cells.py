@@ -8,7 +8,8 @@ import pytest
 from fedresearch.errors import InputError
 from fedresearch.report.cells import study
 from fedresearch.report.load import load
-from fedresearch.report.select import axis, default_metric, selection
+from fedresearch.report.select import axis, selection
+from fedresearch.runs.loaded import default_metric
 from tests.records import make
 
 
@@ -177,4 +178,4 @@ def test_axes_and_the_metric_of_a_report(tmp_path):
     (run,) = load([tmp_path])
     found = {name: list(axis(run, name)) for name in ("rounds", "bytes", "steps", "seconds")}
     assert found == {"rounds": [1, 2, 3], "bytes": [12, 24, 36], "steps": [0, 1, 3], "seconds": [0.5, 1, 1.5]}
-    assert default_metric([run]) == "clients/eval_loss"
+    assert default_metric([(run, run.columns)]) == "clients/eval_loss"

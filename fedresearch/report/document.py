@@ -12,15 +12,15 @@ from fedresearch.report.cells import Cell
 from fedresearch.report.curves import drawn, mean_curve, mean_x
 from fedresearch.report.load import Column, Run
 from fedresearch.report.making import AXIS_LABELS, Report
-from fedresearch.report.select import METRICS
 from fedresearch.report.tables import Table
 from fedresearch.runs.directory import now
+from fedresearch.runs.loaded import USUAL
 
 
 def document(made: Report, pictures: Mapping[str, bytes]) -> dict[str, Any]:
     """Return a report, and its figures as PNG by their names, as the page reads them."""
     found = made.study
-    metrics = [made.metric, *(name for name in (*METRICS, "train/loss") if name != made.metric)]
+    metrics = [made.metric, *(name for name in (*USUAL, "train/loss") if name != made.metric)]
     known = [name for name in metrics if any(name in run.columns for cell in found.cells for run in drawn(cell))]
     return {
         "title": made.title,

@@ -10,6 +10,7 @@ from fedresearch.nested import as_json
 from fedresearch.report.baseline import Baseline
 from fedresearch.report.cells import Cell, Study
 from fedresearch.report.load import Run
+from fedresearch.runs.loaded import not_the_result
 
 # What is derived of the config, and all that it depends on beside the seed.
 _PARTITION = ("dataset", "partitioner", "federation.num_supernodes", "strategy.pooled")
@@ -143,13 +144,8 @@ def _at_target(study: Study) -> Iterator[str]:
 def _no_result(study: Study, metric: str) -> Iterator[str]:
     """Yield a line where a metric is of global models that are not the results of their runs."""
     personal = [cell.label for cell in study.cells if any(run.own_models for run in cell.runs.values())]
-    if personal and metric.startswith(("eval/", "clients/")):
-        measure = "eval_acc" if "acc" in metric else "eval_loss"
-        yield (
-            f"{metric} is of the global model, and in {len(personal)} of {counted(len(study.cells), 'cell')}, such as "
-            f"{personal[0]}, the clients' own models are the result: compare personal/{measure} of these with "
-            f"clients/{measure} of the others"
-        )
+    if line := not_the_result(metric, personal, counted(len(study.cells), "cell")):
+        yield line
 
 
 def _at(config: Any, key: str) -> Any:

@@ -20,11 +20,12 @@ from fedresearch.report.final import final_table, marked, middle_table, outcome,
 from fedresearch.report.guard import counted, fairness
 from fedresearch.report.load import Run
 from fedresearch.report.published import published_table
-from fedresearch.report.select import Selection, default_metric, selection
+from fedresearch.report.select import Selection, selection
 from fedresearch.report.statistics import told_duration
 from fedresearch.report.tables import Entry, Table, measured, number
 from fedresearch.report.targets import AXES, target_table, to_target
 from fedresearch.runs.comparison import shown
+from fedresearch.runs.loaded import default_metric
 from fedresearch.runs.record import larger_is_better
 
 AXIS_LABELS = {
@@ -119,7 +120,7 @@ def report(
     InputError
         If no run has the metric, or a key does not vary.
     """
-    metric = metric or default_metric(runs)
+    metric = metric or default_metric([(run, run.columns) for run in runs])
     if not any(metric in run.columns for run in runs):
         columns = sorted({name for run in runs for name in run.columns if "/" in name})
         damaged = [run.error for run in runs if run.state == "damaged"]

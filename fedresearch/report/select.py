@@ -1,6 +1,6 @@
 """What number of a run goes into a table: which column, of which round, over which axis."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,11 +8,6 @@ import numpy as np
 from fedresearch.errors import InputError
 from fedresearch.report.load import Column, Run
 from fedresearch.runs.record import larger_is_better
-
-# The first of these that any run has is what a report is about.
-METRICS = ("eval/accuracy", "clients/eval_acc", "personal/eval_acc", "eval/loss", "clients/eval_loss")
-# The same where clients' own models are the result of all runs.
-_PERSONAL = ("personal/eval_acc", "personal/eval_loss")
 
 
 def validation_column(metric: str) -> str:
@@ -97,10 +92,3 @@ def selection(rule: str, metric: str) -> Selection:
         return float(pick(values[known], validated[known])) if known.any() else np.nan
 
     return Selection(caption, choose)
-
-
-def default_metric(runs: Sequence[Run]) -> str:
-    """Return the column that a report of these runs is about where none is named."""
-    begun = [run for run in runs if run.columns]
-    metrics = _PERSONAL * (bool(begun) and all(run.own_models for run in begun)) + METRICS
-    return next((name for name in metrics if any(name in run.columns for run in runs)), METRICS[0])

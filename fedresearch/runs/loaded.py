@@ -1,6 +1,6 @@
 """A run as its directory tells it, whatever has become of it. Imports neither torch nor flwr."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,11 @@ from fedresearch.runs.record import RECORD, REFUSED, Row, read_run, standing, st
 from fedresearch.runs.shape import refuse_odd
 
 _MAX_REFUSAL_BYTES = 1_000_000
+
+# The first of these that any run has is what a table is about.
+USUAL = ("eval/accuracy", "clients/eval_acc", "personal/eval_acc", "eval/loss", "clients/eval_loss")
+# The same where clients' own models are the result of all runs.
+PERSONAL = ("personal/eval_acc", "personal/eval_loss")
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,34 @@ def load(directory: Path) -> tuple[Run, list[Row]]:
     if state != "running":  # of the last try, before it became a run
         error = _refusal(directory) or error
     return Run(directory, state, record, (error.splitlines() or [""])[-1]), rows
+
+
+def default_metric(runs: Sequence[tuple[Run, Collection[str]]]) -> str:
+    """Return the column that a table of these runs, each with its columns, is about where none is named."""
+    begun = [run for run, columns in runs if columns]
+    metrics = PERSONAL * (bool(begun) and all(run.own_models for run in begun)) + USUAL
+    return next((name for name in metrics if any(name in columns for _, columns in runs)), USUAL[0])
+
+
+def not_the_result(metric: str, personal: Sequence[str], of: str) -> str:
+    """Return what to say where a metric is not of the results of some runs, or cells; "" where it is of all.
+
+    Parameters
+    ----------
+    metric : str
+        The column.
+    personal : sequence of str
+        Names of those of which the clients' own models are the result.
+    of : str
+        How many there are in all, such as ``6 jobs``.
+    """
+    if not personal or not metric.startswith(("eval/", "clients/")):
+        return ""
+    measure = "eval_acc" if "acc" in metric else "eval_loss"
+    return (
+        f"{metric} is of the global model, and in {len(personal)} of {of}, such as {personal[0]}, the clients' own "
+        f"models are the result: compare personal/{measure} of these with clients/{measure} of the others"
+    )
 
 
 def _refusal(directory: Path) -> str:

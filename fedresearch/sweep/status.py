@@ -12,7 +12,7 @@ from rich.table import Table
 
 from fedresearch.errors import InputError, printable
 from fedresearch.runs.files import read_bytes
-from fedresearch.runs.loaded import load
+from fedresearch.runs.loaded import default_metric, load, not_the_result
 from fedresearch.runs.record import RECORD, REFUSED
 
 _MAX_LIST_BYTES = 64_000_000
@@ -21,10 +21,6 @@ JOBS = "sweep.json"
 
 # The name of a job that has nothing that another has not.
 ONLY_JOB = "the only job"
-
-# What is shown of a job's last round: the first that any job has.
-_FIGURES = ("eval/accuracy", "eval/loss")
-_PERSONAL = ("personal/eval_acc", "personal/eval_loss")  # where clients' own models are the result of all
 
 
 def show(directory: Path) -> bool:
@@ -42,18 +38,21 @@ def show(directory: Path) -> bool:
         for (words, _), (run, _) in zip(jobs, loaded, strict=True)
     ]
     figures = [run.record.get("result") or (rows[-1] if rows else {}) for run, rows in loaded]
-    known = _PERSONAL * all(run.own_models for run, _ in loaded if run.record) + _FIGURES
-    figure = next((name for name in known if any(name in last for last in figures)), _FIGURES[0])
-    table = new_table("job", "directory", "state", "rounds", figure)
-    for (run, rows), name, last in zip(loaded, job_names(overrides), figures, strict=True):
+    names = job_names(overrides)
+    metric = default_metric([(run, last) for (run, _), last in zip(loaded, figures, strict=True)])
+    table = new_table("job", "directory", "state", "rounds", metric)
+    for (run, rows), name, last in zip(loaded, names, figures, strict=True):
         of = f"{len(rows)}/{run.planned_rounds or '?'}" if run.record else ""
-        value = last.get(figure)
+        value = last.get(metric)
         shown = f"{value:.4f}" if isinstance(value, int | float) else ""
         table.add_row(*map(printable, (name, run.directory.name, run.state, of, shown)))
     print_table(table)
     states = Counter(run.state for run, _ in loaded)
     counts = printable(", ".join(f"{number} {state}" for state, number in states.items()))
     print(f"{counts} in {directory}", flush=True)
+    personal = [name for (run, _), name in zip(loaded, names, strict=True) if run.own_models]
+    if line := not_the_result(metric, personal, f"{len(loaded)} jobs"):
+        print(printable(f"warning: {line}"), flush=True)
     for run, _ in loaded:
         if run.error:
             print(printable(f"{run.directory.name}: {run.error}"), flush=True)

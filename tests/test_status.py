@@ -1,0 +1,41 @@
+"""What a sweep's table says of jobs that never ran."""
+
+import pytest
+
+from fedresearch.sweep.status import show
+from tests.records import make
+
+OWN = {"own_models": True}
+GLOBAL, PERSONAL = {"eval/accuracy": 0.25}, {"eval/accuracy": 0.25, "personal/eval_acc": 0.75}
+
+
+@pytest.fixture
+def shown(tmp_path, capsys):
+    """Return a function from each job's overrides, row and record to the lines that are printed of the sweep."""
+
+    def shown_(*jobs):
+        for number, (words, row, record) in enumerate(jobs):
+            make(tmp_path / f"{number}", rows=[row], record={"overrides": words, **record})
+        show(tmp_path)
+        return capsys.readouterr().out.splitlines()
+
+    return shown_
+
+
+def test_jobs_whose_results_are_the_clients_own_models_show_these(shown):
+    head, *jobs, _ = shown((["strategy=fedrep"], PERSONAL, OWN), (["strategy=fedbn"], PERSONAL, OWN))
+    assert head.split()[-1] == "personal/eval_acc"
+    assert [line.split()[-1] for line in jobs] == ["0.7500", "0.7500"]
+
+
+def test_a_table_of_global_models_names_the_jobs_of_which_these_are_no_result(shown):
+    head, *_, line = shown((["strategy=fedavg"], GLOBAL, {}), (["strategy=fedrep"], PERSONAL, OWN))
+    assert head.split()[-1] == "eval/accuracy"
+    assert line == (
+        "warning: eval/accuracy is of the global model, and in 1 of 2 jobs, such as strategy=fedrep, the clients' own "
+        "models are the result: compare personal/eval_acc of these with clients/eval_acc of the others"
+    )
+
+
+def test_a_table_of_global_models_that_are_the_results_says_no_more(shown):
+    assert shown((["seed=0"], GLOBAL, {}), (["seed=1"], GLOBAL, {}))[-1].startswith("2 finished in ")
