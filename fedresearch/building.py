@@ -89,8 +89,10 @@ class Builder:
             If it cannot be built, or is not of its kind.
         """
         self._refuse_given(group, node, objects)
+        if objects:  # Hydra would read them as it reads the node, and build what in them has a _target_
+            return self.call(group, self.partial(group, node), kind, **objects)
         try:
-            made = hydra.utils.instantiate(dict(node), _convert_="all", **objects)
+            made = hydra.utils.instantiate(dict(node), _convert_="all")
         except InstantiationException as error:
             cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
             if isinstance(cause, ImportError) and (target := re.match("Error loading '(.*?)'", str(cause))):
