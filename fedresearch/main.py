@@ -1,8 +1,10 @@
 """The command: ``python -m fedresearch.main [overrides]`` composes an experiment, checks it, builds it and runs it."""
 
 import os
+import shlex
 import sys
 import warnings
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
@@ -100,6 +102,7 @@ def main() -> None:
     try:
         if not all(map(str.strip, arguments)):
             raise InputError("an argument is empty; remove it, or write key=value, as in seed=1")
+        _refuse_blanks(arguments)
         arguments = _with_the_past(arguments)
         # Hydra's parser wants its flags before the overrides.
         arguments.sort(key=lambda word: not word.startswith("-") and ("=" in word or word[0] == "~"))
@@ -123,6 +126,29 @@ def main() -> None:
         raise
 
 
+def _refuse_blanks(arguments: Sequence[str]) -> None:
+    """Refuse values that blanks beside commas have torn apart.
+
+    Raises
+    ------
+    InputError
+        With what to type instead.
+    """
+    for number, word in enumerate(arguments):
+        torn = [word]
+        for behind in arguments[number + 1 :]:
+            if "=" not in word or "=" in behind or not (torn[-1].endswith(",") or behind.startswith(",")):
+                break
+            torn.append(behind)
+        whole = "".join(torn)
+        if len(torn) > 1 or ("=" in word and word.endswith(",")):
+            text = f", or for one text {config.as_text(' '.join(torn))}" if len(torn) > 1 else ""
+            raise InputError(
+                f"a value must have no blank beside a comma, and no comma at its end, got {' '.join(torn)!r}; "
+                f"try {shlex.quote(whole.rstrip(','))}{text}"
+            )
+
+
 def _refuse_flags(arguments: list[str]) -> None:
     """Refuse what Hydra's parser would refuse in many lines, or not at all.
 
@@ -140,10 +166,12 @@ def _refuse_flags(arguments: list[str]) -> None:
     known, unknown = parser.parse_known_args(arguments)
     for word in unknown:
         flag, _, value = word.partition("=")
+        behind = [*arguments[arguments.index(word) + 1 :], "="][0]  # as in --lr 0.1
+        value = value or behind * ("=" not in behind and not behind.startswith("-"))
         key = flag.lstrip("-")
+        meant = config.default_key_to_type(CONF, key, value) or f"{key}={value or '...'}"
         raise InputError(
-            f"there is no flag {flag}; "
-            + _INSTEAD.get(flag, f"keys are written without dashes: {key}={value or '...'}; see --help")
+            f"there is no flag {flag}; " + _INSTEAD.get(flag, f"keys are written without dashes: {meant}; see --help")
         )
     if known.experimental_rerun is not None:  # Hydra would execute what the file pickles
         raise InputError("--experimental-rerun is not for runs; try python -m fedresearch.reproduce RUN_DIR")

@@ -102,6 +102,33 @@ MISTAKES = {
         ["--seed=3"],
         "there is no flag --seed; keys are written without dashes: seed=3; see --help",
     ),
+    "a key's short name with dashes": (
+        ["--lr=0.1", "seed=1"],
+        "there is no flag --lr; keys are written without dashes: optimizer.lr=0.1; see --help",
+    ),
+    "a key and its value with dashes": (
+        ["--num-rounds", "5"],
+        "there is no flag --num-rounds; keys are written without dashes: federation.num_rounds=5; see --help",
+    ),
+    "an option's key with dashes": (
+        ["--strategy.server.proximal_mu=0.1"],
+        "keys are written without dashes: strategy=fedprox strategy.server.proximal_mu=0.1; see --help",
+    ),
+    "a key like no other with dashes": (["--zzzz", "--seed=1"], "keys are written without dashes: zzzz=...; see"),
+    "a blank behind a comma": (
+        ["-m", "optimizer.lr=0.01,", "0.1"],
+        "a value must have no blank beside a comma, and no comma at its end, got 'optimizer.lr=0.01, 0.1'; "
+        "try optimizer.lr=0.01,0.1, or for one text optimizer.lr='\"0.01, 0.1\"'",
+    ),
+    "blanks before commas": (["seed=0", ",1", ",2", "-m"], "got 'seed=0 ,1 ,2'; try seed=0,1,2, or"),
+    "a list with blanks": (
+        ["model.widths=[20,", "10]", "seed=1"],
+        "got 'model.widths=[20, 10]'; try 'model.widths=[20,10]'",
+    ),
+    "a comma at the end": (
+        ["optimizer.lr=0.01,", "seed=1"],
+        "at its end, got 'optimizer.lr=0.01,'; try optimizer.lr=0.01",
+    ),
     "a flag's value that does not exist": (["--cfg", "all-of-it"], "argument --cfg/-c: invalid choice: 'all-of-it'"),
     "an added key": (["+foo=1"], "unknown key foo; only the options of a group take further keys"),
     "an added key of a section": (["+federation.foo=1"], "unknown key federation.foo;"),
@@ -244,6 +271,21 @@ def test_a_mistake_is_told_in_a_line(tmp_path, overrides, said):
     assert said in lines[0]
     assert not done.stdout
     assert not [*tmp_path.glob("outputs/*")]  # no empty run directory stays behind
+
+
+@pytest.mark.parametrize(
+    ("words", "refused"),
+    [
+        (["federation.num_supernodes=0"], {"federation.num_supernodes"}),
+        (["partitioner.num_partitions=0"], {"partitioner.num_partitions"}),
+        (["strategy=fedtrimmedavg", "strategy.server.beta=0.7"], {"strategy.server.beta"}),
+        (["local.epochs=-1", "local.steps=-1"], {"local.epochs", "local.steps"}),
+    ],
+)
+def test_a_value_is_refused_at_the_key_that_was_typed_and_not_at_those_that_follow_it(compose, words, refused):
+    with pytest.raises(InputError) as raised:
+        compose(*words)
+    assert {line.partition(" ")[0] for line in raised.value.args} == refused
 
 
 @pytest.mark.parametrize(

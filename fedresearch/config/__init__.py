@@ -1,7 +1,15 @@
 """The schema of the config, its rules, and what is said when they are broken. Imports neither torch nor flwr."""
 
 from fedresearch.config.check import check
-from fedresearch.config.compose import checked, compose, overrides_again, quoted, refuse_no_options
+from fedresearch.config.compose import (
+    as_text,
+    checked,
+    compose,
+    default_key_to_type,
+    overrides_again,
+    quoted,
+    refuse_no_options,
+)
 from fedresearch.config.differences import ConfigDifference, differences
 from fedresearch.config.explain import cannot_compose, explain, tell, words_without_key
 from fedresearch.config.resolvers import as_typed, register
@@ -10,11 +18,13 @@ from fedresearch.config.schema import Config, digest, parse, runs_elsewhere
 __all__ = [
     "Config",
     "ConfigDifference",
+    "as_text",
     "as_typed",
     "cannot_compose",
     "check",
     "checked",
     "compose",
+    "default_key_to_type",
     "differences",
     "digest",
     "explain",

@@ -1,7 +1,7 @@
 """The rules that a composed config is held to, one by one and together."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict
 
 from fedresearch.config.cohorts import check_cohort
@@ -14,7 +14,7 @@ from fedresearch.nested import leaves
 _MAX_SUPERNODES = 1000  # on one machine; each takes some 100 MB
 
 
-def check(config: Config, choices: Mapping[str, str | None]) -> None:
+def check(config: Config, choices: Mapping[str, str | None], following: Collection[str] = ()) -> None:
     """Hold a config to its rules.
 
     Parameters
@@ -23,6 +23,8 @@ def check(config: Config, choices: Mapping[str, str | None]) -> None:
         The experiment.
     choices : dict
         Group to chosen option, for the messages.
+    following : collection of str
+        Keys that have the values of others, which are refused in their place.
 
     Raises
     ------
@@ -33,6 +35,7 @@ def check(config: Config, choices: Mapping[str, str | None]) -> None:
     rules = [*RULES, *rules_of_wrapped(next(values_at(plain, "strategy.server"), None))]
     lines = check_sections(plain, choices)
     broken = [(rule, value) for rule in rules for value in values_at(plain, rule.key) if not rule.holds(value)]
+    broken = [(rule, value) for rule, value in broken if rule.key not in following] or broken
     lines += [rule.refusal(value) for rule, value in broken]
     refused = {rule.key for rule, _ in broken}
     lines += [

@@ -11,15 +11,17 @@ from hydra import initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig, grammar_parser
+from omegaconf import DictConfig, OmegaConf, grammar_parser
 from omegaconf.errors import GrammarParseError
 
 from fedresearch.config.check import check
 from fedresearch.config.resolvers import register, without_hydra
 from fedresearch.config.rules import shown
 from fedresearch.config.schema import GROUPS, Config, parse, refuse_added
+from fedresearch.config.suggest import key_to_type
 from fedresearch.errors import InputError
 from fedresearch.masking import MASK
+from fedresearch.nested import leaves
 
 _NAMES = (*GROUPS, "experiment", "tune")  # of which an option is chosen; of the last two none is, by default
 
@@ -85,7 +87,8 @@ def checked(composed: DictConfig, hydra: Any) -> tuple[Config, dict[str, str | N
     refuse_added(hydra, "hydra.")
     config = parse(composed)
     choices = {group: option for group, option in hydra.runtime.choices.items() if "/" not in group}
-    check(config, choices)
+    plain: Any = OmegaConf.to_container(composed, resolve=False)
+    check(config, choices, {key for key, value in leaves(plain) if isinstance(value, str) and "${" in value})
     return config, choices
 
 
@@ -117,6 +120,15 @@ def refuse_no_options(words: Iterable[str]) -> None:
 def _names(group: str, value: Any) -> bool:
     """Return whether a value names an option of a group, or is a dict, which sets keys of the option that there is."""
     return isinstance(value, str | dict) or (value is None and group not in GROUPS)
+
+
+def default_key_to_type(conf: Path, key: str, value: str) -> str:
+    """Return what to type for a key, which the default experiment may not have; "" where nothing is like it."""
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        register()
+        composed = hydra_compose("config")
+    is_key = key in dict(leaves(OmegaConf.to_container(composed, resolve=False)))  # type: ignore[arg-type]
+    return shlex.quote(f"{key}={value or '...'}") if is_key else key_to_type(key, value, composed)
 
 
 def overrides_again(recorded: Sequence[str], typed: Sequence[str]) -> list[str]:
