@@ -89,6 +89,9 @@ class Experiment:
 
     def build(self) -> None:
         """Build every part now, and try a step, so that what cannot work fails here."""
+        if gc.get_freeze_count():  # the experiment before this one in the process, a sweep's last job, goes now
+            gc.unfreeze()
+            gc.collect()
         # The initial arrays before anything trains: the clients use the same instance of the model.
         _ = self.initial_arrays, self.data, self.strategy, self.grid, self.tracker
         for server_round in range(1, self.config.federation.num_rounds + 1):

@@ -1,0 +1,20 @@
+"""Runs one after another in one process, as a sweep's jobs are."""
+
+import weakref
+
+from fedresearch.experiment import Experiment
+from tests.directories import conduct
+
+
+def test_a_run_frees_what_the_one_before_it_loaded(tmp_path, monkeypatch):
+    data = []
+    build = Experiment.build
+
+    def remember(experiment):
+        build(experiment)
+        data.append(weakref.ref(experiment.data))
+
+    monkeypatch.setattr(Experiment, "build", remember)
+    for seed in range(2):
+        conduct(tmp_path / str(seed), "federation.num_rounds=1", f"seed={seed}")
+    assert data[0]() is None
