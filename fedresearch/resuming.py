@@ -87,3 +87,19 @@ def refuse_other_rates(experiment: Experiment, rows: Sequence[Row]) -> None:
                 f"with federation.num_rounds={experiment.config.federation.num_rounds} the learning rate of round "
                 f"{row['round']}, which is done, would be another; leave federation.num_rounds, or start a new run"
             )
+
+
+def refuse_other_choice(past: Mapping[str, Any], config: Config, num_rounds: int) -> None:
+    """Refuse to choose the best round by another column, where rounds are done: their models were not kept for it.
+
+    Raises
+    ------
+    InputError
+        With both columns.
+    """
+    best, before = config.checkpoint.best, past["config"].get("checkpoint", {}).get("best")
+    if num_rounds and best != before:
+        raise InputError(
+            f"checkpoint.best is {shown(best)}, and was {shown(before)} in the {num_rounds} rounds that are done, "
+            "whose models are gone; leave it as it was, or start a new run"
+        )

@@ -25,7 +25,7 @@ from fedresearch.data.plot import label_distribution_png, partition_csv
 from fedresearch.errors import InputError, named
 from fedresearch.experiment import Experiment
 from fedresearch.masking import masked, masked_tree, masked_words
-from fedresearch.resuming import goes_on, refuse_other_data, refuse_other_rates
+from fedresearch.resuming import goes_on, refuse_other_choice, refuse_other_data, refuse_other_rates
 from fedresearch.runs.directory import FAILURES, MODEL, History, RunDirectory, Unwritable, finite_row, now, refuse_used
 from fedresearch.runs.provenance import provenance
 from fedresearch.runs.record import RECORD, locked, read_record, read_rows
@@ -113,6 +113,7 @@ def _run(
         after, arrays = restore(experiment, directory)
         rows = read_rows(directory)[: after.num_rounds]
         refuse_other_rates(experiment, rows)
+        refuse_other_choice(past, config, after.num_rounds)
         record = {**past, **record, "resumed": [*past.get("resumed", ()), _resumption(past, whence, after)]}
     else:
         refuse_full(directory, experiment)

@@ -414,6 +414,18 @@ def test_so_many_checkpoints_are_kept(tmp_path):
     assert rounds_of_checkpoints(conduct(tmp_path / "third", "checkpoint.every=3")) == [3, 4]
 
 
+@pytest.mark.parametrize(
+    ("before", "after"), [("train/loss", "eval/loss"), ("null", "train/loss"), ("train/loss", "null")]
+)
+def test_a_best_round_by_another_column_is_refused_as_models_are_gone(tmp_path, before, after):
+    short = ["federation.num_rounds=2", f"checkpoint.best={before}"]
+    run = conduct(tmp_path / "run", *short)
+    with pytest.raises(InputError, match=f"checkpoint.best is {after}, and was {before} in the 2 rounds"):
+        conduct(run, "federation.num_rounds=3", f"checkpoint.best={after}")
+    conduct(run, "federation.num_rounds=3", f"checkpoint.best={before}")
+    assert len(rows_of(run)) == 3
+
+
 @pytest.mark.parametrize("column", ["eval/loss", "clients/accuracy_mean"])
 def test_the_best_model_is_kept_across_a_resume(tmp_path, column):
     options = ["federation.num_rounds=6", "optimizer.lr=2.0", f"checkpoint.best={column}"]
