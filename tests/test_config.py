@@ -64,6 +64,10 @@ MISTAKES = {
         ["strategy.server.weighted_by_key=uniform"],
         "strategy.server.weighted_by_key=uniform is not what strategy.weighted_by says; try strategy.weighted_by=num-",
     ),
+    "values that refer to each other": (
+        ["federation.num_rounds=${seed}", "seed=${federation.num_rounds}"],
+        "seed refers to itself: its value is ${federation.num_rounds}; write a value that does not",
+    ),
     "a weight that does not exist": (
         ["strategy.weighted_by=loss"],
         "strategy.weighted_by must be num-examples or uniform, got loss; try strategy.weighted_by=num-examples",

@@ -224,10 +224,8 @@ TOGETHER = {
         "hardware=superlink federation.num_supernodes=2000",
     ],
     "num_malicious_nodes": [f"strategy={rule} strategy.server.num_malicious_nodes=3" for rule in ("krum", "multikrum")],
-    "strategy.trim": [
-        "strategy=fedtrimmedavg federation.num_supernodes=4",
-        "strategy=fedtrimmedavg strategy.trim=0.01",
-    ],
+    "strategy.server.beta": ["strategy=fedtrimmedavg federation.num_supernodes=4"],
+    "strategy.trim": ["strategy=fedtrimmedavg strategy.trim=0.01"],
     "weighted_by": ["strategy.server.weighted_by_key=uniform"],
     "natural_id": ["partitioner=natural_id", "partitioner.partition_by=natural_id", "partitioner=grouped_natural_id"],
     "dataset=diabetes": ["dataset=diabetes", "dataset=diabetes partitioner=pathological"],

@@ -13,9 +13,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
+from omegaconf import OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
+    InterpolationResolutionError,
     MissingMandatoryValue,
     OmegaConfBaseException,
     ValidationError,
@@ -70,6 +72,10 @@ def explain(error: Exception) -> InputError | None:
         ("Ambiguous value", "Sweep parameters")
     ):
         line = _sweep_without_m(str(error).splitlines()[0].partition("'")[2].rpartition("'")[0])
+    elif isinstance(cause, InterpolationResolutionError) and re.match("Recursive|Interpolation to parent", str(cause)):
+        section: Any = OmegaConf.to_container(cause.parent_node)
+        value = shown(section[cause.key])
+        line = f"{cause.full_key} refers to itself: its value is {value}; write a value that does not"
     elif isinstance(cause, HydraException | OmegaConfBaseException):
         line = " ".join(str(cause).splitlines()[:2])
     elif isinstance(error, OSError) and error.errno in _DISK_TROUBLE and (key := _place_of(error.filename)):
