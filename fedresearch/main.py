@@ -57,6 +57,10 @@ def run(composed: DictConfig) -> float | None:
             error.add_note(_OF_A_RUN)
             raise
         job.tell_failure(directory, error)
+    except KeyboardInterrupt:
+        if not in_sweep and (directory / RECORD).exists():
+            print(f"python -m fedresearch.main {shlex.quote(f'resume={directory}')}", file=sys.stderr, flush=True)
+        raise
     finally:
         if not in_sweep and not directory.samefile(".") and not any(directory.iterdir()):
             directory.rmdir()

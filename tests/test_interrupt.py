@@ -89,7 +89,9 @@ def test_an_interrupted_run_leaves_no_process_and_no_shared_memory(start, tmp_pa
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: all processes of the group at once
     _, stderr = process.communicate(timeout=300)
     assert process.returncode == 1
-    assert stderr.strip().splitlines()[-1] == "interrupted"
+    *lines, resumes, last = stderr.strip().splitlines()
+    assert (resumes, last) == (f"python -m fedresearch.main resume={tmp_path}", "interrupted")
+    assert resumes not in lines
     assert "Traceback" not in stderr
     assert json.loads((tmp_path / "run.json").read_text())["status"] == "interrupted"
     assert are_gone(others)
