@@ -20,6 +20,7 @@ from fedresearch.apps.rounds import ClientsFailed, Diverged, Stalled
 from fedresearch.checkpoints import Checkpoints, refuse_unkept, restore, save_result
 from fedresearch.choosing import check_choices
 from fedresearch.config import Config, digest
+from fedresearch.config.cohorts import unprotected
 from fedresearch.data.federated import FederatedData
 from fedresearch.data.plot import label_distribution_png, partition_csv
 from fedresearch.errors import InputError, named
@@ -89,7 +90,8 @@ def run_experiment(
         experiment = Experiment(config, choices, nodes)
         experiment.build()
         report_small_partitions(experiment.data, config.local.batch_size, config.federation.fraction_evaluate > 0)
-        for line in (*experiment.facts.lines(), *unusual_model(config, choices)):
+        told = (*unprotected(config.strategy, choices["strategy"]), *unusual_model(config, choices))
+        for line in (*experiment.facts.lines(), *told):
             log.warning("%s", line)
         with experiment.grid:  # only what can run claims the directory
             typed = {"overrides": masked_words(overrides), "config_dirs": list(config_dirs)}

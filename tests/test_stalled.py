@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fedresearch.apps.hooks import Hooks
 from fedresearch.apps.records import record
 from fedresearch.apps.rounds import ClientsFailed, RoundLoop, Stalled
-from fedresearch.config.cohorts import shortages
+from fedresearch.config.cohorts import shortages, unprotected
 from fedresearch.errors import InputError
 from fedresearch.experiment import Experiment
 from fedresearch.hardware.in_process import InProcessGrid
@@ -190,6 +190,12 @@ def test_trimming_needs_as_many_clients_as_it_says(trim, num_clients):
 
 def test_a_rules_minimum_is_the_papers():
     krum = {"server": {"num_malicious_nodes": 2}, "min_cohort": [2, 3]}
+    assert not [*unprotected(krum, "krum")]
+    assert not [*unprotected({"server": {}}, "fedavg")]
+    assert [*unprotected({"server": {"num_malicious_nodes": 0}}, "krum")] == [
+        "strategy=krum with strategy.server.num_malicious_nodes=0 protects against no malicious client; "
+        "try strategy.server.num_malicious_nodes=1"
+    ]
     assert not [*shortages(krum, 7)]
     assert [*shortages(krum, 6)] == [
         ("strategy.server.num_malicious_nodes=2 needs 2 * 2 + 3 = 7 clients", "strategy.server.num_malicious_nodes=1")

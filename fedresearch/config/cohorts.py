@@ -54,6 +54,15 @@ def shortages(strategy: Mapping[str, Any], num_clients: int) -> Iterator[tuple[s
         yield f"{share}={trim} needs {needed} clients to cut one at each end", f"{share}={least}" * (least < 0.5)
 
 
+def unprotected(strategy: Mapping[str, Any], option: str | None) -> Iterator[str]:
+    """Yield a line where a rule against malicious clients is set to expect none."""
+    if strategy["server"].get("num_malicious_nodes") == 0:
+        yield (
+            f"strategy={option} with strategy.server.num_malicious_nodes=0 protects against no malicious client; "
+            "try strategy.server.num_malicious_nodes=1"
+        )
+
+
 def check_cohort(config: Config) -> Iterator[str]:
     """Hold a strategy's rule to the clients of a round, as far as they are known before the data are."""
     federation, strategy = config.federation, config.strategy
