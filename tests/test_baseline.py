@@ -131,7 +131,11 @@ def test_of_several_that_would_do_none_is_taken(tmp_path):
         ),
         ("strategy=fedavg", ["lr"], "lr does not vary among these runs; what varies is strategy, partitioner.alpha"),
         ("strategy=fedprox", [], "no run has strategy=fedprox; try --baseline strategy=fedavg or scaffold"),
-        ("partitioner.alpha", [], "no run has partitioner.alpha=; try --baseline partitioner.alpha=0.1 or 1.0"),
+        (
+            "partitioner.alpha",
+            [],
+            "--baseline must be KEY=VALUE, got partitioner.alpha; try --baseline partitioner.alpha=0.1",
+        ),
         (
             "model.width=1",
             [],

@@ -1,5 +1,6 @@
 """The cell that each cell is compared with."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,9 +52,9 @@ def baseline(study: Study, text: str, tuned: Sequence[str]) -> Baseline:
     InputError
         If a key does not vary among the cells, or no cell has the value.
     """
-    named, _, value = text.partition("=")
-    if not named:
-        raise InputError(f"--baseline takes KEY=VALUE, got {text}; try --baseline strategy=fedavg")
+    named, is_pair, value = text.partition("=")
+    if not named or not is_pair:
+        raise InputError(f"--baseline must be KEY=VALUE, got {text}; {_example(study, text)}")
     key = study.named(named)
     text = f"{key}={value}"
     refuse_constant(study, key)
@@ -80,6 +81,16 @@ def baseline(study: Study, text: str, tuned: Sequence[str]) -> Baseline:
             several = "several cells" if equal else "no cell"
             warnings.append(f"{cell.label} has no baseline: {several} with {text} and its other values")
     return Baseline(text, of, warnings)
+
+
+def _example(study: Study, text: str) -> str:
+    """Return what to type of the cells at hand: the key that has the text as a value, or is named so, or the first."""
+    values = [(key, shown(cell.keys[key])) for key in study.keys for cell in study.cells if key in cell.keys]
+    if not values:
+        return "no key varies among these runs"
+    likely = [(key, value) for key, value in values if text in (value, key, study.short(key))]
+    key, value = (likely or values)[0]
+    return f"try --baseline {shlex.quote(f'{key}={value}')}"
 
 
 def refuse_constant(study: Study, key: str) -> None:

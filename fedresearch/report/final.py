@@ -96,7 +96,10 @@ def final_table(study: Study, selected: Selection, metric: str, compared: Baseli
                 record |= {f"p_{name}_holm": number(adjusted.get(cell.label, math.nan))}
         rows.append(row)
         records.append(record)
-    caption = f"{selected.caption}: mean ± half the 95 % t-interval over n seeds (none for one seed)."
+    caption = (
+        f"{selected.caption}: mean ± half the 95 % t-interval over n seeds (none for one seed), rounded to "
+        "the interval's second digit; all digits are in final.csv."
+    )
     if some_left_out:
         caption += " Runs that failed, diverged, stalled or are unfinished are not in the mean."
     if compared.text:
