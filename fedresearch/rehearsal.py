@@ -13,6 +13,7 @@ from flwr.app import Context, Message, RecordDict
 from fedresearch.apps.client_app import Clients
 from fedresearch.building import one_line
 from fedresearch.data.federated import FederatedData
+from fedresearch.errors import InputError
 from fedresearch.hardware.threads import limit_threads
 from fedresearch.local.objective import EVALUATION_BATCH, evaluate
 
@@ -114,6 +115,8 @@ def rehearse(
     ------
     CannotTakePart
         If a client fails.
+    InputError
+        If the hardware cannot run clients that do not fail.
     """
     sizes = [len(rows) for rows in training_data.train]
     alone = [i for i, size in enumerate(sizes) if size == 1 or (batch_size and size % batch_size == 1)]
@@ -121,6 +124,8 @@ def rehearse(
         try:
             clients = clients_on(training_data.sample(partition_id, num_samples))
             try_out(clients, message, Context(1, 2, {"partition-id": 0}, RecordDict(), {}))
+        except InputError:  # of where the clients run, which is not the client's fault
+            raise
         except (Exception, SystemExit) as error:
             hint = f" (the last batch of partitions {alone} is one sample; try another local.batch_size)"
             raise CannotTakePart("train", _said(error) + (hint if num_samples == 1 else "")) from error

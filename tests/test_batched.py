@@ -115,7 +115,7 @@ def test_a_clients_result_does_not_depend_on_the_order_and_the_others_of_its_chu
     [
         (
             ["model=resnet18", "model.norm=batch", "local.batch_size=0"],
-            "clients cannot be batched (.*); try hardware=cpu",
+            "hardware=batched cannot train these clients (.*), though one at a time can be trained; try hardware=cpu",
         ),
         (["local.keep_optimizer_state=true"], "optimizers start afresh in every round here"),
     ],
@@ -136,7 +136,7 @@ def test_dropout_cannot_be_batched(compose, tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(tmp_path)
     experiment = Experiment(*compose(*EAGER, "model=dropping", "tracker=none", config_dir=tmp_path))
-    with pytest.raises(InputError, match="clients cannot be batched"):
+    with pytest.raises(InputError, match=r"^hardware=batched cannot train these clients"):
         experiment.build()
 
 

@@ -85,7 +85,11 @@ class BatchedGrid(InProcessGrid):
         try:
             app.train_cohort([message] * 2, [context, _copy(context)], CohortTrainer(2, False, self._largest))
         except Exception as error:
-            raise InputError(f"clients cannot be batched ({error}); try hardware=cpu") from error
+            why = " ".join(str(error).split()).partition(". ")[0]  # vmap's advice is for who writes it
+            raise InputError(
+                f"hardware=batched cannot train these clients ({why}), though one at a time can be trained; "
+                "try hardware=cpu or hardware=workers"
+            ) from error
 
 
 def _copy(context: Context) -> Context:
