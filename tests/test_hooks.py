@@ -260,12 +260,12 @@ def test_a_strategy_that_draws_has_the_same_bits_on_workers(tmp_path, restless, 
 
 @pytest.mark.slow
 def test_a_run_of_a_strategy_that_draws_is_reproduced(tmp_path, restless):
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, restless)))}
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, restless))), "WARM_RERUN": "1"}
     options = ["model=logistic", "federation.num_rounds=2", "local.epochs=1", "hydra.run.dir=run", "tracker=none"]
     typed = ["--config-dir", restless, "strategy=restless", *options]
     done = warm.python("-m", "fedresearch.main", *typed, cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stderr
-    done = warm.python("-m", "fedresearch.reproduce", "run", "hardware=workers", cwd=tmp_path, env=env)
+    done = warm.python("-m", "fedresearch.reproduce", "run", cwd=tmp_path, env=env)
     assert done.stdout.splitlines()[-1] == "identical through round 2", done.stderr
     assert done.returncode == 0
 

@@ -144,7 +144,9 @@ def test_one_job_of_a_preset_is_reproduced_and_resumed(tmp_path):
     """Not its whole sweep, though its options say that they are one."""
 
     def run(module, *arguments):
-        done = warm.python("-m", f"fedresearch.{module}", *arguments, cwd=tmp_path, env=dict(os.environ))
+        done = warm.python(
+            "-m", f"fedresearch.{module}", *arguments, cwd=tmp_path, env={**os.environ, "WARM_RERUN": "1"}
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 

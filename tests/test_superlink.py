@@ -202,9 +202,10 @@ def test_a_killed_run_leaves_no_process_and_no_folder(tmp_path):
 def test_a_client_that_fails_ends_the_run_with_what_it_raised(there, tmp_path):
     (tmp_path / "conf" / "model").mkdir(parents=True)
     (tmp_path / "conf" / "model" / "faulty.yaml").write_text("# Fails\n_target_: faulty.Faulty\n")
-    code, _, err = fedresearch(tmp_path, "--config-dir", "conf", *there, *NO_EVALUATION, "model=faulty")
+    options = ["model=faulty", "federation.fraction_train=0.5"]
+    code, _, err = fedresearch(tmp_path, "--config-dir", "conf", *there, *NO_EVALUATION, *options)
     assert code == 1
-    assert re.search(r"clients? of partitions? [\d, ]+ failed in round 1: ArithmeticError: not today", err)
+    assert re.search(r"client of partition \d failed in round 1: ArithmeticError: not today", err)
     assert err.startswith("error: ")
     assert len(err.splitlines()) == 1
     assert record(tmp_path / "d")["status"] == "failed"
@@ -246,7 +247,7 @@ def test_flwr_run_runs_the_default_experiment_with_overrides(superlink, tmp_path
 
 @pytest.mark.slow
 def test_an_interrupt_leaves_the_record_and_nothing_else(tmp_path, run):
-    overrides = ["federation.num_rounds=50", *NO_EVALUATION]
+    overrides = ["federation.num_supernodes=1", "federation.num_rounds=50", *NO_EVALUATION]
     with start(tmp_path, *SHORT, "hardware=superlink", *overrides, "hydra.run.dir=d") as process:
         deadline = time.monotonic() + 300
         while not ((tmp_path / "d" / "metrics.jsonl").exists() and numbers(tmp_path / "d")):
@@ -256,7 +257,7 @@ def test_an_interrupt_leaves_the_record_and_nothing_else(tmp_path, run):
         (home,) = tmp_path.glob("fedresearch-*")
         (port,) = re.findall(r"address = .*:(\d+)", (home / "config.toml").read_text())
         started = descendants(process.pid)
-        assert len(started) >= 8  # SuperLink, ServerApp, two SuperNodes, a SuperExec of each, flwr log
+        assert len(started) >= 6  # SuperLink, ServerApp, a SuperNode, a SuperExec of each, flwr log
         assert {address for pid in started for _, address in listens(pid)} == {"0100007F"}  # 127.0.0.1
         process.send_signal(signal.SIGINT)
         assert process.wait(300) == 1
@@ -266,7 +267,10 @@ def test_an_interrupt_leaves_the_record_and_nothing_else(tmp_path, run):
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", int(port))) != 0
     assert record(tmp_path / "d")["status"] == "interrupted"
-    assert numbers(tmp_path / "d")[0] == run(*SHORT, *NO_EVALUATION, "federation.num_rounds=1").numbers()[0]
+    assert (
+        numbers(tmp_path / "d")[0]
+        == run(*SHORT, *overrides[:1], *NO_EVALUATION, "federation.num_rounds=1").numbers()[0]
+    )
 
 
 @pytest.mark.parametrize(

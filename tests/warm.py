@@ -2,7 +2,8 @@
 
 Such a command has all that a process of its own has (id, session, folder, environment, streams, signals), but for what
 Python and modules read of the environment as they start, and draws no picture of its partition. A test that is about
-start-up starts a process of its own.
+start-up starts a process of its own. With ``WARM_RERUN`` in its environment, a command that runs fedresearch again does
+so in a fork too.
 """
 
 import atexit
@@ -11,6 +12,7 @@ import functools
 import gc
 import importlib
 import json
+import multiprocessing
 import os
 import runpy
 import shutil
@@ -140,27 +142,43 @@ def _next_job():
 
 
 def _become(job):
-    """Take on a job's session, folder, environment, arguments and streams."""
+    """Take on a job's session, streams, folder and environment."""
     os.setsid()
-    os.chdir(job["cwd"])
-    os.environ.clear()
-    os.environ.update(job["env"])
-    tempfile.tempdir = None  # it is read of the environment
     for number, name in enumerate((os.devnull, *job["streams"])):
         os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_APPEND), number)
-    sys.orig_argv = [sys.executable, *job["arguments"]]
     sys.path[0] = job["cwd"]
-    sys.path[1:1] = filter(None, job["env"].get("PYTHONPATH", "").split(os.pathsep))
+    if job["env"].pop("WARM_RERUN", None):
+        subprocess.Popen = functools.partial(_popen, subprocess.Popen)
+    _change_to(job["cwd"], job["env"])
     os.close(job["ready"])  # its session and its streams are there
 
 
-if __name__ == "__main__":
-    for name in sys.argv[1:]:
-        importlib.import_module(name)
-    gc.collect()
-    gc.freeze()  # what is there is the forks' in common
-    _become(_next_job())
-    kind, what, *sys.argv[1:] = sys.orig_argv[1:]
+def _popen(popen, command, **options):
+    """Run ``python -P -m fedresearch.main ...`` in a fork, to be waited for, and what is another command as it is."""
+    if command[1:4] != ["-P", "-m", "fedresearch.main"]:
+        return popen(command, **options)
+    process = multiprocessing.get_context("fork").Process(target=_run_again, args=(command[2:],), kwargs=options)
+    process.start()
+    process.wait = process.join
+    return contextlib.nullcontext(process)
+
+
+def _run_again(words, cwd, env):
+    _change_to(cwd, env)
+    _run(words)
+
+
+def _change_to(cwd, env):
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(env)
+    tempfile.tempdir = None  # it is read of the environment
+    sys.path[1:1] = filter(None, env.get("PYTHONPATH", "").split(os.pathsep))
+
+
+def _run(words):
+    sys.orig_argv = [sys.executable, *words]
+    kind, what, *sys.argv[1:] = words
     if kind == "-c":
         sys.argv[0] = kind
         sys.modules["__main__"] = types.ModuleType("__main__")
@@ -168,3 +186,13 @@ if __name__ == "__main__":
     else:
         sys.modules.pop(what, None)  # it is run, whether imported or not
         runpy.run_module(what, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # what is there is the forks' in common
+    job = _next_job()
+    _become(job)
+    _run(job["arguments"])
