@@ -1,7 +1,6 @@
 """From a config to an experiment's objects."""
 
 import copy
-import gc
 import hashlib
 import inspect
 import json
@@ -89,9 +88,6 @@ class Experiment:
 
     def build(self) -> None:
         """Build every part now, and try a step, so that what cannot work fails here."""
-        if gc.get_freeze_count():  # the experiment before this one in the process, a sweep's last job, goes now
-            gc.unfreeze()
-            gc.collect()
         # The initial arrays before anything trains: the clients use the same instance of the model.
         _ = self.initial_arrays, self.data, self.strategy, self.grid, self.tracker
         for server_round in range(1, self.config.federation.num_rounds + 1):
@@ -101,7 +97,6 @@ class Experiment:
         parameter, lr = Parameter(torch.zeros(1)), self.config.optimizer["lr"]
         self._builder.call("optimizer", self._optimizer, Optimizer, params=[parameter], lr=lr)
         self._rehearse()
-        gc.freeze()  # all of this lives as long as the run: Flower's Bulyan collects garbage once a client
 
     @cached_property
     def data(self) -> FederatedData:

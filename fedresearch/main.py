@@ -1,5 +1,6 @@
 """The command: ``python -m fedresearch.main [overrides]`` composes an experiment, checks it, builds it and runs it."""
 
+import gc
 import os
 import shlex
 import sys
@@ -92,6 +93,8 @@ def _run(composed: DictConfig, hydra_config: HydraConf, directory: Path, in_swee
         from fedresearch.run import run_experiment
 
         run_experiment(**vars(submission))
+        if in_sweep:
+            gc.collect()  # what the job held, its whole dataset, goes before the next
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """The round loop: Flower's strategy hooks, one row of numbers a round."""
 
 import copy
+import gc
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
@@ -125,10 +126,14 @@ class RoundLoop:
         row = last or {"round": 0, "time/total_s": 0.0, **{f"{key}_total": 0 for key in _TOTALS}}
         self._totals = {key: row[f"{key}_total"] for key in _TOTALS}
         started = time.perf_counter() - row["time/total_s"]
-        while row["round"] < self.num_rounds and not self._reached(row):
-            row, arrays = self._round(row["round"] + 1, grid, arrays)
-            row["time/total_s"] = time.perf_counter() - started
-            self.log(row, arrays)
+        gc.freeze()  # what is there lives as long as the run: Flower's Bulyan collects garbage once a client
+        try:
+            while row["round"] < self.num_rounds and not self._reached(row):
+                row, arrays = self._round(row["round"] + 1, grid, arrays)
+                row["time/total_s"] = time.perf_counter() - started
+                self.log(row, arrays)
+        finally:
+            gc.unfreeze()
         return arrays
 
     def _reached(self, row: Row) -> bool:
