@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import shlex
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
@@ -63,7 +64,12 @@ def run(options: Namespace) -> None:
 def main() -> None:
     """Run the command line. A mistake in it is told in one line, without traceback, with exit code 1."""
     try:
-        run(_parser().parse_args())
+        options, unknown = _parser().parse_known_args()
+        if unknown:
+            pairs = [*options.run_config[-1:], *(word for word in unknown if "=" in word and word[0] != "-")]
+            quoted = f"--run-config {shlex.quote(' '.join(pairs))}, with the quotes" if len(pairs) > 1 else "--help"
+            raise InputError(f"unrecognized arguments: {' '.join(unknown)}; try {quoted}")
+        run(options)
     except InputError as error:
         sys.exit("\n".join(f"error: {line}" for line in error.args))
     except KeyboardInterrupt:
@@ -86,7 +92,12 @@ def _parser() -> ArgumentParser:
     add = parser.add_argument
     add("path", type=Path, metavar="PATH", help="the app's folder, which holds its pyproject.toml")
     add("-c", "--run-config", action="append", default=[], metavar="CONFIG", help="'a=1 b=\"text\"', or a TOML file")
-    add("--node-config", default="", metavar="CONFIG", help="'a=1 b=\"text\"', for context.node_config of every client")
+    add(
+        "--node-config",
+        default="",
+        metavar="CONFIG",
+        help="as in 'region=\"north\" power=2': for context.node_config of every client",
+    )
     add(
         "--num-supernodes",
         type=_num_supernodes,

@@ -282,6 +282,15 @@ def test_a_mistyped_command_line_is_told_in_a_line(told, tmp_path):
     )
     assert told(APP, "--workers", "2") == "error: --workers is not for --hardware cpu; try --hardware workers"
     assert told(tmp_path) == f"error: {tmp_path} has no pyproject.toml; try the folder that flwr run takes"
+    (tmp_path / "app" / "client").mkdir(parents=True)
+    (tmp_path / "app" / "pyproject.toml").touch()
+    within = tmp_path / "app" / "client"
+    assert told(within) == f"error: {within} has no pyproject.toml; try {tmp_path / 'app'}"
+    assert told(APP, "--run-config", "lr=1", "num-server-rounds=2") == (
+        "error: unrecognized arguments: num-server-rounds=2; try --run-config 'lr=1 num-server-rounds=2', "
+        "with the quotes"
+    )
+    assert told(APP, "--lr", "1") == "error: unrecognized arguments: --lr 1; try --help"
     assert told(APP, "--node-config", "a=b") == (
         "error: --node-config cannot read a=b; values are numbers, true, false and quoted text, "
         """as in --node-config 'lr=0.1 name="text"'"""

@@ -51,7 +51,8 @@ class AppFolder:
         try:
             project = tomllib.loads(file.read_text(encoding="utf-8"))
         except OSError:
-            raise InputError(f"{path} has no pyproject.toml; try the folder that flwr run takes") from None
+            above = next((str(folder) for folder in path.parents if (folder / "pyproject.toml").is_file()), "")
+            raise InputError(f"{path} has no pyproject.toml; try {above or 'the folder that flwr run takes'}") from None
         except tomllib.TOMLDecodeError as error:
             raise InputError(f"{file} is not TOML: {error}") from None
         components = _table(project, "tool", "flwr", "app", "components")
