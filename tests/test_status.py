@@ -1,7 +1,10 @@
 """What a sweep's table says of jobs that never ran."""
 
+import re
+
 import pytest
 
+from fedresearch.errors import InputError
 from fedresearch.sweep.status import show
 from tests.records import make
 
@@ -39,3 +42,14 @@ def test_a_table_of_global_models_names_the_jobs_of_which_these_are_no_result(sh
 
 def test_a_table_of_global_models_that_are_the_results_says_no_more(shown):
     assert shown((["seed=0"], GLOBAL, {}), (["seed=1"], GLOBAL, {}))[-1].startswith("2 finished in ")
+
+
+def test_sweeps_in_the_folder_are_named(shown, tmp_path):
+    for number, status in enumerate(("finished", "failed", "finished")):
+        make(tmp_path / "sweep_a" / f"{number}", status=status)
+    with pytest.raises(
+        InputError, match=f"^{re.escape(str(tmp_path))} holds sweeps .*; try one of {tmp_path}/sweep_a$"
+    ):
+        show(tmp_path)
+    *_, last = shown((["seed=0"], GLOBAL, {}))
+    assert last == f"{tmp_path / 'sweep_a'} is a sweep of its own: 2 finished, 1 failed"

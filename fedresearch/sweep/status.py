@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -47,9 +47,10 @@ def show(directory: Path) -> bool:
         shown = f"{value:.4f}" if isinstance(value, int | float) else ""
         table.add_row(*map(printable, (name, run.directory.name, run.state, of, shown)))
     print_table(table)
-    states = Counter(run.state for run, _ in loaded)
-    counts = printable(", ".join(f"{number} {state}" for state, number in states.items()))
-    print(f"{counts} in {directory}", flush=True)
+    print(printable(f"{_counts(run.state for run, _ in loaded)} in {directory}"), flush=True)
+    for sweep in _sweeps_in(directory):
+        states = _counts(load(job)[0].state for _, job in listed(sweep))
+        print(printable(f"{sweep} is a sweep of its own: {states}"), flush=True)
     personal = [name for (run, _), name in zip(loaded, names, strict=True) if run.own_models]
     if line := not_the_result(metric, personal, f"{len(loaded)} jobs"):
         print(printable(f"warning: {line}"), flush=True)
@@ -57,6 +58,16 @@ def show(directory: Path) -> bool:
         if run.error:
             print(printable(f"{run.directory.name}: {run.error}"), flush=True)
     return any(run.failed for run, _ in loaded)
+
+
+def _counts(states: Iterable[str]) -> str:
+    return ", ".join(f"{number} {state}" for state, number in Counter(states).items())
+
+
+def _sweeps_in(directory: Path) -> list[Path]:
+    """Return the folders in a directory that hold the jobs of other sweeps."""
+    jobs = {path.parent for name in (RECORD, REFUSED) for path in directory.glob(f"*/*/{name}")}
+    return sorted({path.parent for path in directory.glob(f"*/{JOBS}")} | {job.parent for job in jobs})
 
 
 def listed(directory: Path) -> list[tuple[list[str] | None, Path]]:
@@ -81,6 +92,10 @@ def listed(directory: Path) -> list[tuple[list[str] | None, Path]]:
         jobs = [(None, job) for job in sorted(found)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} is damaged ({error}); the sweep's command writes it anew") from None
+    if not jobs and (sweeps := _sweeps_in(directory)):
+        raise InputError(
+            f"{directory} holds sweeps and no jobs of its own; try one of {', '.join(map(str, sweeps[:9]))}"
+        )
     if not jobs:
         raise InputError(f"{directory} holds no sweep: it has neither {JOBS} nor jobs in folders of their own")
     return jobs
