@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import hydra.utils
 from hydra.errors import InstantiationException
 
-from fedresearch.errors import InputError, named
+from fedresearch.errors import InputError, named, one_line
 
 T = TypeVar("T")
 
@@ -145,7 +145,7 @@ class Builder:
             return InputError(f"{self._option(group)}: {one_line(error)}")
         *_, frame = traceback.extract_tb(error.__traceback__)
         return InputError(
-            f"{self._option(group)}: {' '.join(repr(error).split())} in {frame.filename}, line {frame.lineno}; "
+            f"{self._option(group)}: {one_line(repr(error))} in {frame.filename}, line {frame.lineno}; "
             "FEDRESEARCH_FULL_ERROR=1 shows the traceback"
         )
 
@@ -168,7 +168,7 @@ def _not_loaded(target: str) -> str:
             found = importlib.import_module(name)
         except Exception as error:
             if not isinstance(error, ModuleNotFoundError) or error.name != name:
-                return f"{name} cannot be imported: {' '.join(named(error).split())}"
+                return f"{name} cannot be imported: {one_line(named(error))}"
             if found is None:
                 return f"there is no module {part}; run from the folder that holds it, or add that to PYTHONPATH"
             if not hasattr(found, part):
@@ -177,10 +177,3 @@ def _not_loaded(target: str) -> str:
                 return f"{found.__name__}{where} has no {part}{meant}"
             found = getattr(found, part)
     return f"{target} cannot be loaded"
-
-
-def one_line(error: BaseException) -> str:
-    """Return an error's text on one line."""
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.strerror}: {error.filename}"
-    return repr(error) if isinstance(error, KeyError) else " ".join(str(error).split()) or repr(error)

@@ -24,6 +24,13 @@ def named(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
+def one_line(error: BaseException | str) -> str:
+    """Return an error's text, or any other, on one line."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.strerror}: {error.filename}"
+    return repr(error) if isinstance(error, KeyError) else " ".join(str(error).split()) or repr(error)
+
+
 def readable(error: Exception) -> Exception:
     """Return the system's refusal of a path as the one line that a user reads; any other error as it is."""
     if isinstance(error, OSError) and error.filename is not None:

@@ -17,7 +17,7 @@ from torch.nn import Module
 from fedresearch.apps.records import record_of, sha256, view
 from fedresearch.building import Builder, refuse_foreign
 from fedresearch.config.schema import Config
-from fedresearch.errors import InputError, named
+from fedresearch.errors import InputError, named, one_line
 from fedresearch.local.parts import forget_statistics
 from fedresearch.runs.checkpoint import write_arrays
 from fedresearch.runs.directory import MODEL, write_whole
@@ -73,7 +73,7 @@ def load_model(directory: str | Path, client: int | None = None, *, best: bool =
     try:
         model.load_state_dict({**tensors, **own})
     except RuntimeError as error:
-        raise InputError(f"{path} is not of the model in {RECORD}: {' '.join(str(error).split())}") from None
+        raise InputError(f"{path} is not of the model in {RECORD}: {one_line(error)}") from None
     return model.eval()
 
 

@@ -11,9 +11,8 @@ from typing import Any
 from flwr.app import Context, Message, RecordDict
 
 from fedresearch.apps.client_app import Clients
-from fedresearch.building import one_line
 from fedresearch.data.federated import FederatedData
-from fedresearch.errors import InputError
+from fedresearch.errors import InputError, one_line
 from fedresearch.hardware.threads import limit_threads
 from fedresearch.local.objective import EVALUATION_BATCH, evaluate
 

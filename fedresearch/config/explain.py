@@ -27,7 +27,7 @@ from fedresearch.config.compose import as_text
 from fedresearch.config.rules import RULES, shown
 from fedresearch.config.schema import GROUPS
 from fedresearch.config.suggest import key_to_type, option_to_type
-from fedresearch.errors import InputError, printable
+from fedresearch.errors import InputError, named, one_line, printable
 
 _DISK_TROUBLE = {
     errno.ENOSPC,
@@ -99,7 +99,7 @@ def cannot_compose(error: Exception, words: Sequence[str] = ()) -> InputError:
         return InputError(
             "an option's defaults list leads back to that option; look at `defaults:` in the files of the options typed"
         )
-    line = " ".join(f"{type(error).__name__}: {error}".split())
+    line = one_line(named(error))
     return explain(error) or InputError(f"cannot compose {shlex.join(words) or 'this command line'}: {line[:500]}")
 
 

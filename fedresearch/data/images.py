@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from fedresearch.errors import InputError
+from fedresearch.errors import InputError, one_line
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 MAX_PIXELS = 2**24  # of one image: 4096 x 4096
@@ -125,7 +125,7 @@ def _decode(content: bytes, where: str, mode: str | None) -> Image.Image:
     except UnidentifiedImageError as error:
         raise InputError(f"{where} must be an image in one of the formats {', '.join(FORMATS)}") from error
     except Exception as error:  # Pillow raises some ten kinds of them for a damaged image, SyntaxError too
-        raise InputError(f"{where} cannot be read as an image: {' '.join(str(error).split())}") from error
+        raise InputError(f"{where} cannot be read as an image: {one_line(error)}") from error
     if mode is not None and image.mode in _CONVERTIBLE:
         return image.convert(mode)
     if image.mode not in _CHANNELS:

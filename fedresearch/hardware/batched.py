@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from fedresearch.apps.client_app import Clients
 from fedresearch.apps.flower import client_error
-from fedresearch.errors import InputError
+from fedresearch.errors import InputError, one_line
 from fedresearch.hardware.in_process import InProcessGrid
 from fedresearch.local.cohort import CohortTrainer
 from fedresearch.local.compiled import keep_code_in
@@ -85,7 +85,7 @@ class BatchedGrid(InProcessGrid):
         try:
             app.train_cohort([message] * 2, [context, _copy(context)], CohortTrainer(2, False, self._largest))
         except Exception as error:
-            why = " ".join(str(error).split()).partition(". ")[0]  # vmap's advice is for who writes it
+            why = one_line(error).partition(". ")[0]  # vmap's advice is for who writes it
             raise InputError(
                 f"hardware=batched cannot train these clients ({why}), though one at a time can be trained; "
                 "try hardware=cpu or hardware=workers"

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fedresearch.errors import named
+from fedresearch.errors import named, one_line
 from fedresearch.tracking.tracker import RunInfo
 
 
@@ -67,7 +67,10 @@ class WandbTracker:
             except Exception as error:
                 if mode == "offline":
                     raise
-                mode, reason = "offline", f"going online failed ({_in_one_line(error)}), so the run is recorded offline"
+                mode, reason = (
+                    "offline",
+                    f"going online failed ({one_line(named(error))}), so the run is recorded offline",
+                )
                 import wandb
 
                 wandb.teardown()  # with its service process, in which the try that failed has the run's id
@@ -168,7 +171,7 @@ class WandbTracker:
         except Exception as error:
             upload = f"; to upload what it has so far: {self._how_to_sync()}" if self._wandb else ""
             self._wandb = None
-            _say(f"{doing} failed ({_in_one_line(error)}); the run goes on without W&B{upload}")
+            _say(f"{doing} failed ({one_line(named(error))}); the run goes on without W&B{upload}")
         finally:
             for name, value in theirs.items():
                 if value is None:
@@ -190,10 +193,6 @@ def _loggable(row: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in row.items()
         if isinstance(value, str) or (value is not None and math.isfinite(value))
     }
-
-
-def _in_one_line(error: Exception) -> str:
-    return " ".join(named(error).split())
 
 
 def _say(line: str) -> None:
