@@ -12,6 +12,11 @@ _NAME = (
     r"|gitlab|gh|hf|hub|huggingface|login|refresh|session|security|slack|user|wandb)[_-]?token)"
     r"|token"  # alone: pad_token and num_tokens are of text
 )
+# Variables that only a process that needs them gets. Wider than what is masked; PWD is the shell's working directory.
+_OF_A_VARIABLE = re.compile(
+    rf"(?:^|_)(?:(?:API)?KEYS?|TOKENS?|SECRETS?|CREDENTIALS?|AUTH)(?:_|$)|PASSWORD|PASSWD|^(?!PWD$)(?:{_NAME})$",
+    re.IGNORECASE,
+)
 _IS_NAME = re.compile(rf"(?:{_NAME})", re.IGNORECASE)
 # A name and its value: as an override, in a section written out, in a URL's query, as JSON.
 _ASSIGNED = re.compile(
@@ -29,6 +34,11 @@ _FORMS = re.compile(
 _PEM = re.compile(
     r"(-----BEGIN [A-Z ]*PRIVATE KEY-----\n)(.*?)(^.?-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL | re.MULTILINE
 )
+
+
+def without_secrets(environment: Mapping[str, str], keep: Sequence[str] = ()) -> dict[str, str]:
+    """Return the variables whose names are not those of keys, tokens or passwords."""
+    return {name: value for name, value in environment.items() if name in keep or not _OF_A_VARIABLE.search(name)}
 
 
 def masked(text: str) -> str:

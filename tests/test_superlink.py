@@ -19,8 +19,8 @@ import pytest
 
 from fedresearch.config import digest
 from fedresearch.errors import InputError
-from fedresearch.hardware.own_superlink import without_secrets
 from fedresearch.hardware.superlink import SuperLink
+from fedresearch.masking import without_secrets
 from tests import warm
 from tests.processes import descendants, listens, living
 
@@ -164,8 +164,25 @@ def test_only_the_server_has_the_keys_of_its_tracker(own):
 
 def test_what_is_a_secret():
     secret = ["AWS_ACCESS_KEY_ID", "GITHUB_TOKEN", "PGPASSWORD", "SSH_AUTH_SOCK", "API_KEY", "azure_client_secret"]
-    secret += ["GOOGLE_APPLICATION_CREDENTIALS", "WANDB_API_KEY", "HF_TOKEN"]
-    plain = ["PATH", "WANDB_MODE", "HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM", "KEYBOARD", "FEDRESEARCH_CACHE"]
+    secret += [
+        "GOOGLE_APPLICATION_CREDENTIALS",
+        "WANDB_API_KEY",
+        "HF_TOKEN",
+        "DB_PASS",
+        "MY_PWD",
+        "OLD_APIKEY_2",
+        "MY_KEY",
+    ]
+    plain = [
+        "PATH",
+        "PWD",
+        "OLDPWD",
+        "WANDB_MODE",
+        "HF_HUB_OFFLINE",
+        "TOKENIZERS_PARALLELISM",
+        "KEYBOARD",
+        "FEDRESEARCH_CACHE",
+    ]
     environment = dict.fromkeys([*secret, *plain], "x")
     assert without_secrets(environment) == dict.fromkeys(plain, "x")
     assert without_secrets(environment, ["HF_TOKEN"]) == dict.fromkeys([*plain, "HF_TOKEN"], "x")

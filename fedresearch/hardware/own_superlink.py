@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import secrets
 import signal
 import socket
@@ -27,12 +26,6 @@ _START_S = 60
 _BYTES_PER_SUPERNODE = 250 * 10**6
 # What the ServerApp needs of what is kept from all else: its tracker and the Hub ask for them.
 _FOR_THE_SERVER = ("WANDB_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-_SECRET = re.compile(r"(^|_)(API_?KEYS?|KEYS?|TOKENS?|SECRETS?|CREDENTIALS?|AUTH)(_|$)|PASSWORD|PASSWD", re.IGNORECASE)
-
-
-def without_secrets(environment: Mapping[str, str], keep: Sequence[str] = ()) -> dict[str, str]:
-    """Return the variables whose names are not those of keys, tokens or passwords."""
-    return {name: value for name, value in environment.items() if name in keep or not _SECRET.search(name)}
 
 
 def check_size(num_supernodes: int) -> None:

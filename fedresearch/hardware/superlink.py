@@ -12,8 +12,9 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from fedresearch.errors import InputError
-from fedresearch.hardware.own_superlink import OwnSuperLink, check_size, program, without_secrets
+from fedresearch.hardware.own_superlink import OwnSuperLink, check_size, program
 from fedresearch.hardware.scratch import Scratch, write_secret
+from fedresearch.masking import without_secrets
 
 _FLOWERS_OWN = re.compile(r"(\x1b\[\d+m)?(DEBUG|INFO)\b|Using SuperLink:|Successfully installed fedresearch to ")
 
