@@ -6,10 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch._inductor import codecache
 from torch._inductor.runtime import cache_dir_utils
 
 from fedresearch.errors import InputError
 from fedresearch.experiment import Experiment
+from fedresearch.local import compiled
 from fedresearch.local.compiled import keep_code_in
 from tests.conftest import LONG
 
@@ -277,6 +280,20 @@ def test_compiled_code_is_kept_where_only_this_user_may_write(tmp_path, monkeypa
     keep_code_in(tmp_path / "cache")
     assert cache_dir_utils.cache_dir() == str(tmp_path / "named")
     assert stat.S_IMODE((tmp_path / "named").stat().st_mode) == 0o700
+
+
+def test_headers_are_compiled_in_that_folder_too(tmp_path, monkeypatch):
+    """Inductor has them in /tmp, and what it finds there becomes part of the code."""
+    folders = []
+
+    def compile_(graph, arguments):
+        folders.extend((codecache._HEADER_DIR, codecache._HEADER_LOCK_DIR))
+        return graph
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr("torch._inductor.compile", compile_)
+    compiled.compile_code(lambda x: [x + 1], [torch.zeros(2)])
+    assert folders == [f"{tmp_path}/precompiled_headers", f"{tmp_path}/precompiled_headers/locks"]
 
 
 @pytest.mark.parametrize("found", ["writable by others", "of another user", "a link", "a file"])

@@ -7,6 +7,7 @@ import stat
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -71,8 +72,13 @@ def compile_code(function: Code, arguments: Sequence[Tensor]) -> Code:
             graph.graph.erase_node(node)
     graph.recompile()
     import torch._inductor
+    from torch._inductor import codecache
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
 
-    code = torch._inductor.compile(graph, list(arguments))
+    # Inductor would take the headers that it compiles first from its default folder in /tmp, whatever is set.
+    headers = f"{cache_dir()}/precompiled_headers"
+    with mock.patch.multiple(codecache, _HEADER_DIR=headers, _HEADER_LOCK_DIR=f"{headers}/locks"):
+        code = torch._inductor.compile(graph, list(arguments))
     # The compiler's modules stay as long as the process, and need not be walked through for garbage.
     gc.collect()
     gc.freeze()
