@@ -5,7 +5,7 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 from typing import Any
 
-from fedresearch.config import differences, tell
+from fedresearch.config import differences, tell, without_classes
 from fedresearch.errors import InputError, printing
 from fedresearch.runs.comparison import compare_rows, shown, surroundings, told
 from fedresearch.runs.record import Edited, Row, read_record, read_rows, read_run
@@ -41,6 +41,7 @@ def compare(first: Path, second: Path) -> tuple[list[str], bool]:
     """
     records, rows = zip(*map(_read, (first, second)), strict=True)
     config = differences(*(record["config"] if isinstance(record.get("config"), dict) else {} for record in records))
+    config = without_classes(config, *records)
     lines = ["config"] * bool(config)
     for key, a, b, numerical in config:
         lines += [line + " (changes no number)" * (not numerical) for line in told([(key, a, b)])]

@@ -10,6 +10,7 @@ from fedresearch.config import Config, differences, digest
 from fedresearch.errors import InputError
 from fedresearch.experiment import Experiment
 from fedresearch.masking import masked_tree
+from fedresearch.nested import ABSENT
 from fedresearch.runs.comparison import shown
 from fedresearch.runs.record import RECORD, read_run
 from fedresearch.runs.shape import BEGUN, refuse_odd
@@ -33,7 +34,8 @@ def goes_on(past: Mapping[str, Any], config: Config, directory: Path) -> bool:
     """
     refuse_odd(directory / RECORD, past, *BEGUN)
     changed = [
-        f"{key}={shown(theirs)} (now {shown(ours)})"
+        f"{key}{' not set' if theirs is ABSENT else f'={shown(theirs)}'} "
+        f"(now {'not set' if ours is ABSENT else shown(ours)})"
         for key, theirs, ours, numerical in differences(past["config"], masked_tree(asdict(config)))
         if numerical and key not in _MAY_CHANGE
     ]

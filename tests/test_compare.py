@@ -23,6 +23,7 @@ from fedresearch.runs.comparison import compare_rows, shown, surroundings
 from fedresearch.runs.record import dump_record, read_record
 from tests import warm
 from tests.conftest import LONG
+from tests.records import make
 
 ROOT = Path(__file__).parents[1]
 SHORT = ["model=logistic", "federation.num_rounds=3", "federation.num_supernodes=4", "local.epochs=1", "tracker=none"]
@@ -150,6 +151,19 @@ def test_what_to_type_for_a_recorded_value_gives_it(compose, recorded, now):
     assert found
     typed = [word for difference in found for word in shlex.split(difference.override)]
     assert not differences(wanted, asdict(compose(*base, *now, *typed)[0]))
+
+
+def test_an_options_name_stands_for_the_path_of_its_class(tmp_path):
+    rows = [{"train/loss": 1.0}]
+    make(tmp_path / "a", choices={"hardware": "cpu", "optimizer": "sgd"}, rows=rows)
+    optimizer = {"_target_": "mine", "lr": 0.1, "schedule": {"_target_": "constant"}}
+    hardware = {"_target_": "workers", "workers": 2}
+    choices = {"hardware": "workers", "optimizer": "sgd", "experiment": "a"}
+    make(tmp_path / "b", choices=choices, rows=rows, hardware=hardware, optimizer=optimizer)
+    lines, _ = compare(tmp_path / "a", tmp_path / "b")
+    assert "  hardware: cpu | workers" in lines
+    assert not any(line.startswith("  hardware._target_") for line in lines)
+    assert "  optimizer._target_: (none) | mine" in lines  # of an option that has the same name, and is another
 
 
 def test_rows_are_compared_until_one_differs():

@@ -5,12 +5,13 @@ import os
 import shutil
 import signal
 import textwrap
+from dataclasses import asdict
 from importlib.util import find_spec
 
 import numpy as np
 import pytest
 
-from fedresearch import checkpoints, config
+from fedresearch import checkpoints, config, resuming
 from fedresearch.apps import client_app
 from fedresearch.errors import InputError
 from fedresearch.experiment import Experiment
@@ -209,6 +210,16 @@ def test_another_number_is_refused_and_named(tmp_path, whole):
     conduct(resumed, *SCAFFOLD, "name=other", "checkpoint.every=3", "checkpoint.keep=1")
     assert rows_of(resumed) == rows_of(whole)
     assert rounds_of_checkpoints(resumed) == [4]  # the last round is always kept
+
+
+def test_a_key_that_only_one_config_has_is_named_so(compose, tmp_path, monkeypatch):
+    before, now = (compose(f"optimizer={name}", "tracker=none")[0] for name in ("sgd", "adam"))
+    past = {"config": asdict(before), "status": "interrupted"}
+    monkeypatch.setattr(resuming, "refuse_odd", lambda *_: None)  # of the record, only this is read
+    with pytest.raises(
+        InputError, match=r"optimizer.momentum=0.0 \(now not set\), .*optimizer.betas not set \(now \[0.9"
+    ):
+        resuming.goes_on(past, now, tmp_path)
 
 
 def test_more_rounds_are_those_of_a_longer_run(tmp_path, whole):

@@ -10,7 +10,7 @@ from fedresearch.config.compose import (
     quoted,
     refuse_no_options,
 )
-from fedresearch.config.differences import ConfigDifference, differences
+from fedresearch.config.differences import ConfigDifference, differences, without_classes
 from fedresearch.config.explain import cannot_compose, explain, tell, words_without_key
 from fedresearch.config.resolvers import as_typed, register
 from fedresearch.config.schema import Config, digest, parse, runs_elsewhere
@@ -35,5 +35,6 @@ __all__ = [
     "register",
     "runs_elsewhere",
     "tell",
+    "without_classes",
     "words_without_key",
 ]

@@ -3,7 +3,7 @@
 import json
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from fedresearch.config.compose import quoted
@@ -30,6 +30,21 @@ class ConfigDifference(NamedTuple):
         else:
             value = json.dumps(self.a, separators=(",", ":"))
         return shlex.quote(f"{'+' * (self.b is ABSENT)}{self.key}={value}")
+
+
+def without_classes(
+    found: Iterable[ConfigDifference], a: Mapping[str, Any], b: Mapping[str, Any]
+) -> list[ConfigDifference]:
+    """Return differences without the paths of classes where the names of options say it: those of two records."""
+    groups = {
+        "optimizer.schedule" if key == "schedule" else key
+        for key, *_ in differing(a.get("choices") or {}, b.get("choices") or {})
+    }
+    return [
+        one
+        for one in found
+        if not (one.key.endswith("._target_") and one.key.startswith(tuple(f"{g}." for g in groups)))
+    ]
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[ConfigDifference]:
