@@ -22,6 +22,7 @@ from fedresearch.apps.records import (
     PERSONAL_LOSS,
     TRAIN_LOSS,
     UNIFORM,
+    is_finite,
     metrics_of,
     number,
     record_of,
@@ -214,7 +215,10 @@ class Clients(ClientApp):
         return self._tensors(context.state, key) if self._keeps_optimizer_state else None
 
     def _leave(self, trained: Trained, context: Context, num_examples: int) -> RecordDict:
-        """Return what a client sends, and put what it keeps into its context."""
+        """Return what a client sends, and put what it keeps into its context: nothing, if what it sends is not finite.
+
+        It then resumes from what it had, as one that failed. Else no later update of it would ever be finite.
+        """
         state = context.state
         content = RecordDict()
         content[ARRAYS] = record_of({k: v for k, v in trained.state.items() if k not in self.personal})
@@ -223,6 +227,8 @@ class Clients(ClientApp):
         content[METRICS] = MetricRecord(
             {TRAIN_LOSS: trained.loss, NUM_STEPS: trained.num_steps, NUM_EXAMPLES: num_examples, UNIFORM: 1}
         )
+        if not is_finite(content):
+            return content
         if self.personal:
             state[_PARTS] = record_of({k: v for k, v in trained.state.items() if k in self.personal})
         for name, group in trained.kept.items():

@@ -4,11 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Message, MetricRecord
 from numpy.typing import NDArray
 
 from fedresearch.apps.records import (
-    ARRAYS,
     EVAL_ACC,
     EVAL_LOSS,
     NUM_EXAMPLES,
@@ -19,9 +18,9 @@ from fedresearch.apps.records import (
     UNIFORM,
     arrays_of,
     flatten,
+    is_finite,
     metrics_of,
     number,
-    view,
 )
 from fedresearch.errors import InputError
 from fedresearch.local.parts import Names
@@ -48,7 +47,7 @@ def measure_updates(origin: NDArray[np.float64], replies: list[Message], names: 
         flatten(arrays_of(reply.content), names, update)
         update -= origin
         norm = np.linalg.norm(update)
-        if not np.isfinite(norm) or not _rest_is_finite(reply.content, names):
+        if not np.isfinite(norm) or not is_finite(reply.content, but=names):
             nonfinite.append(reply)
         elif norm > 0:
             update /= norm
@@ -58,17 +57,6 @@ def measure_updates(origin: NDArray[np.float64], replies: list[Message], names: 
     if count > 1:
         row["update/cosine"] = float((total @ total - count) / (count * (count - 1)))
     return row, nonfinite
-
-
-def _rest_is_finite(content: RecordDict, names: Names) -> bool:
-    """Return whether what a client sends beside parameters is finite: BatchNorm's statistics, control variates."""
-    return all(
-        bool(np.isfinite(view(array)).all())
-        for of, record in content.items()
-        if isinstance(record, ArrayRecord)
-        for name, array in record.items()
-        if of != ARRAYS or name not in names
-    )
 
 
 def measure_clients(per_client: Sequence[MetricRecord]) -> Row:

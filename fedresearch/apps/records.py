@@ -58,6 +58,16 @@ def view(array: Array) -> NDArray[Any]:
     return array.held if isinstance(array, HeldArray) else array.numpy()
 
 
+def is_finite(content: RecordDict, but: Collection[str] = ()) -> bool:
+    """Return whether all arrays are finite; of the model, without the parameters named."""
+    return all(
+        bool(np.isfinite(view(array)).all())
+        for of, record in content.array_records.items()
+        for name, array in record.items()
+        if of != ARRAYS or name not in but
+    )
+
+
 def record(values: Mapping[str, ArrayLike]) -> ArrayRecord:
     """Return copies of NumPy arrays, or scalars, as a record."""
     made = ArrayRecord()
