@@ -100,6 +100,12 @@ def test_clients_metrics_are_spread_tenth_percentile_and_worst():
     assert row["clients/loss_p90"] == pytest.approx(0.46)
 
 
+@pytest.mark.parametrize("losses", [[1.0, np.inf], [np.inf, np.inf], [1.0, np.nan], [np.nan, 1.0]])
+def test_a_loss_that_is_not_finite_is_the_worst_in_any_order_and_without_a_warning(losses):
+    row = measure_clients([MetricRecord({"eval_loss": loss, "num-examples": 10}) for loss in losses])
+    assert not any(np.isfinite(row[f"clients/loss_{of}"]) for of in ("mean", "std", "worst"))
+
+
 @pytest.mark.parametrize(
     ("num_supernodes", "fraction", "size"),
     [(100, 0.1, 10), (10, 0.25, 2), (100, 0.29, 29), (30, 0.1, 3), (10, 0.01, 1), (1, 1.0, 1), (7, 1.0, 7)],

@@ -66,17 +66,18 @@ def measure_clients(per_client: Sequence[MetricRecord]) -> Row:
     """
     row: Row = {"clients/evaluated": len(per_client)}
     for key, name, worst, tenth in (
-        (EVAL_LOSS, "clients/loss", max, 90),
-        (EVAL_ACC, "clients/accuracy", min, 10),
-        (PERSONAL_LOSS, "personal/loss", max, 90),
-        (PERSONAL_ACC, "personal/accuracy", min, 10),
+        (EVAL_LOSS, "clients/loss", np.max, 90),
+        (EVAL_ACC, "clients/accuracy", np.min, 10),
+        (PERSONAL_LOSS, "personal/loss", np.max, 90),
+        (PERSONAL_ACC, "personal/accuracy", np.min, 10),
     ):
         values = [float(number(metrics, key)) for metrics in per_client if key in metrics]
         if values:
-            row[f"{name}_mean"] = float(np.mean(values))
-            row[f"{name}_std"] = float(np.std(values))
-            row[f"{name}_p{tenth}"] = float(np.percentile(values, tenth))
-            row[f"{name}_worst"] = worst(values)
+            with np.errstate(invalid="ignore"):  # losses may be infinite, and have no spread then
+                row[f"{name}_mean"] = float(np.mean(values))
+                row[f"{name}_std"] = float(np.std(values))
+                row[f"{name}_p{tenth}"] = float(np.percentile(values, tenth))
+                row[f"{name}_worst"] = float(worst(values))
     return row
 
 
