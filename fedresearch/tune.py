@@ -86,28 +86,37 @@ def choose(runs: Sequence[Run], key: str, rule: str) -> tuple[dict[str, Any], li
         )
     found = study(runs)
     refuse_constant(found, key)
-    metric = validation_column(default_metric([(run, run.columns) for run in runs]))
-    chosen_by = selection(rule, metric)
     keys = [other for other in found.keys if other != key]
     if _tells_apart(found.cells, [other for other in keys if other != _LENGTH]):
         keys = [other for other in keys if other != _LENGTH]
     without = [cell.label for cell in found.cells if key not in cell.keys]
     if without:
         raise InputError(f"{without[0]} has no {key}; tune the runs that have it")
+    groups: dict[str, list[Cell]] = {}
+    for cell in found.cells:
+        groups.setdefault(as_json([cell.keys.get(other) for other in keys]), []).append(cell)
+    # Where all of a cell's clients have models of their own, these are tuned, whatever other cells have.
+    metrics = {
+        of: validation_column(default_metric([(run, run.columns) for cell in group for run in cell.runs.values()]))
+        for of, group in groups.items()
+    }
+    captions = dict.fromkeys(selection(rule, metric).caption for metric in metrics.values())
     cells: dict[str, list[tuple[Any, float]]] = {}
     seeds: dict[str, dict[str, str]] = {}  # of each cell, to the first value that was tried on them
-    for cell in found.cells:
-        values = [chosen_by.choose(run) if run.state == "finished" else np.nan for run in cell.runs.values()]
-        of = as_json([cell.keys.get(other) for other in keys])
-        cells.setdefault(of, []).append((cell.keys[key], float(np.mean(values))))
-        seeds.setdefault(of, {}).setdefault(", ".join(cell.runs), shown(cell.keys[key]))
+    for of, group in groups.items():
+        choose_of = selection(rule, metrics[of]).choose
+        for cell in group:
+            values = [choose_of(run) if run.state == "finished" else np.nan for run in cell.runs.values()]
+            cells.setdefault(of, []).append((cell.keys[key], float(np.mean(values))))
+            seeds.setdefault(of, {}).setdefault(", ".join(cell.runs), shown(cell.keys[key]))
     if all(np.isnan(score) for tried in cells.values() for _, score in tried):
-        raise InputError(f"no run has {metric}; try validation.fraction=0.1 and federation.fraction_evaluate=1")
+        listed = " or ".join(dict.fromkeys(metrics.values()))
+        raise InputError(f"no run has {listed}; try validation.fraction=0.1 and federation.fraction_evaluate=1")
     entries, warnings = [], []
     for of, tried in cells.items():
         cell_values = json.loads(of)
         label = ", ".join(map(shown, cell_values)) or "all runs"
-        scores = np.array([score for _, score in tried]) * (1 if larger_is_better(metric) else -1)
+        scores = np.array([score for _, score in tried]) * (1 if larger_is_better(metrics[of]) else -1)
         if np.isnan(scores).all():
             raise InputError(f"{label}: every {key} that was tried diverged; try smaller ones")
         value, _ = tried[int(np.nanargmax(scores))]
@@ -130,7 +139,7 @@ def choose(runs: Sequence[Run], key: str, rule: str) -> tuple[dict[str, Any], li
         "key": key,
         "keys": keys,
         "fixed": _fixed(runs),
-        "selection": chosen_by.caption,
+        "selection": "; ".join(captions),
         "seeds": sorted({run.record["config"]["seed"] for run in runs}),
         "cells": entries,
     }

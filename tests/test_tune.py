@@ -58,6 +58,25 @@ def test_the_best_mean_over_seeds_of_the_validation_data_is_chosen_for_each_cell
     ]
 
 
+def test_clients_own_models_are_tuned_in_the_cells_that_have_them(tmp_path):
+    """Of Ditto, the global model is FedAvg's, and the best rate for it says nothing of the clients' own models."""
+    for lr, shared, personal in [(0.01, 0.5, 0.9), (0.1, 0.8, 0.6)]:
+        for strategy in ("fedavg", "ditto"):
+            own = strategy == "ditto"
+            row = {"clients/eval_acc": shared} | ({"personal/eval_acc": personal} if own else {})
+            options = {
+                "choices": {"strategy": strategy},
+                "optimizer": {"lr": lr, "schedule": {}},
+                "record": {"own_models": own},
+            }
+            make(tmp_path / f"{strategy}_{lr}", seed=1000, rows=[row], **options)
+    chosen, _ = choose(load([tmp_path]), "optimizer.lr", "last")
+    assert {tuple(each["cell"]): each["value"] for each in chosen["cells"]} == {("ditto",): 0.01, ("fedavg",): 0.1}
+    assert {*chosen["selection"].split("; ")} == {
+        f"{of}/eval_acc after the last round" for of in ("clients", "personal")
+    }
+
+
 def test_a_value_of_which_one_seed_diverged_is_not_chosen(tmp_path):
     sweep(tmp_path, {**ACCURACIES, (0.1, 0.1, 1001): [0.9, 0.9]})
     make(
