@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import types
 from multiprocessing.connection import Client, Listener
 from pathlib import Path
@@ -188,6 +189,21 @@ def _run(words):
         runpy.run_module(what, run_name="__main__", alter_sys=True)
 
 
+def _exit(code):
+    """End as Python does, but without taking down one by one all the objects that it shares with other forks."""
+    if isinstance(code, str):
+        print(code, file=sys.stderr)
+        code = 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+    except OSError:
+        code = 120
+    sys.stderr.flush()
+    os._exit(code or 0)
+
+
 if __name__ == "__main__":
     for name in sys.argv[1:]:
         importlib.import_module(name)
@@ -195,4 +211,8 @@ if __name__ == "__main__":
     gc.freeze()  # what is there is the forks' in common
     job = _next_job()
     _become(job)
-    _run(job["arguments"])
+    try:
+        _run(job["arguments"])
+    except SystemExit as end:
+        _exit(end.code)
+    _exit(None)
