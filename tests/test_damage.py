@@ -15,7 +15,7 @@ from fedresearch.data.cache import cached_arrays
 from fedresearch.errors import InputError
 from fedresearch.runs.checkpoint import FOLDER, read_checkpoints, write_checkpoint
 from fedresearch.runs.directory import FAILURES, History, RunDirectory
-from fedresearch.runs.record import METRICS, RECORD, parse_rows, read_record, read_rows, state_of
+from fedresearch.runs.record import METRICS, RECORD, dump_record, parse_rows, read_record, read_rows, state_of
 from tests.conftest import LONG
 
 ONE_FOLDER = settings(
@@ -217,3 +217,16 @@ def test_a_row_may_have_many_brackets_but_not_be_nested_deep(tmp_path):
     deep = b'{"round": 1, "x": ' + b"[" * 100 + b"]" * 100 + b"}\n"
     with pytest.raises(InputError, match="line 1 is not the row of round 1"):
         parse_rows(deep, tmp_path)
+
+
+@pytest.mark.parametrize("fields", [{"config": {"x": {"eval/\ud800": 1}}}, {"config_dirs": ["conf\udfff"]}])
+def test_text_that_is_no_unicode_is_no_record(tmp_path, fields):
+    (tmp_path / "run.json").write_text(dump_record({"status": "finished", "choices": {}, **fields}))
+    with pytest.raises(InputError, match=r"run.json is damaged: it has text that is no Unicode"):
+        read_record(tmp_path)
+
+
+def test_a_path_need_not_be_utf8(tmp_path):
+    folder = b"a\xff".decode(errors="surrogateescape")
+    (tmp_path / "run.json").write_text(dump_record({"working_directory": folder}))
+    assert read_record(tmp_path)["working_directory"] == folder

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -32,6 +33,8 @@ Row = dict[str, Any]
 _MAX_RECORD_BYTES, _MAX_METRICS_BYTES, _MAX_ROW_BYTES = 16_000_000, 256_000_000, 1_000_000
 _MAX_DEPTH = 64  # of values in values; Python's own limit is about a thousand
 _MAX_NUMBER = sys.float_info.max
+# Which JSON can hold, and no file, figure or page; those that stand for the bytes of a path are left out.
+_LONE_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
 
 class NoRun(InputError):
@@ -114,11 +117,13 @@ def _refuse_extremes(value: Any) -> None:
         for one in level:
             if isinstance(one, int | float) and not abs(one) <= _MAX_NUMBER:
                 raise ValueError("it has a number beyond all bounds")
+            if isinstance(one, str) and _LONE_SURROGATE.search(one):
+                raise ValueError("it has text that is no Unicode")
         level = [
             inner
             for node in level
             if isinstance(node, dict | list)
-            for inner in (node.values() if isinstance(node, dict) else node)
+            for inner in ((*node.keys(), *node.values()) if isinstance(node, dict) else node)
         ]
 
 
