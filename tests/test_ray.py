@@ -18,6 +18,7 @@ from flwr.clientapp import ClientApp
 
 from fedresearch.errors import InputError
 from fedresearch.experiment import Experiment
+from fedresearch.hardware.cores import num_cores
 from tests.processes import LOOPBACK, descendants, listens, living
 
 # Ray leaves files of its own to the garbage collector, and a killed node's sockets.
@@ -161,6 +162,7 @@ def test_a_cluster_of_its_own_is_this_machines_and_this_runs_alone(tmp_path):
 
 def test_a_killed_run_leaves_no_process_and_no_folder(tmp_path):
     overrides = ["model=logistic", "tracker=none", "federation.num_rounds=100000", "hydra.run.dir=d"]
+    overrides.append(f"hardware.num_cpus={num_cores()}")  # one actor
     with tempfile.TemporaryDirectory(dir="/tmp") as short:
         process = subprocess.Popen(
             [sys.executable, "-m", "fedresearch.main", "hardware=ray", *overrides],

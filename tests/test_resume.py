@@ -15,6 +15,7 @@ from fedresearch import checkpoints, config, resuming
 from fedresearch.apps import client_app
 from fedresearch.errors import InputError
 from fedresearch.experiment import Experiment
+from fedresearch.hardware.cores import num_cores
 from fedresearch.local import cohort
 from fedresearch.runs.directory import RunDirectory
 from fedresearch.runs.loaded import load
@@ -112,7 +113,7 @@ def test_every_option_goes_on_to_the_same_bits(tmp_path, normed_dir, overrides):
         ("hardware=workers", "hardware=cpu"),
         ("hardware=workers", "hardware=workers hardware.workers=1"),
         ("hardware=cpu", "hardware=gpu hardware.device=cpu"),  # the option's own path, on any machine
-        pytest.param("hardware=cpu", "hardware=ray", marks=RAY),
+        pytest.param("hardware=cpu", f"hardware=ray hardware.num_cpus={num_cores()}", id="ray", marks=RAY),  # one actor
     ],
 )
 @pytest.mark.slow
