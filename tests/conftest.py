@@ -37,8 +37,8 @@ class Result:
 
 @pytest.hookimpl(tryfirst=True)  # before those marked slow are left out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the slow tests, so that no long one is the last; mark those that train."""
-    items.sort(key=lambda item: not item.get_closest_marker("slow"))
+    """Begin with the SuperLink's tests, which wait, and all that are slow; mark those that train."""
+    items.sort(key=lambda item: (item.path.stem != "test_superlink", not item.get_closest_marker("slow")))
     for item in items:
         if {"run", "whole", "finished"} & {*getattr(item, "fixturenames", ())}:
             item.add_marker("slow")

@@ -491,7 +491,10 @@ def test_an_interrupted_rerun_is_waited_for(finished, copy, tmp_path):
         os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
         _, err = process.communicate(timeout=300)
     assert process.returncode == 1
-    assert err.splitlines() == ["stopping after this round; once more to stop at once", "interrupted", "interrupted"]
+    stopping, resumes, *interrupted = err.splitlines()
+    assert stopping == "stopping after this round; once more to stop at once"
+    assert resumes == f"python -m fedresearch.main resume={tmp_path / 'again'}"
+    assert interrupted == ["interrupted", "interrupted"]  # the rerun, and what waited for it
     assert read_record(tmp_path / "again")["status"] == "interrupted"
 
 
