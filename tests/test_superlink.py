@@ -14,14 +14,19 @@ import time
 from contextlib import closing
 from http.client import HTTPConnection, HTTPSConnection
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from flwr.app import Context, RecordDict
 
-from fedresearch.config import digest
+from fedresearch import superlink_apps
 from fedresearch.errors import InputError
 from fedresearch.hardware.superlink import SuperLink
 from fedresearch.masking import without_secrets
+from fedresearch.run import run_experiment
+from fedresearch.submission import Submission
 from tests import warm
+from tests.directories import killed, outcome
 from tests.processes import descendants, listens, living
 
 ROOT = Path(__file__).parents[1]
@@ -103,23 +108,22 @@ def there(superlink):
 
 
 @pytest.mark.slow
-def test_scaffold_over_tls_with_authenticated_supernodes_equals_cpu_also_when_resumed(there, tmp_path, run, compose):
-    # SCAFFOLD keeps a variate in the state of each SuperNode: after its first round the server asks for it, and brings
-    # it for the second, in which it is needed.
-    overrides = ["strategy=scaffold", "federation.num_rounds=1", "federation.fraction_train=1", *NO_EVALUATION]
-    code, out, err = fedresearch(tmp_path, *there, *overrides)
-    assert code == 0, err
-    assert numbers(tmp_path / "d") == run(*SHORT, *overrides).numbers()
-    assert record(tmp_path / "d")["status"] == "finished"
-    assert record(tmp_path / "d")["digest"] == digest(compose(*SHORT, *overrides)[0])
-    assert "fedresearch.main" in record(tmp_path / "d")["command"]
-    assert out.splitlines()[1].startswith("round 1/1 ")
-    assert out.splitlines()[-1] == str(tmp_path / "d")
+def test_scaffold_goes_on_over_tls_with_authenticated_supernodes_to_the_bits_of_cpu(there, tmp_path, compose):
+    """It keeps a variate on each client, which is brought to the SuperNodes, needed there, and asked for again."""
+    overrides = [*SHORT, "strategy=scaffold", "federation.fraction_train=1", *NO_EVALUATION, "checkpoint.keep=9"]
+    whole = tmp_path / "whole"
+    run_experiment(*compose(*overrides, "federation.num_rounds=2"), whole, [*overrides, "federation.num_rounds=2"])
+    resumed = killed(whole, tmp_path / "d", checkpoint=1)
 
-    with start(tmp_path, "resume=d", "federation.num_rounds=2") as resumed:
-        assert resumed.wait() == 0, resumed.printed()
-    overrides[1] = "federation.num_rounds=2"
-    assert numbers(tmp_path / "d") == run(*SHORT, *overrides).numbers()
+    with start(tmp_path, "resume=d", "hardware=superlink", *there[:2]) as process:
+        out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert outcome(resumed) == outcome(whole)
+    assert record(resumed)["status"] == "finished"
+    assert record(resumed)["digest"] == record(whole)["digest"]
+    assert "hardware=superlink" in record(resumed)["resumed"][0]["command"]
+    assert [line.partition("  ")[0] for line in out.splitlines()[1:3]] == ["going on after round 1", "round 2/2"]
+    assert out.splitlines()[-1] == str(resumed)
 
 
 @pytest.mark.slow
@@ -228,15 +232,21 @@ def test_a_client_that_fails_ends_the_run_with_what_it_raised(there, tmp_path):
     assert record(tmp_path / "d")["status"] == "failed"
 
 
-@pytest.mark.slow
-def test_what_the_server_refuses_is_told_in_the_same_line(there, tmp_path, run):
-    refused = ["dataset=mnist", "dataset.root=nowhere"]
-    code, _, err = fedresearch(tmp_path, *there, *refused)
-    assert code == 1
+def test_what_the_server_refuses_is_in_its_log_as_it_is_told_elsewhere(compose, tmp_path, monkeypatch, capsys, run):
+    """From where whoever submitted it takes it, as the test above shows."""
+    refused = ["dataset=mnist", "dataset.root=nowhere", "hardware=superlink"]
+    submission = Submission(*compose(*SHORT, *refused), tmp_path / "d", refused, ["fedresearch"], [], again=False)
+    nodes = SimpleNamespace(meet=lambda: None, num_supernodes=None, timeout_s=None)
+    monkeypatch.setattr(superlink_apps, "NodeGrid", lambda grid: nodes)
+    monkeypatch.setattr(superlink_apps, "_one_thread", lambda: None)
+    context = Context(1, 0, {}, RecordDict(), {"experiment": submission.dumps()})
+    with pytest.raises(InputError) as there:
+        superlink_apps.server_app(None, context)
     with pytest.raises(InputError) as here:
-        run(*SHORT, *refused)
-    assert err == f"error: {here.value}\n"
-    assert not (tmp_path / "d").exists()
+        run(*SHORT, *refused[:2])
+    assert there.value.args == here.value.args
+    assert capsys.readouterr().err == f"error: {here.value}\n"
+    assert {path.name for path in (tmp_path / "d").iterdir()} <= {".lock"}
 
 
 @pytest.mark.slow

@@ -165,7 +165,7 @@ def test_of_two_sweeps_at_once_each_job_is_run_by_one(tmp_path):
 def test_jobs_run_side_by_side_under_joblib(tmp_path):
     sweep = ["-m", *SMALL, "seed=0,1", "partitioner.min_partition_size=1,1000"]
     joblib = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-    done = command(tmp_path, *sweep, *joblib, "hardware=workers")
+    done = command(tmp_path, *sweep, *joblib)
     assert done.returncode == 1
     assert "2 jobs run at once, on " in done.stdout
     assert "2 finished, 2 refused in outputs/sweep_" in done.stdout

@@ -159,8 +159,8 @@ def test_random_kills_change_no_bit(tmp_path, undisturbed):
 def test_a_signal_ends_the_run_after_its_round(tmp_path, undisturbed, number, hardware):
     expected, _ = undisturbed("fedavg")
     directory = tmp_path / "run"
-    words = [*OPTIONS, *STRATEGIES["fedavg"], *HARDWARE[hardware]]
-    attempt = Attempt(directory, words)
+    words = [*OPTIONS, *STRATEGIES["fedavg"]]
+    attempt = Attempt(directory, [*words, *HARDWARE[hardware]])
     attempt.wait(lambda: attempt.num_rows() >= 2)
     # As a terminal does with Ctrl-C: all processes of the group at once.
     (os.killpg if number == signal.SIGINT else os.kill)(attempt.pid, number)
@@ -171,6 +171,6 @@ def test_a_signal_ends_the_run_after_its_round(tmp_path, undisturbed, number, ha
     assert "Traceback" not in told
     assert json.loads((directory / "run.json").read_text())["status"] == "interrupted"
     assert (directory / "checkpoints" / f"round_{attempt.num_rows():06d}.safetensors").exists()
-    attempt = Attempt(directory, words)
+    attempt = Attempt(directory, [*words, *HARDWARE["cpu"]])
     assert attempt.code() == 0, attempt.told()
     assert outcome(directory) == expected

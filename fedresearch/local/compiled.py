@@ -7,7 +7,6 @@ import stat
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
@@ -76,9 +75,9 @@ def compile_code(function: Code, arguments: Sequence[Tensor]) -> Code:
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     # Inductor would take the headers that it compiles first from its default folder in /tmp, whatever is set.
-    headers = f"{cache_dir()}/precompiled_headers"
-    with mock.patch.multiple(codecache, _HEADER_DIR=headers, _HEADER_LOCK_DIR=f"{headers}/locks"):
-        code = torch._inductor.compile(graph, list(arguments))
+    codecache._HEADER_DIR = f"{cache_dir()}/precompiled_headers"
+    codecache._HEADER_LOCK_DIR = f"{codecache._HEADER_DIR}/locks"
+    code = torch._inductor.compile(graph, list(arguments))
     # The compiler's modules stay as long as the process, and need not be walked through for garbage.
     gc.collect()
     gc.freeze()
