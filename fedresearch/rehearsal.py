@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from typing import Any
 
+import torch
 from flwr.app import Context, Message, RecordDict
 
 from fedresearch.apps.client_app import Clients
 from fedresearch.data.federated import FederatedData
 from fedresearch.errors import InputError, one_line
-from fedresearch.hardware.threads import limit_threads
 from fedresearch.local.objective import EVALUATION_BATCH, evaluate
 
 log = logging.getLogger("fedresearch")
@@ -75,7 +75,7 @@ def rehearse_apart(**arguments: Any) -> None:
 
 
 def _rehearse_and_send(connection: Connection, arguments: Mapping[str, Any]) -> None:
-    limit_threads(1)  # those that the main process has started are not here
+    torch.set_num_threads(1)  # those that the main process has started are not here
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)  # the main process hears them, and ends this one
