@@ -14,6 +14,7 @@ from fedresearch.data.source import Rows, Samples
 from fedresearch.errors import InputError
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from flwr_datasets.partitioner import Partitioner
 
 
@@ -52,7 +53,7 @@ def partition_rows(
     datasets.utils.logging.set_verbosity_error()  # or it prints every index of a partition that it cannot hash
     by = columns(samples)
     table = datasets.Dataset.from_dict({"row": np.arange(len(samples.y)), **by})
-    partitioner.dataset = table if shuffle_seed is None else table.shuffle(seed=shuffle_seed)
+    partitioner.dataset = _read_at_once(table if shuffle_seed is None else table.shuffle(seed=shuffle_seed))
     try:
         with warnings.catch_warnings(action="ignore"):  # of sizes that leave samples over, and of each redraw
             warnings.filterwarnings("error", "invalid value encountered in cast", RuntimeWarning)  # NaN is no size
@@ -77,6 +78,17 @@ def columns(samples: Samples) -> dict[str, NDArray[np.int64]]:
     if samples.natural_id is not None:
         values["natural_id"] = samples.natural_id
     return {name: np.unique(column, return_inverse=True)[1].astype(np.int64) for name, column in values.items()}
+
+
+def _read_at_once(table: "Dataset") -> "Dataset":
+    """Return a table whose columns are lists: as such, a partitioner reads one row after another, for seconds."""
+
+    class Table(type(table)):  # type: ignore[misc]
+        def __getitem__(self, key: Any) -> Any:
+            return super().__getitem__(slice(None))[key] if isinstance(key, str) else super().__getitem__(key)
+
+    table.__class__ = Table
+    return table
 
 
 def _load(partitioner: "Partitioner", num_supernodes: int | None) -> list[Rows]:
