@@ -3,10 +3,12 @@
 import ctypes
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedresearch.apps.records import record
+from fedresearch.hardware import workers
 from fedresearch.hardware.in_process import InProcessGrid
 from fedresearch.hardware.shared import Shared, load, mapped
 from fedresearch.hardware.workers import WorkerGrid
@@ -152,8 +155,6 @@ def test_all_that_a_dead_worker_had_in_hand_runs_again(tmp_path):
 
 
 def test_a_worker_that_dies_at_its_start_is_replaced(monkeypatch):
-    from fedresearch.hardware import workers
-
     share, killed = workers._Process._share, []
 
     def kill_first(self, shared):
@@ -176,8 +177,6 @@ def test_the_longest_clients_come_first(compose, monkeypatch):
     experiment = Experiment(*compose(*options, "federation.fraction_train=1"))
     experiment.build()
     given = []
-    from fedresearch.hardware import workers
-
     submit = workers._Process.submit
 
     def note(self, task, metadata, content, context):
@@ -303,8 +302,8 @@ def test_shared_memory_is_mapped_and_not_copied():
 def test_every_number_of_workers_gives_the_same_bits(run, strategy):
     options = [*SMALL, f"strategy={strategy}"]
     expected = run(*options).numbers()
-    for workers in (1, 3):
-        assert run(*options, "hardware=workers", f"hardware.workers={workers}").numbers() == expected
+    for num_workers in (1, 3):
+        assert run(*options, "hardware=workers", f"hardware.workers={num_workers}").numbers() == expected
 
 
 @pytest.mark.slow
@@ -313,14 +312,12 @@ def test_twenty_clients_of_a_dirichlet_partition(run, strategy):
     options = ["federation.num_supernodes=20", "federation.num_rounds=5", "local.epochs=1", f"strategy={strategy}"]
     expected = run(*options).numbers()
     assert len({row["model/sha256"] for row in expected}) == 5
-    for workers in (2, 3):
-        assert run(*options, "hardware=workers", f"hardware.workers={workers}").numbers() == expected
+    for num_workers in (2, 3):
+        assert run(*options, "hardware=workers", f"hardware.workers={num_workers}").numbers() == expected
 
 
 def test_worker_deaths_do_not_change_a_number(run, monkeypatch):
     """One of two workers is killed each time that a reply comes in from it, three times in all."""
-    from fedresearch.hardware import workers
-
     options = [*SMALL, "federation.fraction_train=1", "strategy=scaffold"]
     expected = run(*options).numbers()
     kills = []
@@ -336,3 +333,22 @@ def test_worker_deaths_do_not_change_a_number(run, monkeypatch):
     monkeypatch.setattr(workers._Process, "result", and_kill)
     assert run(*options, "hardware=workers", "hardware.workers=2").numbers() == expected
     assert len(kills) == 3
+
+
+def test_a_worker_that_answers_as_the_main_process_ends_says_nothing(monkeypatch, capfd):
+    class Gone:
+        def send_bytes(self, answer):
+            raise BrokenPipeError
+
+    def receive(connection, inbox):
+        for item in (None, []):
+            inbox.put([memoryview(pickle.dumps(item))])
+        inbox.put((None, SimpleNamespace(state=RecordDict())))
+
+    for name, stub in {"_receive": receive, "answer": lambda *_: None, "flower.message": lambda *_: None}.items():
+        monkeypatch.setattr(f"fedresearch.hardware.workers.{name}", stub)
+    process = multiprocessing.get_context("fork").Process(target=workers._work, args=(Gone(), 1))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    assert capfd.readouterr().err == ""

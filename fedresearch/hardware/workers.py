@@ -188,7 +188,11 @@ def _work(connection: Connection, threads: int) -> None:
             continue
         metadata, context = item
         message = flower.message(metadata, content)
-        connection.send_bytes(packed(message, answer(app, message, context), context.state))
+        result = packed(message, answer(app, message, context), context.state)
+        try:
+            connection.send_bytes(result)
+        except OSError:  # the main process is no more
+            return
         if not isinstance(app, Clients):  # which may have written into it
             content = load(parts)
 

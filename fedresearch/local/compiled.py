@@ -72,11 +72,10 @@ def compile_code(function: Code, arguments: Sequence[Tensor]) -> Code:
     graph.recompile()
     import torch._inductor
     from torch._inductor import codecache
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
 
-    # Inductor would take the headers that it compiles first from its default folder in /tmp, whatever is set.
-    codecache._HEADER_DIR = f"{cache_dir()}/precompiled_headers"
-    codecache._HEADER_LOCK_DIR = f"{codecache._HEADER_DIR}/locks"
+    if _FOLDER in os.environ:  # which Inductor does not heed for the headers that it compiles first
+        codecache._HEADER_DIR = f"{os.environ[_FOLDER]}/precompiled_headers"
+        codecache._HEADER_LOCK_DIR = f"{codecache._HEADER_DIR}/locks"
     code = torch._inductor.compile(graph, list(arguments))
     # The compiler's modules stay as long as the process, and need not be walked through for garbage.
     gc.collect()
