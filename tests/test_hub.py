@@ -451,6 +451,7 @@ print(float(source.train.x.double().sum()), float(source.test.x.double().sum()),
 """
 
 
+@pytest.mark.slow
 def test_two_processes_decode_once(grey, tmp_path):
     racers = [warm.Command("-c", RACER, tmp_path, i, cwd=tmp_path, env=dict(os.environ)) for i in range(2)]
     while not all((tmp_path / f"ready-{i}").exists() for i in range(2)):

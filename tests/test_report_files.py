@@ -87,6 +87,7 @@ def run(monkeypatch, capsys, *arguments):
 ARGUMENTS = ("--baseline", "strategy=fedavg", "--targets", "0.5,0.9")
 
 
+@pytest.mark.slow
 def test_the_command_tells_and_writes_all_and_again_the_same(tmp_path, monkeypatch, capsys):
     messy(tmp_path / "runs")
     words = [sys.executable, "-m", "fedresearch.report", tmp_path / "runs", *ARGUMENTS]
@@ -191,6 +192,7 @@ def test_what_an_earlier_report_left_stays_and_is_told(few, monkeypatch, capsys)
     assert before < {path.name for path in (few.parent / "out").iterdir()}
 
 
+@pytest.mark.slow
 def test_a_directory_whose_name_is_no_text_is_reported(few):
     (few / "scaffold").rename(few / os.fsdecode(b"\xff"))
     words = [sys.executable, "-m", "fedresearch.report", few, "--out", few.parent / os.fsdecode(b"out\xff")]
@@ -199,6 +201,7 @@ def test_a_directory_whose_name_is_no_text_is_reported(few):
     assert "/?</button>" in (few.parent / os.fsdecode(b"out\xff") / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_numbers_beyond_all_bounds_are_reported(tmp_path):
     for seed, value in enumerate((1e200, -2e200, 3e200)):
         make(tmp_path / "runs" / f"{seed}", seed=seed, rows=[{**row, "eval/accuracy": value} for row in rows(0, 0)])
@@ -398,6 +401,7 @@ def test_no_text_is_a_formula_a_tag_or_a_link():
     assert told[5:] == ["\\<script>", "[a\\](javascript:b)", "[31m", "a\\<b", "<0.001"]
 
 
+@pytest.mark.slow
 def test_a_reader_may_leave_and_the_terminal_be_ascii(few):
     words = f"{sys.executable} -m fedresearch.report {few} --out {few.parent / 'out'}"
     done = subprocess.run(

@@ -13,6 +13,8 @@ from fedresearch.errors import InputError
 from fedresearch.sweep.job import tell_failure
 from tests import warm
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 SMALL = ["dataset=digits", "model=logistic", "federation.num_rounds=2", "federation.num_supernodes=4"]
 SMALL += ["local.epochs=1", "tracker=none"]
@@ -95,7 +97,6 @@ def no_torch(folder):
     return folder
 
 
-@pytest.mark.slow
 def test_the_same_command_runs_exactly_what_is_missing(tmp_path):
     (tmp_path / "conf" / "strategy").mkdir(parents=True)
     (tmp_path / "conf" / "strategy" / "moody.yaml").write_text(MOODY_OPTION)
@@ -146,7 +147,6 @@ def test_the_same_command_runs_exactly_what_is_missing(tmp_path):
     assert status(tmp_path, directory).returncode == 0
 
 
-@pytest.mark.slow
 def test_of_two_sweeps_at_once_each_job_is_run_by_one(tmp_path):
     """On compiled code, after which no fork of the process can train: that is no reason for a job to fail."""
     sweep = ["-m", *SMALL, "hardware=batched", "seed=range(3)"]
@@ -161,7 +161,6 @@ def test_of_two_sweeps_at_once_each_job_is_run_by_one(tmp_path):
         assert printed.splitlines().count(str(job)) == 1
 
 
-@pytest.mark.slow
 def test_jobs_run_side_by_side_under_joblib(tmp_path):
     sweep = ["-m", *SMALL, "seed=0,1", "partitioner.min_partition_size=1,1000"]
     joblib = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
@@ -183,7 +182,6 @@ def test_a_number_of_jobs_at_once_that_is_none_is_refused(tmp_path, n_jobs):
     assert "n_jobs" in done.stderr
 
 
-@pytest.mark.slow
 def test_a_job_that_cannot_become_a_run_is_told_and_kept(tmp_path):
     sweep = ["-m", *SMALL, "partitioner.min_partition_size=1000,1"]
     done = command(tmp_path, *sweep, "hydra.sweep.dir=s")
@@ -203,7 +201,6 @@ def test_a_job_that_cannot_become_a_run_is_told_and_kept(tmp_path):
     )
 
 
-@pytest.mark.slow
 def test_preflight_says_what_is_done_and_estimates_the_rest(tmp_path):
     sweep = [*SMALL, "seed=0,1", "optimizer.lr=0.1,0.01", "local.batch_size=10,1000"]
     assert command(tmp_path, "-m", *SMALL, "seed=0", "optimizer.lr=0.1", "hydra.sweep.dir=s").returncode == 0
