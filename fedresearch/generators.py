@@ -35,6 +35,6 @@ def seeded(seed: int) -> Iterator[None]:
     with kept():
         random.seed(seed)
         np.random.seed(seed % 2**32)
-        # Without CUDA, torch.manual_seed formats a stack trace each time, for when it seeds that later.
-        (torch.manual_seed if torch.cuda.is_available() else torch.default_generator.manual_seed)(seed)
+        # Without a GPU, torch.manual_seed formats a stack trace each time, for when it seeds that later.
+        (torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed)(seed)
         yield

@@ -173,13 +173,14 @@ def _refuse_flags(arguments: list[str]) -> None:
     known, unknown = parser.parse_known_args(arguments)
     for word in unknown:
         flag, _, value = word.partition("=")
-        behind = [*arguments[arguments.index(word) + 1 :], "="][0]  # as in --lr 0.1
-        value = value or behind * ("=" not in behind and not behind.startswith("-"))
-        key = flag.lstrip("-")
-        meant = config.default_key_to_type(CONF, key, value) or f"{key}={value or '...'}"
-        raise InputError(
-            f"there is no flag {flag}; " + _INSTEAD.get(flag, f"keys are written without dashes: {meant}; see --help")
-        )
+        hint = _INSTEAD.get(flag)
+        if hint is None:
+            behind = [*arguments[arguments.index(word) + 1 :], "="][0]  # as in --lr 0.1
+            value = value or behind * ("=" not in behind and not behind.startswith("-"))
+            key = flag.lstrip("-")
+            meant = config.default_key_to_type(CONF, key, value) or f"{key}={value or '...'}"
+            hint = f"keys are written without dashes: {meant}; see --help"
+        raise InputError(f"there is no flag {flag}; {hint}")
     if known.experimental_rerun is not None:  # Hydra would execute what the file pickles
         raise InputError("--experimental-rerun is not for runs; try python -m fedresearch.reproduce RUN_DIR")
     config.refuse_no_options(known.overrides)

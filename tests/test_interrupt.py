@@ -12,6 +12,7 @@ import pytest
 
 from fedresearch.hardware.cores import num_cores
 from tests import warm
+from tests.processes import descendants, living
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not Path("/proc").exists(), reason="processes are read off /proc")]
 
@@ -41,20 +42,6 @@ def start(tmp_path):
             process.kill()
 
 
-def descendants(pid):
-    """Return the processes that a process started, and those that they did, by Linux's /proc."""
-    parents = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue  # it has ended meanwhile
-    found = [pid]
-    for one in found:
-        found += [child for child, parent in parents.items() if parent == one]
-    return found[1:]
-
-
 def mapped(pid):
     """Return the shared memory of a process that has a name, and would stay if nobody removed it."""
     try:
@@ -67,17 +54,10 @@ def mapped(pid):
 def are_gone(pids, within_s=120):
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
-        if not any(is_running(pid) for pid in pids):
+        if not pids & living().keys():
             return True
         time.sleep(0.1)
     return False
-
-
-def is_running(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def test_a_run_that_is_stopped_as_it_starts_says_so_and_leaves_nothing(tmp_path):

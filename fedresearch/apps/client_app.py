@@ -219,7 +219,6 @@ class Clients(ClientApp):
 
         It then resumes from what it had, as one that failed. Else no later update of it would ever be finite.
         """
-        state = context.state
         content = RecordDict()
         content[ARRAYS] = record_of({k: v for k, v in trained.state.items() if k not in self.personal})
         for name, group in trained.sent.items():
@@ -227,14 +226,13 @@ class Clients(ClientApp):
         content[METRICS] = MetricRecord(
             {TRAIN_LOSS: trained.loss, NUM_STEPS: trained.num_steps, NUM_EXAMPLES: num_examples, UNIFORM: 1}
         )
-        if not is_finite(content):
-            return content
+        kept = {_KEPT + name: record_of(group) for name, group in trained.kept.items()}
         if self.personal:
-            state[_PARTS] = record_of({k: v for k, v in trained.state.items() if k in self.personal})
-        for name, group in trained.kept.items():
-            state[_KEPT + name] = record_of(group)
+            kept[_PARTS] = record_of({k: v for k, v in trained.state.items() if k in self.personal})
         if self._keeps_optimizer_state:
-            state[_OPTIMIZER] = record_of(trained.optimizer_state)
+            kept[_OPTIMIZER] = record_of(trained.optimizer_state)
+        if kept and is_finite(content):
+            context.state.update(kept)
         return content
 
     def _evaluate(self, message: Message, context: Context) -> Message:

@@ -77,7 +77,7 @@ def compile_code(function: Code, arguments: Sequence[Tensor]) -> Code:
         codecache._HEADER_DIR = f"{os.environ[_FOLDER]}/precompiled_headers"
         codecache._HEADER_LOCK_DIR = f"{codecache._HEADER_DIR}/locks"
     code = torch._inductor.compile(graph, list(arguments))
-    # The compiler's modules stay as long as the process, and need not be walked through for garbage.
+    # The compiler's modules outlive the run; until its end unfreezes them, nobody walks through them for garbage.
     gc.collect()
     gc.freeze()
     return code

@@ -67,10 +67,8 @@ class WandbTracker:
             except Exception as error:
                 if mode == "offline":
                     raise
-                mode, reason = (
-                    "offline",
-                    f"going online failed ({one_line(named(error))}), so the run is recorded offline",
-                )
+                mode = "offline"
+                reason = f"going online failed ({one_line(named(error))}), so the run is recorded offline"
                 import wandb
 
                 wandb.teardown()  # with its service process, in which the try that failed has the run's id
