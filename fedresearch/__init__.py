@@ -43,6 +43,6 @@ def load_model(
         If the directory holds no finished run, a file of it is damaged, the model is none of ``fedresearch.models`` and
         not trusted, or there is no such client.
     """
-    from fedresearch import model  # torch takes seconds to import; the command line must not wait
+    from fedresearch.experiment import model  # torch takes seconds to import; the command line must not wait
 
     return model.load_model(directory, client, best=best, trust=trust)

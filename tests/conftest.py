@@ -72,13 +72,16 @@ def run(compose: Callable[..., Any]) -> Callable[..., Result]:
     def run_(*overrides: str, config_dir: Path | None = None) -> Result:
         from flwr.app import ArrayRecord, Context, RecordDict
 
-        from fedresearch.experiment import Experiment
+        from fedresearch.experiment.experiment import Experiment
+        from fedresearch.experiment.preparation import prepare
+        from fedresearch.federation.server_app import make_server_app
 
         experiment = Experiment(*compose(*overrides, "tracker=none", config_dir=config_dir))
-        experiment.build()
+        prepare(experiment)
         rows: list[dict[str, Any]] = []
         last: list[ArrayRecord] = []
-        app = experiment.server_app(lambda row, arrays: rows.append(row), lambda *_: None, last.append)
+        loop = experiment.round_loop(lambda row, arrays: rows.append(row), lambda *_: None)
+        app = make_server_app(loop, experiment.initial_arrays, last.append)
         with experiment.grid as grid:
             app(grid, Context(1, 0, {}, RecordDict(), {}))
         return Result(rows, {name: array.numpy() for name, array in last[0].items()}, experiment)

@@ -7,11 +7,12 @@ import shutil
 import pytest
 
 from fedresearch import config
-from fedresearch.apps.state import _READ
-from fedresearch.run import run_experiment
+from fedresearch.config.help_text import CONF
+from fedresearch.experiment.request import RunRequest
+from fedresearch.experiment.run import run_experiment
+from fedresearch.federation.state import _READ
 from fedresearch.runs.checkpoint import read_checkpoints
 from fedresearch.runs.record import dump_record, read_record, read_rows
-from fedresearch.usage import CONF
 
 MLP = ["model=mlp", "model.widths=[6]"]
 SHORT = [
@@ -24,6 +25,7 @@ SHORT = [
     "checkpoint.every=1",
     "checkpoint.keep=9",
 ]
+COMMAND = ["python", "-m", "fedresearch.main"]
 # Keeps something on the server and on the clients.
 SCAFFOLD = ["strategy=scaffold"]
 
@@ -47,8 +49,8 @@ def conduct(directory, *overrides, config_dir=None):
     model = [] if any(word.startswith("model=") for word in overrides) else MLP
     composed, choices = compose(*model, *SHORT, *overrides, config_dir=config_dir)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fedresearch.run.label_distribution_png", lambda *_: b"")
-        run_experiment(composed, choices, directory, overrides, again=True)
+        patch.setattr("fedresearch.experiment.run.label_distribution_png", lambda *_: b"")
+        run_experiment(RunRequest(composed, choices, directory, list(overrides), COMMAND, [], may_resume=True))
     return directory
 
 

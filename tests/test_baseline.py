@@ -5,9 +5,9 @@ import re
 import pytest
 
 from fedresearch.errors import InputError
-from fedresearch.report.baseline import baseline
-from fedresearch.report.cells import study
-from fedresearch.report.load import load
+from fedresearch.study.report.baseline import baseline
+from fedresearch.study.report.cells import study
+from fedresearch.study.report.load import load
 from tests.records import make
 
 

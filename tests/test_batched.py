@@ -11,7 +11,8 @@ from torch._inductor import codecache
 from torch._inductor.runtime import cache_dir_utils
 
 from fedresearch.errors import InputError
-from fedresearch.experiment import Experiment
+from fedresearch.experiment.experiment import Experiment
+from fedresearch.experiment.preparation import prepare
 from fedresearch.local import compiled
 from fedresearch.local.compiled import keep_code_in
 from tests.conftest import LONG
@@ -89,11 +90,11 @@ def test_a_clients_result_does_not_depend_on_the_order_and_the_others_of_its_chu
     clients, trainer = result.experiment.client_app, CohortTrainer(5, compiled, 0)
     from flwr.app import ConfigRecord, Context, RecordDict
 
-    from fedresearch.apps.cohort import CohortGrid
+    from fedresearch.federation.cohort_grid import CohortGrid
 
     def models(partition_ids):
         grid = CohortGrid(result.experiment.grid, sorted(partition_ids))
-        config = ConfigRecord(dict(result.experiment._client_config(1)))
+        config = ConfigRecord(dict(result.experiment.client_config(1)))
         sent = result.experiment.strategy.configure_train(1, result.experiment.initial_arrays, config, grid)
         by_id = {grid.partition_of(message.metadata.dst_node_id): message for message in sent}
         contexts = [Context(1, i, {"partition-id": i}, RecordDict(), {}) for i in partition_ids]
@@ -126,7 +127,7 @@ def test_a_clients_result_does_not_depend_on_the_order_and_the_others_of_its_chu
 def test_what_cannot_be_batched_is_refused_before_the_run(compose, overrides, said):
     experiment = Experiment(*compose(*EAGER, "tracker=none", *overrides))
     with pytest.raises(InputError, match=said.replace("(.", r"\(.").replace("*)", r"*\)")):
-        experiment.build()
+        prepare(experiment)
 
 
 def test_dropout_cannot_be_batched(compose, tmp_path, monkeypatch):
@@ -140,7 +141,7 @@ def test_dropout_cannot_be_batched(compose, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     experiment = Experiment(*compose(*EAGER, "model=dropping", "tracker=none", config_dir=tmp_path))
     with pytest.raises(InputError, match=r"^hardware=batched cannot train these clients"):
-        experiment.build()
+        prepare(experiment)
 
 
 def test_the_chunk_counts_in_the_digest_and_other_hardware_does_not(compose):

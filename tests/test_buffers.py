@@ -11,7 +11,8 @@ import torch
 from torch.nn import functional as F
 
 from fedresearch import load_model
-from fedresearch.run import run_experiment
+from fedresearch.experiment.request import RunRequest
+from fedresearch.experiment.run import run_experiment
 
 BUFFERS = ["norm.running_mean", "norm.running_var", "norm.num_batches_tracked"]
 PARAMETERS = ["first.weight", "first.bias", "norm.weight", "norm.bias", "last.weight", "last.bias"]
@@ -274,7 +275,7 @@ def test_without_statistics_evaluation_normalises_by_the_batch(normed):
 @pytest.mark.parametrize("buffers", ["average", "local", "drop"])
 def test_the_saved_model_is_the_one_that_was_evaluated(compose, normed, config_dir, buffers):
     config, choices = compose(*NORMED, f"strategy.buffers={buffers}", config_dir=config_dir)
-    run_experiment(config, choices, config_dir / "run", [])
+    run_experiment(RunRequest(config, choices, config_dir / "run", [], [], []))
     with pytest.warns(UserWarning, match="norm.num_batches") if buffers == "local" else nullcontext():
         model = load_model(config_dir / "run", trust=True)
     in_memory = normed(f"strategy.buffers={buffers}")
@@ -340,11 +341,12 @@ def test_weighed_uniformly_the_model_and_the_metrics_are_plain_means(run):
 def test_one_sample_cannot_be_normalised_by_itself(compose, config_dir):
     """The first of eleven linear parts of 353 samples is five, one of which it validates on."""
     from fedresearch.errors import InputError
-    from fedresearch.experiment import Experiment
+    from fedresearch.experiment.experiment import Experiment
+    from fedresearch.experiment.preparation import prepare
 
     options = [*NORMED, "dataset=diabetes", "federation.num_supernodes=11", "strategy.buffers=drop"]
     experiment = Experiment(*compose(*options, config_dir=config_dir))
     with pytest.raises(
         InputError, match=r"cannot be evaluated .*\(partitions \[0\] validate on a batch of one sample; "
     ):
-        experiment.build()
+        prepare(experiment)

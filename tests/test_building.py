@@ -3,8 +3,8 @@
 import pytest
 from torch.nn import Module
 
-from fedresearch.building import Builder
 from fedresearch.errors import InputError
+from fedresearch.experiment.builder import Builder
 
 PLUGIN = """
 import math, sys

@@ -11,14 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from fedresearch import load_model, tune
-from fedresearch.compare import compare
+from fedresearch import load_model
 from fedresearch.errors import InputError
-from fedresearch.report.files import write
-from fedresearch.report.load import load
-from fedresearch.report.making import report
 from fedresearch.runs.record import FINAL, read_record
-from fedresearch.sweep.status import show
+from fedresearch.study import tune
+from fedresearch.study.compare import compare
+from fedresearch.study.report.files import write
+from fedresearch.study.report.load import load
+from fedresearch.study.report.making import report
+from fedresearch.study.sweep.status import show
 from tests.conftest import LONG
 from tests.damages import rewritten
 from tests.directories import conduct

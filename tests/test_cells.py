@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from fedresearch.errors import InputError
-from fedresearch.report.cells import study
-from fedresearch.report.load import load
-from fedresearch.report.select import axis, selection
 from fedresearch.runs.loaded import default_metric
+from fedresearch.study.report.cells import study
+from fedresearch.study.report.load import load
+from fedresearch.study.report.select import axis, selection
 from tests.records import make
 
 

@@ -371,7 +371,7 @@ def test_scaffolds_control_variates(run, option):
     _, hessians, minimisers = quadratics(experiment)
     x = initial(experiment)
     c, c_i = np.zeros_like(x), [np.zeros_like(x) for _ in range(4)]
-    drawn = [list(experiment._train_cohort(server_round)) for server_round in range(1, 6)]
+    drawn = [list(experiment.train_cohort(server_round)) for server_round in range(1, 6)]
     assert len({tuple(sorted(cohort)) for cohort in drawn}) > 1
     for cohort in drawn:
         models, changes = [], []
@@ -414,7 +414,7 @@ def test_feddyn_with_some_of_the_clients(run):
     h, g = np.zeros_like(x), [np.zeros_like(x) for _ in range(4)]
     for server_round in range(1, 6):
         models = []
-        for i in result.experiment._train_cohort(server_round):
+        for i in result.experiment.train_cohort(server_round):
             y = x
             for _ in range(TAU):
                 y = y - ETA_L * (hessians[i] @ (y - minimisers[i]) - g[i] + alpha * (y - x))

@@ -15,12 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedresearch.compare import compare
 from fedresearch.config import differences
 from fedresearch.errors import InputError
 from fedresearch.nested import ABSENT, differing
 from fedresearch.runs.comparison import compare_rows, shown, surroundings
 from fedresearch.runs.record import dump_record, read_record
+from fedresearch.study.compare import compare
 from tests import warm
 from tests.conftest import LONG
 from tests.records import make
@@ -32,9 +32,10 @@ SHORT = ["model=logistic", "federation.num_rounds=3", "federation.num_supernodes
 def start(cwd, module, *arguments, rerun="warm"):
     environment = {k: v for k, v in os.environ.items() if k not in ("HYDRA_FULL_ERROR", "WANDB_MODE")}
     env = {**environment, "PYTHONPATH": str(ROOT), "HOME": str(cwd)}
+    verb = [] if module == "main" else [module]
     if module == "reproduce" and rerun == "warm":
         env["WARM_RERUN"] = "1"
-    return warm.Command("-m", f"fedresearch.{module}", *arguments, cwd=cwd, env=env)
+    return warm.Command("-m", "fedresearch.main", *verb, *arguments, cwd=cwd, env=env)
 
 
 def command(cwd, module, *arguments, **options):
@@ -302,18 +303,18 @@ def test_what_cannot_be_compared_is_told_in_a_line(finished, copy):
 
 def test_comparing_imports_nothing_heavy_and_help_helps():
     heavy = "{'torch', 'flwr', 'flwr_datasets', 'datasets', 'wandb', 'numpy', 'sklearn'} & set(sys.modules)"
-    code = f"import sys\nfrom fedresearch import compare, reproduce\nassert not {heavy}, {heavy}\n"
+    code = f"import sys\nfrom fedresearch.study import compare, reproduce\nassert not {heavy}, {heavy}\n"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     for module in ("compare", "reproduce"):
         done = subprocess.run(
-            [sys.executable, "-c", f"{code}sys.argv = ['x', '--help']\n{module}.main()"],
+            [sys.executable, "-c", f"{code}{module}.main(['--help'])"],
             env=environment,
             capture_output=True,
             text=True,
         )
         assert (done.returncode, done.stderr) == (0, "")
-        assert done.stdout.startswith(f"usage: python -m fedresearch.{module} ")
-        assert f"  python -m fedresearch.{module} outputs/one" in done.stdout
+        assert done.stdout.startswith(f"usage: fedresearch {module} ")
+        assert f"  fedresearch {module} outputs/one" in done.stdout
 
 
 def small_record():
@@ -442,7 +443,7 @@ def test_what_would_have_other_numbers_is_refused_before_it_trains(finished, cop
     edit_record(copy, status="interrupted")
     assert refusal(copy) == (
         f"error: {copy} is interrupted, and only a finished run is reproduced; "
-        f"finish it with: python -m fedresearch.main resume={copy}"
+        f"finish it with: fedresearch resume={copy}"
     )
 
 
@@ -455,7 +456,7 @@ def test_an_existing_directory_is_not_written_to(finished, tmp_path):
 
 
 def test_what_was_typed_for_other_hardware_or_a_tracker_is_left_out(finished, copy, tmp_path, monkeypatch, capsys):
-    from fedresearch import reproduce
+    from fedresearch.study import reproduce
 
     reruns = []
 
@@ -493,7 +494,7 @@ def test_an_interrupted_rerun_is_waited_for(finished, copy, tmp_path):
     assert process.returncode == 1
     stopping, resumes, *interrupted = err.splitlines()
     assert stopping == "stopping after this round; once more to stop at once"
-    assert resumes == f"python -m fedresearch.main resume={tmp_path / 'again'}"
+    assert resumes == f"fedresearch resume={tmp_path / 'again'}"
     assert interrupted == ["interrupted", "interrupted"]  # the rerun, and what waited for it
     assert read_record(tmp_path / "again")["status"] == "interrupted"
 

@@ -52,10 +52,11 @@ def test_the_groups_are_the_folders():
 
 @pytest.mark.parametrize(("group", "option"), ALL)
 def test_every_option_composes_is_checked_and_built(compose, group, option, tmp_path):
-    from fedresearch.building import Builder
-    from fedresearch.experiment import Experiment
-    from fedresearch.hardware.superlink import SuperLink
-    from fedresearch.model import build_model
+    from fedresearch.experiment.builder import Builder
+    from fedresearch.experiment.experiment import Experiment
+    from fedresearch.experiment.model import build_model
+    from fedresearch.experiment.preparation import prepare
+    from fedresearch.superlink.connection import SuperLink
 
     config, choices = compose(f"{group}={option}", *WITH.get(f"{group}={option}", []), f"cache_dir={tmp_path}")
     assert choices[group] == option
@@ -70,14 +71,14 @@ def test_every_option_composes_is_checked_and_built(compose, group, option, tmp_
     if option == "superlink":  # not a Grid but where to submit to: tests/test_superlink.py
         assert Builder(choices).build("hardware", config.hardware, SuperLink, num_supernodes=2)
     elif choices["dataset"] not in FROM_THE_HUB:
-        experiment.build()
+        prepare(experiment)
         assert list(experiment.grid.get_node_ids())
         assert all(len(rows) for rows in experiment.data.train)
 
 
 def test_a_dataset_that_holds_something_else_than_it_declares(compose):
     from fedresearch.errors import InputError
-    from fedresearch.experiment import Experiment
+    from fedresearch.experiment.experiment import Experiment
 
     experiment = Experiment(*compose("dataset.declares.input_shape=[1,8,9]"))
     with pytest.raises(InputError, match=r"dataset=digits: train holds inputs of shape \[1, 8, 8\], but dataset\.decl"):
@@ -94,9 +95,9 @@ def test_a_dataset_that_declares_nothing(compose, tmp_path):
 
 
 def test_images_smaller_than_a_models_usual_ones_are_remarked_on(compose):
-    from fedresearch.run import unusual_model
+    from fedresearch.experiment.advice import _unusual_model
 
-    (line,) = unusual_model(*compose("model=resnet18", "dataset=digits"))
+    (line,) = _unusual_model(*compose("model=resnet18", "dataset=digits"))
     assert line.startswith("model=resnet18 is made for images of 32 x 32 pixels or more, and dataset=digits has 8 x 8")
     for other in (("model=resnet18", "dataset=cifar10"), ("model=mlp",), ("model=mlp", "dataset=fcube")):
-        assert not [*unusual_model(*compose(*other))]
+        assert not [*_unusual_model(*compose(*other))]

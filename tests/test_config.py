@@ -23,9 +23,9 @@ ROOT = Path(__file__).parents[1]
 # Stands in for the run: whatever reaches it has passed every check, and must not have imported anything heavy.
 GUARD = """
 import sys, types
-stub = types.ModuleType("fedresearch.run")
+stub = types.ModuleType("fedresearch.experiment.run")
 stub.run_experiment = lambda **arguments: print("would run")
-sys.modules["fedresearch.run"] = stub
+sys.modules["fedresearch.experiment.run"] = stub
 from fedresearch import main
 sys.argv = ["main", *sys.argv[1:]]
 try:
@@ -100,7 +100,7 @@ MISTAKES = {
     "a mistyped key of an option": (["partitioner.alpah=1"], "; try partitioner.alpha=1"),
     "a flag of other programs": (
         ["--dry-run", "seed=1"],
-        "there is no flag --dry-run; try --cfg job --resolve for a run's config, python -m fedresearch.sweep preflight",
+        "there is no flag --dry-run; try --cfg job --resolve for a run's config, fedresearch sweep preflight",
     ),
     "a key with dashes": (
         ["--seed=3"],
@@ -384,11 +384,12 @@ def test_an_added_key_that_nothing_reads_is_refused(compose, word, said):
     ],
 )
 def test_an_argument_that_the_run_gives_is_refused(compose, word):
-    from fedresearch.experiment import Experiment
+    from fedresearch.experiment.experiment import Experiment
+    from fedresearch.experiment.preparation import prepare
 
     key = word.partition("=")[0].rpartition(".")[2]
     with pytest.raises(InputError, match=f"{key} cannot be set, the run gives it; remove {key}"):
-        Experiment(*compose(word, "model=logistic", "tracker=none")).build()
+        prepare(Experiment(*compose(word, "model=logistic", "tracker=none")))
 
 
 # What a shell or Hydra could take for something else, and a few letters.
@@ -434,7 +435,7 @@ def test_a_sweep_with_a_bad_job_starts_none(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "printed"),
     [
-        (["--help"], "python -m fedresearch.main -m partitioner.alpha=0.1,1,10 seed=0,1,2"),
+        (["--help"], "fedresearch -m partitioner.alpha=0.1,1,10 seed=0,1,2"),
         (["--cfg", "job", "--resolve"], "  num_partitions: 10\n"),
         (["--info", "defaults-tree"], "dataset: digits"),
         (["--shell-completion", "install=bash"], "complete"),

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from fedresearch.errors import InputError
-from fedresearch.experiment import Experiment
-from fedresearch.local.train import Schedule, Task, train
+from fedresearch.experiment.experiment import Experiment
+from fedresearch.experiment.preparation import prepare
+from fedresearch.local.train import LocalWork, Task, train
 
 HAS_GPU = torch.cuda.is_available()
 SMALL = ["federation.num_supernodes=6", "federation.num_rounds=2", "local.epochs=1"]
@@ -36,7 +37,7 @@ def values_known(monkeypatch):
 def test_a_clients_training_stays_on_its_device(compose, strategy, values_known, monkeypatch):
     monkeypatch.setattr("fedresearch.local.train.drift", lambda *_: 1.0)
     clients, task = on_meta(compose, strategy)
-    trained = train(clients.model, task, optimizer=clients.optimizer, schedule=Schedule(None, 2, 10))
+    trained = train(clients.model, task, optimizer=clients.optimizer, work=LocalWork(None, 2, 10))
     assert trained.num_steps >= 2
     for tensor in (*trained.state.values(), *(t for group in trained.kept.values() for t in group.values())):
         assert tensor.device.type == "meta"
@@ -46,7 +47,7 @@ def test_what_mixes_devices_is_refused_on_the_stand_in(compose, values_known):
     clients, task = on_meta(compose, "fedavg")
     elsewhere = task._replace(x=torch.zeros(task.x.shape))
     with pytest.raises(RuntimeError, match="device"):
-        train(clients.model, elsewhere, optimizer=clients.optimizer, schedule=Schedule(None, 2, 10))
+        train(clients.model, elsewhere, optimizer=clients.optimizer, work=LocalWork(None, 2, 10))
 
 
 @pytest.mark.skipif(HAS_GPU, reason="there is a GPU")
@@ -54,7 +55,7 @@ def test_what_mixes_devices_is_refused_on_the_stand_in(compose, values_known):
 def test_a_gpu_that_is_not_there_is_told_in_a_line(compose, hardware):
     experiment = Experiment(*compose("tracker=none", *hardware))
     with pytest.raises(InputError, match=r"hardware.device=cuda needs a GPU that torch can use, .* finds 0; try"):
-        experiment.build()
+        prepare(experiment)
 
 
 @pytest.mark.skipif(not HAS_GPU, reason="there is no GPU")

@@ -2,8 +2,8 @@
 
 import pytest
 
-from fedresearch.apps.client_app import Clients
-from fedresearch.apps.records import CONFIG
+from fedresearch.federation.client_app import Clients
+from fedresearch.federation.records import CONFIG
 from tests.directories import conduct, rows_of
 
 

@@ -7,8 +7,8 @@ import pathlib
 
 import pytest
 
-from fedresearch.checkpoints import Checkpoints
 from fedresearch.errors import InputError
+from fedresearch.experiment.checkpoints import Checkpoints
 from fedresearch.runs import checkpoint as module
 from fedresearch.runs.checkpoint import read_checkpoints, write_checkpoint
 from fedresearch.runs.directory import History, RunDirectory
@@ -187,9 +187,9 @@ def test_a_full_disk_is_told_and_the_last_checkpoint_stands(tmp_path, whole, mon
             finally:
                 faults.armed = False
 
-        patch.setattr("fedresearch.checkpoints.write_checkpoint", armed)
+        patch.setattr("fedresearch.experiment.checkpoints.write_checkpoint", armed)
         with pytest.raises(
-            InputError, match="cannot be written: No space left on device; mend that, and go on with resume="
+            InputError, match="cannot be written: No space left on device; fix that, and resume with resume="
         ):
             conduct(run, *SCAFFOLD)
     assert faults.calls[at] == name
@@ -215,7 +215,7 @@ def test_a_disk_with_no_room_for_a_row_or_the_record_is_told(tmp_path, whole, mo
             append(self, line)
 
         patch.setattr(RunDirectory, "_append", half)
-        with pytest.raises(InputError, match=r"metrics.jsonl cannot be written: No space left .* go on with resume="):
+        with pytest.raises(InputError, match=r"metrics.jsonl cannot be written: No space left .* resume with resume="):
             conduct(run, *SCAFFOLD)
     assert "run.json cannot be written: No space left on device" in caplog.text
     assert len(read_rows(run)) == 2

@@ -9,7 +9,8 @@ import pytest
 from matplotlib import image
 from matplotlib.colors import to_rgba
 
-from fedresearch.report.figures import (
+from fedresearch.runs.directory import Unwritable
+from fedresearch.study.report.figures import (
     MAX_ARMS,
     Curve,
     Line,
@@ -22,7 +23,6 @@ from fedresearch.report.figures import (
     save,
     sensitivity,
 )
-from fedresearch.runs.directory import Unwritable
 
 ROUNDS = np.arange(1.0, 6)
 LONG = "strategy=fedprox, proximal_mu=0.01, partitioner=dirichlet, alpha=0.1"

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fedresearch.report.baseline import NO_BASELINE, baseline
-from fedresearch.report.cells import study
-from fedresearch.report.final import final_table, middle_table, outcome, pivot
-from fedresearch.report.load import load
-from fedresearch.report.select import selection
-from fedresearch.report.tables import Entry, measured
+from fedresearch.study.report.baseline import NO_BASELINE, baseline
+from fedresearch.study.report.cells import study
+from fedresearch.study.report.final import final_table, middle_table, outcome, pivot
+from fedresearch.study.report.load import load
+from fedresearch.study.report.select import selection
+from fedresearch.study.report.tables import Entry, measured
 from tests.records import make
 
 METRIC = "eval/accuracy"

@@ -1,4 +1,4 @@
-"""The contract with what Flower keeps private (``fedresearch.apps.flower``), and its log lines."""
+"""The contract with what Flower keeps private (``fedresearch.federation.flower``), and its log lines."""
 
 import importlib
 import logging
@@ -13,9 +13,9 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import strategy
 from flwr.serverapp.strategy import strategy_utils
 
-from fedresearch.apps import flower
 from fedresearch.errors import InputError
-from fedresearch.generators import seeded
+from fedresearch.federation import flower
+from fedresearch.federation.generators import seeded
 from fedresearch.hardware.in_process import InProcessGrid
 
 PACKAGE = Path(flower.__file__).parents[1]

@@ -17,12 +17,12 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 
-from fedresearch import flower_app
-from fedresearch.apps import flower
-from fedresearch.apps.folder import FolderApp, FolderGrid
-from fedresearch.apps.pyproject import AppFolder, node_config, run_config
 from fedresearch.errors import InputError
-from fedresearch.generators import seeded
+from fedresearch.federation import flower
+from fedresearch.federation.generators import seeded
+from fedresearch.flower_app import command as flower_app
+from fedresearch.flower_app.folder import FolderApp, FolderGrid
+from fedresearch.flower_app.pyproject import AppFolder, node_config, run_config
 from fedresearch.hardware.in_process import InProcessGrid
 from tests import warm
 
@@ -32,7 +32,7 @@ APP = Path(__file__).parent / "flower_app"
 
 
 def command(folder, *arguments, app=APP, **env):
-    words = ["-m", "fedresearch.flower_app", app, *arguments]
+    words = ["-m", "fedresearch.main", "app", app, *arguments]
     if "PYTHONHASHSEED" not in env:
         return warm.python(*words, cwd=folder, env={**os.environ, **env})
     words, env = [sys.executable, *words], {**os.environ, **env}
@@ -236,7 +236,7 @@ def test_old_apps_run(tmp_path, old_app):
 @pytest.mark.slow
 def test_an_interrupted_run_says_so_and_leaves_no_process(tmp_path):
     arguments = [APP, "--hardware", "workers", "--workers", "2", "-c", "num-server-rounds=100000"]
-    words = ["-m", "fedresearch.flower_app", *arguments]
+    words = ["-m", "fedresearch.main", "app", *arguments]
     with warm.Command(*words, cwd=tmp_path, env=dict(os.environ)) as process:
         while "[ROUND 2/" not in process.printed()[1]:
             assert process.poll() is None, process.printed()
@@ -263,9 +263,8 @@ def told(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "path", [*sys.path])
 
     def told(*arguments):
-        monkeypatch.setattr(sys, "argv", ["flower_app", *map(str, arguments)])
         with pytest.raises(SystemExit) as exit_:
-            flower_app.main()
+            flower_app.main([*map(str, arguments)])
         return exit_.value.code
 
     return told

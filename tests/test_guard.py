@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from fedresearch.report.baseline import NO_BASELINE, baseline
-from fedresearch.report.cells import study
-from fedresearch.report.final import final_table
-from fedresearch.report.guard import fairness
-from fedresearch.report.load import load
-from fedresearch.report.select import selection
-from fedresearch.report.targets import target_table
+from fedresearch.study.report.baseline import NO_BASELINE, baseline
+from fedresearch.study.report.cells import study
+from fedresearch.study.report.final import final_table
+from fedresearch.study.report.guard import fairness
+from fedresearch.study.report.load import load
+from fedresearch.study.report.select import selection
+from fedresearch.study.report.targets import target_table
 from tests.records import make
 
 

@@ -11,10 +11,10 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping, FedAvg, FedXgbCyclic, Strategy
 
-from fedresearch.apps.cohort import CohortGrid
-from fedresearch.apps.hooks import Hooks, wait_for_nobody, wrapped
 from fedresearch.errors import InputError
-from fedresearch.generators import seeded
+from fedresearch.federation.cohort_grid import CohortGrid
+from fedresearch.federation.generators import seeded
+from fedresearch.federation.hooks import Hooks, wait_for_nobody, wrapped
 from fedresearch.hardware.in_process import InProcessGrid
 from tests import warm
 from tests.conftest import ROOT
@@ -198,7 +198,7 @@ def restless(tmp_path_factory):
             import torch
             from flwr.app import MetricRecord
             from flwr.serverapp.strategy import FedAvg
-            from fedresearch.apps.records import record, values
+            from fedresearch.federation.records import record, values
 
             def draw():
                 return random.random() + np.random.random() + torch.rand(1).item()
@@ -265,7 +265,7 @@ def test_a_run_of_a_strategy_that_draws_is_reproduced(tmp_path, restless):
     typed = ["--config-dir", restless, "strategy=restless", *options]
     done = warm.python("-m", "fedresearch.main", *typed, cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stderr
-    done = warm.python("-m", "fedresearch.reproduce", "run", cwd=tmp_path, env=env)
+    done = warm.python("-m", "fedresearch.main", "reproduce", "run", cwd=tmp_path, env=env)
     assert done.stdout.splitlines()[-1] == "identical through round 2", done.stderr
     assert done.returncode == 0
 

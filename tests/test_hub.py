@@ -355,7 +355,7 @@ def test_channels_are_checked_from_the_cache_too(grey):
 
 
 def test_more_classes_than_declared(compose, tmp_path):
-    from fedresearch.experiment import Experiment
+    from fedresearch.experiment.experiment import Experiment
 
     for split in ("train", "test"):
         write_parquet(tmp_path / f"{split}.parquet", *draw_split(60, 1, 28, 62, 0), ("image", "label"), num_classes=62)

@@ -81,7 +81,7 @@ def test_an_interrupted_run_leaves_no_process_and_no_shared_memory(start, tmp_pa
     _, stderr = process.communicate(timeout=300)
     assert process.returncode == 1
     *lines, resumes, last = stderr.strip().splitlines()
-    assert (resumes, last) == (f"python -m fedresearch.main resume={tmp_path}", "interrupted")
+    assert (resumes, last) == (f"fedresearch resume={tmp_path}", "interrupted")
     assert resumes not in lines
     assert "Traceback" not in stderr
     assert json.loads((tmp_path / "run.json").read_text())["status"] == "interrupted"

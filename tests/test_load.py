@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from fedresearch.errors import InputError
-from fedresearch.report.baseline import NO_BASELINE
-from fedresearch.report.cells import study
-from fedresearch.report.load import load
-from fedresearch.report.select import axis
-from fedresearch.report.targets import target_table
 from fedresearch.runs import record
 from fedresearch.runs.record import dump_record
-from fedresearch.sweep.status import listed
+from fedresearch.study.report.baseline import NO_BASELINE
+from fedresearch.study.report.cells import study
+from fedresearch.study.report.load import load
+from fedresearch.study.report.select import axis
+from fedresearch.study.report.targets import target_table
+from fedresearch.study.sweep.status import listed
 from tests.records import make
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fedresearch.local.objective import evaluate, mean_gradient, mean_loss
-from fedresearch.local.train import Schedule, Task, drift, train
+from fedresearch.local.train import LocalWork, Task, drift, train
 from fedresearch.local.update import LocalUpdate
 
 
@@ -31,8 +31,8 @@ def test_training_is_the_plain_loop_bit_for_bit(optimizer, options):
 
     update, lr = LocalUpdate(), options.pop("lr")
     task = Task(ours.state_dict(), x, y, update, update.stages(ours), {"lr": lr}, batches_seed=1, dropout_seed=0)
-    schedule = Schedule(epochs=3, steps=None, batch_size=5)
-    trained = train(ours, task, optimizer=functools.partial(optimizer, **options), schedule=schedule)
+    work = LocalWork(epochs=3, steps=None, batch_size=5)
+    trained = train(ours, task, optimizer=functools.partial(optimizer, **options), work=work)
 
     order = torch.Generator().manual_seed(1)
     stepper = optimizer(plain.parameters(), lr=lr, **options)
@@ -53,7 +53,7 @@ def test_training_is_the_plain_loop_bit_for_bit(optimizer, options):
 @given(n=st.integers(1, 30), batch_size=st.integers(0, 40), epochs=st.integers(1, 3))
 def test_an_epoch_is_a_pass_over_the_data(n, batch_size, epochs):
     x = torch.arange(n)
-    batches = [b.tolist() for b, _ in Schedule(epochs, None, batch_size).batches(x, x, torch.Generator())]
+    batches = [b.tolist() for b, _ in LocalWork(epochs, None, batch_size).batches(x, x, torch.Generator())]
     size = batch_size or n
     assert len(batches) == epochs * math.ceil(n / size)
     for epoch in range(epochs):
@@ -65,7 +65,7 @@ def test_an_epoch_is_a_pass_over_the_data(n, batch_size, epochs):
 @given(n=st.integers(1, 30), batch_size=st.integers(0, 40), steps=st.integers(1, 20))
 def test_steps_are_as_many_as_asked(n, batch_size, steps):
     x = torch.arange(n)
-    batches = [b.tolist() for b, _ in Schedule(None, steps, batch_size).batches(x, x, torch.Generator())]
+    batches = [b.tolist() for b, _ in LocalWork(None, steps, batch_size).batches(x, x, torch.Generator())]
     assert len(batches) == steps
     per_epoch = math.ceil(n / (batch_size or n))
     for start in range(0, steps - per_epoch + 1, per_epoch):
@@ -75,10 +75,10 @@ def test_steps_are_as_many_as_asked(n, batch_size, steps):
 def test_steps_are_the_first_of_the_epochs():
     x = torch.arange(23)
 
-    def batches(schedule):
-        return [b.tolist() for b, _ in schedule.batches(x, x, torch.Generator().manual_seed(3))]
+    def batches(work):
+        return [b.tolist() for b, _ in work.batches(x, x, torch.Generator().manual_seed(3))]
 
-    assert batches(Schedule(None, 7, 5)) == batches(Schedule(2, None, 5))[:7]
+    assert batches(LocalWork(None, 7, 5)) == batches(LocalWork(2, None, 5))[:7]
 
 
 def test_evaluation_of_classes():

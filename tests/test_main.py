@@ -95,8 +95,8 @@ def test_the_model_loads_back_as_a_module(finished):
     from flwr.app import ArrayRecord
 
     from fedresearch import load_model
-    from fedresearch.apps.records import sha256
     from fedresearch.data import digits
+    from fedresearch.federation.records import sha256
 
     directory, _ = finished
     model = load_model(directory)
@@ -140,9 +140,7 @@ def test_a_run_goes_on_in_its_own_directory_alone(finished, tmp_path):
     directory, _ = finished
     done = command(tmp_path, f"resume={directory}", "hydra.run.dir=other")
     assert done.returncode == 1
-    assert done.stderr == (
-        "error: resume goes on in the run's own directory, and takes no hydra.run.dir; leave that out\n"
-    )
+    assert done.stderr == ("error: resume continues in the run's own directory; remove hydra.run.dir\n")
 
 
 def test_of_two_starting_at_once_in_one_directory_one_runs(tmp_path):

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from fedresearch import config, load_model
+from fedresearch.config.help_text import CONF
 from fedresearch.errors import InputError
-from fedresearch.experiment import Experiment
+from fedresearch.experiment.experiment import Experiment
 from fedresearch.local.objective import evaluate
 from fedresearch.runs.record import dump_record, read_record, read_rows
-from fedresearch.usage import CONF
 from tests.directories import MLP, SHORT, conduct
 
 PERSONAL = ["fedrep", "local_only", "ditto"]
@@ -183,7 +183,7 @@ def hostile(directory, source, **model):
     "model",
     [
         {"_target_": "os.system"},
-        {"_target_": "fedresearch.reproduce.subprocess.Popen"},
+        {"_target_": "fedresearch.study.reproduce.subprocess.Popen"},
         {"_target_": "fedresearch.models.mlp.torch.hub.load"},
         {"_target_": "torch.hub.load"},
         {"_target_": "torch.nn.Linear"},
@@ -224,8 +224,8 @@ def test_a_model_of_ones_own_is_built_where_it_is_trusted(tmp_path, monkeypatch,
 
 
 def test_every_option_is_a_known_model(compose, tmp_path):
-    from fedresearch.building import refuse_foreign
-    from fedresearch.model import build_model
+    from fedresearch.experiment.builder import refuse_foreign
+    from fedresearch.experiment.model import build_model
 
     for path in sorted((CONF / "model").glob("[!_]*.yaml")):
         dataset = {"char_lstm": "shakespeare", "cnn_mcmahan": "mnist", "lenet": "mnist"}.get(path.stem, "digits")

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 import pytest
 import yaml
 
-from fedresearch.sweep.job import objective
+from fedresearch.study.sweep.job import objective
 from tests import warm
 from tests.records import make
 

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from playwright.sync_api import Error, expect, sync_playwright
 
-from fedresearch.report.page import page
+from fedresearch.study.report.page import page
 
 HOSTILE = "</script><b>x"
 PICTURE = "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' width='900' height='9'/%3E"

@@ -52,9 +52,15 @@ def rows_of(experiment):
     return [np.concatenate([t, v]) for t, v in zip(data.train, data.validation, strict=True)]
 
 
+def source_of(experiment):
+    from fedresearch.experiment.loading import load_source
+
+    return load_source(experiment.config, experiment.choices, experiment.builder)
+
+
 @pytest.fixture
 def build(compose):
-    from fedresearch.experiment import Experiment
+    from fedresearch.experiment.experiment import Experiment
 
     def build_(*overrides):
         return Experiment(*compose("tracker=none", *overrides))
@@ -80,7 +86,7 @@ def test_partitions_are_disjoint_cover_and_follow_the_seed(build, partitioner):
     first, again, other = (build(*overrides, f"seed={seed}") for seed in (0, 0, 1))
     parts = rows_of(first)
     together = np.concatenate(parts)
-    total = len(first._source().train.y)
+    total = len(source_of(first).train.y)
     assert len(np.unique(together)) == len(together)
     if partitioner in GIVEN_SIZES:
         sizes = first.config.partitioner["partition_sizes"]
@@ -120,7 +126,7 @@ def test_the_same_partitions_as_federated_dataset(build, tmp_path, name):
     ours = build(
         f"partitioner={name}", "partitioner.seed=42", "validation.fraction=0", "federation.fraction_evaluate=0"
     )
-    labels = ours._source().train.y.numpy()
+    labels = source_of(ours).train.y.numpy()
     datasets.Dataset.from_dict({"row": np.arange(len(labels)), "label": labels}).to_parquet(tmp_path / "digits.parquet")
     theirs = {
         "iid": lambda: IidPartitioner(10),
@@ -142,7 +148,7 @@ def test_the_same_partitions_as_federated_dataset(build, tmp_path, name):
 def test_mcmahans_pathological_split(build):
     """Sorted by label and cut into 2 x 10 equal shards, a client holds two of them."""
     experiment = build("partitioner=pathological_mcmahan")
-    labels = experiment._source().train.y.numpy()
+    labels = source_of(experiment).train.y.numpy()
     order = np.sort(labels, kind="stable")
     shard_size = len(labels) // 20
     shards = [np.bincount(order[i * shard_size : (i + 1) * shard_size], minlength=10) for i in range(20)]
@@ -309,13 +315,15 @@ def test_a_sample_that_is_dealt_twice_is_refused(rows, message):
     ],
 )
 def test_labels_with_gaps_are_partitioned_as_those_without(build, monkeypatch, partitioner):
+    from fedresearch.experiment import experiment as experiment_module
+
     labels = torch.arange(300) % 3
     parts = []
     for values, num_classes in (([0, 1, 2], 3), ([0, 2, 5], 7)):
         y = torch.tensor(values)[labels]
         source = Source(Samples(torch.zeros(300, 1), y), Samples(torch.zeros(3, 1), torch.tensor(values)))
         experiment = build(*f"partitioner={partitioner} dataset.declares.num_classes={num_classes}".split())
-        monkeypatch.setattr(experiment, "_source", lambda source=source: source)
+        monkeypatch.setattr(experiment_module, "load_source", lambda *_, source=source: source)
         parts.append(rows_of(experiment))
         assert experiment.facts.classes_untrained == []
         assert set(experiment.data.y.tolist()) == set(values)
@@ -333,7 +341,7 @@ def test_a_refusal_says_where_labels_are_numbered():
 
 def test_classes_that_no_client_has_are_named_with_their_share_of_the_test_split(build):
     experiment = build("partitioner=pathological", "federation.num_supernodes=4")
-    source = experiment._source()
+    source = source_of(experiment)
     # Client i holds classes i and i + 1, so the last is class 4; each class is split among its owners without rest.
     unheld = int((source.train.y > 4).sum())
     share = float((source.test.y > 4).double().mean())

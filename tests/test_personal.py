@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fedresearch.apps.columns import columns
-from fedresearch.apps.records import values
-from fedresearch.choosing import check_choices
 from fedresearch.errors import InputError
-from fedresearch.experiment import Experiment
-from fedresearch.local.train import Schedule, Task, train
+from fedresearch.experiment.experiment import Experiment
+from fedresearch.experiment.preparation import prepare
+from fedresearch.experiment.selection import check_choices
+from fedresearch.federation.columns import columns
+from fedresearch.federation.records import values
+from fedresearch.local.train import LocalWork, Task, train
 from fedresearch.local.update import LocalUpdate, Stage
 from fedresearch.models.mlp import MLP
 from fedresearch.seeding import derive_seed
@@ -131,7 +132,7 @@ def test_with_an_empty_head_it_is_fedavg_bit_for_bit(run, strategy):
 def test_a_head_that_the_model_does_not_have_is_refused(compose, strategy):
     experiment = Experiment(*compose(f"strategy={strategy}", "strategy.client.head=[nonsense]", "tracker=none"))
     with pytest.raises(InputError) as error:
-        experiment.build()
+        prepare(experiment)
     assert str(error.value) == (
         f"strategy={strategy}: the head may be made of layers, layers.1, layers.3, got nonsense"
     )
@@ -175,7 +176,7 @@ def trained_alone(experiment, state, update, stages, server_round, partition_id)
     batches_seed = derive_seed(experiment.config.seed, "batches", server_round, partition_id)
     stages = update.stages(model) if stages is None else stages
     task = Task(state, x, y, update, stages, {"lr": experiment.config.optimizer["lr"]}, batches_seed, dropout_seed=0)
-    train(model, task, optimizer=torch.optim.SGD, schedule=Schedule(local.epochs, local.steps, local.batch_size))
+    train(model, task, optimizer=torch.optim.SGD, work=LocalWork(local.epochs, local.steps, local.batch_size))
     return model
 
 
@@ -245,7 +246,7 @@ def test_fedrep_trains_the_head_under_the_received_body_and_then_the_body_under_
     update = HeadThenBody(None, head_epochs=3)
     assert update.stages(model) == (Stage(frozenset(HEAD), 3), Stage(frozenset(BODY), None))
     task = Task(by_hand.state_dict(), x, y, update, update.stages(model), {"lr": 0.5}, batches_seed=0, dropout_seed=0)
-    trained = train(model, task, optimizer=torch.optim.SGD, schedule=Schedule(None, 2, 0))
+    trained = train(model, task, optimizer=torch.optim.SGD, work=LocalWork(None, 2, 0))
     assert trained.num_steps == 3 + 2
     params = dict(by_hand.named_parameters())
     for names, num_steps in ((HEAD, 3), (BODY, 2)):
@@ -378,7 +379,7 @@ def test_fedbn_keeps_batch_norm_and_shares_the_rest(run, normed):
 def test_fedbn_needs_batch_norm(compose):
     experiment = Experiment(*compose("strategy=fedbn", "tracker=none"))
     with pytest.raises(InputError) as error:
-        experiment.build()
+        prepare(experiment)
     assert str(error.value) == (
         "strategy=fedbn: the model has no BatchNorm layer to keep; try model=resnet18 model.norm=batch"
     )
@@ -482,13 +483,14 @@ def test_centralised_and_fedsgd_are_the_same_where_all_take_one_full_step(run):
 
 def test_a_head_that_is_the_whole_model_leaves_nothing_to_train(compose):
     from fedresearch.errors import InputError
-    from fedresearch.experiment import Experiment
+    from fedresearch.experiment.experiment import Experiment
+    from fedresearch.experiment.preparation import prepare
 
     experiment = Experiment(*compose("strategy=fedbabu", "strategy.client.head=[layers]", "tracker=none"))
     with pytest.raises(
         InputError, match=r"strategy=fedbabu: the head is the whole model, so that nothing is shared; try strategy=l"
     ):
-        experiment.build()
+        prepare(experiment)
 
 
 # What goes by the global model, or by the test split.

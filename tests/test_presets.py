@@ -15,10 +15,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 
 from fedresearch import config
-from fedresearch.experiment import Experiment
+from fedresearch.config.help_text import CONF
+from fedresearch.experiment.experiment import Experiment
 from fedresearch.runs.record import read_rows
-from fedresearch.sweep.compose import compose_jobs
-from fedresearch.usage import CONF
+from fedresearch.study.sweep.compose import compose_jobs
 from tests import warm
 from tests.conftest import LONG, ROOT
 
@@ -145,7 +145,12 @@ def test_one_job_of_a_preset_is_reproduced_and_resumed(tmp_path):
 
     def run(module, *arguments):
         done = warm.python(
-            "-m", f"fedresearch.{module}", *arguments, cwd=tmp_path, env={**os.environ, "WARM_RERUN": "1"}
+            "-m",
+            "fedresearch.main",
+            *([] if module == "main" else [module]),
+            *arguments,
+            cwd=tmp_path,
+            env={**os.environ, "WARM_RERUN": "1"},
         )
         assert done.returncode == 0, done.stderr
         return done.stdout

@@ -2,9 +2,9 @@
 
 import pytest
 
-from fedresearch.report.cells import study
-from fedresearch.report.load import load
-from fedresearch.report.published import published_table
+from fedresearch.study.report.cells import study
+from fedresearch.study.report.load import load
+from fedresearch.study.report.published import published_table
 from tests.records import make
 
 TABLE1 = "mcmahan2017_table1_2nn"

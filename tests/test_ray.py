@@ -18,7 +18,7 @@ from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedresearch.errors import InputError
-from fedresearch.experiment import Experiment
+from fedresearch.experiment.experiment import Experiment
 from fedresearch.hardware.cores import num_cores
 from tests.processes import LOOPBACK, descendants, listens, living
 

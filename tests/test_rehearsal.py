@@ -5,9 +5,10 @@ import signal
 
 import pytest
 
-from fedresearch import rehearsal
 from fedresearch.errors import InputError
-from fedresearch.experiment import Experiment
+from fedresearch.experiment import rehearsal
+from fedresearch.experiment.experiment import Experiment
+from fedresearch.experiment.preparation import prepare
 from fedresearch.hardware.ordered import OrderedGrid
 
 
@@ -18,7 +19,7 @@ def build(compose, monkeypatch):
     def build_(does, *overrides):
         monkeypatch.setattr(OrderedGrid, "try_out", lambda *_: does())
         experiment = Experiment(*compose("model=logistic", "tracker=none", *overrides))
-        experiment.build()
+        prepare(experiment)
 
     return build_
 
@@ -61,7 +62,7 @@ def test_what_fails_in_the_fork_alone_is_no_failure(build):
 
 def test_a_fork_that_does_not_answer_is_given_up(build, monkeypatch, caplog):
     main = os.getpid()
-    monkeypatch.setattr(rehearsal, "_PATIENCE_S", 0.5)
+    monkeypatch.setattr(rehearsal, "_FORK_TIMEOUT_S", 0.5)
     build(lambda: os.getpid() == main or signal.pause())
     assert [record.message for record in caplog.records if record.name == "fedresearch"] == [
         "a client's first step takes more than 0.5 s; it is tried again in the main process"

@@ -11,13 +11,13 @@ import warnings
 
 import pytest
 
-from fedresearch.report import __main__ as command
-from fedresearch.report.cells import study
-from fedresearch.report.curves import class_counts, client_spread, drawn, mean_curve, numeric_keys
-from fedresearch.report.document import document
-from fedresearch.report.load import load
-from fedresearch.report.making import report
-from fedresearch.report.tables import Entry, Table, between, comma_separated, latex, markdown, measured, rounded
+from fedresearch.study.report import command
+from fedresearch.study.report.cells import study
+from fedresearch.study.report.curves import class_counts, client_spread, drawn, mean_curve, numeric_keys
+from fedresearch.study.report.document import document
+from fedresearch.study.report.load import load
+from fedresearch.study.report.making import report
+from fedresearch.study.report.tables import Entry, Table, between, comma_separated, latex, markdown, measured, rounded
 from tests.records import make
 
 HOSTILE = [
@@ -74,10 +74,10 @@ def messy(folder):
 
 def run(monkeypatch, capsys, *arguments):
     """Run the command in this process; return its exit code, its output and its error lines."""
-    monkeypatch.setattr(sys, "argv", ["report", *map(str, arguments)])
+    monkeypatch.setattr(sys, "argv", ["fedresearch", "report", *map(str, arguments)])
     code = 0
     try:
-        command.main()
+        command.main(sys.argv[2:])
     except SystemExit as stop:
         code = stop.code
     out, error = capsys.readouterr()
@@ -90,7 +90,7 @@ ARGUMENTS = ("--baseline", "strategy=fedavg", "--targets", "0.5,0.9")
 @pytest.mark.slow
 def test_the_command_tells_and_writes_all_and_again_the_same(tmp_path, monkeypatch, capsys):
     messy(tmp_path / "runs")
-    words = [sys.executable, "-m", "fedresearch.report", tmp_path / "runs", *ARGUMENTS]
+    words = [sys.executable, "-m", "fedresearch.main", "report", tmp_path / "runs", *ARGUMENTS]
     done = subprocess.run(words, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     out = tmp_path / "runs" / "report"
@@ -106,7 +106,7 @@ def test_the_command_tells_and_writes_all_and_again_the_same(tmp_path, monkeypat
     assert told.startswith("# eval/accuracy of 12 runs in 6 cells\n")
     assert "![curves_rounds](curves_rounds.png)\n\neval/accuracy over rounds: mean over" in told
     *same, last = told.splitlines()
-    assert re.fullmatch(f"Generated [0-9-]{{10}}T.* by `python -m fedresearch.report .*{' '.join(ARGUMENTS)}`", last)
+    assert re.fullmatch(f"Generated [0-9-]{{10}}T.* by `fedresearch report .*{' '.join(ARGUMENTS)}`", last)
 
     code, _, error = run(monkeypatch, capsys, tmp_path / "runs", *ARGUMENTS, "--out", tmp_path / "again" / "here")
     assert (code, error) == (0, [])
@@ -195,7 +195,7 @@ def test_what_an_earlier_report_left_stays_and_is_told(few, monkeypatch, capsys)
 @pytest.mark.slow
 def test_a_directory_whose_name_is_no_text_is_reported(few):
     (few / "scaffold").rename(few / os.fsdecode(b"\xff"))
-    words = [sys.executable, "-m", "fedresearch.report", few, "--out", few.parent / os.fsdecode(b"out\xff")]
+    words = [sys.executable, "-m", "fedresearch.main", "report", few, "--out", few.parent / os.fsdecode(b"out\xff")]
     done = subprocess.run(words, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "utf-8"})
     assert (done.returncode, done.stderr) == (0, b"")
     assert "/?</button>" in (few.parent / os.fsdecode(b"out\xff") / "report.html").read_text()
@@ -205,7 +205,7 @@ def test_a_directory_whose_name_is_no_text_is_reported(few):
 def test_numbers_beyond_all_bounds_are_reported(tmp_path):
     for seed, value in enumerate((1e200, -2e200, 3e200)):
         make(tmp_path / "runs" / f"{seed}", seed=seed, rows=[{**row, "eval/accuracy": value} for row in rows(0, 0)])
-    words = [sys.executable, "-m", "fedresearch.report", tmp_path / "runs"]
+    words = [sys.executable, "-m", "fedresearch.main", "report", tmp_path / "runs"]
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "6.667e+199 ± ∞" in done.stdout
@@ -403,7 +403,7 @@ def test_no_text_is_a_formula_a_tag_or_a_link():
 
 @pytest.mark.slow
 def test_a_reader_may_leave_and_the_terminal_be_ascii(few):
-    words = f"{sys.executable} -m fedresearch.report {few} --out {few.parent / 'out'}"
+    words = f"{sys.executable} -m fedresearch.main report {few} --out {few.parent / 'out'}"
     done = subprocess.run(
         ["bash", "-c", f"set -o pipefail; {words} | true"],
         capture_output=True,

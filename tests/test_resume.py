@@ -11,16 +11,17 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from fedresearch import checkpoints, config, resuming
-from fedresearch.apps import client_app
+from fedresearch import config
+from fedresearch.config.help_text import CONF
 from fedresearch.errors import InputError
-from fedresearch.experiment import Experiment
+from fedresearch.experiment import checkpoints, resuming
+from fedresearch.experiment.experiment import Experiment
+from fedresearch.federation import client_app
 from fedresearch.hardware.cores import num_cores
 from fedresearch.local import cohort
 from fedresearch.runs.directory import RunDirectory
 from fedresearch.runs.loaded import load
 from fedresearch.runs.record import dump_record, read_record, read_rows
-from fedresearch.usage import CONF
 from tests.directories import (
     MLP,
     SCAFFOLD,
@@ -220,7 +221,7 @@ def test_a_key_that_only_one_config_has_is_named_so(compose, tmp_path, monkeypat
     with pytest.raises(
         InputError, match=r"optimizer.momentum=0.0 \(now not set\), .*optimizer.betas not set \(now \[0.9"
     ):
-        resuming.goes_on(past, now, tmp_path)
+        resuming.is_unfinished(past, now, tmp_path)
 
 
 def test_more_rounds_are_those_of_a_longer_run(tmp_path, whole):
@@ -316,7 +317,7 @@ def test_updates_that_are_not_finite_go_on_to_the_same_bits(tmp_path, monkeypatc
 
 def make_fail(monkeypatch, fail):
     """Let something happen to the model after each training of the smallest partition."""
-    from fedresearch.experiment import Experiment
+    from fedresearch.experiment.experiment import Experiment
 
     composed, choices, *_ = config.compose(CONF, [*MLP, *SHORT])
     sizes = sorted(len(rows) for rows in Experiment(composed, choices).data.train)
@@ -354,7 +355,7 @@ def test_failures_are_allowed_counted_and_kept_once(tmp_path, monkeypatch):
 def test_a_run_that_failed_goes_on_when_it_is_mended(tmp_path, monkeypatch, whole):
     with monkeypatch.context() as patch:
         make_fail(patch, raise_it)
-        with pytest.raises(InputError, match=r"its traceback is in .*failures.jsonl; mend it and go on with resume="):
+        with pytest.raises(InputError, match=r"its traceback is in .*failures.jsonl; fix it and resume with resume="):
             conduct(tmp_path / "run", *SCAFFOLD)
     assert read_record(tmp_path / "run")["status"] == "failed"
     conduct(tmp_path / "run", *SCAFFOLD)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from flwr.app import Metadata, MetricRecord, RecordDict
 
-from fedresearch.apps import flower
-from fedresearch.apps.buffers import BuffersApart
-from fedresearch.apps.records import record
+from fedresearch.federation import flower
+from fedresearch.federation.buffers import BuffersApart
+from fedresearch.federation.records import record
 from fedresearch.strategies.bulyan import Bulyan
 from fedresearch.strategies.krum import Krum, MultiKrum
 from fedresearch.strategies.qfedavg import step

@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from fedresearch.apps.client_app import Clients
-from fedresearch.apps.cohort import CohortGrid
-from fedresearch.apps.measures import measure_clients, measure_updates
-from fedresearch.apps.records import cast_like, flatten, sha256
-from fedresearch.apps.sampling import Sampling, uniform
 from fedresearch.config.cohorts import cohort_size
 from fedresearch.errors import InputError
+from fedresearch.federation.client_app import Clients
+from fedresearch.federation.cohort_grid import CohortGrid
+from fedresearch.federation.measures import measure_clients, measure_updates
+from fedresearch.federation.records import cast_like, flatten, sha256
+from fedresearch.federation.sampling import Sampling, uniform
 from fedresearch.hardware.in_process import InProcessGrid
 
 # Sums and differences of these are exact.
@@ -229,7 +229,7 @@ def test_corner_cases_run(run, overrides):
 
 
 def test_a_failing_client_stops_the_run_and_is_named(run, monkeypatch):
-    from fedresearch.apps import client_app
+    from fedresearch.federation import client_app
 
     train = client_app.train
 

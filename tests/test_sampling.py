@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedresearch.apps.sampling import Sampling, fixed, proportional, round_robin, uniform
 from fedresearch.errors import InputError
-from fedresearch.experiment import Experiment
+from fedresearch.experiment.experiment import Experiment
+from fedresearch.experiment.preparation import prepare
+from fedresearch.federation.sampling import Sampling, fixed, proportional, round_robin, uniform
 
 SIZES = [5, 0, 1, 8, 0, 3, 3]
 ELIGIBLE = [0, 2, 3, 5, 6]
@@ -203,7 +204,7 @@ def test_round_robin_trains_one_cohort_after_another(run):
 def test_a_partition_that_does_not_exist_is_refused_in_one_line(compose):
     experiment = Experiment(*compose("sampling=fixed", "sampling.partition_ids=[99]", "tracker=none"))
     with pytest.raises(InputError) as error:
-        experiment.build()
+        prepare(experiment)
     assert str(error.value) == "sampling=fixed: partition ids must be of 0 to 9 and hold training data, got [99]"
 
 

@@ -9,9 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedresearch.apps.schedule import constant, cosine, inverse, step
 from fedresearch.errors import InputError
-from fedresearch.experiment import Experiment
+from fedresearch.experiment.experiment import Experiment
+from fedresearch.experiment.preparation import prepare
+from fedresearch.federation.schedule import constant, cosine, inverse, step
 
 DIABETES = [
     "dataset=diabetes",
@@ -238,7 +239,7 @@ def test_the_stages_of_a_round_keep_an_optimizer_each(run):
 def test_strategies_that_count_on_a_fresh_optimizer_refuse_a_kept_one(compose, strategy):
     experiment = Experiment(*compose(f"strategy={strategy}", "local.keep_optimizer_state=true", "tracker=none"))
     with pytest.raises(InputError) as error:
-        experiment.build()
+        prepare(experiment)
     assert str(error.value).endswith("try local.keep_optimizer_state=false")
     assert f"strategy={strategy}" in str(error.value)
 

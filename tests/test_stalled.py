@@ -11,14 +11,14 @@ from flwr.serverapp.strategy import FedAvg
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedresearch.apps.hooks import Hooks
-from fedresearch.apps.records import record
-from fedresearch.apps.rounds import ClientsFailed, RoundLoop, Stalled
 from fedresearch.config.cohorts import shortages, unprotected
 from fedresearch.errors import InputError
-from fedresearch.experiment import Experiment
+from fedresearch.experiment.advice import _warn_of_small_partitions
+from fedresearch.experiment.experiment import Experiment
+from fedresearch.federation.hooks import Hooks
+from fedresearch.federation.records import record
+from fedresearch.federation.rounds import ClientsFailed, RoundLoop, Stalled
 from fedresearch.hardware.in_process import InProcessGrid
-from fedresearch.run import report_small_partitions
 from fedresearch.runs.record import read_record
 from tests.directories import conduct, outcome, rows_of
 
@@ -242,7 +242,7 @@ def test_a_rule_that_scores_clients_sees_each_once(compose):
 @pytest.mark.parametrize(("evaluates", "warned"), [(True, True), (False, False)])
 def test_that_nobody_can_evaluate_is_said(compose, caplog, evaluates, warned):
     data = Experiment(*compose("validation.fraction=0", "federation.fraction_evaluate=0")).data
-    report_small_partitions(data, 1, evaluates)
+    _warn_of_small_partitions(data, 1, evaluates)
     said = "no client holds a validation sample: nobody evaluates; try a larger validation.fraction"
     assert (said in caplog.messages) is warned
 

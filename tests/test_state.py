@@ -18,19 +18,20 @@ from pathlib import Path
 import pytest
 from hydra.errors import HydraException
 
-from fedresearch import config, load_model, main, reproduce, tune
-from fedresearch.compare import compare
+from fedresearch import config, load_model, main
+from fedresearch.config.help_text import CONF
 from fedresearch.errors import InputError
-from fedresearch.report.files import write
-from fedresearch.report.load import load
-from fedresearch.report.making import report
-from fedresearch.resuming import goes_on
+from fedresearch.experiment.resuming import is_unfinished
 from fedresearch.runs import record as records
 from fedresearch.runs.checkpoint import read_checkpoints
 from fedresearch.runs.directory import History, RunDirectory
 from fedresearch.runs.record import FINAL, locked, read_record
-from fedresearch.sweep.status import show
-from fedresearch.usage import CONF
+from fedresearch.study import reproduce, tune
+from fedresearch.study.compare import compare
+from fedresearch.study.report.files import write
+from fedresearch.study.report.load import load
+from fedresearch.study.report.making import report
+from fedresearch.study.sweep.status import show
 from tests.conftest import LONG
 from tests.damages import contents, damages, places_of, rewritten
 from tests.directories import MLP, SHORT, conduct
@@ -94,7 +95,7 @@ def trouble(read):
             read()
     except (InputError, HydraException) as error:
         with contextlib.redirect_stderr(out):
-            if not config.tell(error):
+            if not config.report_error(error):
                 return traceback.format_exc()[-900:]
     except BaseException:
         return traceback.format_exc()[-900:]
@@ -131,7 +132,7 @@ def resume(directory, composed):
     with contextlib.chdir(directory.parent):
         main._with_the_past([f"resume={directory}"])
     with locked(directory):
-        if goes_on(read_record(directory), composed, directory):
+        if is_unfinished(read_record(directory), composed, directory):
             for _ in read_checkpoints(directory):
                 pass
             RunDirectory(directory, {}, History())

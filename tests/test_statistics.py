@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from fedresearch.report.statistics import (
+from fedresearch.study.report.statistics import (
     IQM,
     Duration,
     crossing,

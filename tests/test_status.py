@@ -5,7 +5,7 @@ import re
 import pytest
 
 from fedresearch.errors import InputError
-from fedresearch.sweep.status import show
+from fedresearch.study.sweep.status import show
 from tests.records import make
 
 OWN = {"own_models": True}

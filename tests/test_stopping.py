@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from fedresearch.experiment import Experiment
-from fedresearch.stopping import interruptible, stop_after_the_round
+from fedresearch.experiment import run
+from fedresearch.experiment.stopping import interruptible, stop_after_the_round
 from tests.directories import conduct
 
 NUMBERS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
@@ -84,7 +84,7 @@ def test_it_is_said_in_the_midst_of_a_line_and_without_a_terminal(monkeypatch, c
 
 
 def test_while_the_parts_are_built_a_run_ends_and_leaves_nothing(tmp_path, monkeypatch, number):
-    monkeypatch.setattr(Experiment, "build", lambda self: send(number))
+    monkeypatch.setattr(run, "prepare", lambda experiment: send(number))
     with pytest.raises(KeyboardInterrupt):
         conduct(tmp_path / "run")
     assert not list((tmp_path / "run").iterdir())

@@ -9,7 +9,7 @@ from torch.func import functional_call, grad, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
 from fedresearch.local.forward import Forward
-from fedresearch.local.train import Schedule, Task, drift, starting, train
+from fedresearch.local.train import LocalWork, Task, drift, starting, train
 from fedresearch.local.update import LocalUpdate
 from fedresearch.models.mlp import MLP
 from fedresearch.strategies.ditto import DittoUpdate
@@ -59,7 +59,7 @@ def test_a_cohorts_round_is_that_of_its_clients(name):
     alone, ends = [], []
     for i in range(3):
         task = Task(initial, x[i], y[i], update, update.stages(model), config, 0, 0, received=received, kept=kept[i])
-        ends.append(train(model, task, optimizer=torch.optim.SGD, schedule=Schedule(None, STEPS, 0)))
+        ends.append(train(model, task, optimizer=torch.optim.SGD, work=LocalWork(None, STEPS, 0)))
         alone.append({key: tensor.detach().clone() for key, tensor in model.named_parameters()})
 
     # begin and end are called once a client, objective and correct in every step: these run for all clients at once.
@@ -294,19 +294,20 @@ def test_frozen_parameters_do_not_move(run, models, strategy, hardware):
 )
 def test_what_cannot_be_is_refused_before_the_run(compose, overrides, said):
     from fedresearch.errors import InputError
-    from fedresearch.experiment import Experiment
+    from fedresearch.experiment.experiment import Experiment
+    from fedresearch.experiment.preparation import prepare
 
     experiment = Experiment(*compose(*overrides, "tracker=none"))
     with pytest.raises(InputError) as error:
-        experiment.build()
+        prepare(experiment)
     assert said in str(error.value)
 
 
 def test_clients_are_told_how_many_hold_data(compose):
-    from fedresearch.experiment import Experiment
+    from fedresearch.experiment.experiment import Experiment
 
     options = ["partitioner.alpha=0.02", "partitioner.min_partition_size=0", "federation.num_supernodes=40"]
     experiment = Experiment(*compose(*options, "tracker=none"))
     holding = sum(len(rows) > 0 for rows in experiment.data.train)
     assert 0 < holding < 40
-    assert experiment._client_config(1)["num-clients"] == holding
+    assert experiment.client_config(1)["num-clients"] == holding

@@ -19,12 +19,12 @@ from types import SimpleNamespace
 import pytest
 from flwr.app import Context, RecordDict
 
-from fedresearch import superlink_apps
 from fedresearch.errors import InputError
-from fedresearch.hardware.superlink import SuperLink
+from fedresearch.experiment.request import RunRequest
+from fedresearch.experiment.run import run_experiment
 from fedresearch.masking import without_secrets
-from fedresearch.run import run_experiment
-from fedresearch.submission import Submission
+from fedresearch.superlink import apps as superlink_apps
+from fedresearch.superlink.connection import SuperLink
 from tests import warm
 from tests.directories import killed, outcome
 from tests.processes import descendants, listens, living
@@ -112,7 +112,8 @@ def test_scaffold_goes_on_over_tls_with_authenticated_supernodes_to_the_bits_of_
     """It keeps a variate on each client, which is brought to the SuperNodes, needed there, and asked for again."""
     overrides = [*SHORT, "strategy=scaffold", "federation.fraction_train=1", *NO_EVALUATION, "checkpoint.keep=9"]
     whole = tmp_path / "whole"
-    run_experiment(*compose(*overrides, "federation.num_rounds=2"), whole, [*overrides, "federation.num_rounds=2"])
+    two_rounds = [*overrides, "federation.num_rounds=2"]
+    run_experiment(RunRequest(*compose(*two_rounds), whole, two_rounds, [], []))
     resumed = killed(whole, tmp_path / "d", checkpoint=1)
 
     with start(tmp_path, "resume=d", "hardware=superlink", *there[:2]) as process:
@@ -122,7 +123,7 @@ def test_scaffold_goes_on_over_tls_with_authenticated_supernodes_to_the_bits_of_
     assert record(resumed)["status"] == "finished"
     assert record(resumed)["digest"] == record(whole)["digest"]
     assert "hardware=superlink" in record(resumed)["resumed"][0]["command"]
-    assert "\ngoing on after round 1\nround 2/2  train/loss " in out
+    assert "\nresuming after round 1\nround 2/2  train/loss " in out
     assert out.splitlines()[-1] == str(resumed)
 
 
@@ -202,7 +203,7 @@ def test_more_supernodes_than_there_is_memory_for_are_refused():
 @pytest.mark.slow
 def test_a_killed_run_leaves_no_process_and_no_folder(tmp_path):
     program = (
-        "import time; from fedresearch.hardware.superlink import SuperLink\n"
+        "import time; from fedresearch.superlink.connection import SuperLink\n"
         "with SuperLink(1, address=None, root_certificates=None, secure=False, timeout_s=60):\n"
         "    print('up', flush=True); time.sleep(600)"
     )
@@ -235,11 +236,11 @@ def test_a_client_that_fails_ends_the_run_with_what_it_raised(there, tmp_path):
 def test_what_the_server_refuses_is_in_its_log_as_it_is_told_elsewhere(compose, tmp_path, monkeypatch, capsys, run):
     """From where whoever submitted it takes it, as the test above shows."""
     refused = ["dataset=mnist", "dataset.root=nowhere", "hardware=superlink"]
-    submission = Submission(*compose(*SHORT, *refused), tmp_path / "d", refused, ["fedresearch"], [], again=False)
+    request = RunRequest(*compose(*SHORT, *refused), tmp_path / "d", refused, ["fedresearch"], [])
     nodes = SimpleNamespace(meet=lambda: None, num_supernodes=None, timeout_s=None)
     monkeypatch.setattr(superlink_apps, "NodeGrid", lambda grid: nodes)
     monkeypatch.setattr(superlink_apps, "_one_thread", lambda: None)
-    context = Context(1, 0, {}, RecordDict(), {"experiment": submission.dumps()})
+    context = Context(1, 0, {}, RecordDict(), {"experiment": request.dumps()})
     with pytest.raises(InputError) as there:
         superlink_apps.server_app(None, context)
     with pytest.raises(InputError) as here:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fedresearch.errors import InputError
-from fedresearch.sweep.job import tell_failure
+from fedresearch.study.sweep.job import report_failure
 from tests import warm
 
 pytestmark = pytest.mark.slow
@@ -21,9 +21,9 @@ SMALL += ["local.epochs=1", "tracker=none"]
 # Stands in for the run, and says where it would have been.
 NO_RUN = """
 import sys, types
-stub = types.ModuleType("fedresearch.run")
-stub.run_experiment = lambda directory, **options: print("would run", directory)
-sys.modules["fedresearch.run"] = stub
+stub = types.ModuleType("fedresearch.experiment.run")
+stub.run_experiment = lambda request: print("would run", request.directory)
+sys.modules["fedresearch.experiment.run"] = stub
 from fedresearch import main
 sys.argv = ["main", *sys.argv[1:]]
 main.main()
@@ -53,11 +53,11 @@ server: {_target_: moody.Moody, seed: "${seed}", lr: "${optimizer.lr}"}
 """
 
 
-def start(cwd, *arguments, module="fedresearch.main", path=(), preload=warm.HEAVY):
+def start(cwd, *arguments, runs=True, path=(), preload=warm.HEAVY):
     clean = {k: v for k, v in os.environ.items() if not k.endswith("_FULL_ERROR")}
     folders = os.pathsep.join(map(str, [*path, ROOT, *filter(None, [os.environ.get("PYTHONPATH")])]))
-    words = ["-c", NO_RUN, *arguments] if module is None else ["-m", module, *arguments]
-    preload = warm.LIGHT if module is None else preload
+    words = [*(["-m", "fedresearch.main"] if runs else ["-c", NO_RUN]), *arguments]
+    preload = preload if runs else warm.LIGHT
     return warm.Command(*words, cwd=cwd, env={**clean, "PYTHONPATH": folders}, preload=preload)
 
 
@@ -72,7 +72,7 @@ def command(*arguments, **options):
 
 
 def status(cwd, directory):
-    return command(cwd, "status", directory, module="fedresearch.sweep", preload=warm.LIGHT)
+    return command(cwd, "sweep", "status", directory, preload=warm.LIGHT)
 
 
 def records(directory):
@@ -205,7 +205,7 @@ def test_preflight_says_what_is_done_and_estimates_the_rest(tmp_path):
     sweep = [*SMALL, "seed=0,1", "optimizer.lr=0.1,0.01", "local.batch_size=10,1000"]
     assert command(tmp_path, "-m", *SMALL, "seed=0", "optimizer.lr=0.1", "hydra.sweep.dir=s").returncode == 0
     before = times(tmp_path / "s")
-    done = command(tmp_path, "preflight", *sweep, "hydra.sweep.dir=s", module="fedresearch.sweep")
+    done = command(tmp_path, "sweep", "preflight", *sweep, "hydra.sweep.dir=s")
     assert done.returncode == 0, done.stderr
     (past,) = records(tmp_path / "s")
     rows = [line for line in done.stdout.splitlines() if line.startswith("seed=")]
@@ -234,14 +234,14 @@ def test_preflight_says_what_is_done_and_estimates_the_rest(tmp_path):
     ids=lambda words: " ".join(words) if isinstance(words, list) else "",
 )
 def test_a_scale_is_what_time_depends_on(compose, words, same):
-    from fedresearch.sweep.preflight import _scale
+    from fedresearch.study.sweep.preflight import _scale
 
     assert (_scale(compose()[0]) == _scale(compose(*words)[0])) is same
 
 
 @pytest.mark.parametrize("key", ["head_epochs", "head"])
 def test_local_epochs_of_a_strategy_are_of_its_scale(compose, key):
-    from fedresearch.sweep.preflight import _scale
+    from fedresearch.study.sweep.preflight import _scale
 
     values = {"head_epochs": ("1", "2"), "head": ("null", "[fc1]")}[key]
     one, other = (compose("strategy=fedrep", f"strategy.client.{key}={value}")[0] for value in values)
@@ -249,8 +249,8 @@ def test_local_epochs_of_a_strategy_are_of_its_scale(compose, key):
 
 
 def test_a_mistake_in_any_job_is_told_before_the_first_starts(tmp_path):
-    for module, verb in ((None, ["-m"]), ("fedresearch.sweep", ["preflight"])):
-        done = command(tmp_path, *verb, *SMALL, "seed=0,1", "optimizer.lr=0.1,-3", module=module, preload=warm.LIGHT)
+    for runs, verb in ((False, ["-m"]), (True, ["sweep", "preflight"])):
+        done = command(tmp_path, *verb, *SMALL, "seed=0,1", "optimizer.lr=0.1,-3", runs=runs, preload=warm.LIGHT)
         assert done.returncode == 1
         assert done.stdout == ""
         assert done.stderr == (
@@ -271,7 +271,7 @@ def test_a_mistake_in_any_job_is_told_before_the_first_starts(tmp_path):
     ],
 )
 def test_a_sweep_has_the_directory_of_what_changes_its_numbers(tmp_path, words, same):
-    sweeps = [start(tmp_path, "-m", "model=logistic", *more, module=None) for more in ([], words)]  # in one second
+    sweeps = [start(tmp_path, "-m", "model=logistic", *more, runs=False) for more in ([], words)]  # in one second
     for done in map(finish, sweeps):
         assert done.returncode == 0, done.stderr
         assert "would run" in done.stdout
@@ -280,7 +280,7 @@ def test_a_sweep_has_the_directory_of_what_changes_its_numbers(tmp_path, words, 
 
 def test_a_sweep_is_found_again_whatever_the_order_of_its_words(tmp_path):
     words = ["model=logistic", "optimizer.lr=0.1"]
-    for done in map(finish, [start(tmp_path, "-m", *order, module=None) for order in (words, words[::-1])]):
+    for done in map(finish, [start(tmp_path, "-m", *order, runs=False) for order in (words, words[::-1])]):
         assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "outputs").iterdir())) == 1
 
@@ -289,11 +289,11 @@ def test_a_sweep_goes_on_by_its_own_command(tmp_path):
     (tmp_path / "run").mkdir()
     done = command(tmp_path, "-m", "resume=run", "seed=0,1", preload=warm.LIGHT)
     assert done.returncode == 1
-    assert done.stderr == "error: resume goes on with one run; a sweep goes on when its own command is typed again\n"
+    assert done.stderr == "error: resume continues one run; to continue a sweep, type its own command again\n"
 
 
 def test_jobs_that_differ_in_no_number_run_once(tmp_path):
-    done = command(tmp_path, "-m", "hardware=cpu,workers", "seed=0,1", module=None)
+    done = command(tmp_path, "-m", "hardware=cpu,workers", "seed=0,1", runs=False)
     assert "4 jobs, of which 2 differ in what changes a number" in done.stdout
     assert done.stdout.splitlines()[-1].startswith("2 missing in outputs/sweep_")
 
@@ -301,7 +301,7 @@ def test_jobs_that_differ_in_no_number_run_once(tmp_path):
 def test_an_ablation_of_strategies_has_the_values_of_each(tmp_path):
     words = ["-m", "model=logistic", "strategy=fedavg,fedprox,scaffold", "strategy.server.proximal_mu=0.01,0.1"]
     rate = "strategy.server.server_learning_rate=0.5"  # SCAFFOLD's alone, and no sweep
-    first, again = (command(tmp_path, *words, rate, module=None) for _ in range(2))
+    first, again = (command(tmp_path, *words, rate, runs=False) for _ in range(2))
     assert first.returncode == 0, first.stderr
     assert first.stdout == again.stdout
     lines = first.stdout.splitlines()
@@ -311,7 +311,7 @@ def test_an_ablation_of_strategies_has_the_values_of_each(tmp_path):
     ]
     assert first.stdout.count("would run") == 4
     assert lines[-1].startswith("4 missing in outputs/sweep_")
-    single = command(tmp_path, "strategy=fedavg", "strategy.server.proximal_mu=0.1", module=None)
+    single = command(tmp_path, "strategy=fedavg", "strategy.server.proximal_mu=0.1", runs=False)
     assert single.returncode == 1
     assert single.stderr.startswith("error: unknown key strategy.server.proximal_mu; strategy.server has ")
     assert len(single.stderr.splitlines()) == 1
@@ -321,7 +321,7 @@ def test_an_experiment_may_be_a_sweep(tmp_path):
     (tmp_path / "conf" / "experiment").mkdir(parents=True)
     grid = "# @package _global_\nhydra: {mode: MULTIRUN, sweeper: {params: {seed: '0,1'}}}\n"
     (tmp_path / "conf" / "experiment" / "grid.yaml").write_text(grid)
-    done = command(tmp_path, "--config-dir", "conf", "experiment=grid", module=None)
+    done = command(tmp_path, "--config-dir", "conf", "experiment=grid", runs=False)
     assert done.stdout.count("would run") == 2, done.stderr
     assert "seed=1" in done.stdout.splitlines()[-2]
 
@@ -331,14 +331,14 @@ def test_a_directory_of_another_job_is_refused(tmp_path):
 
     (tmp_path / "s" / "0").mkdir(parents=True)
     (tmp_path / "s" / "0" / "run.json").write_text(dump_record({"status": "finished", "digest": "0123456789ab"}))
-    done = command(tmp_path, "-m", "seed=0,1", "hydra.sweep.dir=s", "hydra.sweep.subdir=${hydra.job.num}", module=None)
+    done = command(tmp_path, "-m", "seed=0,1", "hydra.sweep.dir=s", "hydra.sweep.subdir=${hydra.job.num}", runs=False)
     assert done.returncode == 1
     assert "s/0 holds the run of another config; try another hydra.sweep.subdir" in done.stderr
     assert "would run" not in done.stdout
 
 
 def test_a_failure_that_cannot_be_kept_is_told_all_the_same(tmp_path, capsys):
-    tell_failure(tmp_path / "gone", InputError("no such model"))
+    report_failure(tmp_path / "gone", InputError("no such model"))
     first, second = capsys.readouterr().err.splitlines()
     assert first == "error: no such model"
     assert "refused.txt cannot be written: No such file or directory" in second
@@ -346,7 +346,7 @@ def test_a_failure_that_cannot_be_kept_is_told_all_the_same(tmp_path, capsys):
 
 @pytest.mark.parametrize("arguments", [["status", "nowhere"], ["status"], []])
 def test_what_status_cannot_show_is_told(tmp_path, arguments):
-    done = command(tmp_path, *arguments, module="fedresearch.sweep", preload=warm.LIGHT)
+    done = command(tmp_path, "sweep", *arguments, preload=warm.LIGHT)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert ("nowhere holds no sweep" if len(arguments) == 2 else "fedresearch.sweep status DIR") in done.stderr
+    assert ("nowhere holds no sweep" if len(arguments) == 2 else "fedresearch sweep status DIR") in done.stderr

@@ -7,11 +7,11 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 
 from fedresearch import config
+from fedresearch.config.help_text import CONF
 from fedresearch.errors import InputError
-from fedresearch.sweep.compose import compose_jobs
-from fedresearch.sweep.status import job_names
-from fedresearch.sweep.sweeper import ComposedJobs
-from fedresearch.usage import CONF
+from fedresearch.study.sweep.compose import compose_jobs
+from fedresearch.study.sweep.status import job_names
+from fedresearch.study.sweep.sweeper import ComposedJobs
 
 SMALL = ["model=logistic", "tracker=none"]
 
@@ -96,7 +96,7 @@ def test_jobs_that_differ_in_no_number_are_one(compose, capsys):
 def test_globs_leave_parts_of_options_out(compose, group):
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    from fedresearch.sweep.compose import _refuse_impossible_numbers
+    from fedresearch.study.sweep.compose import _refuse_impossible_numbers
 
     with initialize_config_dir(str(CONF), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()

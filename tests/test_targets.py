@@ -2,10 +2,10 @@
 
 import pytest
 
-from fedresearch.report.baseline import NO_BASELINE, baseline
-from fedresearch.report.cells import study
-from fedresearch.report.load import load
-from fedresearch.report.targets import target_table
+from fedresearch.study.report.baseline import NO_BASELINE, baseline
+from fedresearch.study.report.cells import study
+from fedresearch.study.report.load import load
+from fedresearch.study.report.targets import target_table
 from tests.records import make
 
 

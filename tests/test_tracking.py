@@ -18,13 +18,13 @@ import yaml
 from rich.console import Console as Terminal
 
 from fedresearch.config import compose
+from fedresearch.config.help_text import CONF
 from fedresearch.errors import InputError
 from fedresearch.tracking import tensorboard
 from fedresearch.tracking.console import Console
 from fedresearch.tracking.tensorboard import TensorBoardTracker
 from fedresearch.tracking.tracker import NoTracker, RunInfo, Tracker, TrackerGroup
 from fedresearch.tracking.wandb_tracker import WandbTracker
-from fedresearch.usage import CONF
 
 # Three rounds; the second does not evaluate, the third has a client that diverged.
 ROWS: list[dict[str, Any]] = [

@@ -8,8 +8,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fedresearch.config import explain
 from fedresearch.errors import InputError
-from fedresearch.report.load import load
-from fedresearch.tune import choose
+from fedresearch.study.report.load import load
+from fedresearch.study.tune import choose
 from tests import warm
 from tests.records import make
 
@@ -223,7 +223,7 @@ def test_a_value_that_was_tuned_elsewhere_is_refused(tmp_path, compose):
     assert compose(rate, "model=logistic", "hardware=batched", "tune=lr")[0].optimizer["lr"] == 0.02
     assert refusal(compose, rate, "partitioner.alpha=1", "federation.num_supernodes=20") == (
         f"{path} was tuned with model=logistic (here mlp), federation.num_supernodes=10 (here 20), "
-        "partitioner.alpha=0.5 (here 1) and 1 more; tune here too, with python -m fedresearch.tune, "
+        "partitioner.alpha=0.5 (here 1) and 1 more; tune here too, with fedresearch tune, "
         "or write optimizer.lr=VALUE"
     )
     told = {
@@ -235,8 +235,7 @@ def test_a_value_that_was_tuned_elsewhere_is_refused(tmp_path, compose):
     }
     for overrides, difference in told.items():
         assert refusal(compose, rate, "model=logistic", *overrides) == (
-            f"{path} was tuned with {difference}; tune here too, with python -m fedresearch.tune, "
-            "or write optimizer.lr=VALUE"
+            f"{path} was tuned with {difference}; tune here too, with fedresearch tune, or write optimizer.lr=VALUE"
         )
 
 
@@ -316,7 +315,8 @@ def test_a_key_that_not_all_options_have_is_told(tmp_path):
 @pytest.mark.slow
 def test_a_sweep_is_tuned_and_run_on_fresh_seeds(tmp_path):
     def run(module, *arguments):
-        return warm.python("-m", f"fedresearch.{module}", *arguments, cwd=tmp_path, env=dict(os.environ))
+        verb = [] if module == "main" else [module]
+        return warm.python("-m", "fedresearch.main", *verb, *arguments, cwd=tmp_path, env=dict(os.environ))
 
     short = ["tracker=none", "model=logistic", "federation.num_rounds=3", "federation.num_supernodes=3"]
     alphas = "partitioner.alpha=0.5,5"

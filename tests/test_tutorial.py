@@ -111,7 +111,7 @@ def test_its_run(run, overrides, cifar10):
             assert torch.equal(y, torch.cat([b["label"] for b in batches]))
             torch.testing.assert_close(x, torch.cat([b["img"] for b in batches]), rtol=0, atol=1e-6)
 
-    from fedresearch.apps.sampling import Sampling, uniform
+    from fedresearch.federation.sampling import Sampling, uniform
     from fedresearch.seeding import derive_seed
 
     sampling = Sampling(uniform, [1] * 10, 5, 0, "train-sampling")

@@ -15,7 +15,7 @@ import pytest
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedresearch.apps.records import record
+from fedresearch.federation.records import record
 from fedresearch.hardware import workers
 from fedresearch.hardware.in_process import InProcessGrid
 from fedresearch.hardware.shared import Shared, load, mapped
@@ -171,11 +171,12 @@ def test_a_worker_that_dies_at_its_start_is_replaced(monkeypatch):
 
 
 def test_the_longest_clients_come_first(compose, monkeypatch):
-    from fedresearch.experiment import Experiment
+    from fedresearch.experiment.experiment import Experiment
+    from fedresearch.experiment.preparation import prepare
 
     options = ["hardware=workers", "hardware.workers=1", "tracker=none", *SMALL]
     experiment = Experiment(*compose(*options, "federation.fraction_train=1"))
-    experiment.build()
+    prepare(experiment)
     given = []
     submit = workers._Process.submit
 

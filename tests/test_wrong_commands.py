@@ -9,11 +9,11 @@ from typing import NamedTuple
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from fedresearch.config.help_text import CONF
 from fedresearch.config.rules import RULES
 from fedresearch.config.schema import GROUPS
 from fedresearch.config.suggest import _keys_of
 from fedresearch.errors import InputError
-from fedresearch.usage import CONF
 from tests.conftest import LONG
 from tests.test_config import command
 
@@ -309,9 +309,10 @@ BUILT = {
 
 @pytest.mark.parametrize(("said", "words"), BUILT.items(), ids=[" ".join(words) for words in BUILT.values()])
 def test_what_a_constructor_refuses_is_a_line_that_names_the_option(compose, said, words):
-    from fedresearch.experiment import Experiment
+    from fedresearch.experiment.experiment import Experiment
+    from fedresearch.experiment.preparation import prepare
 
     with pytest.raises(InputError) as raised:
-        Experiment(*compose("tracker=none", *words)).build()
+        prepare(Experiment(*compose("tracker=none", *words)))
     assert raised.value.args[0].startswith(said)
     assert not any("\n" in line for line in raised.value.args)

@@ -27,13 +27,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 # What fedresearch.main imports; that itself is imported by whoever runs it.
-LIGHT = ("hydra", "fedresearch.submission", "fedresearch.sweep.callback", "fedresearch.usage")
+LIGHT = ("hydra", "fedresearch.experiment.request", "fedresearch.study.sweep.callback", "fedresearch.config.help_text")
 HEAVY = (
     *LIGHT,
-    "fedresearch.run",
+    "fedresearch.experiment.run",
     "tests.no_picture",
     "fedresearch.tracking.wandb_tracker",
-    "fedresearch.report.making",
+    "fedresearch.study.report.making",
     "torch._dynamo",  # with the first optimizer
     "sklearn.datasets",
     "sklearn.model_selection",

@@ -11,7 +11,7 @@ from fedresearch.config.compose import (
     refuse_no_options,
 )
 from fedresearch.config.differences import ConfigDifference, differences, without_classes
-from fedresearch.config.explain import cannot_compose, explain, tell, words_without_key
+from fedresearch.config.explain import cannot_compose, explain, report_error, words_without_key
 from fedresearch.config.resolvers import as_typed, register
 from fedresearch.config.schema import Config, digest, parse, runs_elsewhere
 
@@ -33,8 +33,8 @@ __all__ = [
     "quoted",
     "refuse_no_options",
     "register",
+    "report_error",
     "runs_elsewhere",
-    "tell",
     "without_classes",
     "words_without_key",
 ]

@@ -128,12 +128,12 @@ _LONGEST = 2000  # characters of a line, which may have a value in it that is lo
 FULL_ERROR = "FEDRESEARCH_FULL_ERROR"
 
 
-def tell(error: Exception) -> bool:
-    """Print an error's lines, if it is one that the user can mend; return whether it is."""
-    told = error if isinstance(error, InputError) else explain(error)
-    if told is None or os.environ.get(FULL_ERROR) == "1":
+def report_error(error: Exception) -> bool:
+    """Print an error's lines if the user can fix it; return whether that is so."""
+    explained = error if isinstance(error, InputError) else explain(error)
+    if explained is None or os.environ.get(FULL_ERROR) == "1":
         return False
-    for line in told.args:
+    for line in explained.args:
         cut = line if len(line) <= _LONGEST else f"{line[:_LONGEST]} ... {line[-_LONGEST // 4 :]}"
         print(f"error: {printable(cut)}", file=sys.stderr)
     return True

@@ -11,11 +11,11 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, Node, OmegaConf, open_dict
 
+from fedresearch.config.help_text import CONF
 from fedresearch.config.rules import shown
 from fedresearch.config.schema import Config, counted_hardware, counts, digest, parse
 from fedresearch.errors import InputError
 from fedresearch.nested import as_json, leaves
-from fedresearch.usage import CONF
 
 
 def register() -> None:
@@ -66,7 +66,7 @@ def sweep_digest(
 
 
 def tuned(table: Any, *, _root_: DictConfig, _node_: Node) -> Any:
-    """Return the value that :mod:`fedresearch.tune` chose for the cell that a config is of.
+    """Return the value that :mod:`fedresearch.study.tune` chose for the cell that a config is of.
 
     Parameters
     ----------
@@ -87,9 +87,7 @@ def tuned(table: Any, *, _root_: DictConfig, _node_: Node) -> Any:
         values = {as_json(entry["cell"]): entry["value"] for entry in chosen["cells"]}
         fixed = {**chosen.get("fixed", {})}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(
-            f"{path} holds no tuned values ({error}); python -m fedresearch.tune writes such files"
-        ) from None
+        raise InputError(f"{path} holds no tuned values ({error}); fedresearch tune writes such files") from None
     asked = _node_._get_full_key(None)
     if asked != key:
         raise InputError(f"{path} holds values of {key}, and {asked} asks for one; try {key}=${{tuned:{table}}}")
@@ -108,7 +106,7 @@ def tuned(table: Any, *, _root_: DictConfig, _node_: Node) -> Any:
         )
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise InputError(
-            f"{path} was tuned with {told}{more}; tune here too, with python -m fedresearch.tune, or write {key}=VALUE"
+            f"{path} was tuned with {told}{more}; tune here too, with fedresearch tune, or write {key}=VALUE"
         )
     return values[cell]
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from omegaconf import Container, OmegaConf
 
+from fedresearch.config.help_text import CONF
 from fedresearch.nested import leaves
-from fedresearch.usage import CONF
 
 # Names that other tools and papers have for our keys and groups. Of several those that the config has; where it has
 # none, the option and its key.

@@ -9,9 +9,9 @@ from flwr.app import Context, Message, MessageType
 from flwr.clientapp import ClientApp
 from torch.nn.modules.conv import _ConvNd
 
-from fedresearch.apps.client_app import Clients
-from fedresearch.apps.flower import client_error
 from fedresearch.errors import InputError, one_line
+from fedresearch.federation.client_app import Clients
+from fedresearch.federation.flower import client_error
 from fedresearch.hardware.in_process import InProcessGrid
 from fedresearch.local.cohort import CohortTrainer
 from fedresearch.local.compiled import keep_code_in

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from flwr.app import Message
 
-from fedresearch.apps.client_app import Clients
+from fedresearch.federation.client_app import Clients
 from fedresearch.hardware.ordered import OrderedGrid, answer, packed
 
 

@@ -14,7 +14,7 @@ from flwr.app import Context, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
-from fedresearch.apps.flower import FIRST_NODE_ID, Run, be_server, client_error, set_message_id, unknown_message
+from fedresearch.federation.flower import FIRST_NODE_ID, Run, be_server, client_error, set_message_id, unknown_message
 from fedresearch.hardware.threads import limit_threads
 
 

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 from flwr.app import Context, Message, Metadata, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 
-from fedresearch.apps.client_app import Clients
-from fedresearch.apps.flower import client_error
+from fedresearch.federation.client_app import Clients
+from fedresearch.federation.flower import client_error
 from fedresearch.hardware.ordered import OrderedGrid
 
 log = logging.getLogger("fedresearch")

@@ -18,9 +18,9 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what Ray wil
 import ray
 from ray.exceptions import ObjectLostError, RayActorError
 
-from fedresearch.apps import flower
-from fedresearch.apps.client_app import Clients
 from fedresearch.errors import InputError
+from fedresearch.federation import flower
+from fedresearch.federation.client_app import Clients
 from fedresearch.hardware.ordered import answer
 from fedresearch.hardware.own_ray import own_cluster
 from fedresearch.hardware.pool import PoolGrid, Worker, WorkerDied

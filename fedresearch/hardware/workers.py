@@ -20,8 +20,8 @@ from typing import Any, Literal, Self
 from flwr.app import Context, Message, Metadata, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 
-from fedresearch.apps import flower
-from fedresearch.apps.client_app import Clients
+from fedresearch.federation import flower
+from fedresearch.federation.client_app import Clients
 from fedresearch.hardware.cores import num_cores
 from fedresearch.hardware.ordered import answer, packed
 from fedresearch.hardware.pool import PoolGrid, Worker, WorkerDied

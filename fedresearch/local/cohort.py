@@ -16,7 +16,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten
 from fedresearch.local.compiled import Code, compile_code
 from fedresearch.local.forward import Forward
 from fedresearch.local.steps import Steps
-from fedresearch.local.train import MakeOptimizer, Schedule, Task, Trained, drift, starting
+from fedresearch.local.train import LocalWork, MakeOptimizer, Task, Trained, drift, starting
 
 log = logging.getLogger("fedresearch")
 
@@ -51,7 +51,7 @@ class CohortTrainer:
         self._steps: dict[Any, Steps] = {}
 
     def __call__(
-        self, tasks: Sequence[Task], model: Module, *, optimizer: MakeOptimizer, schedule: Schedule
+        self, tasks: Sequence[Task], model: Module, *, optimizer: MakeOptimizer, work: LocalWork
     ) -> list[Trained]:
         """Train all tasks, whose updates, stages and numbers from the server are the same.
 
@@ -74,7 +74,7 @@ class CohortTrainer:
         for first in range(0, len(order), chunk):
             members = order[first : first + chunk]
             pool = x, y, [starts[i] for i in members]
-            trained = self._train([tasks[i] for i in members], pool, chunk, forward, model, optimizer, schedule)
+            trained = self._train([tasks[i] for i in members], pool, chunk, forward, model, optimizer, work)
             results |= dict(zip(members, trained, strict=True))
         return [results[i] for i in range(len(tasks))]
 
@@ -86,7 +86,7 @@ class CohortTrainer:
         forward: Forward,
         model: Module,
         optimizer: MakeOptimizer,
-        schedule: Schedule,
+        work: LocalWork,
     ) -> list[Trained]:
         first = tasks[0]
         if first.optimizer_state is not None:
@@ -99,11 +99,9 @@ class CohortTrainer:
         x, y, starts = pool
         lr = torch.tensor(first.config["lr"], dtype=dtype, device=x.device)
         total = torch.zeros(chunk, dtype=torch.float64, device=x.device)
-        schedules = {
-            number: schedule.of(stage) for number, stage in enumerate(first.stages) if stage.trained & params.keys()
-        }
-        batches, lengths = _draw(tasks, starts, chunk, list(schedules.values()), self._largest)
-        for number, index in zip(schedules, batches, strict=True):
+        works = {number: work.of(stage) for number, stage in enumerate(first.stages) if stage.trained & params.keys()}
+        batches, lengths = _draw(tasks, starts, chunk, list(works.values()), self._largest)
+        for number, index in zip(works, batches, strict=True):
             names = [name for name in params if name in first.stages[number].trained]
             others = {name: tensor for name, tensor in params.items() if name not in names}
             key = (number, first.update, chunk, index.shape[2], x.shape, *axes)
@@ -184,18 +182,18 @@ def _pool(tasks: Sequence[Task]) -> tuple[Tensor, Tensor, list[int]]:
 
 
 def _draw(
-    tasks: Sequence[Task], starts: Sequence[int], chunk: int, schedules: Sequence[Schedule], largest: int
+    tasks: Sequence[Task], starts: Sequence[int], chunk: int, works: Sequence[LocalWork], largest: int
 ) -> tuple[list[Tensor], list[list[int]]]:
-    """Return each schedule's batches, as indices ``(steps, chunk, batch)``, and how many each client has.
+    """Return the batches of each stage's work, as indices ``(steps, chunk, batch)``, and how many each client has.
 
     Where a batch, or a client, has no more, there is ``~start``: a negative number, and the client's own first sample.
     """
     generator = Generator()
-    rows: list[list[NDArray[np.int64]]] = [[] for _ in schedules]
+    rows: list[list[NDArray[np.int64]]] = [[] for _ in works]
     for task, start in zip(tasks, starts, strict=True):
         generator.manual_seed(task.batches_seed)
-        for schedule, drawn in zip(schedules, rows, strict=True):
-            drawn.append(_rows(schedule, len(task.y), start, generator, schedule.batch_size or largest))
+        for work, drawn in zip(works, rows, strict=True):
+            drawn.append(_rows(work, len(task.y), start, generator, work.batch_size or largest))
     batches, lengths = [], []
     for drawn in rows:
         lengths.append([len(own) for own in drawn])
@@ -208,11 +206,11 @@ def _draw(
     return batches, lengths
 
 
-def _rows(schedule: Schedule, num_examples: int, start: int, generator: Generator, width: int) -> NDArray[np.int64]:
+def _rows(work: LocalWork, num_examples: int, start: int, generator: Generator, width: int) -> NDArray[np.int64]:
     """Return a client's batches, ``(steps, width)``."""
     own = np.arange(start, start + num_examples)
     epochs = []
-    for order in schedule.orders(num_examples, generator):
+    for order in work.orders(num_examples, generator):
         samples = own[order if isinstance(order, slice) else order.numpy()]
         padded = np.full(-(-len(samples) // width) * width, ~start)
         padded[: len(samples)] = samples

@@ -101,9 +101,9 @@ class Steps:
         params = {name: tensor.clone() for name, tensor in before.items()}
         state = {name: {key: value.clone() for key, value in own.items()} for name, own in state.items()}
         state = optimize(self._make_optimizer, params, gradients, state, lr)
-        goes_on = is_real.any(dim=1)
+        is_training = is_real.any(dim=1)
         after = {
-            name: torch.where(goes_on.view(-1, *[1] * (tensor.dim() - 1)), tensor, before[name])
+            name: torch.where(is_training.view(-1, *[1] * (tensor.dim() - 1)), tensor, before[name])
             for name, tensor in params.items()
         }
         return after, state, total + losses

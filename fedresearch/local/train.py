@@ -24,7 +24,7 @@ MakeOptimizer = Callable[..., Optimizer]
 
 
 @dataclass(frozen=True)
-class Schedule:
+class LocalWork:
     """How long a client trains, and on how much at once.
 
     Attributes
@@ -41,9 +41,9 @@ class Schedule:
     steps: int | None
     batch_size: int
 
-    def of(self, stage: Stage) -> "Schedule":
+    def of(self, stage: Stage) -> "LocalWork":
         """Return a stage's, which may have epochs of its own."""
-        return self if stage.epochs is None else Schedule(stage.epochs, None, self.batch_size)
+        return self if stage.epochs is None else LocalWork(stage.epochs, None, self.batch_size)
 
     def orders(self, num_examples: int, generator: Generator) -> Iterator[Tensor | slice]:
         """Yield the order of a client's samples in each epoch; the last may be cut short.
@@ -131,7 +131,7 @@ class Trained(NamedTuple):
     optimizer_state: Tensors
 
 
-def train(model: Module, task: Task, *, optimizer: MakeOptimizer, schedule: Schedule) -> Trained:
+def train(model: Module, task: Task, *, optimizer: MakeOptimizer, work: LocalWork) -> Trained:
     """Train a model in place.
 
     Parameters
@@ -142,7 +142,7 @@ def train(model: Module, task: Task, *, optimizer: MakeOptimizer, schedule: Sche
         What it is to do.
     optimizer : callable
         ``optimizer(parameters, lr=lr)``.
-    schedule : Schedule
+    work : LocalWork
         Epochs or steps, and batch size; a stage may have epochs of its own.
 
     Raises
@@ -175,7 +175,7 @@ def train(model: Module, task: Task, *, optimizer: MakeOptimizer, schedule: Sche
                 tensor.requires_grad_(name in trained)
             stepper = make_optimizer(list(trained.values()))
             _restore(stepper, trained, task.optimizer_state or {}, f"{number}/")
-            for inputs, targets in schedule.of(stage).batches(x, y, generator):
+            for inputs, targets in work.of(stage).batches(x, y, generator):
                 stepper.zero_grad()
                 losses = update.objective(forward, params, inputs, targets, fixed)
                 if len(targets) not in shares:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedresearch.apps.records import Values
+from fedresearch.federation.records import Values
 from fedresearch.strategies.krum import scores, squared_distances
 from fedresearch.strategies.robust import Block, Models, RobustRule, by_coordinate
 

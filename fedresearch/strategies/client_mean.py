@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from flwr.app import ArrayRecord, Message
 
-from fedresearch.apps.records import Values, metrics_of, number, values
+from fedresearch.federation.records import Values, metrics_of, number, values
 
 
 class ClientMean:

@@ -18,7 +18,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
-from fedresearch.apps.records import ARRAYS, NUM_STEPS, arrays_of, metrics_of, number, record, values
+from fedresearch.federation.records import ARRAYS, NUM_STEPS, arrays_of, metrics_of, number, record, values
 from fedresearch.local.update import End, Fixed, LocalUpdate, Start, Tensors
 from fedresearch.strategies.client_mean import take
 from fedresearch.strategies.fedprox import attract

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.distance import pdist, squareform
 
-from fedresearch.apps.records import Values
+from fedresearch.federation.records import Values
 from fedresearch.strategies.robust import Models, RobustRule, blocks, by_coordinate
 
 

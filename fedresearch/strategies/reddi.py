@@ -21,7 +21,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
-from fedresearch.apps.records import Values, record, values
+from fedresearch.federation.records import Values, record, values
 
 
 class _Adaptive(FedAvg):

@@ -8,7 +8,7 @@ from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import FedAvg
 from numpy.typing import NDArray
 
-from fedresearch.apps.records import Values, arrays_of, record, view
+from fedresearch.federation.records import Values, arrays_of, record, view
 
 Models = Sequence[Mapping[str, Values]]
 # Some coordinates of all models, (n, b), in double precision.

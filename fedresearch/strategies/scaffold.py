@@ -21,7 +21,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
-from fedresearch.apps.records import NUM_CLIENTS, number, record, values
+from fedresearch.federation.records import NUM_CLIENTS, number, record, values
 from fedresearch.local.update import End, Fixed, LocalUpdate, Start, Tensors
 from fedresearch.strategies.client_mean import ClientMean, take
 

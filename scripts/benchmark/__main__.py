@@ -20,7 +20,7 @@ from pathlib import Path
 
 
 def main() -> int:
-    from fedresearch.apps import flower
+    from fedresearch.federation import flower
     from scripts.benchmark import processes, report
     from scripts.benchmark.measure import Options, measure
     from scripts.benchmark.ours import HARDWARE

@@ -14,12 +14,12 @@ from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import FedAvg
 from torch import Tensor, nn
 
-from fedresearch.apps.client_app import Clients
-from fedresearch.apps.hooks import Hooks
-from fedresearch.apps.rounds import RoundLoop
-from fedresearch.apps.sampling import Sampling, uniform
-from fedresearch.checkpoints import Checkpoints
 from fedresearch.config.schema import Checkpoint
+from fedresearch.experiment.checkpoints import Checkpoints
+from fedresearch.federation.client_app import Clients
+from fedresearch.federation.hooks import Hooks
+from fedresearch.federation.rounds import RoundLoop
+from fedresearch.federation.sampling import Sampling, uniform
 from fedresearch.hardware.ordered import OrderedGrid
 from fedresearch.local.parts import parameters
 from fedresearch.local.train import Task, Trained, train
@@ -79,7 +79,7 @@ class Ours:
             update=LocalUpdate(),
             personal=frozenset(),
             optimizer=work.optimizer,
-            schedule=work.schedule,
+            work=work.local,
             keep_optimizer_state=False,
             seed=0,
         )
@@ -159,7 +159,7 @@ class OursLocal:
             x, y = self._data.train_samples(i)
             seed = derive_seed(0, "batches", server_round, i)
             task = Task(self._initial, x, y, LocalUpdate(), self._stages, {"lr": self._work.lr}, seed, seed)
-            train(self._model, task, optimizer=self._work.optimizer, schedule=self._work.schedule)
+            train(self._model, task, optimizer=self._work.optimizer, work=self._work.local)
 
     def state(self) -> dict[str, Tensor]:
         """Return the model of the last client."""

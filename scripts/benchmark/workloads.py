@@ -15,7 +15,7 @@ from torch.optim import SGD, Adam, Optimizer
 
 from fedresearch.data.federated import FederatedData
 from fedresearch.data.source import Samples, Source
-from fedresearch.local.train import Schedule
+from fedresearch.local.train import LocalWork
 from fedresearch.models.lenet import LeNet
 from fedresearch.models.logistic import Logistic
 from fedresearch.models.mlp import MLP
@@ -37,7 +37,7 @@ class Workload:
         Makes the model.
     cohort : int
         Clients that train in a round.
-    schedule, lr, optimizer
+    local, lr, optimizer
         How each trains.
     rounds, flower_rounds, flower_blocks : int
         Timed rounds of ours and of the loop; of Flower's in each of so many simulations, between which ours go on.
@@ -55,7 +55,7 @@ class Workload:
     data: Callable[[], Any]
     model: Callable[[], nn.Module]
     cohort: int
-    schedule: Schedule
+    local: LocalWork
     lr: float
     optimizer: type[Optimizer] = SGD
     rounds: int = 5
@@ -71,9 +71,9 @@ def local_sgd(model: nn.Module, x: Tensor, y: Tensor, work: Workload, generator:
     """Train as a careful researcher's loop does."""
     optimizer = work.optimizer(model.parameters(), lr=work.lr)
     model.train()
-    left = work.schedule.steps
-    for _ in range(work.schedule.epochs or 1):
-        for batch in torch.randperm(len(y), generator=generator).split(work.schedule.batch_size)[:left]:
+    left = work.local.steps
+    for _ in range(work.local.epochs or 1):
+        for batch in torch.randperm(len(y), generator=generator).split(work.local.batch_size)[:left]:
             optimizer.zero_grad()
             F.cross_entropy(model(x[batch]), y[batch]).backward()
             optimizer.step()
@@ -210,7 +210,7 @@ def _scale(num_clients: int) -> Workload:
         functools.partial(LazyData, num_clients),
         _logistic,
         min(1000, num_clients),
-        Schedule(1, None, 10),
+        LocalWork(1, None, 10),
         0.01,
         rounds=5,
         flower_rounds=2 if num_clients == 10_000 else 0,
@@ -223,7 +223,7 @@ _W1A = Workload(
     data=_softmax_regression,
     model=_logistic,
     cohort=10,
-    schedule=Schedule(1, None, 10),
+    local=LocalWork(1, None, 10),
     lr=0.01,
     rounds=100,
     flower_rounds=20,
@@ -233,7 +233,7 @@ _NULL = Workload(
     data=functools.partial(_one_sample_each, 100, (60,)),
     model=_logistic,
     cohort=100,
-    schedule=Schedule(None, 1, 1),
+    local=LocalWork(None, 1, 1),
     lr=0.01,
     rounds=20,
     flower_rounds=5,
@@ -246,7 +246,7 @@ WORKLOADS: dict[str, Workload] = {
         data=_tutorial,
         model=_lenet,
         cohort=5,
-        schedule=Schedule(1, None, 32),
+        local=LocalWork(1, None, 32),
         lr=0.01,
         optimizer=Adam,
         rounds=3,
@@ -268,7 +268,7 @@ WORKLOADS: dict[str, Workload] = {
         data=_digits,
         model=_mlp,
         cohort=10,
-        schedule=Schedule(5, None, 10),
+        local=LocalWork(5, None, 10),
         lr=0.05,
         rounds=60,
         flower_rounds=20,
@@ -278,7 +278,7 @@ WORKLOADS: dict[str, Workload] = {
         data=functools.partial(_images, 100, 500),
         model=_lenet,
         cohort=10,
-        schedule=Schedule(5, None, 50),
+        local=LocalWork(5, None, 50),
         lr=0.01,
         rounds=4,
         hardware=("cpu", "workers"),
@@ -289,7 +289,7 @@ WORKLOADS: dict[str, Workload] = {
         data=functools.partial(_images, 10, 10),
         model=_resnet,
         cohort=10,
-        schedule=Schedule(None, 1, 10),
+        local=LocalWork(None, 1, 10),
         lr=0.01,
         rounds=4,
         hardware=("cpu", "workers"),
@@ -317,7 +317,7 @@ WORKLOADS: dict[str, Workload] = {
         data=functools.partial(_digits, 10),
         model=_mlp,
         cohort=5,
-        schedule=Schedule(5, None, 10),
+        local=LocalWork(5, None, 10),
         lr=0.05,
     ),
     **{f"W6-{num_clients}": _scale(num_clients) for num_clients in (1_000, 10_000, 100_000, 1_000_000)},

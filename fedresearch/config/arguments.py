@@ -1,0 +1,79 @@
+"""What Hydra's parser would refuse in many lines, or not at all."""
+
+import shlex
+from collections.abc import Sequence
+from typing import NoReturn
+
+from hydra._internal.utils import get_args_parser
+
+from fedresearch.config.compose import as_text, default_key_to_type, refuse_no_options
+from fedresearch.config.help_text import CONF
+from fedresearch.errors import InputError
+
+# Flags of other programs, and what does the same here.
+_INSTEAD = {
+    "--dry-run": "try --cfg job --resolve for a run's config, fedresearch sweep preflight for a sweep's jobs",
+    "--config": "try --config-dir DIR for options of your own, or experiment=NAME",
+    "--resume": "try resume=RUN_DIR",
+    "--sweep": "try -m",
+}
+
+
+def refuse_blanks(arguments: Sequence[str]) -> None:
+    """Reject empty arguments, and values that blanks beside commas have split.
+
+    Raises
+    ------
+    InputError
+        With what to type instead.
+    """
+    if not all(map(str.strip, arguments)):
+        raise InputError("an argument is empty; remove it, or write key=value, as in seed=1")
+    for number, word in enumerate(arguments):
+        split = [word]
+        for behind in arguments[number + 1 :]:
+            if "=" not in word or "=" in behind or not (split[-1].endswith(",") or behind.startswith(",")):
+                break
+            split.append(behind)
+        whole = "".join(split)
+        if len(split) > 1 or ("=" in word and word.endswith(",")):
+            text = f", or for one text {as_text(' '.join(split))}" if len(split) > 1 else ""
+            raise InputError(
+                f"a value must have no blank beside a comma, and no comma at its end, got {' '.join(split)!r}; "
+                f"try {shlex.quote(whole.rstrip(','))}{text}"
+            )
+
+
+def in_hydras_order(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with the flags before the overrides, as Hydra's parser expects them."""
+    return sorted(arguments, key=lambda word: not word.startswith("-") and ("=" in word or word[0] == "~"))
+
+
+def refuse_flags(arguments: Sequence[str]) -> None:
+    """Reject flags that do not exist, and overrides without a key or an option.
+
+    Raises
+    ------
+    InputError
+        With what to type instead.
+    """
+
+    def refuse(message: str) -> NoReturn:
+        raise InputError(f"{message}; see --hydra-help for flags")
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    known, unknown = parser.parse_known_args(arguments)
+    for word in unknown:
+        flag, _, value = word.partition("=")
+        hint = _INSTEAD.get(flag)
+        if hint is None:
+            behind = [*arguments[arguments.index(word) + 1 :], "="][0]  # as in --lr 0.1
+            value = value or behind * ("=" not in behind and not behind.startswith("-"))
+            key = flag.lstrip("-")
+            meant = default_key_to_type(CONF, key, value) or f"{key}={value or '...'}"
+            hint = f"keys are written without dashes: {meant}; see --help"
+        raise InputError(f"there is no flag {flag}; {hint}")
+    if known.experimental_rerun is not None:  # Hydra would execute what the file pickles
+        raise InputError("--experimental-rerun is not for runs; try fedresearch reproduce RUN_DIR")
+    refuse_no_options(known.overrides)

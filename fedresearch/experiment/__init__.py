@@ -1,0 +1,1 @@
+"""One experiment: from a checked config to its objects, its run and its checkpoints."""

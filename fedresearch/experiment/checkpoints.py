@@ -1,0 +1,157 @@
+"""A run's checkpoints: what of an experiment is kept, how often, and how it is brought back."""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from flwr.app import ArrayRecord
+
+from fedresearch.errors import InputError
+from fedresearch.experiment.experiment import Experiment
+from fedresearch.experiment.model import BEST, save_clients, save_model
+from fedresearch.experiment.resuming import lasting_digest
+from fedresearch.federation.client_app import own_arrays
+from fedresearch.federation.flower import FIRST_NODE_ID
+from fedresearch.federation.measures import Row
+from fedresearch.federation.state import Packer, Unknown, unpack, unpack_object
+from fedresearch.runs.checkpoint import read_checkpoints, write_checkpoint
+from fedresearch.runs.directory import History, RunDirectory
+from fedresearch.runs.record import larger_is_better
+
+# With checkpoint.every=auto, what writing checkpoints may take of the time.
+_SHARE = 0.04
+
+
+class Checkpoints:
+    """Writes a run's checkpoints when they are due, and its best model.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        Whose strategy and clients are kept.
+    run : RunDirectory
+        Where.
+    rows : list of dict
+        The rows of the rounds before.
+    """
+
+    def __init__(self, experiment: Experiment, run: RunDirectory, rows: list[Row]) -> None:
+        self._experiment, self._run = experiment, run
+        self._every, self._keep = experiment.config.checkpoint.every, experiment.config.checkpoint.keep
+        self._column = experiment.config.checkpoint.best
+        self._digest = lasting_digest(experiment.config)
+        self._best = -math.inf
+        for row in rows:
+            self._best = max(self._best, self._score(row))
+        self._next = 0.0  # on the clock
+        self._last = run.history.num_rounds
+
+    def after(self, row: Row, arrays: ArrayRecord) -> None:
+        """Write what is due after a round.
+
+        Raises
+        ------
+        InputError
+            If the row has no such column as ``checkpoint.best``, of what the strategy measures itself.
+        """
+        numbers = [name for name, value in row.items() if isinstance(value, int | float)]
+        if self._column is not None and "eval/loss" in row and self._column not in numbers:
+            columns = ", ".join(numbers)
+            raise InputError(f"checkpoint.best={self._column} is no column of this run, which has {columns}")
+        if self._score(row) > self._best:
+            self._best = self._score(row)
+            save_result(self._experiment, self._run.path / BEST, arrays, row)
+        due = time.perf_counter() >= self._next if self._every == "auto" else row["round"] % (self._every or 1) == 0
+        if self._every and due:
+            self.write(arrays)
+
+    def write(self, arrays: ArrayRecord) -> None:
+        """Write a checkpoint after the last round that was logged.
+
+        Raises
+        ------
+        InputError
+            If there is something that no checkpoint can hold.
+        """
+        if not self._every or self._last == self._run.history.num_rounds:
+            return
+        started = time.perf_counter()
+        packer = Packer()
+        with _told():
+            states = dict(sorted(self._experiment.grid.states.items()))  # processes answer in any order
+            plain = {
+                "history": vars(self._run.history),
+                "arrays": packer.pack(arrays, "arrays"),
+                "strategy": packer.pack_object(self._experiment.strategy, "strategy"),
+                "states": packer.pack(states, "states"),
+            }
+        self._run.sync()
+        write_checkpoint(self._run.path, self._run.history.num_rounds, plain, packer.arrays, self._keep, self._digest)
+        self._last = self._run.history.num_rounds
+        ended = time.perf_counter()
+        self._next = ended + (ended - started) / _SHARE
+
+    def _score(self, row: Row) -> float:
+        """Return what is to be as large as possible."""
+        if self._column is None:
+            return -math.inf
+        value = row.get(self._column)
+        if value is None or not math.isfinite(value):
+            return -math.inf
+        return value if larger_is_better(self._column) else -value
+
+
+def save_result(experiment: Experiment, path: Path, arrays: ArrayRecord, row: Row) -> None:
+    """Write a round's global model and, before it, what the clients keep of models of their own.
+
+    Raises
+    ------
+    Unwritable
+        If there is no room for them.
+    """
+    state = experiment.state_dict(arrays)
+    if experiment.client_app.keeps_own_model:
+        kept = {node_id - FIRST_NODE_ID: own_arrays(state) for node_id, state in experiment.grid.states.items()}
+        own = {client: arrays for client, arrays in sorted(kept.items()) if arrays}
+        save_clients(path, own, experiment.data.num_partitions, state)
+    save_model(path, state, {"round": str(row["round"])} if path.name == BEST else None)
+
+
+def refuse_unkept(experiment: Experiment) -> None:
+    """Refuse a strategy that keeps what no checkpoint can hold, where there are to be any.
+
+    Raises
+    ------
+    InputError
+        With the attribute.
+    """
+    if experiment.config.checkpoint.every:
+        with _told():
+            Packer().pack_object(experiment.strategy, "strategy")
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except Unknown as error:
+        raise InputError(f"{error}, which a checkpoint cannot hold; try checkpoint.every=0") from error
+
+
+def restore(experiment: Experiment, directory: Path) -> tuple[History, ArrayRecord]:
+    """Bring the strategy's and the clients' states back from the newest checkpoint that is whole.
+
+    Returns
+    -------
+    history : History
+        After which rounds to go on: none, where there is no checkpoint.
+    arrays : ArrayRecord
+        The global model after them.
+    """
+    for _, plain, arrays in read_checkpoints(directory, lasting_digest(experiment.config)):
+        unpack_object(plain["strategy"], arrays, experiment.strategy)
+        experiment.grid.states = unpack(plain["states"], arrays)
+        return History(**plain["history"]), unpack(plain["arrays"], arrays)
+    return History(), experiment.initial_arrays

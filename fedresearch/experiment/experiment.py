@@ -1,0 +1,327 @@
+"""An experiment's objects, from its config."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from numbers import Real
+
+import torch
+from flwr.app import ArrayRecord
+from flwr.serverapp.strategy import Strategy
+from torch import Tensor
+from torch.nn import Module
+from torch.optim import Optimizer
+
+from fedresearch.config.cohorts import cohort_size, shortages
+from fedresearch.config.schema import Config
+from fedresearch.data.facts import Facts, gather_facts
+from fedresearch.data.federated import FederatedData
+from fedresearch.data.source import Rows
+from fedresearch.errors import InputError
+from fedresearch.experiment.builder import Builder
+from fedresearch.experiment.loading import load_source, partition
+from fedresearch.experiment.model import build_model
+from fedresearch.federation import flower
+from fedresearch.federation.buffers import BuffersApart
+from fedresearch.federation.client_app import Clients
+from fedresearch.federation.generators import seeded
+from fedresearch.federation.hooks import Hooks, wait_for_nobody, wrapped
+from fedresearch.federation.measures import Row
+from fedresearch.federation.nodes import NodeGrid
+from fedresearch.federation.records import LR, NUM_CLIENTS
+from fedresearch.federation.rounds import RoundLoop
+from fedresearch.federation.sampling import Sampling, uniform
+from fedresearch.hardware.ordered import OrderedGrid
+from fedresearch.hardware.threads import be_deterministic
+from fedresearch.local.objective import evaluate
+from fedresearch.local.parts import Names, buffers, parameters
+from fedresearch.local.train import LocalWork
+from fedresearch.local.update import LocalUpdate
+from fedresearch.seeding import derive_seed
+from fedresearch.tracking.tracker import Tracker
+
+# How many rounds are asked before the first for their cohorts.
+_ROUNDS_AHEAD = 1000
+
+
+class Experiment:
+    """An experiment's parts, each built when first asked for and only once.
+
+    Parameters
+    ----------
+    config : Config
+        The checked config.
+    choices : mapping
+        Config group to chosen option, for messages and names.
+    nodes : NodeGrid, optional
+        SuperNodes that wait for the experiment; None: the config's hardware.
+    rows : tuple of two sequences of ndarray, optional
+        The rows that each client trains on, and validates on, where they are known; None: as the partitioner says.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        choices: Mapping[str, str | None],
+        nodes: NodeGrid | None = None,
+        rows: tuple[Sequence[Rows], Sequence[Rows]] | None = None,
+    ) -> None:
+        flower.check_version()
+        flower.quieten()
+        self.config = config
+        self.choices = choices
+        self.name = config.name or "-".join(
+            str(choices[group]) for group in ("dataset", "partitioner", "model", "strategy")
+        )
+        self.builder = Builder(choices)
+        self._nodes = nodes
+        self._rows = rows
+
+    @cached_property
+    def data(self) -> FederatedData:
+        """The partitioned dataset."""
+        source = load_source(self.config, self.choices, self.builder)
+        rows = self._rows or partition(self.config, self.builder, source)
+        data = FederatedData.build(source, *rows, getattr(torch, self.config.dtype))
+        return data.to(self.device, self._memory_format)
+
+    @cached_property
+    def facts(self) -> Facts:
+        """What a reader of the run must know of its data."""
+        return gather_facts(self.data)
+
+    @cached_property
+    def training_data(self) -> FederatedData:
+        """The clients' data; where the strategy pools what they train on, that is all with the first of them."""
+        return self.data.pooled() if self.config.strategy["pooled"] else self.data
+
+    @cached_property
+    def model(self) -> Module:
+        """The model with its initial weights, which follow from the run's seed alone."""
+        with seeded(derive_seed(self.config.seed, "initial-weights")):
+            model = build_model(self.config, self.choices)
+        return model.to(self.device).to(memory_format=self._memory_format)
+
+    @cached_property
+    def strategy(self) -> Strategy:
+        """The server half of the strategy."""
+        return self.new_strategy()
+
+    @cached_property
+    def update(self) -> LocalUpdate:
+        """The client half of the strategy."""
+        return self.builder.build("strategy", self.config.strategy["client"], LocalUpdate, "strategy.client")
+
+    @cached_property
+    def personal(self) -> Names:
+        """What of the model's ``state_dict`` stays on the clients."""
+        personal: Names = self.builder.call("strategy", self.update.personal, frozenset, model=self.model)
+        return personal | buffers(self.model) if self.config.strategy["buffers"] == "local" else personal
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether the dataset has classes, and so accuracies."""
+        return bool(self.config.dataset["declares"]["num_classes"] > 1)
+
+    @cached_property
+    def client_app(self) -> Clients:
+        """The ClientApp."""
+        local = self.config.local
+        return self.new_client_app(
+            self.model, self.training_data, LocalWork(local.epochs, local.steps, local.batch_size)
+        )
+
+    @cached_property
+    def grid(self) -> OrderedGrid | NodeGrid:
+        """Where the clients run."""
+        return self._nodes or self.builder.build(
+            "hardware",
+            {key: value for key, value in self.config.hardware.items() if key != "device"},
+            OrderedGrid,
+            client_app=self.client_app,
+            num_supernodes=self.data.num_partitions,
+        )
+
+    @cached_property
+    def initial_arrays(self) -> ArrayRecord:
+        """The initial global model: what of the model is shared."""
+        return ArrayRecord({k: v for k, v in self._initial_state.items() if k not in self.personal})
+
+    @cached_property
+    def tracker(self) -> Tracker:
+        """The chosen tracker."""
+        return self.builder.build("tracker", self.config.tracker, Tracker)
+
+    def round_loop(
+        self,
+        log_row: Callable[[Row, ArrayRecord], None],
+        log_failure: Callable[[int, int, str, str], None],
+    ) -> RoundLoop:
+        """Return the round loop.
+
+        Parameters
+        ----------
+        log_row : callable
+            Called with each round's row and its new global arrays.
+        log_failure : callable
+            Called with the round, the partition id, what the client was doing and what it raised.
+        """
+        federation, data = self.config.federation, self.data
+        evaluating = federation.fraction_evaluate > 0
+        return RoundLoop(
+            hooks=Hooks(self.strategy, self.config.seed),
+            num_rounds=federation.num_rounds,
+            train_cohort=self._cohort,
+            evaluate_cohort=Sampling(
+                uniform,
+                [len(rows) for rows in data.validation],
+                cohort_size(data.num_partitions, federation.fraction_evaluate) if evaluating else 0,
+                self.config.seed,
+                "evaluate-sampling",
+            ),
+            target_accuracy=federation.target_accuracy,
+            evaluate_every=federation.evaluate_every,
+            parameters=parameters(self.model),
+            shortage=lambda num_clients: ", ".join(needed for needed, _ in self.shortages(num_clients)),
+            client_config=self.client_config,
+            evaluate=self.evaluate,
+            log=log_row,
+            max_failures=federation.max_failures,
+            nonfinite=federation.nonfinite,
+            log_failure=log_failure,
+        )
+
+    def state_dict(self, arrays: ArrayRecord) -> dict[str, Tensor]:
+        """Return the whole model of global arrays: what is not shared is as it was at the start."""
+        return self._initial_state | dict(arrays.to_torch_state_dict())
+
+    def evaluate(self, arrays: ArrayRecord) -> Row:
+        """Return the loss, and the accuracy where there are classes, of global arrays on the dataset's test split."""
+        self.model.load_state_dict(self.state_dict(arrays))
+        with seeded(derive_seed(self.config.seed, "evaluate")):  # dropout that is never off
+            loss, accuracy = evaluate(self.model, self.data.test_x, self.data.test_y)
+        return {"eval/loss": loss} | ({} if accuracy is None else {"eval/accuracy": accuracy})
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where models and data are; on a GPU, torch computes deterministically from here on."""
+        device = torch.device(self.config.hardware.get("device", "cpu"))
+        if device.type == "cuda":
+            if not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
+                raise InputError(
+                    f"hardware.device={device} needs a GPU that torch can use, torch {torch.__version__} finds "
+                    f"{torch.cuda.device_count()}; try hardware=cpu or hardware=workers"
+                )
+            be_deterministic()
+        return device
+
+    @property
+    def _memory_format(self) -> torch.memory_format:
+        return {"contiguous": torch.preserve_format, "channels_last": torch.channels_last}[self.config.memory_format]
+
+    @cached_property
+    def _initial_state(self) -> dict[str, Tensor]:
+        return {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+
+    @cached_property
+    def train_cohort(self) -> Sampling:
+        """The clients that train in a round, as the sampling scheme draws them."""
+        return Sampling(
+            self.builder.partial(
+                "sampling", self.config.sampling, given=("sizes", "eligible", "cohort_size", "server_round", "seed")
+            ),
+            [len(rows) for rows in self.training_data.train],
+            cohort_size(self.data.num_partitions, self.config.federation.fraction_train),
+            self.config.seed,
+            "train-sampling",
+        )
+
+    def _cohort(self, server_round: int) -> Sequence[int]:
+        """Return who trains in a round. For a rule that scores clients, each is there once: twins would be nearest."""
+        drawn = self.train_cohort(server_round)
+        return sorted(set(drawn)) if "min_cohort" in self.config.strategy else drawn
+
+    def shortages(self, num_clients: int) -> list[tuple[str, str]]:
+        """Return what the strategy's rule needs more clients for than it has, and what to type for each."""
+        return [*shortages(self.config.strategy, num_clients)]
+
+    @cached_property
+    def num_clients(self) -> int:
+        """How many clients have samples to train on."""
+        return sum(len(rows) > 0 for rows in self.training_data.train)
+
+    @cached_property
+    def optimizer(self) -> Callable[..., Optimizer]:
+        """Makes a client's optimizer, given its parameters and ``lr``."""
+        options = {k: v for k, v in self.config.optimizer.items() if k not in ("lr", "schedule")}
+        return self.builder.partial("optimizer", options, given=("params",))
+
+    @cached_property
+    def _learning_rate(self) -> Callable[..., float]:
+        return self.builder.partial(
+            "schedule", self.config.optimizer["schedule"], given=("lr", "server_round", "num_rounds")
+        )
+
+    def sampling_sha256(self) -> str:
+        """Return the SHA-256 of who trains in rounds 1 to 10, however many there are."""
+        cohorts = [sorted(map(int, self.train_cohort(server_round))) for server_round in range(1, 11)]
+        return hashlib.sha256(json.dumps(cohorts).encode()).hexdigest()
+
+    def learning_rate(self, server_round: int) -> float:
+        """Return the learning rate of a round."""
+        lr = float(
+            self.builder.call(
+                "schedule",
+                self._learning_rate,
+                Real,
+                lr=float(self.config.optimizer["lr"]),
+                server_round=server_round,
+                num_rounds=self.config.federation.num_rounds,
+            )
+        )
+        if not 0 < lr < 1e38:  # within float32
+            raise InputError(
+                f"schedule={self.choices['schedule']}: the learning rate must be > 0 and below 1e38, got {lr} in round "
+                f"{server_round}; see optimizer.schedule.*"
+            )
+        return lr
+
+    def client_config(self, server_round: int) -> dict[str, float]:
+        """Return the numbers that a round's clients are sent: the learning rate, and how many clients there are."""
+        return {LR: self.learning_rate(server_round), NUM_CLIENTS: self.num_clients}
+
+    def new_strategy(self) -> Strategy:
+        """Return a new server half of the strategy, which has seen no round."""
+        with seeded(derive_seed(self.config.seed, "strategy")):
+            strategy = self.builder.build("strategy", self.config.strategy["server"], Strategy, "strategy.server")
+        wait_for_nobody(strategy)
+        weighted_by = self.config.strategy["weighted_by"]
+        for part in wrapped(strategy):
+            if getattr(part, "weighted_by_key", weighted_by) != weighted_by:
+                raise InputError(
+                    f"strategy={self.choices['strategy']}: {type(part).__name__} weighs clients by "
+                    f"{part.weighted_by_key}, and strategy.weighted_by is {weighted_by}; give it "  # type: ignore[attr-defined]
+                    "weighted_by_key: ${strategy.weighted_by} in its YAML"
+                )
+        apart = buffers(self.model) - self.personal
+        how = self.config.strategy["buffers"]
+        if not apart or how == "rule":
+            return strategy
+        return BuffersApart(strategy, apart, None if how == "median" else weighted_by)
+
+    def new_client_app(self, model: Module, data: FederatedData, work: LocalWork) -> Clients:
+        """Return a ClientApp that trains a model on some data, for so long."""
+        return self.builder.call(
+            "strategy",
+            Clients,
+            Clients,
+            model=model,
+            data=data,
+            update=self.update,
+            personal=self.personal,
+            optimizer=self.optimizer,
+            work=work,
+            keep_optimizer_state=self.config.local.keep_optimizer_state,
+            seed=self.config.seed,
+        )

@@ -1,0 +1,66 @@
+"""The configured dataset and the rows of each client."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from fedresearch.config.schema import Config
+from fedresearch.data.partition import columns, partition_rows, split_validation
+from fedresearch.data.source import Rows, Source, check_source
+from fedresearch.experiment.builder import Builder
+from fedresearch.federation.generators import seeded
+from fedresearch.seeding import derive_seed
+
+
+def load_source(config: Config, choices: Mapping[str, str | None], builder: Builder) -> Source:
+    """Return the dataset, checked against what its YAML declares.
+
+    Raises
+    ------
+    InputError
+        If it cannot be loaded, or differs from its declaration.
+    """
+    options = dict(config.dataset)
+    declared = options.pop("declares")
+    with seeded(derive_seed(config.seed, "dataset")):
+        source = builder.build("dataset", options, Source)
+    check_source(source, declared, str(choices["dataset"]))
+    return source
+
+
+def partition(config: Config, builder: Builder, source: Source) -> tuple[Sequence[Rows], Sequence[Rows]]:
+    """Return the rows that each client trains on, and those it validates on, in partition order.
+
+    Raises
+    ------
+    InputError
+        If the partitioner cannot be built, or does not divide the dataset into ``federation.num_supernodes``.
+    """
+    from flwr_datasets.partitioner import Partitioner  # takes seconds; a client that knows its rows need not wait
+
+    options = dict(config.partitioner)
+    has_seed = "seed" in options
+    seed = options.pop("seed", None)
+    seed = derive_seed(config.seed, "partition") if seed is None else seed
+    make = builder.partial("partitioner", options)
+    # A callable without a signature is rejected here, and one that makes no Partitioner below.
+    arguments = builder.call("partitioner", inspect.signature, inspect.Signature, obj=make.func).parameters
+    given = {"seed": seed} if has_seed and "seed" in arguments else {}
+    if "num_classes" in arguments and "num_classes" not in options:
+        given["num_classes"] = len(np.unique(columns(source.train)[options["partition_by"]]))
+    with seeded(seed):
+        rows = partition_rows(
+            source.train,
+            builder.call("partitioner", make, Partitioner, **given),
+            num_supernodes=config.federation.num_supernodes,
+            shuffle_seed=seed if has_seed else None,
+        )
+
+    def validation_seed(partition_id: int) -> int:
+        fixed = config.validation.seed
+        return derive_seed(config.seed, "validation", partition_id) if fixed is None else fixed
+
+    splits = [split_validation(r, config.validation.fraction, validation_seed(i)) for i, r in enumerate(rows)]
+    train, validation = zip(*splits, strict=True)
+    return train, validation

@@ -1,0 +1,192 @@
+"""A run's model: from its config, and from its directory."""
+
+import json
+import operator
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from flwr.app import ArrayRecord
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.nn import Module
+
+from fedresearch.config.schema import Config
+from fedresearch.errors import InputError, named, one_line
+from fedresearch.experiment.builder import Builder, refuse_foreign
+from fedresearch.federation.records import record_of, sha256, view
+from fedresearch.local.parts import forget_statistics
+from fedresearch.runs.checkpoint import write_arrays
+from fedresearch.runs.directory import MODEL, write_whole
+from fedresearch.runs.files import refuse_irregular, unreadable
+from fedresearch.runs.record import RECORD, read_run
+from fedresearch.runs.shape import refuse_odd
+
+BEST = "best.safetensors"
+# Beside each of the two, what clients keep of models of their own.
+CLIENTS = {MODEL: "clients.safetensors", BEST: "best_clients.safetensors"}
+
+
+def build_model(config: Config, choices: Mapping[str, str | None]) -> Module:
+    """Build the model for the dataset's declared shape and classes; with dtype float64, all its floats are that."""
+    declared = config.dataset["declares"]
+    model = Builder(choices).build(
+        "model",
+        {key: value for key, value in config.model.items() if key != "requires"},
+        Module,
+        input_shape=tuple(declared["input_shape"]),
+        num_classes=declared["num_classes"],
+    )
+    if config.strategy["buffers"] == "drop":
+        forget_statistics(model)
+    return model.double() if config.dtype == "float64" else model
+
+
+def load_model(directory: str | Path, client: int | None = None, *, best: bool = False, trust: bool = False) -> Module:
+    """Do as :func:`fedresearch.load_model`."""
+    directory = Path(directory)
+    path = directory / (BEST if best else MODEL)
+    tensors, header = _read(path, directory)
+    record, rows = read_run(directory)
+    refuse_odd(directory / RECORD, record)
+    node = record["config"].get("model")
+    if not trust:
+        refuse_foreign(node)
+    personal = record.get("personal")
+    server_round = _round(header, len(rows)) if best else len(rows)
+    row = rows[server_round - 1] if 0 < server_round <= len(rows) else {}
+    shared = {name: tensor for name, tensor in tensors.items() if name not in (personal or ())}
+    digest = sha256(record_of(tensors))
+    is_whole = header.get("sha256") in (None, digest)
+    # Older records do not say of what of the model the row's hash is.
+    if not is_whole or (personal is not None and sha256(record_of(shared)) != row.get("model/sha256")):
+        raise InputError(f"{path} is damaged, or not of round {server_round}: it is not what model/sha256 says")
+    own: Mapping[str, Tensor] = {}
+    if client is not None:
+        own = _read_client(path, _partition_id(client), digest, record)
+    elif record.get("own_models"):
+        warnings.warn(_not_the_result(directory, record), stacklevel=3)
+    model = _build_as_recorded(record, None if trust else tensors, path)
+    try:
+        model.load_state_dict({**tensors, **own})
+    except RuntimeError as error:
+        raise InputError(f"{path} is not of the model in {RECORD}: {one_line(error)}") from None
+    return model.eval()
+
+
+def _build_as_recorded(record: Mapping[str, Any], expected: Mapping[str, Tensor] | None, path: Path) -> Module:
+    """Build a record's model; first without memory, where it is known what it must be like."""
+    try:
+        config = Config(**record["config"])
+        if expected is not None:
+            with torch.device("meta"):
+                state = build_model(config, record["choices"]).state_dict()
+            if {name: t.shape for name, t in state.items()} != {name: t.shape for name, t in expected.items()}:
+                raise InputError(f"{path} is not of the model in {RECORD}")
+        return build_model(config, record["choices"])
+    except (KeyError, TypeError, AttributeError, AssertionError, OverflowError) as error:
+        raise InputError(f"the config in {RECORD} describes no model: {named(error)}") from error
+
+
+def _not_the_result(directory: Path, record: Mapping[str, Any]) -> str:
+    personal = sorted(record.get("personal", ()))
+    untrained = ", ".join(personal[:3]) + f" and {len(personal) - 3} more" * (len(personal) > 3)
+    return (
+        f"the results of {directory} are the clients' own models (personal/... in its rows), and this is the global one"
+        + f", in which {untrained} are as they were at the start" * bool(personal)
+        + "; load_model(DIR, client=ID) returns a client's"
+    )
+
+
+def _read(path: Path, directory: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors of a file, and its header's own fields."""
+    try:
+        refuse_irregular(path)
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (FileNotFoundError, NotADirectoryError):
+        why = (
+            "a run keeps it with checkpoint.best" if path.name == BEST else "it is not the directory of a finished run"
+        )
+        raise InputError(f"{directory} holds no {path.name}: {why}") from None
+    except MemoryError as error:
+        raise unreadable(path, error) from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{path} is damaged: {error}") from None
+
+
+def _round(header: Mapping[str, str], otherwise: int) -> int:
+    text = header.get("round", "")
+    return int(text) if text.isdecimal() and len(text) < 10 else otherwise
+
+
+def _partition_id(client: Any) -> int:
+    """Return a client's partition id, which may be an integer of NumPy or torch."""
+    try:
+        return int(operator.index(client))
+    except TypeError:
+        raise InputError(f"client must be a partition id, such as 0, got {client!r}") from None
+
+
+def _read_client(path: Path, client: int, model_sha256: str, record: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return what a client keeps of its own model; nothing, if it never took part."""
+    if not record.get("own_models"):
+        raise InputError(f"no client of {path.parent} has a model of its own; leave client out for the global one")
+    of_clients = path.with_name(CLIENTS[path.name])
+    try:
+        refuse_irregular(of_clients)
+    except FileNotFoundError:
+        raise InputError(
+            f"{path.parent} holds no {of_clients.name}: it was removed, or its clients train their own models for each "
+            "evaluation and keep nothing of them"
+        ) from None
+    try:
+        with safe_open(of_clients, framework="pt") as file:
+            about = json.loads((file.metadata() or {})["about"])
+            names = [name for name in file.keys() if name.startswith(f"{client}/")]  # noqa: SIM118  # it is no dict
+            own = {name.partition("/")[2]: file.get_tensor(name) for name in names}
+        num_clients, of_model, digests = int(about["num_clients"]), about["model"], dict(about["sha256"])
+    except MemoryError as error:
+        raise unreadable(of_clients, error) from None
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"{of_clients} is damaged: {error}") from None
+    if of_model != model_sha256:
+        raise InputError(f"{of_clients} does not belong to {path.name}, or one of them is damaged")
+    if not 0 <= client < num_clients:
+        raise InputError(f"there is no client {client}; they are 0 to {num_clients - 1}")
+    if digests.get(str(client)) != (sha256(record_of(own)) if own else None):
+        raise InputError(f"{of_clients} is damaged: client {client} is not what its sha256 says")
+    return own
+
+
+def save_model(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a model's ``state_dict`` as a safetensors file, with one field in its header, or with its SHA-256.
+
+    Of several fields the order would be another each time, and so the file's bytes.
+    """
+    tensors = {name: tensor.contiguous() for name, tensor in state.items()}
+    content = safetensors.torch.save(tensors, dict(metadata or {"sha256": sha256(record_of(tensors))}))
+    write_whole(path, lambda temporary: temporary.write_bytes(content))
+
+
+def save_clients(path: Path, own: Mapping[int, ArrayRecord], num_clients: int, state: Mapping[str, Tensor]) -> None:
+    """Write what clients keep of models of their own as one safetensors file, beside that of the global model.
+
+    Parameters
+    ----------
+    path : Path
+        The global model's file.
+    own : mapping of int to ArrayRecord
+        By partition id; without clients that keep nothing.
+    num_clients : int
+        How many there are.
+    state : mapping of str to Tensor
+        The ``state_dict`` of the global model that they belong to.
+    """
+    arrays = {f"{client}/{name}": view(array) for client, kept in own.items() for name, array in kept.items()}
+    digests = {str(client): sha256(kept) for client, kept in own.items()}
+    about = {"num_clients": num_clients, "model": sha256(record_of(state)), "sha256": digests}
+    write_arrays(path.with_name(CLIENTS[path.name]), arrays, {"about": json.dumps(about)})

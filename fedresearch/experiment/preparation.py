@@ -1,0 +1,48 @@
+"""Everything that can fail, before the run starts."""
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from fedresearch.errors import InputError
+from fedresearch.experiment.experiment import Experiment
+from fedresearch.experiment.rehearsal import rehearse
+
+# Cohorts are drawn ahead for so many rounds.
+_ROUNDS_AHEAD = 1000
+
+
+def prepare(experiment: Experiment) -> None:
+    """Build every part of an experiment and let a client take a step.
+
+    Raises
+    ------
+    InputError
+        If a part cannot be built as configured, or a client cannot take part.
+    """
+    # The initial arrays before anything trains: the clients use the same instance of the model.
+    _ = experiment.initial_arrays, experiment.data, experiment.strategy, experiment.grid, experiment.tracker
+    for server_round in range(1, experiment.config.federation.num_rounds + 1):
+        experiment.learning_rate(server_round)
+    _refuse_small_cohorts(experiment)
+    # The optimizer's arguments are checked here, and not by the first client.
+    parameter, lr = Parameter(torch.zeros(1)), experiment.config.optimizer["lr"]
+    experiment.builder.call("optimizer", experiment.optimizer, Optimizer, params=[parameter], lr=lr)
+    rehearse(experiment)
+
+
+def _refuse_small_cohorts(experiment: Experiment) -> None:
+    """Reject an experiment with a cohort smaller than the strategy's rule needs.
+
+    Rounds after the first thousand are left to the round loop, which checks the replies in the same way.
+    """
+    if not experiment.shortages(0) or not experiment.num_clients:
+        return
+    for server_round in range(1, min(experiment.config.federation.num_rounds, _ROUNDS_AHEAD) + 1):
+        drawn = experiment.builder.call("sampling", experiment.train_cohort, Sequence, server_round=server_round)
+        num_clients = len(set(drawn))
+        for needed, instead in experiment.shortages(num_clients):
+            which = f"the {num_clients} that train in round {server_round}, of {experiment.num_clients} with samples"
+            raise InputError(f"{needed}, got {which}; try {instead or 'more clients a round'}")

@@ -1,0 +1,118 @@
+"""What a run leaves behind, round by round: rows, trackers, checkpoints and the final model."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from flwr.app import ArrayRecord
+
+from fedresearch.errors import InputError, named
+from fedresearch.experiment.checkpoints import Checkpoints, save_result
+from fedresearch.experiment.experiment import Experiment
+from fedresearch.federation.measures import Row
+from fedresearch.federation.rounds import ClientsFailed, Diverged, Stalled
+from fedresearch.masking import masked
+from fedresearch.runs.directory import FAILURES, MODEL, RunDirectory, Unwritable, finite_row
+from fedresearch.tracking.tracker import TrackerGroup
+
+log = logging.getLogger("fedresearch")
+
+
+class Recorder:
+    """Records a run's rounds and how it ends.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The experiment that runs.
+    run : RunDirectory
+        Its directory.
+    rows : list of dict
+        The rows of the rounds before this process.
+    trackers : TrackerGroup
+        Trackers that have started.
+    """
+
+    def __init__(self, experiment: Experiment, run: RunDirectory, rows: list[Row], trackers: TrackerGroup) -> None:
+        self._experiment, self._run, self._trackers = experiment, run, trackers
+        self._checkpoints = Checkpoints(experiment, run, rows)
+        self._last: Row = dict(rows[-1]) if rows else {}
+
+    def after_round(self, row: Row, arrays: ArrayRecord, stopping: Callable[[], bool]) -> None:
+        """Record a round's row and what is due after it.
+
+        Parameters
+        ----------
+        row : dict
+            The round's numbers.
+        arrays : ArrayRecord
+            The new global model.
+        stopping : callable
+            Whether the run must end after this round.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            If it must, and rounds are left.
+        """
+        self._run.log(row)
+        self._trackers.log(row)
+        if diverged(row) and not diverged(self._last):
+            log.warning("round %d: the loss is not finite, the run has diverged", row["round"])
+        self._last = dict(row)
+        self._checkpoints.after(row, arrays)
+        if stopping() and row["round"] < self._experiment.config.federation.num_rounds:
+            self._checkpoints.write(arrays)
+            raise KeyboardInterrupt
+
+    def finish(self, arrays: ArrayRecord) -> None:
+        """Write the final checkpoint and the final model."""
+        self._checkpoints.write(arrays)
+        save_result(self._experiment, self._run.path / MODEL, arrays, self._last)
+
+    def close(self) -> None:
+        """Record that the run has done all its rounds."""
+        status = "diverged" if diverged(self._last) else "finished"
+        self._run.close(status, error=None, result=finite_row(self._last))
+        self._trackers.finish(status, self._last)
+
+    def close_after(self, error: BaseException) -> None:
+        """Record the error that has ended the run."""
+        status = _status(error)
+        what = None if status == "interrupted" else masked(named(error))
+        try:
+            self._run.close(status, error=what, result=finite_row(self._last))
+        except Unwritable as unwritable:
+            log.warning("%s", unwritable)  # the error that ended the run is reported too
+        finally:
+            self._trackers.finish(status, self._last)
+
+
+def diverged(row: Row) -> bool:
+    """Return whether a row has a loss that is not finite."""
+    return any(name.endswith("/loss") and value is None for name, value in finite_row(row).items())
+
+
+def _status(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    if isinstance(error, Stalled):
+        return "stalled"
+    return "diverged" if isinstance(error, Diverged) else "failed"
+
+
+def explained(error: BaseException, directory: Path) -> InputError | None:
+    """Return what the user should read where the experiment ended the run; None: a programming mistake did."""
+    if isinstance(error, Diverged):
+        return InputError(f"{error}; try a smaller optimizer.lr, or federation.nonfinite=drop or keep")
+    if isinstance(error, Stalled):
+        return InputError(f"{error}; resume={directory} tries the round again")
+    if isinstance(error, ClientsFailed):
+        first, *_, raised = str(error).strip().splitlines()
+        return InputError(
+            f"{first} {raised}; its traceback is in {directory / FAILURES}; fix it and resume with resume={directory}, "
+            "or allow some with federation.max_failures=1"
+        )
+    if isinstance(error, Unwritable):
+        return InputError(f"{error}; fix that, and resume with resume={directory}")
+    return None

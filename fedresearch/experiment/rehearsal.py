@@ -1,0 +1,151 @@
+"""One step of one client before the run, so that what cannot work fails before it costs anything."""
+
+import copy
+import logging
+import multiprocessing
+import signal
+import sys
+import warnings
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+
+import torch
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+
+from fedresearch.errors import InputError, one_line
+from fedresearch.experiment.experiment import Experiment
+from fedresearch.federation.cohort_grid import CohortGrid
+from fedresearch.federation.generators import kept
+from fedresearch.federation.hooks import Hooks
+from fedresearch.federation.nodes import NodeGrid
+from fedresearch.local.objective import EVALUATION_BATCH, evaluate
+from fedresearch.local.train import LocalWork
+
+log = logging.getLogger("fedresearch")
+
+# Seconds after which a fork is killed: a library that uses threads may wait for ever in one.
+_FORK_TIMEOUT_S = 120
+
+
+class _CannotTakePart(Exception):
+    """A client cannot do its part; ``doing`` says which part, the text says why."""
+
+    def __init__(self, doing: str, text: str) -> None:
+        super().__init__(text)
+        self.doing = doing
+
+
+def rehearse(experiment: Experiment) -> None:
+    """Let a client answer the first message of the run on a copy of the model; nothing of it is kept.
+
+    The client trains on two samples, and on one where some client has a batch of one. Where possible this happens in a
+    fork, so that a client that ends its process does not end the run without a message.
+
+    Raises
+    ------
+    InputError
+        If the client fails, the strategy sends no message, or the hardware cannot run clients.
+    """
+    if not experiment.num_clients:
+        return
+    message = _first_message(experiment)
+    # Neither a GPU nor a SuperLink's connection survives a fork, nor do some of macOS's own libraries.
+    forks = sys.platform == "linux" and experiment.device.type == "cpu" and not isinstance(experiment.grid, NodeGrid)
+    try:
+        with kept():
+            (_answer_in_a_fork if forks else _answer)(experiment, message)
+    except _CannotTakePart as error:
+        model, dataset, strategy = (experiment.choices[group] for group in ("model", "dataset", "strategy"))
+        raise InputError(
+            f"model={model} cannot {error.doing} on dataset={dataset} with strategy={strategy}: {error}"
+        ) from error
+
+
+def _first_message(experiment: Experiment) -> Message:
+    """Return the first message that the strategy sends in round 1."""
+    drawn = experiment.builder.call("sampling", experiment.train_cohort, Sequence, server_round=1)
+    cohort = CohortGrid(experiment.grid, sorted(set(drawn)))
+    config = ConfigRecord(dict(experiment.client_config(1)))
+    hooks = Hooks(experiment.new_strategy(), experiment.config.seed)
+    messages = hooks.configure_train(1, experiment.initial_arrays, config, cohort)
+    if not messages:
+        raise InputError(f"strategy={experiment.choices['strategy']}: it sends no message in round 1, so nobody trains")
+    return messages[0]
+
+
+def _answer_in_a_fork(experiment: Experiment, message: Message) -> None:
+    """Answer in a fork of this process.
+
+    What fails there without ending the fork is tried again here: some libraries work in a process but not in its fork,
+    such as autograd once its threads have started.
+    """
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # other threads may hold locks; the fork needs none of them
+        fork = context.Process(target=_answer_and_report, args=(theirs, experiment, message))
+        fork.start()
+    theirs.close()
+    try:
+        if not ours.poll(_FORK_TIMEOUT_S):
+            log.warning(
+                "a client's first step takes more than %g s; it is tried again in the main process", _FORK_TIMEOUT_S
+            )
+            works = False
+        else:
+            works = ours.recv()
+            fork.join(_FORK_TIMEOUT_S)
+    except EOFError:
+        fork.join()
+        code = fork.exitcode or 0
+        how = f"with exit code {code}" if code >= 0 else f"by signal {-code}, {signal.strsignal(-code)}"
+        raise _CannotTakePart("train", f"the client's process ended {how}") from None
+    finally:
+        fork.kill()
+        fork.join()
+    if not works:
+        _answer(experiment, message)
+
+
+def _answer_and_report(connection: Connection, experiment: Experiment, message: Message) -> None:
+    torch.set_num_threads(1)  # the main process's threads do not exist here
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)  # the main process handles them and ends this one
+    try:
+        _answer(experiment, message)
+    except Exception:
+        connection.send(False)
+    else:
+        connection.send(True)
+
+
+def _answer(experiment: Experiment, message: Message) -> None:
+    """Answer a message on two samples, and on one where some client has a batch of one."""
+    training_data, data = experiment.training_data, experiment.data
+    batch_size = experiment.config.local.batch_size
+
+    sizes = [len(rows) for rows in training_data.train]
+    alone = [i for i, size in enumerate(sizes) if size == 1 or (batch_size and size % batch_size == 1)]
+    for num_samples, partition_id in [(2, sizes.index(max(sizes))), *((1, i) for i in alone[:1])]:
+        try:
+            samples = training_data.sample(partition_id, num_samples)
+            clients = experiment.new_client_app(copy.deepcopy(experiment.model), samples, LocalWork(None, 1, 0))
+            experiment.grid.try_out(clients, message, Context(1, 2, {"partition-id": 0}, RecordDict(), {}))
+        except InputError:  # the hardware's, not the client's
+            raise
+        except (Exception, SystemExit) as error:
+            hint = f" (the last batch of partitions {alone} is one sample; try another local.batch_size)"
+            raise _CannotTakePart("train", _reason(error) + (hint if num_samples == 1 else "")) from error
+    alone = [i for i, rows in enumerate(data.validation) if len(rows) % EVALUATION_BATCH == 1]
+    if alone:
+        x, y = data.validation_samples(alone[0])
+        try:
+            evaluate(clients.model, x[:1], y[:1])
+        except (Exception, SystemExit) as error:
+            hint = f" (partitions {alone} validate on a batch of one sample; try another validation.fraction)"
+            raise _CannotTakePart("be evaluated", _reason(error) + hint) from error
+
+
+def _reason(error: BaseException) -> str:
+    return f"it ends the run, by {error!r}" if isinstance(error, SystemExit) else one_line(error)

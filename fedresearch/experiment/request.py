@@ -1,0 +1,50 @@
+"""The request for a run: what the command line asks for, also as one string that another process can read."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from fedresearch.config.schema import Config, from_plain
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What to run, where, and what was typed.
+
+    Attributes
+    ----------
+    config : Config
+        The checked config.
+    choices : mapping
+        Config group to chosen option.
+    directory : Path
+        The run's directory.
+    overrides : list of str
+        The overrides that were typed, for the record.
+    command : list of str
+        The command that holds them, for the record.
+    config_dirs : list of str
+        The folders of further options that it named, for the record.
+    may_resume : bool
+        Whether the directory may hold the run already. A finished run stays as it is; an unfinished one continues from
+        its last checkpoint.
+    """
+
+    config: Config
+    choices: Mapping[str, str | None]
+    directory: Path
+    overrides: list[str]
+    command: list[str]
+    config_dirs: list[str]
+    may_resume: bool = False
+
+    def dumps(self) -> str:
+        """Return it as JSON."""
+        return json.dumps({**vars(self), "config": asdict(self.config), "directory": str(self.directory)})
+
+    @classmethod
+    def loads(cls, text: str) -> "RunRequest":
+        """Return what :meth:`dumps` wrote."""
+        plain = json.loads(text)
+        return cls(**{**plain, "config": from_plain(plain["config"]), "directory": Path(plain["directory"])})

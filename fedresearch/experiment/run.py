@@ -1,0 +1,202 @@
+"""One experiment's run, from the first check to the saved model."""
+
+import logging
+import uuid
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, Context, RecordDict
+
+from fedresearch.config import digest
+from fedresearch.data.federated import FederatedData
+from fedresearch.data.plot import label_distribution_png, partition_csv
+from fedresearch.experiment.advice import advise, refuse_full_disk
+from fedresearch.experiment.checkpoints import refuse_unkept, restore
+from fedresearch.experiment.experiment import Experiment
+from fedresearch.experiment.preparation import prepare
+from fedresearch.experiment.recorder import Recorder, explained
+from fedresearch.experiment.request import RunRequest
+from fedresearch.experiment.resuming import is_unfinished, refuse_other_choice, refuse_other_data, refuse_other_rates
+from fedresearch.experiment.selection import check_choices
+from fedresearch.experiment.stopping import interruptible, stop_after_the_round
+from fedresearch.federation.measures import Row
+from fedresearch.federation.nodes import NodeGrid
+from fedresearch.federation.records import sha256
+from fedresearch.federation.server_app import make_server_app
+from fedresearch.masking import masked_tree, masked_words
+from fedresearch.runs.directory import MODEL, History, RunDirectory, now, refuse_used
+from fedresearch.runs.provenance import provenance
+from fedresearch.runs.record import RECORD, locked, read_record, read_rows
+from fedresearch.tracking.console import Console
+from fedresearch.tracking.tracker import RunInfo, TrackerGroup
+
+log = logging.getLogger("fedresearch")
+
+
+def run_experiment(request: RunRequest, nodes: NodeGrid | None = None) -> None:
+    """Run an experiment in a directory of its own, or resume the one in that directory.
+
+    Parameters
+    ----------
+    request : RunRequest
+        What to run, and where.
+    nodes : NodeGrid, optional
+        SuperNodes that wait for the experiment; None: the config's hardware.
+
+    Raises
+    ------
+    InputError
+        If a part cannot be built as configured, the directory holds another run, more clients failed than may, the run
+        diverged, or a round trained nothing.
+    Busy
+        If another process is at work in the directory.
+    """
+    directory = request.directory
+    directory.mkdir(parents=True, exist_ok=True)
+    # On a SuperLink, Flower's own handlers receive the signals.
+    with nullcontext() if nodes else interruptible(), locked(directory):
+        past: dict[str, Any] = {}
+        if request.may_resume and (directory / RECORD).exists():
+            past = read_record(directory)
+            if not is_unfinished(past, request.config, directory):
+                return
+        else:
+            refuse_used(directory)
+        experiment = Experiment(request.config, request.choices, nodes)
+        prepare(experiment)
+        advise(experiment)
+        with experiment.grid:  # an experiment that cannot run claims no directory
+            refuse_unkept(experiment)
+            check_choices(experiment)
+            whence, patches = provenance(request.command)
+            start = _resume(experiment, request, past, whence) if past else _begin(experiment, request, whence)
+            _run_rounds(experiment, start, directory, patches)
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Where the rounds start: the run's record, and what the rounds before have left."""
+
+    record: dict[str, Any]
+    history: History
+    arrays: ArrayRecord
+    rows: list[Row]
+    is_resumed: bool
+
+
+def _begin(experiment: Experiment, request: RunRequest, whence: Mapping[str, Any]) -> _Start:
+    """Start a new run."""
+    refuse_full_disk(request.directory, experiment)
+    record = {"id": uuid.uuid4().hex, "started": now(), **_record(experiment, request), **whence}
+    return _Start(record, History(), experiment.initial_arrays, [], is_resumed=False)
+
+
+def _resume(experiment: Experiment, request: RunRequest, past: Mapping[str, Any], whence: Mapping[str, Any]) -> _Start:
+    """Resume a run after its last checkpoint, if its rounds would have the same numbers."""
+    record = _record(experiment, request)
+    refuse_other_data(past, record)
+    history, arrays = restore(experiment, request.directory)
+    rows = read_rows(request.directory)[: history.num_rounds]
+    refuse_other_rates(experiment, rows)
+    refuse_other_choice(past, experiment.config, history.num_rounds)
+    resumed = [*past.get("resumed", ()), _resumption(past, whence, history)]
+    return _Start({**past, **record, "resumed": resumed}, history, arrays, rows, is_resumed=True)
+
+
+def _run_rounds(experiment: Experiment, start: _Start, directory: Path, patches: Mapping[str, str]) -> None:
+    """Run the rounds that are left, and record them."""
+    run = RunDirectory(directory, start.record, start.history)
+    trackers = TrackerGroup([experiment.tracker, Console()])  # a tracker's first lines stand above the progress bar
+    recorder = Recorder(experiment, run, start.rows, trackers)
+    grid, last = experiment.grid, start.rows[-1] if start.rows else None
+    # On a SuperLink this is in a ServerApp already, and whoever stops that does not wait for a round.
+    on_nodes = isinstance(grid, NodeGrid)
+    try:
+        trackers.start(_run_info(experiment, start, directory))
+        _write_partition(experiment, run)
+        for name, patch in patches.items():
+            run.write_text(f"{name}_{start.history.num_rounds}.diff" if start.is_resumed else f"{name}.diff", patch)
+        with nullcontext(lambda: False) if on_nodes else stop_after_the_round() as stopping:
+            loop = experiment.round_loop(partial(recorder.after_round, stopping=stopping), run.log_failure)
+            if on_nodes:
+                recorder.finish(loop.run(grid, start.arrays, last))
+            else:
+                server_app = make_server_app(loop, start.arrays, recorder.finish, last)
+                server_app(grid, Context(1, 0, {}, RecordDict(), {}))
+        trackers.log_model(directory / MODEL)
+    except BaseException as error:
+        recorder.close_after(error)
+        message = explained(error, directory)
+        if message is None:
+            raise
+        raise message from error
+    recorder.close()
+
+
+def _run_info(experiment: Experiment, start: _Start, directory: Path) -> RunInfo:
+    """Return what trackers show of a run."""
+    return RunInfo(
+        directory=directory,
+        run_id=start.record["id"],
+        name=experiment.name,
+        group=start.record["cell"],
+        tags=[str(experiment.choices[group]) for group in ("strategy", "dataset", "partitioner", "model")],
+        config=start.record["config"],
+        num_rounds=experiment.config.federation.num_rounds,
+        after_round=start.history.num_rounds,
+    )
+
+
+def _record(experiment: Experiment, request: RunRequest) -> dict[str, Any]:
+    """Return what a run's record holds of the experiment and of what was typed."""
+    config, data = experiment.config, experiment.data
+    facts = asdict(experiment.facts)
+    return {
+        "name": experiment.name,
+        "digest": digest(config),
+        "cell": digest(config, seeds=False),
+        "config": masked_tree({**asdict(config), "resume": None}),
+        "choices": dict(experiment.choices),
+        "data_sha256": facts.pop("sha256"),
+        "data": facts,
+        "partition_sha256": data.partition_sha256(),
+        "validation_sha256": data.validation_sha256(),
+        "initial_model_sha256": sha256(experiment.initial_arrays),
+        "sampling_sha256": experiment.sampling_sha256(),
+        "own_models": experiment.client_app.has_own_model,
+        "personal": sorted(experiment.personal),
+        "num_parameters": sum(p.numel() for p in experiment.model.parameters()),
+        "num_threads": torch.get_num_threads(),
+        "overrides": masked_words(request.overrides),
+        "config_dirs": list(request.config_dirs),
+    }
+
+
+def _resumption(past: Mapping[str, Any], whence: Mapping[str, Any], after: History) -> dict[str, Any]:
+    """Return what a record holds of a resumption: when, after which round, and what has changed. Warn of a change."""
+    changed = {key: value for key, value in whence.items() if key != "command" and value != past.get(key)}
+    other_code = any(_code(whence).get(key) != _code(past).get(key) for key in ("commit", "diff_sha256"))
+    if other_code or changed.keys() & {"versions", "processor", "python"}:
+        log.warning("the code, its packages or the machine have changed since this run was begun: see run.json")
+    log.warning("resuming after round %d", after.num_rounds)
+    return {"at": now(), "after_round": after.num_rounds, "command": whence["command"], **changed}
+
+
+def _code(whence: Mapping[str, Any]) -> Mapping[str, Any]:
+    return whence["git"]["fedresearch"] or {}
+
+
+def _write_partition(experiment: Experiment, run: RunDirectory) -> None:
+    """Write how many samples of which class each client holds: partition.csv and, with classes, partition.png."""
+    data: FederatedData = experiment.data
+    num_classes = experiment.config.dataset["declares"]["num_classes"]
+    labels = None if data.y.is_floating_point() else [y.cpu().numpy() for y in data.targets()]
+    run.write_text("partition.csv", partition_csv(data, labels, num_classes))
+    if labels is not None:
+        title = f"{experiment.name}, seed {experiment.config.seed}"
+        run.write_bytes("partition.png", label_distribution_png(labels, num_classes, title))

@@ -1,0 +1,51 @@
+"""The weighted mean of a round's replies, taken as Flower's FedAvg takes it, but in one walk through them.
+
+Flower looks through each reply's records nine times, which for small models takes longer than the training.
+"""
+
+from collections.abc import Sequence
+
+from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.serverapp.strategy import FedAvg, Strategy
+from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
+
+from fedresearch.federation.records import ARRAYS, METRICS, arrays_of, metrics_of, number, record, view
+
+
+def aggregate_train(
+    strategy: Strategy, server_round: int, replies: Sequence[Message]
+) -> tuple[ArrayRecord | None, MetricRecord | None]:
+    """Let a strategy aggregate replies without errors; FedAvg's own mean, if it is that, is taken here, bit for bit."""
+    if (
+        isinstance(strategy, FedAvg)
+        and type(strategy).aggregate_train is FedAvg.aggregate_train
+        and strategy.train_metrics_aggr_fn is aggregate_metricrecords
+        and replies
+        and all(reply.content.keys() == {ARRAYS, METRICS} for reply in replies)
+    ):
+        return _mean(replies, strategy.weighted_by_key)
+    return strategy.aggregate_train(server_round, replies)
+
+
+def _mean(replies: Sequence[Message], weighted_by_key: str) -> tuple[ArrayRecord, MetricRecord]:
+    """Return the mean of arrays, and of all metrics but the weight; sums are formed in the replies' order."""
+    arrays = [arrays_of(reply.content) for reply in replies]
+    metrics = [metrics_of(reply.content) for reply in replies]
+    weights = [number(measured, weighted_by_key) for measured in metrics]
+    total = sum(weights)
+    shares = [weight / total for weight in weights]
+    means = {}
+    for name, array in arrays[0].items():
+        mean = view(array) * shares[0]
+        for model, share in zip(arrays[1:], shares[1:], strict=True):
+            mean += view(model[name]) * share
+        means[name] = mean
+    averaged = MetricRecord()
+    for key in metrics[0]:
+        if key != weighted_by_key:
+            products = [number(measured, key) * share for measured, share in zip(metrics, shares, strict=True)]
+            value = products[0]
+            for product in products[1:]:  # sum() compensates
+                value += product
+            averaged[key] = value
+    return record(means), averaged

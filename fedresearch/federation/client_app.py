@@ -1,0 +1,260 @@
+"""The ClientApp: what a client does with a message."""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from torch import Tensor
+from torch.nn import Module
+from torch.optim import Optimizer
+
+from fedresearch.data.federated import FederatedData
+from fedresearch.federation.records import (
+    ARRAYS,
+    CONFIG,
+    EVAL_ACC,
+    EVAL_LOSS,
+    METRICS,
+    NUM_EXAMPLES,
+    NUM_STEPS,
+    PERSONAL_ACC,
+    PERSONAL_LOSS,
+    TRAIN_LOSS,
+    UNIFORM,
+    is_finite,
+    metrics_of,
+    number,
+    record_of,
+    tensors,
+)
+from fedresearch.local.objective import evaluate
+from fedresearch.local.parts import Names
+from fedresearch.local.train import LocalWork, Task, Trained, seeded, train
+from fedresearch.local.update import LocalUpdate, Tensors
+from fedresearch.seeding import derive_seed
+
+# Records of a client's state: its parts of the global model, a model of its own, its optimizers; what the update keeps
+# has the update's names behind a prefix.
+_PARTS, _OWN, _KEPT = "parts", "own", "kept/"
+_OPTIMIZER, _OWN_OPTIMIZER = "optimizer", "own-optimizer"
+
+
+# Trains a model in place on tasks, one after another or together, and yields what each came to in their order.
+Trainer = Callable[..., Iterable[Trained]]
+
+
+def train_each(tasks: Iterable[Task], model: Module, **options: Any) -> Iterator[Trained]:
+    """Train one task after another; each result is to be read before the next is asked for."""
+    return (train(model, task, **options) for task in tasks)
+
+
+def own_arrays(state: RecordDict) -> ArrayRecord:
+    """Return what a client keeps of a model of its own; all else of it is the global model's."""
+    kept = (state.array_records[key] for key in (_PARTS, _OWN) if key in state)
+    return ArrayRecord({name: array for record in kept for name, array in record.items()})
+
+
+class Clients(ClientApp):
+    """The ClientApp that trains and evaluates on the partition that its node is given.
+
+    Parameters
+    ----------
+    model : Module
+        One instance with the initial weights, reused: each message brings the parameters.
+    data : FederatedData
+        All partitions; a client reads its own.
+    update : LocalUpdate
+        The client half of the strategy.
+    personal : set of str
+        What of the model's ``state_dict`` stays on the client, in its context's state.
+    optimizer : callable
+        ``optimizer(parameters, lr=lr)``; the learning rate comes with the message, as ``config["lr"]``.
+    work : LocalWork
+        Local epochs or steps, and batch size.
+    keep_optimizer_state : bool
+        Whether a client's optimizer goes on from its state in the client's last round.
+    seed : int
+        The run's seed. A client's draws follow from it, the round and the partition.
+
+    Attributes
+    ----------
+    has_own_model : bool
+        Whether clients have models of their own, which are the run's result, be it for parts that they keep, for what
+        they train before they evaluate, or for a second model.
+    keeps_own_model : bool
+        Whether these are what :func:`own_arrays` tells of their states: not those that are trained for an evaluation.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: Module,
+        data: FederatedData,
+        update: LocalUpdate,
+        personal: Names,
+        optimizer: Callable[..., Optimizer],
+        work: LocalWork,
+        keep_optimizer_state: bool,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self._remake = functools.partial(
+            Clients,
+            model=model,
+            data=data.of_clients(),
+            update=update,
+            personal=personal,
+            optimizer=optimizer,
+            work=work,
+            keep_optimizer_state=keep_optimizer_state,
+            seed=seed,
+        )
+        self.model, self.data, self.update, self.personal = model, data, update, personal
+        self.optimizer, self.work = optimizer, work
+        self._keeps_optimizer_state = keep_optimizer_state
+        self._seed = seed
+        self._initial = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        self.stages = update.stages(model)
+        self._beside_stages = update.beside.stages(model) if update.beside else ()
+        self._adaptation = [stage for stage in update.adaptation(model) if stage.trained]
+        self._last_read: tuple[RecordDict | None, dict[str, dict[str, Tensor]]] = None, {}
+        self.has_own_model = bool(personal or self._adaptation or update.beside)
+        self.keeps_own_model = self.has_own_model and not self._adaptation
+        super().train()(lambda message, context: self.train_cohort([message], [context], train_each)[0])
+        super().evaluate()(self._evaluate)
+
+    def train_cohort(self, messages: Sequence[Message], contexts: Sequence[Context], trainer: Trainer) -> list[Message]:
+        """Return the clients' replies to a round's training messages; what they keep goes into their contexts."""
+        clients = list(zip(messages, contexts, strict=True))
+        tasks = []
+        for message, context in clients:
+            received, state = dict(self._read(message.content)), context.state
+            task = self._task(
+                message,
+                context,
+                self._initial | received.pop(ARRAYS) | self._tensors(state, _PARTS),
+                update=self.update,
+                stages=self.stages,
+                received=received,
+                kept={name.removeprefix(_KEPT): self._tensors(state, name) for name in state if name.startswith(_KEPT)},
+                optimizer_state=self._optimizer_state(context, _OPTIMIZER),
+            )
+            tasks.append(task)
+        contents = [
+            self._leave(trained, context, len(task.y))
+            for task, trained, (_, context) in zip(tasks, self._run(trainer, tasks), clients, strict=True)
+        ]
+        if self.update.beside is not None:
+            own = [
+                self._task(
+                    message,
+                    context,
+                    {**task.start, **self._tensors(context.state, _OWN)},
+                    1,
+                    update=self.update.beside,
+                    stages=self._beside_stages,
+                    anchor=task.start,
+                    optimizer_state=self._optimizer_state(context, _OWN_OPTIMIZER),
+                )
+                for task, (message, context) in zip(tasks, clients, strict=True)
+            ]
+            for content, trained, (_, context) in zip(contents, self._run(trainer, own), clients, strict=True):
+                metrics = metrics_of(content)
+                metrics[NUM_STEPS] = number(metrics, NUM_STEPS) + trained.num_steps
+                context.state[_OWN] = record_of(trained.state)
+                if self._keeps_optimizer_state:
+                    context.state[_OWN_OPTIMIZER] = record_of(trained.optimizer_state)
+        return [Message(content, reply_to=message) for content, message in zip(contents, messages, strict=True)]
+
+    def __reduce__(self) -> tuple[Callable[[], "Clients"], tuple[()]]:
+        """Pickle what it is made from: the routes are closures. A copy starts with the initial weights."""
+        self.model.load_state_dict(self._initial)
+        return self._remake, ()
+
+    def on(self, device: str) -> "Clients":
+        """Return a ClientApp that does the same on a device."""
+        return self._remake(model=self.model.to(device), data=self.data.to(device))
+
+    def cost(self, partition_id: int) -> int:
+        """Return how long a client takes, compared with others: its number of samples."""
+        return len(self.data.train[partition_id]) + len(self.data.validation[partition_id])
+
+    def _read(self, content: RecordDict) -> dict[str, dict[str, Tensor]]:
+        """Return a message's arrays as tensors; the messages of a round share their content, which is decoded once."""
+        if content is not self._last_read[0]:
+            self._last_read = content, {name: self._tensors(content, name) for name in content.array_records}
+        return self._last_read[1]
+
+    def _tensors(self, records: RecordDict, key: str) -> dict[str, Tensor]:
+        """Return the arrays at a key as tensors, where the samples are."""
+        return {name: tensor.to(self.data.x.device) for name, tensor in tensors(records, key).items()}
+
+    def _task(self, message: Message, context: Context, start: Tensors, *which: int, **options: Any) -> Task:
+        """Return a client's task; ``which`` tells those of one round apart, ``options`` are the task's."""
+        partition_id = int(context.node_config["partition-id"])
+        config = message.content[CONFIG]
+        assert isinstance(config, ConfigRecord)
+        where = (int(number(config, "server-round")), partition_id, *which)
+        x, y = self.data.train_samples(partition_id)
+        return Task(
+            start=start,
+            x=x,
+            y=y,
+            config={key: value for key, value in config.items() if isinstance(value, int | float)},
+            batches_seed=derive_seed(self._seed, "batches", *where),
+            dropout_seed=derive_seed(self._seed, "dropout", *where),
+            **options,
+        )
+
+    def _run(self, trainer: Trainer, tasks: Sequence[Task]) -> Iterable[Trained]:
+        return trainer(tasks, self.model, optimizer=self.optimizer, work=self.work)
+
+    def _optimizer_state(self, context: Context, key: str) -> Tensors | None:
+        return self._tensors(context.state, key) if self._keeps_optimizer_state else None
+
+    def _leave(self, trained: Trained, context: Context, num_examples: int) -> RecordDict:
+        """Return what a client sends, and put what it keeps into its context: nothing, if what it sends is not finite.
+
+        It then resumes from what it had, as one that failed. Else no later update of it would ever be finite.
+        """
+        content = RecordDict()
+        content[ARRAYS] = record_of({k: v for k, v in trained.state.items() if k not in self.personal})
+        for name, group in trained.sent.items():
+            content[name] = record_of(group)
+        content[METRICS] = MetricRecord(
+            {TRAIN_LOSS: trained.loss, NUM_STEPS: trained.num_steps, NUM_EXAMPLES: num_examples, UNIFORM: 1}
+        )
+        kept = {_KEPT + name: record_of(group) for name, group in trained.kept.items()}
+        if self.personal:
+            kept[_PARTS] = record_of({k: v for k, v in trained.state.items() if k in self.personal})
+        if self._keeps_optimizer_state:
+            kept[_OPTIMIZER] = record_of(trained.optimizer_state)
+        if kept and is_finite(content):
+            context.state.update(kept)
+        return content
+
+    def _evaluate(self, message: Message, context: Context) -> Message:
+        partition_id = int(context.node_config["partition-id"])
+        x, y = self.data.validation_samples(partition_id)
+        received = self._initial | self._read(message.content)[ARRAYS]
+        metrics = MetricRecord({NUM_EXAMPLES: len(y), UNIFORM: 1})
+
+        def measure(loss_key: str, accuracy_key: str) -> None:
+            with seeded(x.device, derive_seed(self._seed, "evaluate", partition_id)):
+                metrics[loss_key], accuracy = evaluate(self.model, x, y)
+            if accuracy is not None:
+                metrics[accuracy_key] = accuracy
+
+        self.model.load_state_dict(received)
+        measure(EVAL_LOSS, EVAL_ACC)
+        if self.has_own_model:
+            own = received | self._tensors(context.state, _PARTS) | self._tensors(context.state, _OWN)
+            if self._adaptation and len(self.data.train_samples(partition_id)[1]):
+                task = self._task(message, context, own, 2, update=LocalUpdate(), stages=self._adaptation)
+                train(self.model, task, optimizer=self.optimizer, work=self.work)
+            else:
+                self.model.load_state_dict(own)
+            measure(PERSONAL_LOSS, PERSONAL_ACC)
+        return Message(RecordDict({METRICS: metrics}), reply_to=message)

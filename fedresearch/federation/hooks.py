@@ -1,0 +1,111 @@
+"""A strategy's hooks, as the round loop calls them."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp.strategy import Strategy
+
+from fedresearch.errors import InputError
+from fedresearch.federation.averaging import aggregate_train
+from fedresearch.federation.cohort_grid import CohortGrid
+from fedresearch.federation.generators import seeded
+from fedresearch.seeding import Purpose, derive_seed
+
+# What Flower's strategies wait for.
+_MINIMA = ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes")
+
+
+def wrapped(strategy: Strategy) -> Iterator[Strategy]:
+    """Yield a strategy and all those that it wraps."""
+    yield strategy
+    for value in [*vars(strategy).values()]:
+        if isinstance(value, Strategy):
+            yield from wrapped(value)
+
+
+def wait_for_nobody(strategy: Strategy) -> None:
+    """Set what a strategy, and those that it wraps, wait for to one node: the cohort is drawn before they are asked."""
+    for part in wrapped(strategy):
+        for name in vars(part).keys() & set(_MINIMA):
+            setattr(part, name, 1)
+
+
+class Hooks:
+    """The four hooks of a strategy, each call with global generators of its own.
+
+    A strategy may draw from the global generators of Python, NumPy and torch, as Flower's wrappers for differential
+    privacy do. What it draws follows from the seed, the hook and the round: not from what ran before, nor where.
+
+    Parameters
+    ----------
+    strategy : Strategy
+        Any strategy.
+    seed : int
+        The run's seed.
+    """
+
+    def __init__(self, strategy: Strategy, seed: int) -> None:
+        self._strategy, self._seed = strategy, seed
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, cohort: CohortGrid
+    ) -> list[Message]:
+        """Return the messages to the clients that train, in partition order."""
+        with seeded(self._derived("configure-train", server_round)):
+            messages = self._strategy.configure_train(server_round, arrays, config, cohort)
+            return _to_cohort("configure_train", messages, cohort)
+
+    def aggregate_train(
+        self, server_round: int, replies: Sequence[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Return the new global arrays, None where the strategy makes none, and its metrics."""
+        with seeded(self._derived("aggregate-train", server_round)):
+            returned = aggregate_train(self._strategy, server_round, replies)
+        match returned:
+            case (ArrayRecord() | None as arrays, MetricRecord() | None as metrics):
+                return arrays, metrics
+        raise _refusal("aggregate_train", "an ArrayRecord or None, and a MetricRecord or None", returned)
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, cohort: CohortGrid
+    ) -> list[Message]:
+        """Return the messages to the clients that evaluate, in partition order."""
+        with seeded(self._derived("configure-evaluate", server_round)):
+            messages = self._strategy.configure_evaluate(server_round, arrays, config, cohort)
+            return _to_cohort("configure_evaluate", messages, cohort)
+
+    def aggregate_evaluate(self, server_round: int, replies: Sequence[Message]) -> MetricRecord | None:
+        """Return the strategy's metrics of an evaluation."""
+        with seeded(self._derived("aggregate-evaluate", server_round)):
+            metrics = self._strategy.aggregate_evaluate(server_round, replies)
+        if not isinstance(metrics, MetricRecord | None):
+            raise _refusal("aggregate_evaluate", "a MetricRecord or None", metrics)
+        return metrics
+
+    def _derived(self, hook: Purpose, server_round: int) -> int:
+        return derive_seed(self._seed, hook, server_round)
+
+
+def _to_cohort(hook: str, messages: Iterable[Message], cohort: CohortGrid) -> list[Message]:
+    """Return a hook's messages in partition order.
+
+    Raises
+    ------
+    InputError
+        If it returns anything else, or a message to a node that is not of the cohort.
+    """
+    listed = list(messages) if isinstance(messages, Iterable) else [messages]
+    node_ids = set(cohort.get_node_ids())
+    for message in listed:
+        if not isinstance(message, Message):
+            raise _refusal(hook, "messages", message)
+        if message.metadata.dst_node_id not in node_ids:
+            raise InputError(
+                f"the strategy's {hook} addresses node {message.metadata.dst_node_id}, which is not of this round's "
+                "cohort; it may address the nodes of grid.get_node_ids()"
+            )
+    return sorted(listed, key=lambda message: cohort.partition_of(message.metadata.dst_node_id))
+
+
+def _refusal(hook: str, allowed: str, returned: object) -> InputError:
+    return InputError(f"the strategy's {hook} must return {allowed}, got {type(returned).__name__}")

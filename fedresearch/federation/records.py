@@ -1,0 +1,141 @@
+"""The keys of the records in a message, and arrays in and out of them."""
+
+import hashlib
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from fedresearch.federation.held_array import HeldArray
+from fedresearch.local.update import Tensors
+
+Values = NDArray[np.floating[Any]]
+
+ARRAYS = "arrays"
+CONFIG = "config"
+METRICS = "metrics"
+NUM_EXAMPLES = "num-examples"
+UNIFORM = "uniform"  # 1: a weight that is the same for every client
+NUM_STEPS = "num-steps"
+LR = "lr"
+NUM_CLIENTS = "num-clients"  # that hold training data, drawn or not
+TRAIN_LOSS = "train_loss"
+EVAL_LOSS = "eval_loss"
+EVAL_ACC = "eval_acc"
+PERSONAL_LOSS = "personal_loss"
+PERSONAL_ACC = "personal_acc"
+
+
+def tensors(records: RecordDict, key: str) -> dict[str, Tensor]:
+    """Return the arrays at a key as tensors; none where there is no such record."""
+    return dict(records.array_records[key].to_torch_state_dict()) if key in records else {}
+
+
+def values(arrays: ArrayRecord) -> dict[str, Values]:
+    """Return a record's arrays as NumPy's, by name."""
+    return {name: array.numpy() for name, array in arrays.items()}
+
+
+def arrays_of(content: RecordDict) -> ArrayRecord:
+    """Return a content's model; ``content.array_records`` would look through all records, and check them again."""
+    record = content[ARRAYS]
+    assert isinstance(record, ArrayRecord)
+    return record
+
+
+def metrics_of(content: RecordDict) -> MetricRecord:
+    """Return a content's metrics, as quickly."""
+    record = content[METRICS]
+    assert isinstance(record, MetricRecord)
+    return record
+
+
+def view(array: Array) -> NDArray[Any]:
+    """Return an array as NumPy's, to be read and not written."""
+    return array.held if isinstance(array, HeldArray) else array.numpy()
+
+
+def is_finite(content: RecordDict, but: Collection[str] = ()) -> bool:
+    """Return whether all arrays are finite; of the model, without the parameters named."""
+    return all(
+        bool(np.isfinite(view(array)).all())
+        for of, record in content.array_records.items()
+        for name, array in record.items()
+        if of != ARRAYS or name not in but
+    )
+
+
+def record(values: Mapping[str, ArrayLike]) -> ArrayRecord:
+    """Return copies of NumPy arrays, or scalars, as a record."""
+    made = ArrayRecord()
+    for name, value in values.items():
+        made[name] = HeldArray(value)
+    return made
+
+
+def record_of(tensors: Tensors) -> ArrayRecord:
+    """Return copies of tensors as a record."""
+    return record({name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()})
+
+
+def number(record: MetricRecord | ConfigRecord, key: str) -> int | float:
+    """Return the number at a key; records may hold other types too."""
+    value = record[key]
+    assert isinstance(value, int | float), f"{key} must be a number, got {value!r}"
+    return value
+
+
+def cast_like(arrays: ArrayRecord, reference: ArrayRecord) -> ArrayRecord:
+    """Return the arrays in the dtypes of another record's; integers are rounded to the nearest.
+
+    Flower's averages turn the integer buffers of BatchNorm into floats, and some strategies promote float32.
+    """
+    cast = {}
+    for name, array in arrays.items():
+        value = view(array)
+        dtype = np.dtype(reference[name].dtype)
+        cast[name] = (
+            value if value.dtype == dtype else np.asarray(np.rint(value) if dtype.kind in "iu" else value, dtype)
+        )
+    return record(cast)
+
+
+def sha256(arrays: ArrayRecord) -> str:
+    """Return the SHA-256 of the arrays' names, dtypes, shapes and values, in the order of the names."""
+    sha = hashlib.sha256()
+    for name in sorted(arrays):
+        values = view(arrays[name])
+        sha.update(f"{name} {values.dtype.str} {values.shape}\n".encode())
+        sha.update(np.ascontiguousarray(values).tobytes())
+    return sha.hexdigest()
+
+
+def flatten(arrays: ArrayRecord, names: Collection[str], out: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+    """Return the arrays of some names as one vector, in double precision; in ``out``, where there is one."""
+    parts = [view(arrays[name]).ravel() for name in sorted(arrays) if name in names]
+    out = np.empty(sum(part.size for part in parts)) if out is None else out
+    return np.concatenate(parts, out=out) if parts else out
+
+
+def count_bytes(messages: Iterable[Message]) -> int:
+    """Return the payload of messages: arrays as they are sent, metrics and config values."""
+    contents = [message.content for message in messages if message.has_content()]
+    # The messages of a round share their content, which is counted once.
+    sizes = {key: _content_bytes(content) for key, content in {id(content): content for content in contents}.items()}
+    return sum(sizes[id(content)] for content in contents)
+
+
+def _content_bytes(content: RecordDict) -> int:
+    return sum(
+        sum(len(name) + _array_bytes(array) for name, array in record.items())
+        if isinstance(record, ArrayRecord)
+        else record.count_bytes()
+        for record in content.values()
+    )
+
+
+def _array_bytes(array: Array) -> int:
+    return array.num_bytes if isinstance(array, HeldArray) else len(array.data)

@@ -1,0 +1,285 @@
+"""The round loop: Flower's strategy hooks, one row of numbers a round."""
+
+import copy
+import gc
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.serverapp import Grid
+
+from fedresearch.errors import InputError
+from fedresearch.federation.cohort_grid import CohortGrid
+from fedresearch.federation.generators import kept
+from fedresearch.federation.hooks import Hooks
+from fedresearch.federation.measures import Row, measure_clients, measure_updates, strategy_columns
+from fedresearch.federation.records import (
+    LR,
+    NUM_EXAMPLES,
+    NUM_STEPS,
+    TRAIN_LOSS,
+    UNIFORM,
+    arrays_of,
+    cast_like,
+    count_bytes,
+    flatten,
+    metrics_of,
+    number,
+    sha256,
+)
+from fedresearch.local.parts import Names
+
+_TOTALS = ("comm/bytes_down", "comm/bytes_up")
+
+
+class ClientsFailed(RuntimeError):
+    """More clients failed in a round than may."""
+
+
+class Diverged(RuntimeError):
+    """An update or the global model is not finite any more."""
+
+
+class Stalled(RuntimeError):
+    """A round has trained nothing: there is no aggregate, or one of fewer clients than the rule needs."""
+
+
+@dataclass
+class RoundLoop:
+    """A federated run, round by round.
+
+    ``Strategy.start`` has no per-round callback, no start round and no order; this loop calls the same four hooks.
+
+    Attributes
+    ----------
+    hooks : Hooks
+        Those of the strategy. It is shown each round's cohort as if it were the whole federation.
+    num_rounds : int
+        Rounds to run.
+    target_accuracy : float or None
+        The ``eval/accuracy`` that ends the run earlier; None: nothing does.
+    train_cohort, evaluate_cohort : callable
+        The partition ids that train in a round, and that evaluate the new global model. A client that is there twice
+        trains once and counts twice in the average.
+    evaluate_every : int
+        Evaluate in the rounds divisible by this, and in the last one.
+    parameters : set of str
+        The arrays that are no buffers: whose movement is measured.
+    shortage : callable
+        Given how many clients' replies count in a round: how many the strategy's rule needs and why, where these are
+        too few; "" where they are enough.
+    client_config : callable
+        The numbers that a round's clients are sent.
+    evaluate : callable
+        The server's own evaluation of global arrays: numbers named ``eval/...``.
+    log : callable
+        Given each round's row, and the new global arrays, as the round ends.
+    max_failures : int
+        Clients that may fail in a round, in training and in evaluation each.
+    nonfinite : str
+        What becomes of updates with NaN or infinity: ``"stop"`` raises :class:`Diverged`, ``"drop"`` leaves them out,
+        ``"keep"`` averages them like others.
+    log_failure : callable
+        Given the round, the partition id, what the client was doing, and what it raised.
+    """
+
+    hooks: Hooks
+    num_rounds: int
+    target_accuracy: float | None
+    train_cohort: Callable[[int], Sequence[int]]
+    evaluate_cohort: Callable[[int], Sequence[int]]
+    evaluate_every: int
+    parameters: Names
+    shortage: Callable[[int], str]
+    client_config: Callable[[int], dict[str, float]]
+    evaluate: Callable[[ArrayRecord], Row]
+    log: Callable[[Row, ArrayRecord], None]
+    max_failures: int
+    nonfinite: str
+    log_failure: Callable[[int, int, str, str], None]
+    _totals: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_TOTALS, 0))
+
+    def run(self, grid: Grid, arrays: ArrayRecord, last: Row | None = None) -> ArrayRecord:
+        """Run all rounds from the given global arrays, or those after the last, and return the last ones.
+
+        Parameters
+        ----------
+        grid : Grid
+            Where the clients are; its node ids are in partition order.
+        arrays : ArrayRecord
+            The initial global model, or the one after the last round.
+        last : dict, optional
+            The row of the last round, where there is one. The strategy and the clients' states are as they were then.
+
+        Raises
+        ------
+        ClientsFailed
+            If more clients fail than may, with the first one's partition id and what it raised.
+        Diverged
+            If an update or the global model is not finite and ``nonfinite`` is ``"stop"``.
+        Stalled
+            If a round trains nothing.
+        """
+        row = last or {"round": 0, "time/total_s": 0.0, **{f"{key}_total": 0 for key in _TOTALS}}
+        self._totals = {key: row[f"{key}_total"] for key in _TOTALS}
+        started = time.perf_counter() - row["time/total_s"]
+        gc.freeze()  # what is there lives as long as the run: Flower's Bulyan collects garbage once a client
+        try:
+            while row["round"] < self.num_rounds and not self._reached(row):
+                row, arrays = self._round(row["round"] + 1, grid, arrays)
+                row["time/total_s"] = time.perf_counter() - started
+                self.log(row, arrays)
+        finally:
+            gc.unfreeze()
+        return arrays
+
+    def _reached(self, row: Row) -> bool:
+        return self.target_accuracy is not None and row.get("eval/accuracy", 0.0) >= self.target_accuracy
+
+    def _round(self, server_round: int, grid: Grid, arrays: ArrayRecord) -> tuple[Row, ArrayRecord]:
+        started = time.perf_counter()
+        row: Row = {"round": server_round}
+        arrays = self._train(row, grid, arrays)
+        if server_round % self.evaluate_every == 0 or server_round == self.num_rounds:
+            row |= self.evaluate(arrays)
+            self._evaluate_on_clients(row, grid, arrays)
+        for key in self._totals:
+            self._totals[key] += row[key]
+            row[f"{key}_total"] = self._totals[key]
+        row["model/sha256"] = sha256(arrays)
+        row["time/round_s"] = time.perf_counter() - started
+        return row, arrays
+
+    def _train(self, row: Row, grid: Grid, arrays: ArrayRecord) -> ArrayRecord:
+        """Return the new global arrays, and put the training's numbers into the row."""
+        server_round = row["round"]
+        config = self._config(server_round)
+        row["local/lr"] = float(number(config, LR))
+        drawn = Counter(self.train_cohort(server_round))
+        cohort = CohortGrid(grid, sorted(drawn))
+        messages = self.hooks.configure_train(server_round, arrays, config, cohort)
+        row |= {"clients/sampled": len(messages), "clients/failed": 0}
+        replies = self._send(cohort, messages, row, "train", "comm/")
+        for reply in replies:
+            _check_reply(reply, arrays, cohort)
+        origin = flatten(arrays, self.parameters)
+        # Before aggregating: some strategies take the replies apart.
+        measured, nonfinite = measure_updates(origin, replies, self.parameters)
+        row |= measured
+        if nonfinite and self.nonfinite == "stop":
+            partition_ids = [cohort.partition_of(reply.metadata.src_node_id) for reply in nonfinite]
+            raise Diverged(f"the updates of partitions {partition_ids} are not finite in round {server_round}")
+        if self.nonfinite == "drop":
+            row["clients/dropped"] = len(nonfinite)
+            replies = [reply for reply in replies if reply not in nonfinite]
+        self._check_enough(row, {reply.metadata.src_node_id for reply in replies})
+        counted = [
+            copy.deepcopy(reply) if again else reply
+            for reply in replies
+            for again in range(drawn[cohort.partition_of(reply.metadata.src_node_id)])
+        ]
+        aggregated, metrics = self.hooks.aggregate_train(server_round, counted)
+        if aggregated is None:
+            raise Stalled(
+                f"round {server_round} trained nothing: the strategy aggregated none of {len(counted)} replies"
+            )
+        _check_arrays("the strategy's aggregate", aggregated, arrays)
+        row |= strategy_columns(metrics, "train/", row)
+        arrays = cast_like(aggregated, arrays)
+        row["update/norm"] = float(np.linalg.norm(flatten(arrays, self.parameters) - origin))
+        if self.nonfinite == "stop" and not np.isfinite(row["update/norm"]):
+            raise Diverged(f"the global model is not finite after round {server_round}")
+        return arrays
+
+    def _check_enough(self, row: Row, counting: Collection[int]) -> None:
+        """Refuse to aggregate the replies of no client, or of fewer than the rule needs.
+
+        Raises
+        ------
+        Stalled
+            With who counts, who does not, and why.
+        """
+        needed = self.shortage(len(counting)) if counting else "a round needs a client"
+        if needed:
+            losses = {"failed": "failed", "dropped": "not finite, for which a smaller optimizer.lr may help"}
+            lost = [f"{row[f'clients/{key}']} {why}" for key, why in losses.items() if row.get(f"clients/{key}")]
+            because = f" ({', '.join(lost)})" if lost else ""
+            raise Stalled(
+                f"round {row['round']} trained nothing: {needed}, got the replies of {len(counting)} of "
+                f"{row['clients/sampled']}{because}"
+            )
+
+    def _evaluate_on_clients(self, row: Row, grid: Grid, arrays: ArrayRecord) -> None:
+        """Put what the clients measure of global arrays, and of their own models, into the row."""
+        server_round = row["round"]
+        cohort = CohortGrid(grid, sorted(self.evaluate_cohort(server_round)))
+        replies = []
+        if cohort.partition_ids:
+            messages = self.hooks.configure_evaluate(server_round, arrays, self._config(server_round), cohort)
+            replies = self._send(cohort, messages, row, "evaluate", "comm/evaluate_")
+        row |= measure_clients([metrics_of(reply.content) for reply in replies])
+        if replies:
+            row |= strategy_columns(self.hooks.aggregate_evaluate(server_round, replies), "clients/", row)
+
+    def _config(self, server_round: int) -> ConfigRecord:
+        # A record of its own each time: strategies write into it.
+        return ConfigRecord(dict(self.client_config(server_round)))
+
+    def _send(
+        self, cohort: CohortGrid, messages: Sequence[Message], row: Row, doing: str, prefix: str
+    ) -> list[Message]:
+        """Send messages and return the replies, in partition order; count their bytes under a prefix.
+
+        Clients that fail are reported, counted, and left out.
+        """
+        with kept():
+            replies = list(cohort.send_and_receive(messages=messages))
+        replies.sort(key=lambda reply: cohort.partition_of(reply.metadata.src_node_id))
+        failed = [(cohort.partition_of(r.metadata.src_node_id), str(r.error.reason)) for r in replies if r.has_error()]
+        for partition_id, reason in failed:
+            self.log_failure(row["round"], partition_id, doing, reason)
+        if len(failed) > self.max_failures:
+            who = ", ".join(str(partition_id) for partition_id, _ in failed)
+            many = "s" if len(failed) > 1 else ""
+            raise ClientsFailed(
+                f"the client{many} of partition{many} {who} failed in round {row['round']}:\n{failed[0][1]}"
+            )
+        replies = [reply for reply in replies if not reply.has_error()]
+        row["clients/failed"] += len(failed)
+        row[f"{prefix}bytes_down"] = count_bytes(messages)
+        row[f"{prefix}bytes_up"] = count_bytes(replies)
+        return replies
+
+
+def _check_reply(reply: Message, arrays: ArrayRecord, cohort: CohortGrid) -> None:
+    """Refuse a reply whose model is not the global one's like, or that does not say what it weighs.
+
+    Raises
+    ------
+    InputError
+        With what is other, or missing.
+    """
+    of = f"the reply of partition {cohort.partition_of(reply.metadata.src_node_id)}"
+    _check_arrays(of, arrays_of(reply.content), arrays)
+    missing = {NUM_EXAMPLES, UNIFORM, NUM_STEPS, TRAIN_LOSS} - metrics_of(reply.content).keys()
+    if missing:
+        raise InputError(f"{of} lacks the metrics {', '.join(sorted(missing))}")
+
+
+def _check_arrays(of: str, record: ArrayRecord, arrays: ArrayRecord) -> None:
+    """Refuse a model that does not have the global one's arrays.
+
+    Raises
+    ------
+    InputError
+        With what differs.
+    """
+    if record.keys() != arrays.keys():
+        other = sorted(record.keys() ^ arrays.keys())
+        raise InputError(f"{of} has other arrays than the global model: {', '.join(other)}")
+    for name, array in record.items():
+        if tuple(array.shape) != tuple(arrays[name].shape):
+            raise InputError(f"{of} has {name} of shape {array.shape}, the global model of {arrays[name].shape}")

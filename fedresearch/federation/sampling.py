@@ -1,0 +1,119 @@
+"""Which clients train in a round: drawn by partition id, from a generator of the round's own.
+
+A scheme is a function; its options are the arguments that its YAML gives. What all are called with:
+
+sizes : sequence of int
+    Training samples of each partition.
+eligible : sequence of int
+    The partitions that hold any, in order: all others are never drawn.
+cohort_size : int
+    Clients a round, as ``federation.fraction_train`` says.
+server_round : int
+    From 1.
+seed : int
+    The round's own. The global generators are seeded with it too.
+
+They return partition ids; one that is there twice counts twice in the average, and once for a rule that scores clients
+(Krum and its kin), where two of one client would be each other's nearest. Who evaluates is always drawn uniformly.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from fedresearch.federation.generators import seeded
+from fedresearch.seeding import Purpose, derive_seed
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """A scheme on a federation: round to partition ids.
+
+    Attributes
+    ----------
+    scheme : callable
+        One of the functions below.
+    sizes, cohort_size
+        Its arguments.
+    seed : int
+        The run's seed.
+    purpose : str
+        ``"train-sampling"`` or ``"evaluate-sampling"``: neither draw depends on the other.
+    """
+
+    scheme: Callable[..., Sequence[int]]
+    sizes: Sequence[int]
+    cohort_size: int
+    seed: int
+    purpose: Purpose
+
+    def __call__(self, server_round: int) -> Sequence[int]:
+        """Return a round's partition ids.
+
+        Raises
+        ------
+        ValueError
+            If one of them does not exist or holds no data, or if there is none where some were asked for.
+        """
+        seed = derive_seed(self.seed, self.purpose, server_round)
+        with seeded(seed):
+            drawn = self.scheme(
+                sizes=self.sizes,
+                eligible=self._eligible,
+                cohort_size=self.cohort_size,
+                server_round=server_round,
+                seed=seed,
+            )
+        wrong = [i for i in drawn if i not in range(len(self.sizes)) or not self.sizes[i]]
+        if wrong or (self.cohort_size and not drawn and self._eligible):
+            raise ValueError(
+                f"partition ids must be of 0 to {len(self.sizes) - 1} and hold training data, got {wrong or 'none'}"
+            )
+        return drawn
+
+    @cached_property
+    def _eligible(self) -> list[int]:
+        return [i for i, size in enumerate(self.sizes) if size]
+
+
+def uniform(
+    *, sizes: Sequence[int], eligible: Sequence[int], cohort_size: int, server_round: int, seed: int
+) -> list[int]:
+    """Draw uniformly without replacement (McMahan et al. 2017, arXiv:1602.05629, Algorithm 1).
+
+    Where fewer clients hold data than the cohort has places, all of them take part.
+    """
+    return random.Random(seed).sample(eligible, min(cohort_size, len(eligible)))
+
+
+def proportional(
+    *, sizes: Sequence[int], eligible: Sequence[int], cohort_size: int, server_round: int, seed: int
+) -> list[int]:
+    """Draw with replacement, in proportion to the clients' numbers of examples.
+
+    Averaged plainly, this is Scheme I of Li et al. 2020, "On the Convergence of FedAvg on Non-IID Data",
+    arXiv:1907.02189.
+    """
+    return random.Random(seed).choices(range(len(sizes)), weights=sizes, k=cohort_size)
+
+
+def fixed(
+    *,
+    sizes: Sequence[int],
+    eligible: Sequence[int],
+    cohort_size: int,
+    server_round: int,
+    seed: int,
+    partition_ids: Sequence[int],
+) -> list[int]:
+    """Return the same clients in every round, whatever the size of the cohort."""
+    return list(partition_ids)
+
+
+def round_robin(
+    *, sizes: Sequence[int], eligible: Sequence[int], cohort_size: int, server_round: int, seed: int
+) -> list[int]:
+    """Return the next clients in partition order, and after the last the first again."""
+    start = (server_round - 1) * cohort_size
+    return [eligible[i % len(eligible)] for i in range(start, start + min(cohort_size, len(eligible)))]

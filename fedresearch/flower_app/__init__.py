@@ -1,0 +1,1 @@
+"""Any Flower app, run from its folder on this machine."""

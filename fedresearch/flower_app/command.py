@@ -1,0 +1,123 @@
+"""The command ``fedresearch app PATH``, which runs any Flower app instead of ``flwr run PATH``."""
+
+import importlib
+import logging
+import shlex
+import sys
+from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from fedresearch.errors import InputError
+from fedresearch.flower_app.pyproject import MOST_SUPERNODES, AppFolder, node_config, run_config
+
+NUM_SUPERNODES = 10
+
+_GRIDS = {"cpu": "in_process.InProcessGrid", "workers": "workers.WorkerGrid", "ray": "ray.RayGrid"}
+
+_NOTES = """\
+The app runs unmodified, from its folder as it is: nothing is copied or installed. The working directory stays the one
+that the command is typed in, which is also where the app's relative paths lead; `import` finds the folder first.
+
+With one seed and one number of SuperNodes an app gives the same bits on cpu and workers, as long as its clients draw
+from the global generators of Python, NumPy and torch, or from ones of their own made anew for each message, and carry
+nothing from one message to the next but in Context.state. Apps of Flower's old interface (`server_fn`) are averaged in
+no particular order, and are equal up to rounding.
+
+Time limits of the app (a timeout, a message's ttl) do not count: every client is waited for, so that the numbers do not
+depend on how fast the machine is.
+"""
+
+
+def run(options: Namespace) -> None:
+    """Run an app on the hardware of choice."""
+    folder = AppFolder.read(options.path.resolve())
+    config, nodes = run_config(folder.config, options.run_config), node_config(options.node_config)
+    num_supernodes = options.num_supernodes or folder.num_supernodes or NUM_SUPERNODES
+    if options.workers and options.hardware != "workers":
+        raise InputError(f"--workers is not for --hardware {options.hardware}; try --hardware workers")
+    where = {"workers": options.workers} if options.workers else {}
+
+    # Only now: torch and Flower take seconds to import.
+    from flwr.app import Context, RecordDict
+    from flwr.serverapp import ServerApp
+
+    from fedresearch.federation import flower
+    from fedresearch.federation.generators import seeded
+    from fedresearch.flower_app.folder import FolderApp, FolderGrid, load_app
+    from fedresearch.seeding import derive_seed
+
+    flower.check_version()
+    flower.quieten(logging.DEBUG)
+    module, _, name = _GRIDS[options.hardware].partition(".")
+    make_grid = getattr(importlib.import_module(f"fedresearch.hardware.{module}"), name)
+    client_app = FolderApp(folder.path, folder.clientapp, options.seed, nodes)
+    opened = make_grid(client_app, num_supernodes, run_config=config, **where)
+    client_app.load()  # what is wrong with it is told here, and not by each client
+    server_app = load_app(folder.path, folder.serverapp, options.seed, ServerApp)
+    with opened as grid, seeded(derive_seed(options.seed, "server-app")):
+        server_app(
+            FolderGrid(grid), Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=dict(config))
+        )
+
+
+def main(words: Sequence[str]) -> None:
+    """Run the command on its arguments. A mistake is reported in one line, without a traceback, with exit code 1."""
+    try:
+        options, unknown = _parser().parse_known_args(words)
+        if unknown:
+            pairs = [*options.run_config[-1:], *(word for word in unknown if "=" in word and word[0] != "-")]
+            quoted = f"--run-config {shlex.quote(' '.join(pairs))}, with the quotes" if len(pairs) > 1 else "--help"
+            raise InputError(f"unrecognized arguments: {' '.join(unknown)}; try {quoted}")
+        run(options)
+    except InputError as error:
+        sys.exit("\n".join(f"error: {line}" for line in error.args))
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
+
+
+class _Parser(ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; try --help")
+
+
+def _parser() -> ArgumentParser:
+    parser = _Parser(
+        prog="fedresearch app",
+        description="Run a Flower app, as flwr run does.",
+        epilog=_NOTES,
+        formatter_class=RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("path", type=Path, metavar="PATH", help="the app's folder, which holds its pyproject.toml")
+    add("-c", "--run-config", action="append", default=[], metavar="CONFIG", help="'a=1 b=\"text\"', or a TOML file")
+    add(
+        "--node-config",
+        default="",
+        metavar="CONFIG",
+        help="as in 'region=\"north\" power=2': for context.node_config of every client",
+    )
+    add(
+        "--num-supernodes",
+        type=_num_supernodes,
+        metavar="N",
+        help=f"clients; else those of the default federation in pyproject.toml, else {NUM_SUPERNODES}",
+    )
+    add("--hardware", choices=_GRIDS, default="cpu", help="one client after another; on all cores; on a Ray cluster")
+    add("--workers", type=_positive, metavar="N", help="processes of --hardware workers; else the cores")
+    add("--seed", type=int, default=0, help="what every draw follows from; else 0")
+    return parser
+
+
+def _num_supernodes(text: str) -> int:
+    if _positive(text) > MOST_SUPERNODES:
+        raise ArgumentTypeError(f"must be at most {MOST_SUPERNODES}, got {text}")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise ArgumentTypeError(f"must be a whole number from 1 on, got {text}")
+    return int(text)

@@ -1,0 +1,89 @@
+"""The command ``fedresearch compare A B``: what two runs differ in. Imports neither torch nor flwr."""
+
+import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fedresearch.config import differences, report_error, without_classes
+from fedresearch.errors import InputError, printing
+from fedresearch.runs.comparison import compare_rows, shown, surroundings, told
+from fedresearch.runs.record import Edited, Row, read_record, read_rows, read_run
+
+_DESCRIPTION = """\
+Say what two runs differ in: config, options, code, packages, machine, what was
+derived of it (partition, validation split, initial weights, sampling), and the
+numbers of their rounds, with the first round that differs. Times are left out.
+"""
+_EPILOG = """\
+A value is told as A's | B's. Exit code: 0 when both have the same rounds with
+the same numbers, to the last bit; 1 when not, or when a run cannot be read.
+
+example:
+  fedresearch compare outputs/one outputs/other
+"""
+
+
+def compare(first: Path, second: Path) -> tuple[list[str], bool]:
+    """Compare two runs' directories.
+
+    Returns
+    -------
+    lines : list of str
+        What they differ in.
+    identical : bool
+        Whether both have the same rounds with the same numbers.
+
+    Raises
+    ------
+    InputError
+        If a directory holds no run, or a damaged one.
+    """
+    records, rows = zip(*map(_read, (first, second)), strict=True)
+    config = differences(*(record["config"] if isinstance(record.get("config"), dict) else {} for record in records))
+    config = without_classes(config, *records)
+    lines = ["config"] * bool(config)
+    for key, a, b, numerical in config:
+        lines += [line + " (changes no number)" * (not numerical) for line in told([(key, a, b)])]
+    for heading, found in surroundings(*records).items():
+        lines += [heading, *told(found)]
+    numbers = compare_rows(*rows)
+    if not lines and numbers.identical:
+        return [f"nothing differs: {', '.join(numbers.lines())}"], True
+    heads = [
+        f"{letter}  {path}: {shown(record.get('status'))}, {len(its)} round{'s' * (len(its) != 1)}"
+        for letter, path, record, its in zip("AB", (first, second), records, rows, strict=True)
+    ]
+    return [*heads, *lines, *numbers.lines()], numbers.identical
+
+
+def _read(directory: Path) -> tuple[dict[str, Any], list[Row]]:
+    """Return a run's record and rows; of rows that were edited, say so, for what was edited is what can be found."""
+    try:
+        return read_run(directory)
+    except Edited as edited:
+        print(f"warning: {edited}", file=sys.stderr)
+        return read_record(directory), read_rows(directory)
+
+
+def main(words: Sequence[str]) -> None:
+    """Run the command on its arguments."""
+    parser = ArgumentParser(
+        "fedresearch compare",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("A", type=Path, help="a run's directory")
+    parser.add_argument("B", type=Path, help="another")
+    arguments = parser.parse_args(words)
+    with printing():
+        try:
+            lines, identical = compare(arguments.A, arguments.B)
+        except InputError as error:
+            if not report_error(error):
+                raise
+            sys.exit(1)
+        print("\n".join(lines))
+    sys.exit(not identical)

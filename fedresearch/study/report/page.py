@@ -1,0 +1,30 @@
+"""The report as one HTML file that needs no network."""
+
+from collections.abc import Mapping
+from importlib import resources
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from plotly.offline import get_plotlyjs
+
+
+def page(document: Mapping[str, Any]) -> str:
+    """Return a report as a page of HTML with all that it needs in it.
+
+    Parameters
+    ----------
+    document : mapping
+        JSON values under ``title``, ``command``, ``generated``, ``warnings``, ``notes``, ``axes``, ``metrics``,
+        ``targets``, ``arms``, ``tables``, ``figures``, ``base`` and ``runs``; ``page.html`` reads them all. Any list
+        may be empty.
+
+    Raises
+    ------
+    ValueError
+        If a number is not finite: null is what JSON has for it.
+    """
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    # The filter tojson escapes <, >, & and ' too, so that no label ends the script or the attribute that it is in.
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    template = resources.files("fedresearch.study.report").joinpath("page.html").read_text("utf-8")
+    return environment.from_string(template).render(document, plotly=get_plotlyjs())

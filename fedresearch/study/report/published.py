@@ -1,0 +1,133 @@
+"""A paper's numbers beside ours, where the runs are of a preset whose table is in ``published/``."""
+
+import csv
+import math
+from collections.abc import Mapping
+from importlib import resources
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from fedresearch.config.help_text import CONF
+from fedresearch.config.schema import counts
+from fedresearch.runs.comparison import shown
+from fedresearch.study.report.cells import Cell, Study
+from fedresearch.study.report.final import marked, outcome
+from fedresearch.study.report.select import selection
+from fedresearch.study.report.statistics import speed_up, told_duration
+from fedresearch.study.report.tables import Entry, Table, measured, number
+from fedresearch.study.report.targets import AXES, to_target
+
+_MEASURE = "measure"
+
+
+def published_table(study: Study, marks: Mapping[str, str]) -> Table | None:
+    """Return the table of a paper's numbers and ours; None where the runs are of no such preset, or of several."""
+    choices = [run.record["choices"] for cell in study.cells for run in cell.runs.values()]
+    experiments = {chosen.get("experiment") for chosen in choices}
+    name = str(next(iter(experiments), None))
+    folder = resources.files("fedresearch.study.report").joinpath("published")
+    known = {table.name: table for table in folder.iterdir()}  # a record may name any experiment
+    path = known.get(f"{name}.csv")
+    if len(experiments) != 1 or any(chosen.get("tune") for chosen in choices) or path is None:
+        return None
+    others = _deviations(study, name)
+    lines = [*csv.DictReader(path.read_text("utf-8").splitlines())]
+    keys = [*lines[0]][: [*lines[0]].index(_MEASURE)]
+    columns = [*(key.rpartition(".")[2] for key in keys), _MEASURE, "published", "ours", "ratio", "accepted", "within"]
+    rows, records = [], []
+    for line in lines:
+        for cell in study.cells:
+            if all(_value(cell, key) == line[key] for key in keys):
+                ours, text = _ours(study, cell, line[_MEASURE], keys)
+                within = _within(line, ours, text) if not others else "–"
+                told = marked(text, cell, marks)
+                keys_entries = (Entry(line[key], line[key]) for key in (*keys, _MEASURE))
+                rows.append([*keys_entries, *_entries(line, ours, told), Entry(within, within)])
+                exact = None if _is_bound(text) else number(ours)
+                records.append({**line, "ours": exact, "ours_text": text, "within": within})
+    if not rows:
+        return None
+    sources = "; ".join(dict.fromkeys(line["source"] for line in lines))
+    caption = (
+        f"Beside ours: {sources}. The accepted band is of ours; where there is none, the numbers are for comparison. "
+        "± is the source's spread over its runs, and half our 95 % t-interval."
+    )
+    if any(line[_MEASURE].startswith("best ") for line in lines):
+        caption += " Best: of all rounds, which is chosen on the test split."
+    notes = [f"Not judged, since runs are not the preset's: {', '.join(others)}."] if others else []
+    return Table("published", "Published and ours", caption, columns, rows, records, notes)
+
+
+def _deviations(study: Study, name: str) -> list[str]:
+    """Return what was typed for some runs that changes their numbers and is none of what the preset sweeps."""
+    swept = OmegaConf.load(CONF / "experiment" / f"{name}.yaml").hydra.sweeper.params
+    typed = (word for cell in study.cells for run in cell.runs.values() for word in run.record.get("overrides", ()))
+    keys = {word: word.lstrip("+~").partition("=")[0] for word in typed}
+    return sorted(
+        word for word, key in keys.items() if key not in swept and key not in ("experiment", "seed") and counts(key)
+    )
+
+
+def _value(cell: Cell, key: str) -> str:
+    """Return what a cell has at a key, or the option of a group, as the CSV writes it: "" for nothing."""
+    record = next(iter(cell.runs.values())).record
+    node: Any = record["choices"].get(key, record["config"])
+    if key not in record["choices"]:
+        for name in key.split("."):
+            node = node.get(name) if isinstance(node, Mapping) else None
+    return "" if node is None else shown(node)
+
+
+def _ours(study: Study, cell: Cell, measure: str, keys: list[str]) -> tuple[float, str]:
+    """Return our number for a measure, or a bound on it, and the same in words, which begin with < or > for a bound."""
+    what, _, of = measure.partition(" ")
+    if what in ("last", "best"):
+        found = outcome(cell, selection({"last": "last", "best": "best_test"}[what], of))
+        return found.mean, measured(found.mean, found.half_width)
+    target = float(of.rpartition(" ")[2])
+    taken = to_target(cell, "eval/accuracy", target, "rounds")
+    if what == "rounds":
+        time = taken.censored_at if math.isnan(taken.median) else taken.median
+        return time, told_duration(taken, AXES["rounds"])
+    # speed-up over KEY=VALUE to TARGET
+    key, _, value = of.split(" ")[1].partition("=")
+    wanted = [value if name == key else _value(cell, name) for name in keys]
+    others = [other for other in study.cells if [_value(other, name) for name in keys] == wanted]
+    if len(others) != 1:  # it was not run, or with several values of other keys
+        return math.nan, "–"
+    return speed_up(to_target(others[0], "eval/accuracy", target, "rounds"), taken)
+
+
+def _is_bound(text: str) -> bool:
+    return text.startswith(("<", ">"))
+
+
+def _band(line: Mapping[str, str]) -> tuple[float, float]:
+    """Return the least and the most that is accepted, infinite where the line has none."""
+    return float(line["low"] or "-inf"), float(line["high"] or "inf")
+
+
+def _within(line: Mapping[str, str], ours: float, text: str) -> str:
+    """Return whether our number is accepted: yes, no, – where ours does not tell, "" where all is."""
+    low, high = _band(line)
+    if math.isinf(low) and math.isinf(high):
+        return ""
+    if text.startswith(">"):
+        return "no" if ours > high else "–"
+    if text.startswith("<"):
+        return "no" if ours < low else "–"
+    return "–" if math.isnan(ours) else "yes" if low <= ours <= high else "no"
+
+
+def _entries(line: Mapping[str, str], ours: float, text: str) -> list[Entry]:
+    theirs = float(line["published"].lstrip(">"))
+    ratio = math.nan if _is_bound(line["published"]) or _is_bound(text) else ours / theirs
+    low, high = ("" if math.isinf(end) else f"{end:.4g}" for end in _band(line))
+    accepted = f"{low}–{high}" if low or high else ""
+    return [
+        Entry(line["published"] + (f" ± {line['spread']}" if line["spread"] else ""), theirs),
+        Entry(text, number(ours)),
+        Entry("–" if math.isnan(ratio) else f"{ratio:.2f}", number(ratio)),
+        Entry(accepted, accepted),
+    ]

@@ -1,0 +1,141 @@
+"""The command ``fedresearch reproduce RUN_DIR``: run a finished run again, and compare round by round."""
+
+import os
+import subprocess
+import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from fedresearch import config
+from fedresearch.config.help_text import CONF
+from fedresearch.errors import InputError, printing
+from fedresearch.masking import masked_tree
+from fedresearch.runs.comparison import compare_rows, shown, surroundings
+from fedresearch.runs.files import is_folder
+from fedresearch.runs.record import FINAL, RECORD, read_record, read_rows, read_run, state_of
+from fedresearch.runs.shape import TYPED, refuse_odd
+
+_DESCRIPTION = """\
+Run a finished run again, from its own record, and compare the rounds' numbers.
+Refused before anything trains where the config would give other numbers now.
+"""
+_EPILOG = """\
+Exit code: 0 when all rounds have the same numbers, to the last bit; 1 when not.
+
+examples:
+  fedresearch reproduce outputs/one
+  fedresearch reproduce outputs/one hardware=workers --out outputs/again
+"""
+
+
+def reproduce(directory: Path, typed: Sequence[str], out: Path) -> bool:
+    """Run a run again in another directory, say how far the numbers are the same, and return whether all are.
+
+    Parameters
+    ----------
+    directory : Path
+        The finished run's.
+    typed : sequence of str
+        Overrides that change no number.
+    out : Path
+        The directory of the rerun.
+
+    Raises
+    ------
+    InputError
+        If the run is not finished, would have other numbers now, or its rerun does not finish.
+    """
+    record, rows = read_run(directory)
+    refuse_odd(directory / RECORD, record, *TYPED)
+    if (state := state_of(directory)) not in FINAL:
+        raise InputError(
+            f"{directory} is {state}, and only a finished run is reproduced; "
+            f"finish it with: fedresearch resume={directory}"
+        )
+    if out.exists():
+        raise InputError(f"{out} exists, and nothing is overwritten; try another --out, or leave it out")
+    if others := [word for word in typed if word.lstrip("+").startswith(("hydra.", "resume="))]:
+        raise InputError(f"{others[0]} is not for a rerun; remove it, and choose the rerun's directory with --out")
+    typed_in = Path(record["working_directory"])
+    folder = typed_in if is_folder(typed_in) else Path.cwd()
+    config_dirs = [folder / path for path in record["config_dirs"]]
+    overrides = config.overrides_again(record["overrides"], ["tracker=none", *typed])
+    _refuse_other_numbers(record, overrides, config_dirs, directory)
+    if "root_certificates" in record["config"]["hardware"] and not any(word.startswith("hardware=") for word in typed):
+        print("this run was on a SuperLink; its numbers are the same with hardware=workers", flush=True)
+    flags = [word for path in config_dirs for word in ("--config-dir", str(path))]
+    # Its experiment may be a sweep, of which it was one job.
+    words = [*overrides, "hydra.mode=RUN", f"hydra.run.dir={config.quoted(str(out.absolute()))}"]
+    _run([*flags, *words], folder)
+    if (state := state_of(out)) not in FINAL:
+        raise InputError(f"the rerun in {out} is {state}; see above")
+    notes = [
+        f"{heading}: {', '.join(f'{key} {shown(a)} (now {shown(b)})' for key, a, b in found)}"
+        for heading, found in surroundings(record, read_record(out)).items()
+        if heading != "options"  # of which none that changes a number has changed
+    ]
+    if notes:
+        print(f"not as recorded: {'; '.join(notes)}")
+    numbers = compare_rows(rows, read_rows(out))
+    print("\n".join(numbers.lines(("the record", "the rerun"))))
+    return numbers.identical
+
+
+def _refuse_other_numbers(
+    record: Mapping[str, Any], overrides: Sequence[str], config_dirs: Sequence[Path], directory: Path
+) -> None:
+    composed, _, _ = config.compose(CONF, overrides, config_dirs)
+    changed = [
+        found for found in config.differences(record["config"], masked_tree(asdict(composed))) if found.numerical
+    ]
+    if changed:
+        listed = ", ".join(f"{key}={shown(a)} (now {shown(b)})" for key, a, b, _ in changed)
+        raise InputError(
+            f"{directory} ran with other values: {listed}; leave out the override that changes it, or, "
+            f"for a default that has changed since, type {' '.join(found.override for found in changed)}"
+        )
+
+
+def _run(arguments: Sequence[str], folder: Path) -> None:
+    """Run the command line in a folder, with this package and not one that lies there."""
+    paths = [str(Path(__file__).parents[2]), str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, "-P", "-m", "fedresearch.main", *arguments]
+    with subprocess.Popen(command, cwd=folder, env=environment) as process:
+        try:
+            process.wait()
+        except KeyboardInterrupt:
+            process.wait()  # it was interrupted too, and says so in its record
+            raise
+
+
+def main(words: Sequence[str]) -> None:
+    """Run the command on its arguments."""
+    parser = ArgumentParser(
+        "fedresearch reproduce",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="the directory of a finished run")
+    parser.add_argument("overrides", nargs="*", help="overrides that change no number, such as hardware=workers")
+    default = Path(f"outputs/reproduced_{datetime.now():%Y-%m-%d_%H-%M-%S.%f}")
+    parser.add_argument("--out", type=Path, default=default, help="a new directory for the rerun")
+    arguments = parser.parse_intermixed_args(words)
+    identical = False
+    with printing():
+        try:
+            identical = reproduce(arguments.run_dir, arguments.overrides, arguments.out)
+        except KeyboardInterrupt:
+            sys.exit("interrupted")
+        except BrokenPipeError:
+            raise
+        except Exception as error:
+            if not config.report_error(error):
+                raise
+            sys.exit(1)
+    sys.exit(not identical)

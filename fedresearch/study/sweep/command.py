@@ -1,0 +1,34 @@
+"""The command ``fedresearch sweep status DIR``: how a sweep stands. ``sweep preflight`` is the run command's own."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedresearch.config import report_error
+from fedresearch.errors import InputError, printing
+from fedresearch.study.sweep.status import show
+
+USAGE = """\
+fedresearch sweep status DIR
+    the state of each job in a sweep's directory; exit code 1 if any failed
+fedresearch sweep preflight ARGUMENTS
+    what `fedresearch -m ARGUMENTS` would run, and an estimate of time, memory and bytes communicated
+"""
+
+
+def main(words: Sequence[str]) -> None:
+    """Run the command on its arguments."""
+    match words:
+        case ["status", directory]:
+            failed = True
+            with printing():
+                try:
+                    failed = show(Path(directory))
+                except InputError as error:
+                    if not report_error(error):
+                        raise
+            sys.exit(1 if failed else 0)
+        case ["--help" | "-h"]:
+            print(USAGE, end="")
+        case _:
+            sys.exit(USAGE.rstrip())

@@ -1,0 +1,1 @@
+"""Flower's deployment engine: an experiment on a SuperLink and its SuperNodes."""
