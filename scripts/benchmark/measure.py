@@ -12,13 +12,14 @@ from torch import Tensor
 from torch.optim import Adam
 
 from fedresearch.hardware.cores import num_cores
-from scripts.benchmark.ours import Ours, OursLocal
+from scripts.benchmark.ours import Ours, OursLocal, on_gpu
 from scripts.benchmark.peers import Loop, flower, loss
 from scripts.benchmark.workloads import WORKLOADS, Workload, data_of, initial_state
 
 # How far our last model may be from the loop's, as a share of how far that one went from the initial weights. Both draw
 # the same cohorts and batches; what is left is the order in which float32 sums are formed, which training amplifies.
 TOLERANCE = 0.02
+LOOP_GPU = "loop, gpu"
 # Adam divides by the gradient's size, so that a rounding error becomes a step: there the distance says nothing.
 
 
@@ -36,12 +37,15 @@ class Options:
         Timed rounds of each side, at most so many of Flower's.
     channels_last : bool
         Whether our models are laid out so.
+    gpu : str
+        The device of what is timed on a GPU.
     """
 
     hardware: Sequence[str] | None
     peers: Sequence[str]
     rounds: int | None
     channels_last: bool
+    gpu: str
 
 
 def measure(names: Sequence[str], options: Options) -> dict[str, Any]:
@@ -62,6 +66,8 @@ def measure(names: Sequence[str], options: Options) -> dict[str, Any]:
             for key in list(sides)[:: 1 if server_round % 2 else -1]:
                 started = time.perf_counter()
                 sides[key].round(server_round)
+                if torch.accelerator.is_available():
+                    torch.accelerator.synchronize()
                 times[key].append(time.perf_counter() - started)
             for name, work in works.items():
                 if (name, "loop") in sides and server_round == _flower_rounds(work, rounds) + 1:
@@ -103,12 +109,15 @@ def _simulations(works: dict[str, Workload], options: Options, rounds: int) -> l
 
 def _sides(work: Workload, data: Any, options: Options) -> dict[str, Any]:
     sides: dict[str, Any] = {
-        hardware: Ours(work, data, hardware, options.channels_last) for hardware in options.hardware or work.hardware
+        hardware: Ours(work, data, hardware, options.channels_last, options.gpu)
+        for hardware in options.hardware or work.hardware
     }
     if "loop" in options.peers:
         sides["loop"] = Loop(work, data)
         if work.threaded and num_cores() > 1:
             sides["loop, all cores"] = Loop(work, data, threads=num_cores())
+        if any(map(on_gpu, sides)):
+            sides[LOOP_GPU] = Loop(work, data, device=options.gpu)
         if work.cohort <= 10 and not work.evaluates:
             sides["local"] = OursLocal(work, data)
             sides["local loop"] = Loop(work, data, averages=False)
@@ -140,7 +149,7 @@ def _figures(
     initial = initial_state(work)
     for side, (first_s, *rounds_s) in times.items():
         figures[side] = own = {"round_s": statistics.median(rounds_s), "first_s": first_s, "rounds_s": rounds_s}
-        peers = ("local loop",) if side == "local" else ("loop", "loop, all cores")
+        peers = ("local loop",) if side == "local" else ("loop", "loop, all cores", LOOP_GPU)
         for peer in peers:
             if peer in times and side not in ("loop", "local loop"):
                 own[f"times_{peer}"] = statistics.median(

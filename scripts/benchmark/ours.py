@@ -21,6 +21,7 @@ from fedresearch.federation.hooks import Hooks
 from fedresearch.federation.rounds import RoundLoop
 from fedresearch.federation.sampling import Sampling, uniform
 from fedresearch.hardware.ordered import OrderedGrid
+from fedresearch.hardware.threads import be_deterministic
 from fedresearch.local.parts import parameters
 from fedresearch.local.train import Task, Trained, train
 from fedresearch.local.update import LocalUpdate
@@ -28,16 +29,24 @@ from fedresearch.runs.directory import History, RunDirectory
 from fedresearch.seeding import derive_seed
 from scripts.benchmark.workloads import Workload, initial_state
 
+_CACHE = "~/.cache/fedresearch"
 # Module, class and arguments: the module of a hardware option that is not timed is not imported.
 _GRIDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "cpu": ("in_process", "InProcessGrid", {}),
     "workers": ("workers", "WorkerGrid", {"workers": "auto"}),
-    "batched": ("batched", "BatchedGrid", {"chunk": "auto", "compile": "auto"}),
-    "batched-uncompiled": ("batched", "BatchedGrid", {"chunk": "auto", "compile": False}),
+    "batched": ("batched", "BatchedGrid", {"chunk": "auto", "compile": "auto", "cache_dir": _CACHE}),
+    "batched-uncompiled": ("batched", "BatchedGrid", {"chunk": "auto", "compile": False, "cache_dir": _CACHE}),
+    "gpu": ("in_process", "InProcessGrid", {}),
+    "batched-gpu": ("batched", "BatchedGrid", {"chunk": "auto", "compile": "auto", "cache_dir": _CACHE}),
 }
 # With a checkpoint after every round, as ``checkpoint.every=1`` writes it.
 _CHECKPOINTED = "-checkpointed"
 HARDWARE = (*_GRIDS, *(f"{name}{_CHECKPOINTED}" for name in _GRIDS))
+
+
+def on_gpu(hardware: str) -> bool:
+    """Return whether a hardware option trains on a GPU."""
+    return hardware.removesuffix(_CHECKPOINTED).endswith("gpu")
 
 
 class NullClients(Clients):
@@ -68,11 +77,17 @@ def sampling_of(work: Workload, data: Any) -> Sampling:
 class Ours:
     """Rounds on a hardware option, one at a time; open while it is a context."""
 
-    def __init__(self, work: Workload, data: Any, hardware: str, channels_last: bool = False) -> None:
+    def __init__(
+        self, work: Workload, data: Any, hardware: str, channels_last: bool = False, gpu: str = "cuda"
+    ) -> None:
         self._model = work.model()
         self._model.load_state_dict(initial_state(work))
         if channels_last:
             self._model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._deterministic = on_gpu(hardware)  # as an experiment is there
+        if self._deterministic:
+            be_deterministic()
+            self._model, data = self._model.to(gpu), data.to(gpu)
         self._app = (NullClients if work.null else Clients)(
             model=self._model,
             data=data,
@@ -120,6 +135,7 @@ class Ours:
     def round(self, server_round: int) -> None:
         """Run a round."""
         torch.set_num_threads(1)
+        torch.use_deterministic_algorithms(self._deterministic, warn_only=True)
         row, self._arrays = self._loop._round(server_round, self._grid, self._arrays)
         if self._checkpoints:
             self._run.log(row | {"time/total_s": 0.0})

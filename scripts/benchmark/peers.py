@@ -24,12 +24,14 @@ ROOT = Path(__file__).parents[2]
 class Loop:
     """The plain loop of a careful researcher: one model, data as tensors, the weighted average summed in place.
 
-    It draws the cohorts and batches that ours draws.
+    It draws the cohorts and batches that ours draws. On a GPU, all data and models stay there.
     """
 
-    def __init__(self, work: Workload, data: Any, threads: int = 1, averages: bool = True) -> None:
-        self._work, self._data, self._threads, self._averages = work, data, threads, averages
-        self._model, self._global = work.model(), initial_state(work)
+    def __init__(self, work: Workload, data: Any, threads: int = 1, averages: bool = True, device: str = "cpu") -> None:
+        self._work, self._threads, self._averages = work, threads, averages
+        self._data = data if device == "cpu" else data.to(device)
+        self._model = work.model().to(device)
+        self._global = {name: tensor.to(device) for name, tensor in initial_state(work).items()}
         self._sampling = sampling_of(work, data)
 
     def __enter__(self) -> Self:
@@ -41,6 +43,7 @@ class Loop:
     def round(self, server_round: int) -> None:
         """Train the cohort, and average what comes of it."""
         torch.set_num_threads(self._threads)
+        torch.use_deterministic_algorithms(False)
         work, model, data = self._work, self._model, self._data
         cohort = sorted(self._sampling(server_round))
         total = sum(len(data.train[i]) for i in cohort)
@@ -69,7 +72,8 @@ class Loop:
 
     def state(self) -> dict[str, Tensor]:
         """Return the global model; where nothing is averaged, that of the last client."""
-        return self._global if self._averages else dict(self._model.state_dict())
+        state = self._global if self._averages else self._model.state_dict()
+        return {name: tensor.cpu() for name, tensor in state.items()}
 
 
 def loss(work: Workload, data: Any, state: dict[str, Tensor]) -> float:

@@ -3,7 +3,7 @@
 import os
 import platform
 from collections.abc import Iterable, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,15 @@ def machine() -> dict[str, Any]:
         "load": os.getloadavg()[0],
         "python": platform.python_version(),
         "torch": torch.__version__,
-        **{name: version(name) for name in ("flwr", "ray", "numpy")},
+        **{name: _version(name) for name in ("flwr", "ray", "numpy")},
     }
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "none"
 
 
 def head(machine: dict[str, Any]) -> str:
@@ -52,13 +59,14 @@ def rounds(name: str, figures: dict[str, Any]) -> str:
                 f"{own['round_s'] / figures['cohort'] * 1e6:,.0f}",
                 _times(own.get("times_loop", own.get("times_local loop"))),
                 _times(own.get("times_loop, all cores")),
+                _times(own.get("times_loop, gpu")),
                 _times(own.get("times_flower")),
                 _times(own.get("times_flower_with_first")),
                 "" if same is None else f"{own['distance']:.0e}" + " **too far**" * (not same),
             ]
         )
-    header = ["", "s a round", "first", "us a client", "x loop", "x loop, all cores", "x Flower", "with the first"]
-    text = f"\n**{name}**: {figures['about']}\n\n{_table([*header, 'from the loop'], rows)}"
+    header = ["", "s a round", "first", "us a client", "x loop", "x loop, all cores", "x loop, gpu", "x Flower"]
+    text = f"\n**{name}**: {figures['about']}\n\n{_table([*header, 'with the first', 'from the loop'], rows)}"
     simulation = figures["sides"].get("flower", {})
     if simulation.get("loop_loss") is not None:
         text += (

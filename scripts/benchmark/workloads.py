@@ -75,7 +75,8 @@ def local_sgd(model: nn.Module, x: Tensor, y: Tensor, work: Workload, generator:
     for _ in range(work.local.epochs or 1):
         for batch in torch.randperm(len(y), generator=generator).split(work.local.batch_size)[:left]:
             optimizer.zero_grad()
-            F.cross_entropy(model(x[batch]), y[batch]).backward()
+            rows = batch.to(y.device)
+            F.cross_entropy(model(x[rows]), y[rows]).backward()
             optimizer.step()
 
 
