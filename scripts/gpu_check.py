@@ -1,0 +1,255 @@
+"""The command ``python -m scripts.gpu_check``: whether a GPU gives the CPU's numbers, and how fast it is.
+
+It needs no network. Small experiments on bundled data run on the CPU and, twice, on the GPU, with ``hardware=gpu`` and
+``hardware=batched``. What is checked:
+
+  equal    every column but ``time/``, and the final model, differ from the CPU's by the stated tolerance at most
+  repeat   the second run on the GPU has the bits of the first
+  resume   a run that was resumed has the bits of one that was not
+  sweep    two seeds with ``-m`` finish
+
+Then ``python -m scripts.benchmark`` times the GPU, this machine's cores and a bare PyTorch loop on both. What does not
+fit in ``--seconds`` is left out and listed. Exit code: 1 if anything differs or fails.
+"""
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+STEP_S = 150.0  # no command takes longer
+# Of numbers above 1, relative. Training amplifies the rounding of float32.
+TOLERANCE = {"float64": 1e-9, "float32": 1e-3}
+SMALL = ["federation.num_rounds=4", "local.epochs=2", "checkpoint.every=1", "tracker=none"]
+SETTINGS = [
+    ("mlp", "fedavg", "float64"),
+    ("mlp", "scaffold", "float64"),
+    ("mlp", "fedprox", "float64"),
+    ("cnn_mcmahan", "fedavg", "float64"),
+    ("cnn_mcmahan", "scaffold", "float32"),
+    ("mlp", "fedavg", "float32"),
+]
+RESUMED = SETTINGS[1]  # its clients keep arrays
+# Workload, our sides and the timed rounds of each.
+BENCHMARKS = [
+    ("W2", ["cpu", "workers", "batched", "gpu", "batched-gpu"], 20),
+    ("W1b", ["cpu", "workers", "batched", "gpu", "batched-gpu"], 3),
+    ("W4", ["cpu", "workers", "gpu"], 4),
+    ("W3", ["cpu", "workers", "gpu"], 3),
+    ("W0", ["cpu", "workers", "gpu"], 2),
+    ("W3", ["gpu", "batched-gpu"], 2),
+]
+
+
+def run_module(end: float, *arguments: str) -> None:
+    """Run a module in a process of its own, until a moment of ``time.monotonic`` at most.
+
+    Raises
+    ------
+    RuntimeError
+        If it fails or takes too long, with the end of what it printed.
+    """
+    limit = min(STEP_S, end - time.monotonic())
+    if limit <= 0:
+        raise RuntimeError("no time is left; try a larger --seconds")
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *arguments],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": path},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            how = f"ended with exit code {process.wait(limit)}"
+        except subprocess.TimeoutExpired:
+            how = f"took longer than {limit:.0f} s"
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        if process.returncode:
+            log.seek(0)
+            raise RuntimeError(f"{' '.join(arguments)} {how}:\n{log.read()[-3000:]}")
+
+
+def rows_of(run: Path) -> list[dict[str, Any]]:
+    """Return a run's rows without their times."""
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if not k.startswith("time/")} for line in lines]
+
+
+def rows_difference(ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]) -> tuple[float, str]:
+    """Return the largest difference of two runs' rows and its column; the model's hash does not count.
+
+    It is infinite where one run has a row, a column or a number and the other has not.
+    """
+    if len(ours) != len(theirs):
+        return math.inf, "number of rows"
+    found = [(0.0, "")]
+    for a, b in zip(ours, theirs, strict=True):
+        for name in (a.keys() | b.keys()) - {"model/sha256"}:
+            x, y = a.get(name), b.get(name)
+            numbers = isinstance(x, int | float) and isinstance(y, int | float)
+            if x != y:
+                found.append((_finite(abs(x - y) / max(1.0, abs(y))) if numbers else math.inf, name))
+    return max(found)
+
+
+def model_difference(ours: Path, theirs: Path) -> float:
+    """Return the largest difference of two runs' final models."""
+    import numpy as np
+    from safetensors.numpy import load_file
+
+    a, b = (load_file(run / "model.safetensors") for run in (ours, theirs))
+    if a.keys() != b.keys():
+        return math.inf
+    return max(_finite(float(np.abs(a[name] - b[name]).max(initial=0))) for name in a)
+
+
+def _finite(difference: float) -> float:
+    return math.inf if math.isnan(difference) else difference
+
+
+def _report(what: str, judge: Callable[..., tuple[bool, str]], *arguments: Any) -> bool:
+    """Print a check's line; one that fails ends no other."""
+    try:
+        good, found = judge(*arguments)
+        print(f"| {what} | {found} | {'ok' if good else 'DIFFERS'} |", flush=True)
+    except Exception as error:
+        good = False
+        print(f"| {what} | {str(error).splitlines()[0]} | FAILED |", flush=True)
+        print(f"{what}: {error}", file=sys.stderr, flush=True)
+    return good
+
+
+def check(end: float, device: str, folder: Path, jobs: int) -> bool:
+    """Run the small experiments, several at a time, print what is found, and return whether all is well."""
+    on_device = {option: [f"hardware={option}", f"hardware.device={device}"] for option in ("gpu", "batched")}
+    pool = ThreadPoolExecutor(jobs)
+
+    def run(name: str, *overrides: str, kind: str = "run", then: Sequence[str] = ()) -> Path:
+        where = folder / name
+        run_module(end, "fedresearch.main", *SMALL, *overrides, f"hydra.{kind}.dir={where}")
+        if then:
+            run_module(end, "fedresearch.main", f"resume={where}", *then)
+        return where
+
+    def options(setting: tuple[str, ...]) -> list[str]:
+        return [f"{key}={value}" for key, value in zip(("model", "strategy", "dtype"), setting, strict=True)]
+
+    runs: dict[tuple[Any, ...], Future[Path]] = {}
+    for setting in SETTINGS:
+        name = "-".join(setting)
+        runs[setting, "cpu"] = pool.submit(run, f"{name}-cpu", *options(setting), "hardware=cpu")
+        for option, where in on_device.items():
+            for repeat in ("first", "second"):
+                runs[setting, option, repeat] = pool.submit(run, f"{name}-{option}-{repeat}", *options(setting), *where)
+    half, whole = ["federation.num_rounds=2"], ["federation.num_rounds=4"]
+    resumed = pool.submit(run, "resumed", *options(RESUMED), *on_device["gpu"], *half, then=whole)
+    sweep = pool.submit(run, "sweep", "-m", *on_device["gpu"], "seed=0,1", kind="sweep")
+
+    def equal(setting: tuple[str, ...], option: str) -> tuple[bool, str]:
+        cpu, gpu = runs[setting, "cpu"].result(), runs[setting, option, "first"].result()
+        (rows, column), model = rows_difference(rows_of(gpu), rows_of(cpu)), model_difference(gpu, cpu)
+        limit = TOLERANCE[setting[-1]]
+        return max(rows, model) <= limit, f"{column or 'rows'} {rows:.0e}, model {model:.0e}; tolerance {limit:.0e}"
+
+    def same(one: Future[Path], other: Future[Path]) -> tuple[bool, str]:
+        a, b = rows_of(one.result()), rows_of(other.result())
+        unequal = [i + 1 for i in range(max(len(a), len(b))) if a[i : i + 1] != b[i : i + 1]]
+        return not unequal, f"rounds {unequal} differ" if unequal else f"model/sha256 {a[-1]['model/sha256'][:12]}"
+
+    def finished() -> tuple[bool, str]:
+        states = [json.loads(record.read_text())["status"] for record in sweep.result().glob("*/run.json")]
+        return states == ["finished"] * 2, f"jobs: {', '.join(states)}"
+
+    print("| check | found | |\n|---|---|---|", flush=True)
+    good = True
+    for setting in SETTINGS:
+        for option in on_device:
+            name = " ".join([*setting, option])
+            good &= _report(f"equal: {name}", equal, setting, option)
+            pair = (runs[setting, option, repeat] for repeat in ("first", "second"))
+            good &= _report(f"repeat: {name}", same, *pair)
+    good &= _report(f"resume: {' '.join(RESUMED)} gpu", same, resumed, runs[RESUMED, "gpu", "first"])
+    good &= _report("sweep: two seeds, gpu", finished)
+    pool.shutdown()
+    return good
+
+
+def benchmark(end: float, device: str, folder: Path) -> bool:
+    """Time the workloads one after another, print one table, and return whether all did the same work."""
+    print(
+        "\n| workload | side | s a round | x loop | x loop, gpu | from the loop |\n|---|---|---|---|---|---|",
+        flush=True,
+    )
+    good = True
+    for number, (name, sides, rounds) in enumerate(BENCHMARKS):
+        if end - time.monotonic() < 20:
+            print(f"| {name} | {', '.join(sides)}: left out | | | | |", flush=True)
+            continue
+        out = folder / f"{number}.json"
+        options = ["--workloads", name, "--hardware", *sides, "--rounds", str(rounds), "--device", device]
+        try:
+            run_module(end, "scripts.benchmark", *options, "--peers", "loop", "--json", str(out))
+        except RuntimeError as error:  # also where a side did other work, which the table then says
+            good = False
+            print(error, file=sys.stderr, flush=True)
+        if not out.exists():
+            print(f"| {name} | {', '.join(sides)}: FAILED | | | | |", flush=True)
+            continue
+        for side, own in json.loads(out.read_text())["workloads"][name]["sides"].items():
+            times = [f"{own[key]:.2f}" if key in own else "" for key in ("times_loop", "times_loop, gpu")]
+            far = f"{own['distance']:.0e}{' TOO FAR' * (own['same_work'] is False)}" if "distance" in own else ""
+            print(f"| {name} | {side} | {own['round_s']:.3g} | {' | '.join(times)} | {far} |", flush=True)
+    return good
+
+
+def main() -> int:
+    import torch
+
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.gpu_check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", default=found and found.type, help="cuda, cpu, ...; default: what torch finds")
+    parser.add_argument("--seconds", type=float, default=600, help="for all; default: %(default)s")
+    parser.add_argument("--jobs", type=int, help="experiments at a time; default: half of the cores, at most 8")
+    parser.add_argument("--only", choices=["check", "benchmark"], help="default: both")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the runs in a new folder")
+    arguments = parser.parse_args()
+    if not arguments.device:
+        print("torch finds no GPU; to try this command without one: --device cpu", file=sys.stderr)
+        return 1
+    started, device, cores = time.monotonic(), torch.device(arguments.device), os.cpu_count() or 1
+    card = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    print(f"{card}, {cores} cores; torch {torch.__version__}, flwr {version('flwr')}\n", flush=True)
+    end, good = started + arguments.seconds, True
+    if arguments.keep:
+        arguments.keep.mkdir(parents=True)
+    with contextlib.nullcontext(arguments.keep) if arguments.keep else tempfile.TemporaryDirectory() as folder:
+        if arguments.only != "benchmark":
+            good &= check(end, arguments.device, Path(folder).resolve(), arguments.jobs or max(1, min(8, cores // 2)))
+        if arguments.only != "check":
+            good &= benchmark(end, arguments.device, Path(folder).resolve())
+    print(f"\n{'all ok' if good else 'not all is ok: see above'}; {time.monotonic() - started:.0f} s", flush=True)
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
