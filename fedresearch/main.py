@@ -77,7 +77,7 @@ def _run_overrides(arguments: list[str]) -> None:
     """Run an experiment, or a sweep, given as overrides."""
     try:
         refuse_blanks(arguments)
-        arguments = in_hydras_order(_with_those_of_the_resumed(arguments))
+        arguments = in_hydras_order(_with_resumed_overrides(arguments))
         refuse_flags(arguments)
     except InputError as error:
         config.report_error(error)
@@ -96,13 +96,13 @@ def _run_overrides(arguments: list[str]) -> None:
     except Exception as error:
         # What the run did not raise, Hydra did: it could not compose the command line.
         if _OF_A_RUN not in getattr(error, "__notes__", ()) and config.report_error(
-            config.cannot_compose(error, sys.argv[1:])
+            config.explain_composition(error, sys.argv[1:])
         ):
             sys.exit(1)
         raise
 
 
-def _with_those_of_the_resumed(arguments: list[str]) -> list[str]:
+def _with_resumed_overrides(arguments: list[str]) -> list[str]:
     """Return the arguments after those of the run that ``resume`` names, in that run's working directory.
 
     Raises
@@ -128,7 +128,7 @@ def _with_those_of_the_resumed(arguments: list[str]) -> list[str]:
     where = config.quoted(str(directory))
     named_dirs = [word for word in typed if word.startswith(("--config-dir", "-cd"))]
     flags = [f"--config-dir={folder}" for folder in record["config_dirs"]] if not named_dirs else []
-    words = config.overrides_again(record["overrides"], typed)
+    words = config.merge_overrides(record["overrides"], typed)
     # The run may have been one job of a sweep that its experiment describes.
     return [*flags, *words, "hydra.mode=RUN", f"resume={where}", f"hydra.run.dir={where}"]
 
@@ -194,11 +194,12 @@ def _run(composed: DictConfig, hydra_config: HydraConf, directory: Path, in_swee
     parsed, choices = config.checked(composed, hydra_config)
     if in_sweep and job.is_settled(directory, config.digest(parsed)):
         return
+    overrides = config.unresolved_overrides(hydra_config.overrides.task)
     request = RunRequest(
         config=parsed,
         choices=choices,
         directory=directory,
-        overrides=[word for word in config.as_typed(hydra_config.overrides.task) if not word.startswith("resume=")],
+        overrides=[word for word in overrides if not word.startswith("resume=")],
         command=sys.orig_argv,
         config_dirs=_config_dirs(hydra_config),
         may_resume=in_sweep or parsed.resume is not None,

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedresearch.config import differences
+from fedresearch.dotted_keys import ABSENT, differing
 from fedresearch.errors import InputError
-from fedresearch.nested import ABSENT, differing
 from fedresearch.runs.comparison import compare_rows, shown, surroundings
 from fedresearch.runs.record import dump_record, read_record
 from fedresearch.study.compare import compare

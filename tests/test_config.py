@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from fedresearch.config import cannot_compose, explain
+from fedresearch.config import explain, explain_composition
 from fedresearch.errors import InputError
 from tests import warm
 
@@ -320,7 +320,7 @@ def test_a_file_that_does_not_compose_is_told_in_a_line(compose, tmp_path, path)
     (tmp_path / path).with_stem("b").write_text("defaults: [a, _self_]")
     with pytest.raises(Exception) as raised:  # noqa: PT011, what it is is Hydra's affair
         compose(path.removesuffix(".yaml").replace("/", "="), config_dir=tmp_path)
-    (line,) = cannot_compose(raised.value).args
+    (line,) = explain_composition(raised.value).args
     assert re.match(said, line)
     assert "\n" not in line
 

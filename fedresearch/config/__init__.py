@@ -6,21 +6,19 @@ from fedresearch.config.compose import (
     checked,
     compose,
     default_key_to_type,
-    overrides_again,
+    merge_overrides,
     quoted,
-    refuse_no_options,
+    refuse_invalid_options,
 )
-from fedresearch.config.differences import ConfigDifference, differences, without_classes
-from fedresearch.config.explain import cannot_compose, explain, report_error, words_without_key
-from fedresearch.config.resolvers import as_typed, register
+from fedresearch.config.differences import ConfigDifference, differences, without_class_paths
+from fedresearch.config.explain import explain, explain_composition, report_error, words_without_key
+from fedresearch.config.resolvers import register, unresolved_overrides
 from fedresearch.config.schema import Config, digest, parse, runs_elsewhere
 
 __all__ = [
     "Config",
     "ConfigDifference",
     "as_text",
-    "as_typed",
-    "cannot_compose",
     "check",
     "checked",
     "compose",
@@ -28,13 +26,15 @@ __all__ = [
     "differences",
     "digest",
     "explain",
-    "overrides_again",
+    "explain_composition",
+    "merge_overrides",
     "parse",
     "quoted",
-    "refuse_no_options",
+    "refuse_invalid_options",
     "register",
     "report_error",
     "runs_elsewhere",
-    "without_classes",
+    "unresolved_overrides",
+    "without_class_paths",
     "words_without_key",
 ]

@@ -6,7 +6,7 @@ from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
 
-from fedresearch.config.compose import as_text, default_key_to_type, refuse_no_options
+from fedresearch.config.compose import as_text, default_key_to_type, refuse_invalid_options
 from fedresearch.config.help_text import CONF
 from fedresearch.errors import InputError
 
@@ -76,4 +76,4 @@ def refuse_flags(arguments: Sequence[str]) -> None:
         raise InputError(f"there is no flag {flag}; {hint}")
     if known.experimental_rerun is not None:  # Hydra would execute what the file pickles
         raise InputError("--experimental-rerun is not for runs; try fedresearch reproduce RUN_DIR")
-    refuse_no_options(known.overrides)
+    refuse_invalid_options(known.overrides)

@@ -5,11 +5,11 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict
 
 from fedresearch.config.cohorts import check_cohort
-from fedresearch.config.rules import RULES, rules_of_wrapped, shown
+from fedresearch.config.rules import RULES, as_written, rules_of_wrapped
 from fedresearch.config.schema import Config, runs_elsewhere
 from fedresearch.config.sections import check_sections, values_at
+from fedresearch.dotted_keys import leaves
 from fedresearch.errors import InputError
-from fedresearch.nested import leaves
 
 _MAX_SUPERNODES = 1000  # on one machine; each takes some 100 MB
 
@@ -39,7 +39,7 @@ def check(config: Config, choices: Mapping[str, str | None], following: Collecti
     lines += [rule.refusal(value) for rule, value in broken]
     refused = {rule.key for rule, _ in broken}
     lines += [
-        f"{key} must be finite, got {shown(value)}"
+        f"{key} must be finite, got {as_written(value)}"
         for key, value in leaves(plain)
         if key not in refused and not _is_finite(value)
     ]

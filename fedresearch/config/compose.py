@@ -16,12 +16,12 @@ from omegaconf.errors import GrammarParseError
 
 from fedresearch.config.check import check
 from fedresearch.config.resolvers import register, without_hydra
-from fedresearch.config.rules import shown
+from fedresearch.config.rules import as_written
 from fedresearch.config.schema import GROUPS, Config, parse, refuse_added
 from fedresearch.config.suggest import key_to_type
+from fedresearch.dotted_keys import leaves
 from fedresearch.errors import InputError
 from fedresearch.masking import MASK
-from fedresearch.nested import leaves
 
 _NAMES = (*GROUPS, "experiment", "tune")  # of which an option is chosen; of the last two none is, by default
 
@@ -56,7 +56,7 @@ def compose(
     HydraException, OmegaConfBaseException
         If it does not compose; :func:`fedresearch.config.explain` has the words.
     """
-    refuse_no_options(overrides)
+    refuse_invalid_options(overrides)
     search_path = ",".join(quoted(f"file://{folder.absolute()}") for folder in config_dirs)
     with initialize_config_dir(str(conf), version_base="1.3"):
         register()
@@ -92,7 +92,7 @@ def checked(composed: DictConfig, hydra: Any) -> tuple[Config, dict[str, str | N
     return config, choices
 
 
-def refuse_no_options(words: Iterable[str]) -> None:
+def refuse_invalid_options(words: Iterable[str]) -> None:
     """Refuse overrides without a key, and those of a config group that are no option's name.
 
     Hydra refuses these too, but does not name them.
@@ -112,7 +112,7 @@ def refuse_no_options(words: Iterable[str]) -> None:
         if not key:
             lines.append(f"{word!r} has no key; an override is written key=value")
         elif key in _NAMES and not (override.is_sweep_override() or override.is_delete() or _names(key, value)):
-            lines.append(f"{key} takes the name of one option, got {shown(value)}; see --help for its options")
+            lines.append(f"{key} takes the name of one option, got {as_written(value)}; see --help for its options")
     if lines:
         raise InputError(*lines)
 
@@ -131,7 +131,7 @@ def default_key_to_type(conf: Path, key: str, value: str) -> str:
     return shlex.quote(f"{key}={value or '...'}") if is_key else key_to_type(key, value, composed)
 
 
-def overrides_again(recorded: Sequence[str], typed: Sequence[str]) -> list[str]:
+def merge_overrides(recorded: Sequence[str], typed: Sequence[str]) -> list[str]:
     """Return recorded overrides and further ones, without the recorded ones whose key, or whole option, is replaced.
 
     Raises

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 from fedresearch.config.compose import quoted
 from fedresearch.config.schema import counted_hardware, counts
-from fedresearch.nested import ABSENT, differing
+from fedresearch.dotted_keys import ABSENT, differing
 
 
 class ConfigDifference(NamedTuple):
-    """One dotted key and its two values, ``nested.ABSENT`` for none; ``numerical``: they give other numbers."""
+    """One dotted key and its two values, ``dotted_keys.ABSENT`` for none; ``numerical``: they give other numbers."""
 
     key: str
     a: Any
@@ -32,7 +32,7 @@ class ConfigDifference(NamedTuple):
         return shlex.quote(f"{'+' * (self.b is ABSENT)}{self.key}={value}")
 
 
-def without_classes(
+def without_class_paths(
     found: Iterable[ConfigDifference], a: Mapping[str, Any], b: Mapping[str, Any]
 ) -> list[ConfigDifference]:
     """Return differences without the paths of classes where the names of options say it: those of two records."""

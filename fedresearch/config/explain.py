@@ -24,7 +24,7 @@ from omegaconf.errors import (
 )
 
 from fedresearch.config.compose import as_text
-from fedresearch.config.rules import RULES, shown
+from fedresearch.config.rules import RULES, as_written
 from fedresearch.config.schema import GROUPS
 from fedresearch.config.suggest import key_to_type, option_to_type
 from fedresearch.errors import InputError, named, one_line, printable
@@ -67,14 +67,14 @@ def explain(error: Exception) -> InputError | None:
     elif isinstance(cause, MissingMandatoryValue):
         line = f"{cause.full_key} is not set; write {cause.full_key}=..., see --help"
     elif isinstance(error, OverrideParseException):
-        line = f"cannot read {error.override!r}; {_as_it_is_read(error.override)}"
+        line = f"cannot read {error.override!r}; {_how_to_type(error.override)}"
     elif isinstance(error, ConfigCompositionException) and str(error).startswith(
         ("Ambiguous value", "Sweep parameters")
     ):
         line = _sweep_without_m(str(error).splitlines()[0].partition("'")[2].rpartition("'")[0])
     elif isinstance(cause, InterpolationResolutionError) and re.match("Recursive|Interpolation to parent", str(cause)):
         section: Any = OmegaConf.to_container(cause.parent_node)
-        value = shown(section[cause.key])
+        value = as_written(section[cause.key])
         line = f"{cause.full_key} refers to itself: its value is {value}; write a value that does not"
     elif isinstance(cause, HydraException | OmegaConfBaseException):
         line = " ".join(str(cause).splitlines()[:2])
@@ -85,7 +85,7 @@ def explain(error: Exception) -> InputError | None:
     return InputError(line)
 
 
-def cannot_compose(error: Exception, words: Sequence[str] = ()) -> InputError:
+def explain_composition(error: Exception, words: Sequence[str] = ()) -> InputError:
     """Return what the user should read for any error that Hydra raised while it composed the config.
 
     Parameters
@@ -139,7 +139,7 @@ def report_error(error: Exception) -> bool:
     return True
 
 
-def _as_it_is_read(word: str) -> str:
+def _how_to_type(word: str) -> str:
     """Return what to type for a word that Hydra's grammar does not read."""
     key, _, value = word.partition("=")
     try:
@@ -191,12 +191,12 @@ def _unknown_option(error: MissingConfigException) -> str:
     return f"{group}={option} does not exist, {group} may be {', '.join(options)}{f'; try {meant}' if meant else ''}"
 
 
-def _unknown_key(error: OmegaConfBaseException, told: str) -> str:
+def _unknown_key(error: OmegaConfBaseException, message: str) -> str:
     section = str(error.full_key).rpartition(".")[0]
     node = error.parent_node
     keys = map(str, node.keys()) if node is not None else []
     known = sorted(key for key in keys if not key.startswith("_") and key != "hydra")
-    typed = re.search(r"To append to your config use \+([^=]*)=(.*)", told)
+    typed = re.search(r"To append to your config use \+([^=]*)=(.*)", message)
     key, value = (typed[1], typed[2]) if typed else (str(error.full_key), "")
     meant = key_to_type(key, value, node) if node is not None else ""
     if error.full_key == "schedule":
@@ -218,5 +218,5 @@ def _wrong_type(error: ValidationError) -> str:
         section = error.full_key
         example = next((r for r in RULES if r.key.startswith(f"{section}.")), None)
         hint = f"; try {example.key}={example.example}" if example else ""
-        return f"{section} is a section of several keys, got {shown(error.value)}{hint}"
+        return f"{section} is a section of several keys, got {as_written(error.value)}{hint}"
     return f"{error.full_key}: {str(error).splitlines()[0]}"

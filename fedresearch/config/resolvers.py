@@ -12,10 +12,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, Node, OmegaConf, open_dict
 
 from fedresearch.config.help_text import CONF
-from fedresearch.config.rules import shown
+from fedresearch.config.rules import as_written
 from fedresearch.config.schema import Config, counted_hardware, counts, digest, parse
+from fedresearch.dotted_keys import as_json, leaves
 from fedresearch.errors import InputError
-from fedresearch.nested import as_json, leaves
 
 
 def register() -> None:
@@ -35,7 +35,7 @@ def without_hydra(composed: DictConfig) -> DictConfig:
     return plain
 
 
-def as_typed(overrides: Any) -> list[str]:
+def unresolved_overrides(overrides: Any) -> list[str]:
     """Return Hydra's list of overrides, interpolations as they are: those of a job are resolved in its own config."""
     words = OmegaConf.to_container(overrides, resolve=False)
     assert isinstance(words, list)
@@ -58,7 +58,7 @@ def sweep_digest(
     Jobs are named by their configs; this only keeps one sweep's together, and different sweeps apart.
     """
     words = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
-    words += as_typed(overrides)
+    words += unresolved_overrides(overrides)
     counting = [word for word in words if _counts(word, counted_hardware(hardware))]
     sources = runtime.config_sources
     folders = [os.path.relpath(source.path) for source in sources if "command-line" in source.provider]
@@ -100,13 +100,13 @@ def tuned(table: Any, *, _root_: DictConfig, _node_: Node) -> Any:
     here = {**options, **_resolved(_root_, key, values[cell])}
     differing = [name for name in fixed if name not in here or as_json(here[name]) != as_json(fixed[name])]
     if differing:
-        told = ", ".join(
-            f"{name}={shown(fixed[name])} (here {shown(here[name]) if name in here else 'unset'})"
+        listed = ", ".join(
+            f"{name}={as_written(fixed[name])} (here {as_written(here[name]) if name in here else 'unset'})"
             for name in differing[:3]
         )
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise InputError(
-            f"{path} was tuned with {told}{more}; tune here too, with fedresearch tune, or write {key}=VALUE"
+            f"{path} was tuned with {listed}{more}; tune here too, with fedresearch tune, or write {key}=VALUE"
         )
     return values[cell]
 

@@ -17,10 +17,10 @@ class Rule(NamedTuple):
     def refusal(self, value: Any) -> str:
         """Return the line that refuses a value."""
         hint = shlex.quote(f"{self.key}={self.example}")
-        return f"{self.key} must be {self.allowed}, got {shown(value)}; try {hint}"
+        return f"{self.key} must be {self.allowed}, got {as_written(value)}; try {hint}"
 
 
-def shown(value: Any) -> str:
+def as_written(value: Any) -> str:
     """Return a value as one would type it."""
     return value or "''" if isinstance(value, str) else json.dumps(value)
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from fedresearch.dotted_keys import leaves
 from fedresearch.errors import InputError
-from fedresearch.nested import leaves
 
 
 @dataclass

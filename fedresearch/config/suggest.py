@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import Container, OmegaConf
 
 from fedresearch.config.help_text import CONF
-from fedresearch.nested import leaves
+from fedresearch.dotted_keys import leaves
 
 # Names that other tools and papers have for our keys and groups. Of several those that the config has; where it has
 # none, the option and its key.

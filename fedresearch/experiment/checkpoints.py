@@ -79,7 +79,7 @@ class Checkpoints:
             return
         started = time.perf_counter()
         packer = Packer()
-        with _told():
+        with _explaining_unknown():
             states = dict(sorted(self._experiment.grid.states.items()))  # processes answer in any order
             plain = {
                 "history": vars(self._run.history),
@@ -128,12 +128,12 @@ def refuse_unkept(experiment: Experiment) -> None:
         With the attribute.
     """
     if experiment.config.checkpoint.every:
-        with _told():
+        with _explaining_unknown():
             Packer().pack_object(experiment.strategy, "strategy")
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _explaining_unknown() -> Iterator[None]:
     try:
         yield
     except Unknown as error:

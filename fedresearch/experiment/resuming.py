@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from fedresearch.config import Config, differences, digest
+from fedresearch.dotted_keys import ABSENT
 from fedresearch.errors import InputError
 from fedresearch.experiment.experiment import Experiment
 from fedresearch.federation.measures import Row
 from fedresearch.masking import masked_tree
-from fedresearch.nested import ABSENT
 from fedresearch.runs.comparison import shown
 from fedresearch.runs.record import RECORD, read_run
 from fedresearch.runs.shape import BEGUN, refuse_odd

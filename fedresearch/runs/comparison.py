@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
+from fedresearch.dotted_keys import ABSENT, Difference, differing
 from fedresearch.errors import printable
-from fedresearch.nested import ABSENT, Difference, differing
 from fedresearch.runs.record import Row, untimed
 
 # Fields of a record, under the heading by which they are told. Of a group, its own keys are told.

@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from fedresearch.dotted_keys import differing
 from fedresearch.errors import InputError
-from fedresearch.nested import differing
 from fedresearch.runs.files import read_bytes
 from fedresearch.runs.provenance import peak_memory_bytes
 from fedresearch.runs.record import METRICS, RECORD, Row, dump_record, parse_rows, read_rows_bytes, untimed

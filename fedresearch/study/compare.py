@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedresearch.config import differences, report_error, without_classes
+from fedresearch.config import differences, report_error, without_class_paths
 from fedresearch.errors import InputError, printing
 from fedresearch.runs.comparison import compare_rows, shown, surroundings, told
 from fedresearch.runs.record import Edited, Row, read_record, read_rows, read_run
@@ -42,7 +42,7 @@ def compare(first: Path, second: Path) -> tuple[list[str], bool]:
     """
     records, rows = zip(*map(_read, (first, second)), strict=True)
     config = differences(*(record["config"] if isinstance(record.get("config"), dict) else {} for record in records))
-    config = without_classes(config, *records)
+    config = without_class_paths(config, *records)
     lines = ["config"] * bool(config)
     for key, a, b, numerical in config:
         lines += [line + " (changes no number)" * (not numerical) for line in told([(key, a, b)])]

@@ -63,7 +63,7 @@ def reproduce(directory: Path, typed: Sequence[str], out: Path) -> bool:
     typed_in = Path(record["working_directory"])
     folder = typed_in if is_folder(typed_in) else Path.cwd()
     config_dirs = [folder / path for path in record["config_dirs"]]
-    overrides = config.overrides_again(record["overrides"], ["tracker=none", *typed])
+    overrides = config.merge_overrides(record["overrides"], ["tracker=none", *typed])
     _refuse_other_numbers(record, overrides, config_dirs, directory)
     if "root_certificates" in record["config"]["hardware"] and not any(word.startswith("hardware=") for word in typed):
         print("this run was on a SuperLink; its numbers are the same with hardware=workers", flush=True)

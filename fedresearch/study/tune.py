@@ -11,8 +11,8 @@ import numpy as np
 
 from fedresearch.config import report_error
 from fedresearch.config.schema import is_seed
+from fedresearch.dotted_keys import ABSENT, as_json
 from fedresearch.errors import InputError, printing, readable
-from fedresearch.nested import ABSENT, as_json
 from fedresearch.runs.comparison import shown
 from fedresearch.runs.directory import write_whole
 from fedresearch.runs.loaded import default_metric

@@ -55,8 +55,8 @@ def serve(grid: Grid, context: Context) -> None:
 
             run_experiment(request, nodes)
         except Exception as error:
-            told = error if isinstance(error, InputError) else config.explain(error)
-            for line in told.args if told else ():
+            reported = error if isinstance(error, InputError) else config.explain(error)
+            for line in reported.args if reported else ():
                 print(f"{ERROR}{line}", file=sys.stderr)
             raise
 

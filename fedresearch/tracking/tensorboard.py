@@ -5,8 +5,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from fedresearch.dotted_keys import leaves
 from fedresearch.errors import InputError
-from fedresearch.nested import leaves
 from fedresearch.tracking.tracker import RunInfo
 
 # The columns beside the configs in TensorBoard's table of runs.

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fedresearch.dotted_keys import ABSENT, leaves
 from fedresearch.errors import InputError
-from fedresearch.nested import ABSENT, leaves
 from fedresearch.runs.comparison import shown
 from fedresearch.study.report.cells import Cell, Study
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedresearch.config.schema import GROUPS, counted_hardware, counts, is_seed
-from fedresearch.nested import as_json, leaves
+from fedresearch.dotted_keys import as_json, leaves
 from fedresearch.runs.comparison import shown
 from fedresearch.study.report.load import Run
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from fedresearch.nested import leaves
+from fedresearch.dotted_keys import leaves
 from fedresearch.runs.directory import now
 from fedresearch.runs.loaded import USUAL
 from fedresearch.study.report.cells import Cell

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from fedresearch.nested import as_json
+from fedresearch.dotted_keys import as_json
 from fedresearch.runs.loaded import not_the_result
 from fedresearch.study.report.baseline import Baseline
 from fedresearch.study.report.cells import Cell, Study

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from fedresearch.dotted_keys import leaves
 from fedresearch.errors import InputError
-from fedresearch.nested import leaves
 from fedresearch.runs.comparison import shown
 from fedresearch.runs.loaded import default_metric
 from fedresearch.runs.record import larger_is_better

@@ -53,7 +53,7 @@ def compose_jobs(sweep: DictConfig) -> list[Job]:
     """
     loader = GlobalHydra.instance().config_loader()
     words = [f"{key}={value}" for key, value in (sweep.hydra.sweeper.params or {}).items()]
-    words += config.as_typed(sweep.hydra.overrides.task)
+    words += config.unresolved_overrides(sweep.hydra.overrides.task)
     overrides = OverridesParser.create(config_loader=loader).parse_overrides(words)
     _refuse_impossible_numbers(overrides)
     (batch,) = BasicSweeper.split_arguments(overrides, None)
@@ -123,7 +123,7 @@ def _load(
     loader: ConfigLoader, sweep: DictConfig, words: Sequence[str]
 ) -> tuple[DictConfig, list[str], dict[str, str]]:
     """Return a job's config, the words that apply to it, and for the keys of the others what is said of them."""
-    config.refuse_no_options(words)
+    config.refuse_invalid_options(words)
     kept, unknown = [*words], dict[str, str]()
     while True:
         try:
@@ -134,7 +134,7 @@ def _load(
             unknown |= {word.partition("=")[0]: str(config.explain(error)) for word in without}
             kept = [word for word in kept if word not in without]
         except Exception as error:
-            raise config.cannot_compose(error, words) from error
+            raise config.explain_composition(error, words) from error
 
 
 def _add(jobs: dict[str, Job], composed: DictConfig, words: list[str], sweep: DictConfig) -> None:

@@ -14,9 +14,9 @@ from rich import filesize
 from fedresearch.config import Config, digest, runs_elsewhere
 from fedresearch.config.rules import RULES
 from fedresearch.config.schema import counts, is_seed
+from fedresearch.dotted_keys import as_json, leaves
 from fedresearch.errors import InputError
 from fedresearch.experiment.request import RunRequest
-from fedresearch.nested import as_json, leaves
 from fedresearch.runs.record import FINAL, read_rows, read_run, state_of
 from fedresearch.study.sweep.compose import Job
 from fedresearch.study.sweep.status import job_names, new_table, print_table
