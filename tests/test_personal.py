@@ -12,7 +12,6 @@ from fedresearch.errors import InputError
 from fedresearch.experiment.experiment import Experiment
 from fedresearch.experiment.preparation import prepare
 from fedresearch.experiment.selection import check_choices
-from fedresearch.federation.columns import columns
 from fedresearch.federation.records import values
 from fedresearch.local.train import LocalWork, Task, train
 from fedresearch.local.update import LocalUpdate, Stage
@@ -561,24 +560,3 @@ def test_a_column_that_there_will_not_be_is_refused_before_the_run(compose, opti
     ) as e:
         check_choices(Experiment(*compose(*options, f"checkpoint.best={column}", "tracker=none")))
     assert str(e.value).endswith(hint)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        ["strategy=ditto"],
-        ["federation.fraction_evaluate=0", "validation.fraction=0"],
-        ["federation.nonfinite=drop"],
-        ["dataset=diabetes", "model=logistic", "partitioner=iid"],
-    ],
-)
-def test_the_columns_that_are_known_ahead_are_those_of_the_rows(run, options):
-    result = run(*options, "federation.num_rounds=1", "local.epochs=null", "local.steps=1")
-    config = result.experiment.config
-    known = columns(
-        classes=config.dataset["declares"]["num_classes"] > 1,
-        evaluated=config.federation.fraction_evaluate > 0,
-        own_models=result.experiment.client_app.has_own_model,
-        dropped=config.federation.nonfinite == "drop",
-    )
-    assert {name for name, value in result.rows[0].items() if isinstance(value, int | float)} == {*known}

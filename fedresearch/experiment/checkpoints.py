@@ -17,8 +17,8 @@ from fedresearch.federation.flower import FIRST_NODE_ID
 from fedresearch.federation.measures import Row
 from fedresearch.federation.state import Packer, Unknown, unpack, unpack_object
 from fedresearch.runs.checkpoint import read_checkpoints, write_checkpoint
+from fedresearch.runs.columns import larger_is_better
 from fedresearch.runs.directory import History, RunDirectory
-from fedresearch.runs.record import larger_is_better
 
 # With checkpoint.every=auto, what writing checkpoints may take of the time.
 _SHARE = 0.04

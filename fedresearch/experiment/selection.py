@@ -5,8 +5,8 @@ from difflib import get_close_matches
 
 from fedresearch.errors import InputError
 from fedresearch.experiment.experiment import Experiment
-from fedresearch.federation.columns import columns
 from fedresearch.federation.hooks import wrapped
+from fedresearch.runs.columns import direction, expected_columns, is_declared
 
 log = logging.getLogger("fedresearch")
 
@@ -27,6 +27,21 @@ def check_choices(experiment: Experiment) -> None:
     measure = "eval_acc" if experiment.has_classes else "eval_loss"
     if best is not None:
         _refuse_unknown(experiment, best)
+        if direction(best) == "none":
+            raise InputError(
+                f"checkpoint.best={best} has no best round: neither its largest nor its smallest value is best; "
+                f"try checkpoint.best={counts}/{measure}"
+            )
+        if not is_declared(best):
+            log.warning(
+                "checkpoint.best=%s keeps the round with the %s value: the strategy measures it, and its name %s",
+                best,
+                *(
+                    ("largest", "does not end in loss or error")
+                    if direction(best) == "up"
+                    else ("smallest", "ends in loss or error")
+                ),
+            )
         if best.startswith("eval/"):
             log.warning(
                 "checkpoint.best=%s chooses the round on the test split, which cannot judge best.safetensors any more; "
@@ -66,7 +81,7 @@ def _refuse_untrained(experiment: Experiment, key: str, column: str) -> None:
 
 
 def _refuse_unknown(experiment: Experiment, column: str) -> None:
-    known = columns(
+    known = expected_columns(
         classes=experiment.has_classes,
         evaluated=experiment.config.federation.fraction_evaluate > 0,
         own_models=experiment.client_app.has_own_model,

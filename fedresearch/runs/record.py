@@ -15,6 +15,7 @@ from filelock import Timeout
 
 from fedresearch.errors import InputError
 from fedresearch.locking import file_lock, is_removed_by_hand
+from fedresearch.runs.columns import larger_is_better as larger_is_better
 from fedresearch.runs.files import read_bytes
 
 RECORD = "run.json"
@@ -216,11 +217,6 @@ def parse_rows(content: bytes, path: Path) -> tuple[list[Row], int]:
 def untimed(row: Mapping[str, Any]) -> Row:
     """Return what of a row is equal between two runs of one config and seed."""
     return {key: value for key, value in row.items() if not key.startswith("time/")}
-
-
-def larger_is_better(column: str) -> bool:
-    """Return whether a column is better the larger it is: accuracies are, losses and all else are not."""
-    return "acc" in column
 
 
 def state_of(directory: Path) -> str:
