@@ -71,4 +71,4 @@ def test_a_call_is_held_to_its_kind_too(plugin):
     builder = Builder({"schedule": "mine"})
     make = builder.partial("schedule", {"_target_": "plug.none"})
     with pytest.raises(InputError, match="schedule=mine: schedule must make a float"):
-        builder.call("schedule", make, float)
+        builder.build("schedule", make, float)

@@ -56,7 +56,7 @@ def _nested(value: Any) -> Iterator[Any]:
 
 
 class Builder:
-    """Builds what config nodes describe; what is refused is told as the mistake of the option that was chosen.
+    """Builds what config nodes describe; an error names the option that was chosen.
 
     Parameters
     ----------
@@ -67,66 +67,39 @@ class Builder:
     def __init__(self, choices: Mapping[str, str | None]) -> None:
         self._choices = choices
 
-    def build(self, group: str, node: Mapping[str, Any], kind: type[T], key: str = "", **objects: Any) -> T:
-        """Return the object that a node of a group describes, given further arguments, which the node must not have.
+    def build(
+        self,
+        group: str,
+        what: Mapping[str, Any] | Callable[..., Any],
+        kind: type[T],
+        key: str = "",
+        **objects: Any,
+    ) -> T:
+        """Return the object that a node of a group describes, or that a callable built from one makes.
 
         Parameters
         ----------
         group : str
             The config group.
-        node : mapping
-            What to build, and its arguments.
+        what : mapping or callable
+            The node, with arguments; or what :meth:`partial` returned, or a method of what was built.
         kind : type
-            What the object must be.
+            The type that the object must have.
         key : str
-            The node's dotted key; "": the group is its key.
+            The node's dotted key; "": the group.
         **objects
-            Further arguments.
+            Further arguments, which the node must not have.
 
         Raises
         ------
         InputError
-            If it cannot be built, or is not of its kind.
+            If it cannot be built or has another type.
         """
-        self._refuse_given(group, node, objects)
-        if objects:  # Hydra would read them as it reads the node, and build what in them has a _target_
-            return self.call(group, self.partial(group, node), kind, **objects)
-        try:
-            made = hydra.utils.instantiate(dict(node), _convert_="all")
-        except InstantiationException as error:
-            cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
-            if isinstance(cause, ImportError) and (target := re.match("Error loading '(.*?)'", str(cause))):
-                raise InputError(f"{self._option(group)}: {_not_loaded(target[1])}") from error
-            raise self._refusal(group, cause) from error
-        except SystemExit as error:
-            raise self._refusal(group, error) from error
-        return self._of_kind(group, made, kind, key)
-
-    def partial(self, group: str, node: Mapping[str, Any], given: Collection[str] = ()) -> "functools.partial[Any]":
-        """Return a plain partial of what a node describes: each call of Hydra's own costs a check of its target.
-
-        Parameters
-        ----------
-        group : str
-            The config group.
-        node : mapping
-            Describes the callable, and some of its arguments.
-        given : collection of str
-            The arguments that its calls will give.
-        """
-        self._refuse_given(group, node, given)
-        made = self.build(group, {**node, "_partial_": True}, functools.partial)
-        return functools.partial(made.func, *made.args, **made.keywords)
-
-    def call(self, group: str, make: Callable[..., Any], kind: type[T], **objects: Any) -> T:
-        """Call what was built for a group, and return what it makes, which must be of a kind."""
+        make = self.partial(group, what, objects) if isinstance(what, Mapping) else what
         try:
             made = make(**objects)
         except (Exception, SystemExit) as error:
             raise self._refusal(group, error) from error
-        return self._of_kind(group, made, kind)
-
-    def _of_kind(self, group: str, made: Any, kind: type[T], key: str = "") -> T:
         if not isinstance(made, kind):
             package = kind.__module__.partition(".")[0]
             got = "None" if made is None else f"a {type(made).__name__}"
@@ -134,6 +107,37 @@ class Builder:
                 f"{self._option(group)}: {key or group} must make a {kind.__name__} ({package}), got {got}"
             )
         return made
+
+    def partial(self, group: str, node: Mapping[str, Any], given: Collection[str] = ()) -> "functools.partial[Any]":
+        """Return what a node describes as a plain partial: Hydra's own checks its target at each call.
+
+        Parameters
+        ----------
+        group : str
+            The config group.
+        node : mapping
+            Describes the callable and some of its arguments.
+        given : collection of str
+            The arguments that each call gives; the node must not have them.
+
+        Raises
+        ------
+        InputError
+            If it cannot be loaded, or the node has one of these arguments.
+        """
+        for key in given:
+            if key in node:
+                raise InputError(f"{self._option(group)}: {key} cannot be set, the run gives it; remove {key}")
+        try:
+            made = hydra.utils.instantiate({**node, "_partial_": True}, _convert_="all")
+        except InstantiationException as error:
+            cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+            if isinstance(cause, ImportError) and (target := re.match("Error loading '(.*?)'", str(cause))):
+                raise InputError(f"{self._option(group)}: {_not_loaded(target[1])}") from error
+            raise self._refusal(group, cause) from error
+        except SystemExit as error:
+            raise self._refusal(group, error) from error
+        return functools.partial(made.func, *made.args, **made.keywords)
 
     def _refusal(self, group: str, error: BaseException) -> InputError:
         """Return what to say of an error that building a group's option raised."""
@@ -148,11 +152,6 @@ class Builder:
             f"{self._option(group)}: {one_line(repr(error))} in {frame.filename}, line {frame.lineno}; "
             "FEDRESEARCH_FULL_ERROR=1 shows the traceback"
         )
-
-    def _refuse_given(self, group: str, node: Mapping[str, Any], given: Collection[str]) -> None:
-        for key in given:
-            if key in node:
-                raise InputError(f"{self._option(group)}: {key} cannot be set, the run gives it; remove {key}")
 
     def _option(self, group: str) -> str:
         return f"{group}={self._choices.get(group)}"

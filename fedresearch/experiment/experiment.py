@@ -116,7 +116,7 @@ class Experiment:
     @cached_property
     def personal(self) -> Names:
         """What of the model's ``state_dict`` stays on the clients."""
-        personal: Names = self.builder.call("strategy", self.update.personal, frozenset, model=self.model)
+        personal: Names = self.builder.build("strategy", self.update.personal, frozenset, model=self.model)
         return personal | buffers(self.model) if self.config.strategy["buffers"] == "local" else personal
 
     @property
@@ -271,7 +271,7 @@ class Experiment:
     def learning_rate(self, server_round: int) -> float:
         """Return the learning rate of a round."""
         lr = float(
-            self.builder.call(
+            self.builder.build(
                 "schedule",
                 self._learning_rate,
                 Real,
@@ -312,7 +312,7 @@ class Experiment:
 
     def new_client_app(self, model: Module, data: FederatedData, work: LocalWork) -> Clients:
         """Return a ClientApp that trains a model on some data, for so long."""
-        return self.builder.call(
+        return self.builder.build(
             "strategy",
             Clients,
             Clients,

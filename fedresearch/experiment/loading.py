@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -45,14 +46,14 @@ def partition(config: Config, builder: Builder, source: Source) -> tuple[Sequenc
     seed = derive_seed(config.seed, "partition") if seed is None else seed
     make = builder.partial("partitioner", options)
     # A callable without a signature is rejected here, and one that makes no Partitioner below.
-    arguments = builder.call("partitioner", inspect.signature, inspect.Signature, obj=make.func).parameters
-    given = {"seed": seed} if has_seed and "seed" in arguments else {}
+    arguments = builder.build("partitioner", inspect.signature, inspect.Signature, obj=make.func).parameters
+    given: dict[str, Any] = {"seed": seed} if has_seed and "seed" in arguments else {}
     if "num_classes" in arguments and "num_classes" not in options:
         given["num_classes"] = len(np.unique(columns(source.train)[options["partition_by"]]))
     with seeded(seed):
         rows = partition_rows(
             source.train,
-            builder.call("partitioner", make, Partitioner, **given),
+            builder.build("partitioner", make, Partitioner, **given),
             num_supernodes=config.federation.num_supernodes,
             shuffle_seed=seed if has_seed else None,
         )

@@ -29,7 +29,7 @@ def prepare(experiment: Experiment) -> None:
     _refuse_small_cohorts(experiment)
     # The optimizer's arguments are checked here, and not by the first client.
     parameter, lr = Parameter(torch.zeros(1)), experiment.config.optimizer["lr"]
-    experiment.builder.call("optimizer", experiment.optimizer, Optimizer, params=[parameter], lr=lr)
+    experiment.builder.build("optimizer", experiment.optimizer, Optimizer, params=[parameter], lr=lr)
     rehearse(experiment)
 
 
@@ -41,7 +41,7 @@ def _refuse_small_cohorts(experiment: Experiment) -> None:
     if not experiment.shortages(0) or not experiment.num_clients:
         return
     for server_round in range(1, min(experiment.config.federation.num_rounds, _ROUNDS_AHEAD) + 1):
-        drawn = experiment.builder.call("sampling", experiment.train_cohort, Sequence, server_round=server_round)
+        drawn = experiment.builder.build("sampling", experiment.train_cohort, Sequence, server_round=server_round)
         num_clients = len(set(drawn))
         for needed, instead in experiment.shortages(num_clients):
             which = f"the {num_clients} that train in round {server_round}, of {experiment.num_clients} with samples"

@@ -63,7 +63,7 @@ def rehearse(experiment: Experiment) -> None:
 
 def _first_message(experiment: Experiment) -> Message:
     """Return the first message that the strategy sends in round 1."""
-    drawn = experiment.builder.call("sampling", experiment.train_cohort, Sequence, server_round=1)
+    drawn = experiment.builder.build("sampling", experiment.train_cohort, Sequence, server_round=1)
     cohort = CohortGrid(experiment.grid, sorted(set(drawn)))
     config = ConfigRecord(dict(experiment.client_config(1)))
     hooks = Hooks(experiment.new_strategy(), experiment.config.seed)
