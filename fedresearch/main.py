@@ -27,7 +27,7 @@ from fedresearch.experiment.request import RunRequest
 from fedresearch.experiment.stopping import interruptible
 from fedresearch.runs.files import is_folder
 from fedresearch.runs.record import RECORD, read_record
-from fedresearch.runs.shape import BEGUN, refuse_odd
+from fedresearch.runs.record_fields import NEEDED_TO_RESUME, refuse_invalid_fields
 from fedresearch.study.sweep import job
 
 config.register()
@@ -120,7 +120,7 @@ def _with_resumed_overrides(arguments: list[str]) -> list[str]:
         raise InputError("resume continues in the run's own directory; remove hydra.run.dir")
     directory = Path(named[-1]).absolute()
     record = read_record(directory)
-    refuse_odd(directory / RECORD, record, *BEGUN)
+    refuse_invalid_fields(directory / RECORD, record, *NEEDED_TO_RESUME)
     typed_in = Path(record["working_directory"])
     if is_folder(typed_in):
         os.chdir(typed_in)  # its overrides may have relative paths

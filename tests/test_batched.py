@@ -84,10 +84,10 @@ def test_so_it_is_with_other_options(run, overrides):
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("model", ["logistic", "mlp"])
 def test_a_clients_result_does_not_depend_on_the_order_and_the_others_of_its_chunk(run, model, compiled):
-    from fedresearch.local.cohort import CohortTrainer
+    from fedresearch.local.stacked import StackedTrainer
 
     result = run(*SMALL, *EAGER, f"model={model}")
-    clients, trainer = result.experiment.client_app, CohortTrainer(5, compiled, 0)
+    clients, trainer = result.experiment.client_app, StackedTrainer(5, compiled, 0)
     from flwr.app import ConfigRecord, Context, RecordDict
 
     from fedresearch.federation.cohort_grid import CohortGrid
@@ -98,7 +98,7 @@ def test_a_clients_result_does_not_depend_on_the_order_and_the_others_of_its_chu
         sent = result.experiment.strategy.configure_train(1, result.experiment.initial_arrays, config, grid)
         by_id = {grid.partition_of(message.metadata.dst_node_id): message for message in sent}
         contexts = [Context(1, i, {"partition-id": i}, RecordDict(), {}) for i in partition_ids]
-        replies = clients.train_cohort([by_id[i] for i in partition_ids], contexts, trainer)
+        replies = clients.train_clients([by_id[i] for i in partition_ids], contexts, trainer)
         arrays = [reply.content["arrays"] for reply in replies]
         return {
             i: {k: a.numpy().tobytes() for k, a in record.items()}

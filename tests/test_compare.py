@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from fedresearch.config import differences
 from fedresearch.dotted_keys import ABSENT, differing
 from fedresearch.errors import InputError
-from fedresearch.runs.comparison import compare_rows, shown, surroundings
+from fedresearch.runs.comparison import compare_rows, format_value, record_differences
 from fedresearch.runs.record import dump_record, read_record
 from fedresearch.study.compare import compare
 from tests import warm
@@ -210,18 +210,28 @@ def test_what_a_record_does_not_know_is_no_difference():
         "sampling_sha256": "ab" * 32,
         "choices": {"experiment": None},
     }
-    assert surroundings(a, b) == {
+    assert record_differences(a, b) == {
         "options": [("experiment", ABSENT, None)],
         "code": [("fedresearch", None, b["git"]["fedresearch"])],
         "packages": [("torch", "2.6", "2.7"), ("gone", "1", ABSENT)],
     }
     digests = ({"sampling_sha256": "a"}, {"sampling_sha256": "b"})
-    assert surroundings(*digests) == {"derived": [("sampling_sha256", "a", "b")]}
+    assert record_differences(*digests) == {"derived": [("sampling_sha256", "a", "b")]}
 
 
 def test_values_are_shown_on_one_line():
     values = [None, "null", "", "a\nb", "\ud800", "é", [1.0], "ab" * 20, ABSENT]
-    assert [*map(shown, values)] == ["null", '"null"', '""', r"a\nb", r"\ud800", "é", "[1.0]", "ab" * 6, "(none)"]
+    assert [*map(format_value, values)] == [
+        "null",
+        '"null"',
+        '""',
+        r"a\nb",
+        r"\ud800",
+        "é",
+        "[1.0]",
+        "ab" * 6,
+        "(none)",
+    ]
 
 
 # The command.

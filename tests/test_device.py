@@ -18,7 +18,7 @@ def on_meta(compose, strategy):
     """Return the experiment's ClientApp with all that it holds on the meta device, and its first client's task."""
     experiment = Experiment(*compose(f"strategy={strategy}", "tracker=none", *SMALL))
     initial = experiment.initial_arrays
-    clients = experiment.client_app.on("meta")
+    clients = experiment.client_app.to("meta")
     x, y = clients.data.train_samples(0)
     start = {name: tensor.to("meta") for name, tensor in experiment.state_dict(initial).items()}
     config = {"lr": 0.1, "num-clients": 6.0, "proximal-mu": 0.1, "alpha": 0.1}

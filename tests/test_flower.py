@@ -15,7 +15,7 @@ from flwr.serverapp.strategy import strategy_utils
 
 from fedresearch.errors import InputError
 from fedresearch.federation import flower
-from fedresearch.federation.generators import seeded
+from fedresearch.federation.generators import seeded_generators
 from fedresearch.hardware.in_process import InProcessGrid
 
 PACKAGE = Path(flower.__file__).parents[1]
@@ -58,7 +58,7 @@ def test_every_module_of_flower_samples_by_the_grid():
 def test_a_grid_that_knows_no_cohort_is_sampled_as_flower_does():
     """Of nine nodes three are drawn from Python's global generator, as without us."""
     grid = InProcessGrid(ClientApp(), 9)
-    with seeded(5):
+    with seeded_generators(5):
         drawn, connected = strategy_utils.sample_nodes(grid, 9, 3)
     assert connected == [*range(2, 11)]
     assert drawn == random.Random(5).sample(connected, 3)

@@ -19,7 +19,7 @@ from flwr.serverapp.strategy import FedAvg
 
 from fedresearch.errors import InputError
 from fedresearch.federation import flower
-from fedresearch.federation.generators import seeded
+from fedresearch.federation.generators import seeded_generators
 from fedresearch.flower_app import command as flower_app
 from fedresearch.flower_app.folder import FolderApp, FolderGrid
 from fedresearch.flower_app.pyproject import AppFolder, node_config, run_config
@@ -43,7 +43,7 @@ def command(folder, *arguments, app=APP, **env):
 def test_an_app_that_waits_for_nodes_that_will_not_come_is_refused():
     flower.be_server(run_id=1)
     grid = FolderGrid(InProcessGrid(ClientApp(), 4))
-    with seeded(3):
+    with seeded_generators(3):
         messages = FedAvg(fraction_train=0.5).configure_train(1, ArrayRecord(), ConfigRecord(), grid)
     drawn = [message.metadata.dst_node_id for message in messages]
     assert drawn == random.Random(3).sample(range(2, 6), 2)  # Flower's draw

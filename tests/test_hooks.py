@@ -13,8 +13,8 @@ from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping, 
 
 from fedresearch.errors import InputError
 from fedresearch.federation.cohort_grid import CohortGrid
-from fedresearch.federation.generators import seeded
-from fedresearch.federation.hooks import Hooks, wait_for_nobody, wrapped
+from fedresearch.federation.generators import seeded_generators
+from fedresearch.federation.hooks import Hooks, disable_waiting, nested_strategies
 from fedresearch.hardware.in_process import InProcessGrid
 from tests import warm
 from tests.conftest import ROOT
@@ -86,7 +86,7 @@ def test_the_generators_are_put_back():
         random.seed(7), np.random.seed(7), torch.manual_seed(7)
         assert first == draws()
     state = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
-    with pytest.raises(ZeroDivisionError), seeded(3):
+    with pytest.raises(ZeroDivisionError), seeded_generators(3):
         draws()[0] / 0
     assert state == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
 
@@ -140,8 +140,8 @@ def test_a_strategy_and_what_it_wraps_wait_for_nobody():
     """So that one which counts the nodes itself does not wait either."""
     inner = FedAvg(min_available_nodes=7)
     outer = DifferentialPrivacyServerSideFixedClipping(inner, 1.0, 1.0, 5)
-    wait_for_nobody(outer)
-    assert [*wrapped(outer)] == [outer, inner]
+    disable_waiting(outer)
+    assert [*nested_strategies(outer)] == [outer, inner]
     assert (inner.min_train_nodes, inner.min_evaluate_nodes, inner.min_available_nodes) == (1, 1, 1)
 
 
@@ -198,7 +198,7 @@ def restless(tmp_path_factory):
             import torch
             from flwr.app import MetricRecord
             from flwr.serverapp.strategy import FedAvg
-            from fedresearch.federation.records import record, values
+            from fedresearch.federation.records import array_record, values
 
             def draw():
                 return random.random() + np.random.random() + torch.rand(1).item()
@@ -219,7 +219,7 @@ def restless(tmp_path_factory):
                     nodes = [reply.metadata.src_node_id for reply in replies]
                     order = sum(self.place[node] * (i + 1) for i, node in enumerate(nodes))
                     far = self.scale * (draw() + self.noise + order)
-                    return record({name: x + far for name, x in values(mean).items()}), metrics
+                    return array_record({name: x + far for name, x in values(mean).items()}), metrics
 
                 def aggregate_evaluate(self, server_round, replies):
                     return MetricRecord({"drawn": draw()})

@@ -72,7 +72,7 @@ def test_a_file_system_that_fails_otherwise_is_told(tmp_path, monkeypatch):
 
 
 def test_who_waits_for_arrays_says_so(tmp_path, monkeypatch, caplog, flock):
-    monkeypatch.setattr(cache, "_PATIENCE_S", 0.1)
+    monkeypatch.setattr(cache, "_WARN_AFTER_S", 0.1)
     making, made = threading.Event(), threading.Event()
 
     def make():

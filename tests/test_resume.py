@@ -217,7 +217,7 @@ def test_another_number_is_refused_and_named(tmp_path, whole):
 def test_a_key_that_only_one_config_has_is_named_so(compose, tmp_path, monkeypatch):
     before, now = (compose(f"optimizer={name}", "tracker=none")[0] for name in ("sgd", "adam"))
     past = {"config": asdict(before), "status": "interrupted"}
-    monkeypatch.setattr(resuming, "refuse_odd", lambda *_: None)  # of the record, only this is read
+    monkeypatch.setattr(resuming, "refuse_invalid_fields", lambda *_: None)  # of the record, only this is read
     with pytest.raises(
         InputError, match=r"optimizer.momentum=0.0 \(now not set\), .*optimizer.betas not set \(now \[0.9"
     ):

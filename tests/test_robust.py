@@ -9,8 +9,8 @@ import pytest
 from flwr.app import Metadata, MetricRecord, RecordDict
 
 from fedresearch.federation import flower
-from fedresearch.federation.buffers import BuffersApart
-from fedresearch.federation.records import record
+from fedresearch.federation.buffers import SeparateBuffers
+from fedresearch.federation.records import array_record
 from fedresearch.strategies.bulyan import Bulyan
 from fedresearch.strategies.krum import Krum, MultiKrum
 from fedresearch.strategies.qfedavg import step
@@ -20,7 +20,7 @@ from fedresearch.strategies.robust import _BLOCK
 def reply(node_id, arrays, num_examples=1):
     """Return a client's reply to a training message."""
     metrics = MetricRecord({"num-examples": num_examples, "uniform": 1, "train_loss": float(node_id)})
-    content = RecordDict({"arrays": record(arrays), "metrics": metrics})
+    content = RecordDict({"arrays": array_record(arrays), "metrics": metrics})
     return flower.message(Metadata(1, f"{node_id}", node_id, 1, "", "", 0.0, 1.0, "train"), content)
 
 
@@ -180,7 +180,7 @@ def test_buffers_beside_a_rule_have_their_median():
     """Nine clients count 10, 11, ... batches and have variances near 1; the liar's parameters are the best of all."""
     replies = [reply(i, {"a": 0.1 * i, "count": np.array(10 + i), "var": np.full(3, 1 + 0.1 * i)}) for i in range(9)]
     replies.append(reply(9, {"a": 0.4, "count": np.array(10), "var": np.full(3, 1e6)}, num_examples=10**6))
-    strategy = BuffersApart(Krum(num_malicious_nodes=1), frozenset({"count", "var"}), None)
+    strategy = SeparateBuffers(Krum(num_malicious_nodes=1), frozenset({"count", "var"}), None)
     arrays, _ = strategy.aggregate_train(1, replies)
     assert arrays["a"].numpy() == 0.4
     np.testing.assert_allclose(arrays["var"].numpy(), 1.45)  # between the fifth and the sixth of ten

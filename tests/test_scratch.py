@@ -36,8 +36,8 @@ def test_all_ends_with_the_process_that_is_killed(tmp_path):
         alone = subprocess.Popen(["sleep", "600"])
         group = subprocess.Popen(["sh", "-c", "sleep 600 & echo $!; wait"], start_new_session=True, stdout=-1)
         other = subprocess.Popen(["sleep", "600"])
-        scratch.ends(alone.pid)
-        scratch.ends(-group.pid)
+        scratch.kill_at_exit(alone.pid)
+        scratch.kill_at_exit(-group.pid)
         print(alone.pid, group.pid, int(group.stdout.readline()), other.pid, flush=True)
         time.sleep(600)
     """

@@ -16,13 +16,13 @@ from fedresearch.errors import InputError
 from fedresearch.experiment.advice import _warn_of_small_partitions
 from fedresearch.experiment.experiment import Experiment
 from fedresearch.federation.hooks import Hooks
-from fedresearch.federation.records import record
+from fedresearch.federation.records import array_record
 from fedresearch.federation.rounds import ClientsFailed, RoundLoop, Stalled
 from fedresearch.hardware.in_process import InProcessGrid
 from fedresearch.runs.record import read_record
 from tests.directories import conduct, outcome, rows_of
 
-START = record({"w": np.zeros(2, np.float32)})
+START = array_record({"w": np.zeros(2, np.float32)})
 
 
 def app_of(fails=(), nonfinite=()):
@@ -36,7 +36,7 @@ def app_of(fails=(), nonfinite=()):
             raise ValueError("told to")
         w = np.full(2, np.nan if i in nonfinite else i + 1, np.float32)
         metrics = MetricRecord({"num-examples": 1, "uniform": 1, "num-steps": 1, "train_loss": float(i)})
-        return Message(RecordDict({"arrays": record({"w": w}), "metrics": metrics}), reply_to=message)
+        return Message(RecordDict({"arrays": array_record({"w": w}), "metrics": metrics}), reply_to=message)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
@@ -118,7 +118,7 @@ def test_a_row_says_how_many_clients_evaluated(evaluating, evaluated):
 
 class Other(FedAvg):
     def aggregate_train(self, server_round, replies):
-        return record({"w": np.zeros(3)}), None
+        return array_record({"w": np.zeros(3)}), None
 
 
 def test_an_aggregate_of_another_shape_is_refused():

@@ -33,7 +33,7 @@ UPDATES = {
     "MOON": ContrastiveUpdate(mu=2.0, temperature=0.5),
     "FedRep": HeadThenBody(head=None, head_epochs=2),
     "FedBABU": BodyOnly(head=None, finetune_epochs=1),
-    "Ditto's own model": DittoUpdate(lam=0.4, personal_epochs=None).beside,
+    "Ditto's own model": DittoUpdate(lam=0.4, personal_epochs=None).own_model,
 }
 LR, MU, STEPS = 0.1, 0.7, 4
 

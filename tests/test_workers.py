@@ -15,10 +15,10 @@ import pytest
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedresearch.federation.records import record
+from fedresearch.federation.records import array_record
 from fedresearch.hardware import workers
 from fedresearch.hardware.in_process import InProcessGrid
-from fedresearch.hardware.shared import Shared, load, mapped
+from fedresearch.hardware.shared import SharedObject, load_shared, map_shared
 from fedresearch.hardware.workers import WorkerGrid
 
 pytestmark = pytest.mark.slow
@@ -63,7 +63,7 @@ class Counting(ClientApp):
         content = RecordDict(
             {
                 "metrics": MetricRecord({"n": count, "partition": partition_id, "pid": os.getpid()}),
-                "arrays": record({"x": x + partition_id}),
+                "arrays": array_record({"x": x + partition_id}),
             }
         )
         return Message(content, reply_to=message)
@@ -73,7 +73,7 @@ def ask(grid, nodes=None, **told):
     config = ConfigRecord(
         {"raise": -1, "exit": -1, "unpicklable": -1, "die": -1, "loop": -1, "hang": -1, "once": "", **told}
     )
-    content = RecordDict({"config": config, "arrays": record({"x": np.arange(50_000.0)})})
+    content = RecordDict({"config": config, "arrays": array_record({"x": np.arange(50_000.0)})})
     nodes = grid.get_node_ids() if nodes is None else nodes
     replies = list(grid.send_and_receive(messages=[Message(content, node, "query") for node in nodes]))
     assert "seen" not in config
@@ -245,7 +245,7 @@ def test_clients_that_do_not_answer_are_named_once_and_ctrl_c_ends_them(monkeypa
     monkeypatch.setattr(workers, "_STOP_TIMEOUT_S", 1)
     with WorkerGrid(Counting(), 6, workers=3) as grid:
         ask(grid)
-        grid.patience_s = 0.5
+        grid.warn_after_s = 0.5
         with pytest.raises(KeyboardInterrupt):
             ask(grid, loop=1, hang=4)
         processes = {worker._process.pid: worker._process for worker in grid._workers}
@@ -289,8 +289,8 @@ def test_a_client_may_start_processes():
 
 def test_shared_memory_is_mapped_and_not_copied():
     array = np.arange(1000.0)
-    shared = Shared({"a": array, "b": [array[:3], "text"]})
-    one, other = (load(mapped(os.dup(shared.fd), shared.sizes)) for _ in range(2))
+    shared = SharedObject({"a": array, "b": [array[:3], "text"]})
+    one, other = (load_shared(map_shared(os.dup(shared.fd), shared.sizes)) for _ in range(2))
     shared.close()
     np.testing.assert_array_equal(one["a"], array)
     assert one["b"][1] == "text"

@@ -18,7 +18,7 @@ from fedresearch.locking import file_lock
 log = logging.getLogger(__name__)
 
 # Seconds after which a process that waits for another says so.
-_PATIENCE_S = 60
+_WARN_AFTER_S = 60
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -64,7 +64,7 @@ def cached_arrays(cache_dir: str | Path, name: str, key: object, make: Callable[
 def _waiting_for(path: Path) -> Iterator[None]:
     lock = file_lock(path)
     try:
-        lock.acquire(timeout=_PATIENCE_S)
+        lock.acquire(timeout=_WARN_AFTER_S)
     except Timeout:
         log.warning("waiting for another process that makes the same arrays; if there is none, remove %s", path)
         lock.acquire()

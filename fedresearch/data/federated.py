@@ -94,7 +94,7 @@ class FederatedData:
         x, y, test_x, test_y = map(move, (self.x, self.y, self.test_x, self.test_y))
         return replace(self, x=x, y=y, test_x=test_x, test_y=test_y)
 
-    def of_clients(self) -> "FederatedData":
+    def without_test(self) -> "FederatedData":
         """Return the same without the server's test split."""
         return replace(self, test_x=self.test_x[:0], test_y=self.test_y[:0])
 

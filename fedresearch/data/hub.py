@@ -102,7 +102,7 @@ def load(
             revision=revision,
             files=None if path is None else find_parquet(path, split, subset),
             cache_dir=cache_dir,
-            how={} if mode is None else {"mode": mode},
+            decoding={} if mode is None else {"mode": mode},
         )
 
     def samples(arrays: Arrays) -> Samples:
@@ -128,7 +128,7 @@ def load_split(
     revision: str | None,
     files: Sequence[Path] | None,
     cache_dir: str,
-    how: Mapping[str, str] | None = None,
+    decoding: Mapping[str, str] | None = None,
 ) -> Arrays:
     """Return the arrays that ``decode`` makes of one split, from the cache where they are there.
 
@@ -138,7 +138,7 @@ def load_split(
         The columns that ``decode`` reads, by the config key that names each.
     files : sequence of Path or None
         Parquet or CSV files of the split; None: the Hub's.
-    how : mapping, optional
+    decoding : mapping, optional
         What else the arrays depend on.
 
     Raises
@@ -161,7 +161,7 @@ def load_split(
                 raise InputError(f"{where}: row {row} of dataset.{key}={column} has no value (null)")
         return decode(table)
 
-    key = [name, subset, revision, split, dict(columns), found, *([dict(how)] if how else [])]
+    key = [name, subset, revision, split, dict(columns), found, *([dict(decoding)] if decoding else [])]
     arrays = cached_arrays(cache_dir, f"{name}-{split}", key, make)
     if files is not None:
         of_files = f"{len(files)} files, {files[0]} and others" if len(files) > 1 else f"{files[0]}"

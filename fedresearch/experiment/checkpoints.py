@@ -15,7 +15,7 @@ from fedresearch.experiment.resuming import lasting_digest
 from fedresearch.federation.client_app import own_arrays
 from fedresearch.federation.flower import FIRST_NODE_ID
 from fedresearch.federation.measures import Row
-from fedresearch.federation.state import Packer, Unknown, unpack, unpack_object
+from fedresearch.federation.state import Packer, UnsupportedValue, unpack, unpack_object
 from fedresearch.runs.checkpoint import read_checkpoints, write_checkpoint
 from fedresearch.runs.columns import larger_is_better
 from fedresearch.runs.directory import History, RunDirectory
@@ -136,7 +136,7 @@ def refuse_unkept(experiment: Experiment) -> None:
 def _explaining_unknown() -> Iterator[None]:
     try:
         yield
-    except Unknown as error:
+    except UnsupportedValue as error:
         raise InputError(f"{error}, which a checkpoint cannot hold; try checkpoint.every=0") from error
 
 

@@ -23,10 +23,10 @@ from fedresearch.experiment.builder import Builder
 from fedresearch.experiment.loading import load_source, partition
 from fedresearch.experiment.model import build_model
 from fedresearch.federation import flower
-from fedresearch.federation.buffers import BuffersApart
+from fedresearch.federation.buffers import SeparateBuffers
 from fedresearch.federation.client_app import Clients
-from fedresearch.federation.generators import seeded
-from fedresearch.federation.hooks import Hooks, wait_for_nobody, wrapped
+from fedresearch.federation.generators import seeded_generators
+from fedresearch.federation.hooks import Hooks, disable_waiting, nested_strategies
 from fedresearch.federation.measures import Row
 from fedresearch.federation.nodes import NodeGrid
 from fedresearch.federation.records import LR, NUM_CLIENTS
@@ -35,7 +35,7 @@ from fedresearch.federation.sampling import Sampling, uniform
 from fedresearch.hardware.ordered import OrderedGrid
 from fedresearch.hardware.threads import be_deterministic
 from fedresearch.local.objective import evaluate
-from fedresearch.local.parts import Names, buffers, parameters
+from fedresearch.local.state_names import Names, buffers, parameters
 from fedresearch.local.train import LocalWork
 from fedresearch.local.update import LocalUpdate
 from fedresearch.seeding import derive_seed
@@ -99,7 +99,7 @@ class Experiment:
     @cached_property
     def model(self) -> Module:
         """The model with its initial weights, which follow from the run's seed alone."""
-        with seeded(derive_seed(self.config.seed, "initial-weights")):
+        with seeded_generators(derive_seed(self.config.seed, "initial-weights")):
             model = build_model(self.config, self.choices)
         return model.to(self.device).to(memory_format=self._memory_format)
 
@@ -199,7 +199,7 @@ class Experiment:
     def evaluate(self, arrays: ArrayRecord) -> Row:
         """Return the loss, and the accuracy where there are classes, of global arrays on the dataset's test split."""
         self.model.load_state_dict(self.state_dict(arrays))
-        with seeded(derive_seed(self.config.seed, "evaluate")):  # dropout that is never off
+        with seeded_generators(derive_seed(self.config.seed, "evaluate")):  # dropout that is never off
             loss, accuracy = evaluate(self.model, self.data.test_x, self.data.test_y)
         return {"eval/loss": loss} | ({} if accuracy is None else {"eval/accuracy": accuracy})
 
@@ -293,11 +293,11 @@ class Experiment:
 
     def new_strategy(self) -> Strategy:
         """Return a new server half of the strategy, which has seen no round."""
-        with seeded(derive_seed(self.config.seed, "strategy")):
+        with seeded_generators(derive_seed(self.config.seed, "strategy")):
             strategy = self.builder.build("strategy", self.config.strategy["server"], Strategy, "strategy.server")
-        wait_for_nobody(strategy)
+        disable_waiting(strategy)
         weighted_by = self.config.strategy["weighted_by"]
-        for part in wrapped(strategy):
+        for part in nested_strategies(strategy):
             if getattr(part, "weighted_by_key", weighted_by) != weighted_by:
                 raise InputError(
                     f"strategy={self.choices['strategy']}: {type(part).__name__} weighs clients by "
@@ -308,7 +308,7 @@ class Experiment:
         how = self.config.strategy["buffers"]
         if not apart or how == "rule":
             return strategy
-        return BuffersApart(strategy, apart, None if how == "median" else weighted_by)
+        return SeparateBuffers(strategy, apart, None if how == "median" else weighted_by)
 
     def new_client_app(self, model: Module, data: FederatedData, work: LocalWork) -> Clients:
         """Return a ClientApp that trains a model on some data, for so long."""

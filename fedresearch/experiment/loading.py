@@ -10,7 +10,7 @@ from fedresearch.config.schema import Config
 from fedresearch.data.partition import columns, partition_rows, split_validation
 from fedresearch.data.source import Rows, Source, check_source
 from fedresearch.experiment.builder import Builder
-from fedresearch.federation.generators import seeded
+from fedresearch.federation.generators import seeded_generators
 from fedresearch.seeding import derive_seed
 
 
@@ -24,7 +24,7 @@ def load_source(config: Config, choices: Mapping[str, str | None], builder: Buil
     """
     options = dict(config.dataset)
     declared = options.pop("declares")
-    with seeded(derive_seed(config.seed, "dataset")):
+    with seeded_generators(derive_seed(config.seed, "dataset")):
         source = builder.build("dataset", options, Source)
     check_source(source, declared, str(choices["dataset"]))
     return source
@@ -50,7 +50,7 @@ def partition(config: Config, builder: Builder, source: Source) -> tuple[Sequenc
     given: dict[str, Any] = {"seed": seed} if has_seed and "seed" in arguments else {}
     if "num_classes" in arguments and "num_classes" not in options:
         given["num_classes"] = len(np.unique(columns(source.train)[options["partition_by"]]))
-    with seeded(seed):
+    with seeded_generators(seed):
         rows = partition_rows(
             source.train,
             builder.build("partitioner", make, Partitioner, **given),

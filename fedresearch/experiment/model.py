@@ -17,13 +17,13 @@ from torch.nn import Module
 from fedresearch.config.schema import Config
 from fedresearch.errors import InputError, named, one_line
 from fedresearch.experiment.builder import Builder, refuse_foreign
-from fedresearch.federation.records import record_of, sha256, view
-from fedresearch.local.parts import forget_statistics
+from fedresearch.federation.records import sha256, tensor_record, view
+from fedresearch.local.state_names import forget_statistics
 from fedresearch.runs.checkpoint import write_arrays
 from fedresearch.runs.directory import MODEL, write_whole
 from fedresearch.runs.files import refuse_irregular, unreadable
 from fedresearch.runs.record import RECORD, read_run
-from fedresearch.runs.shape import refuse_odd
+from fedresearch.runs.record_fields import refuse_invalid_fields
 
 BEST = "best.safetensors"
 # Beside each of the two, what clients keep of models of their own.
@@ -51,7 +51,7 @@ def load_model(directory: str | Path, client: int | None = None, *, best: bool =
     path = directory / (BEST if best else MODEL)
     tensors, header = _read(path, directory)
     record, rows = read_run(directory)
-    refuse_odd(directory / RECORD, record)
+    refuse_invalid_fields(directory / RECORD, record)
     node = record["config"].get("model")
     if not trust:
         refuse_foreign(node)
@@ -59,10 +59,10 @@ def load_model(directory: str | Path, client: int | None = None, *, best: bool =
     server_round = _round(header, len(rows)) if best else len(rows)
     row = rows[server_round - 1] if 0 < server_round <= len(rows) else {}
     shared = {name: tensor for name, tensor in tensors.items() if name not in (personal or ())}
-    digest = sha256(record_of(tensors))
+    digest = sha256(tensor_record(tensors))
     is_whole = header.get("sha256") in (None, digest)
     # Older records do not say of what of the model the row's hash is.
-    if not is_whole or (personal is not None and sha256(record_of(shared)) != row.get("model/sha256")):
+    if not is_whole or (personal is not None and sha256(tensor_record(shared)) != row.get("model/sha256")):
         raise InputError(f"{path} is damaged, or not of round {server_round}: it is not what model/sha256 says")
     own: Mapping[str, Tensor] = {}
     if client is not None:
@@ -157,7 +157,7 @@ def _read_client(path: Path, client: int, model_sha256: str, record: Mapping[str
         raise InputError(f"{of_clients} does not belong to {path.name}, or one of them is damaged")
     if not 0 <= client < num_clients:
         raise InputError(f"there is no client {client}; they are 0 to {num_clients - 1}")
-    if digests.get(str(client)) != (sha256(record_of(own)) if own else None):
+    if digests.get(str(client)) != (sha256(tensor_record(own)) if own else None):
         raise InputError(f"{of_clients} is damaged: client {client} is not what its sha256 says")
     return own
 
@@ -168,7 +168,7 @@ def save_model(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, s
     Of several fields the order would be another each time, and so the file's bytes.
     """
     tensors = {name: tensor.contiguous() for name, tensor in state.items()}
-    content = safetensors.torch.save(tensors, dict(metadata or {"sha256": sha256(record_of(tensors))}))
+    content = safetensors.torch.save(tensors, dict(metadata or {"sha256": sha256(tensor_record(tensors))}))
     write_whole(path, lambda temporary: temporary.write_bytes(content))
 
 
@@ -188,5 +188,5 @@ def save_clients(path: Path, own: Mapping[int, ArrayRecord], num_clients: int, s
     """
     arrays = {f"{client}/{name}": view(array) for client, kept in own.items() for name, array in kept.items()}
     digests = {str(client): sha256(kept) for client, kept in own.items()}
-    about = {"num_clients": num_clients, "model": sha256(record_of(state)), "sha256": digests}
+    about = {"num_clients": num_clients, "model": sha256(tensor_record(state)), "sha256": digests}
     write_arrays(path.with_name(CLIENTS[path.name]), arrays, {"about": json.dumps(about)})

@@ -15,7 +15,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from fedresearch.errors import InputError, one_line
 from fedresearch.experiment.experiment import Experiment
 from fedresearch.federation.cohort_grid import CohortGrid
-from fedresearch.federation.generators import kept
+from fedresearch.federation.generators import restored_generators
 from fedresearch.federation.hooks import Hooks
 from fedresearch.federation.nodes import NodeGrid
 from fedresearch.local.objective import EVALUATION_BATCH, evaluate
@@ -52,7 +52,7 @@ def rehearse(experiment: Experiment) -> None:
     # Neither a GPU nor a SuperLink's connection survives a fork, nor do some of macOS's own libraries.
     forks = sys.platform == "linux" and experiment.device.type == "cpu" and not isinstance(experiment.grid, NodeGrid)
     try:
-        with kept():
+        with restored_generators():
             (_answer_in_a_fork if forks else _answer)(experiment, message)
     except _CannotTakePart as error:
         model, dataset, strategy = (experiment.choices[group] for group in ("model", "dataset", "strategy"))

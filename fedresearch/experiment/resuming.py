@@ -11,9 +11,9 @@ from fedresearch.errors import InputError
 from fedresearch.experiment.experiment import Experiment
 from fedresearch.federation.measures import Row
 from fedresearch.masking import masked_tree
-from fedresearch.runs.comparison import shown
+from fedresearch.runs.comparison import format_value
 from fedresearch.runs.record import RECORD, read_run
-from fedresearch.runs.shape import BEGUN, refuse_odd
+from fedresearch.runs.record_fields import NEEDED_TO_RESUME, refuse_invalid_fields
 
 # They change no number of the rounds that are done.
 _MAY_CHANGE = ("federation.num_rounds", "federation.max_failures")
@@ -32,10 +32,10 @@ def is_unfinished(past: Mapping[str, Any], config: Config, directory: Path) -> b
     InputError
         If the config is another than that of the run's beginning, but for what changes no number and more rounds.
     """
-    refuse_odd(directory / RECORD, past, *BEGUN)
+    refuse_invalid_fields(directory / RECORD, past, *NEEDED_TO_RESUME)
     changed = [
-        f"{key}{' not set' if theirs is ABSENT else f'={shown(theirs)}'} "
-        f"(now {'not set' if ours is ABSENT else shown(ours)})"
+        f"{key}{' not set' if theirs is ABSENT else f'={format_value(theirs)}'} "
+        f"(now {'not set' if ours is ABSENT else format_value(ours)})"
         for key, theirs, ours, numerical in differences(past["config"], masked_tree(asdict(config)))
         if numerical and key not in _MAY_CHANGE
     ]
@@ -102,6 +102,6 @@ def refuse_other_choice(past: Mapping[str, Any], config: Config, num_rounds: int
     best, before = config.checkpoint.best, past["config"].get("checkpoint", {}).get("best")
     if num_rounds and best != before:
         raise InputError(
-            f"checkpoint.best is {shown(best)}, and was {shown(before)} in the {num_rounds} rounds that are done, "
-            "whose models are gone; leave it as it was, or start a new run"
+            f"checkpoint.best is {format_value(best)}, and was {format_value(before)} in the {num_rounds} rounds "
+            "that are done, whose models are gone; leave it as it was, or start a new run"
         )

@@ -5,7 +5,7 @@ from difflib import get_close_matches
 
 from fedresearch.errors import InputError
 from fedresearch.experiment.experiment import Experiment
-from fedresearch.federation.hooks import wrapped
+from fedresearch.federation.hooks import nested_strategies
 from fedresearch.runs.columns import direction, expected_columns, is_declared
 
 log = logging.getLogger("fedresearch")
@@ -97,5 +97,5 @@ def _refuse_unknown(experiment: Experiment, column: str) -> None:
 
 def _measures_more(experiment: Experiment) -> bool:
     own_functions = any(key.endswith("_aggr_fn") for key in experiment.config.strategy["server"])
-    kinds = [type(strategy).__module__ for strategy in wrapped(experiment.strategy)]
+    kinds = [type(strategy).__module__ for strategy in nested_strategies(experiment.strategy)]
     return own_functions or not all(kind.startswith(("flwr.", "fedresearch.")) for kind in kinds)

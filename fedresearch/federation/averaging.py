@@ -9,7 +9,7 @@ from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import FedAvg, Strategy
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
-from fedresearch.federation.records import ARRAYS, METRICS, arrays_of, metrics_of, number, record, view
+from fedresearch.federation.records import ARRAYS, METRICS, array_record, arrays_of, metrics_of, number, view
 
 
 def aggregate_train(
@@ -48,4 +48,4 @@ def _mean(replies: Sequence[Message], weighted_by_key: str) -> tuple[ArrayRecord
             for product in products[1:]:  # sum() compensates
                 value += product
             averaged[key] = value
-    return record(means), averaged
+    return array_record(means), averaged

@@ -7,11 +7,11 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fedresearch.federation.records import ARRAYS, arrays_of, metrics_of, number, record, values
-from fedresearch.local.parts import Names
+from fedresearch.federation.records import ARRAYS, array_record, arrays_of, metrics_of, number, values
+from fedresearch.local.state_names import Names
 
 
-class BuffersApart(Strategy):
+class SeparateBuffers(Strategy):
     """A strategy for the parameters, and a mean or a median for the buffers.
 
     Running statistics are no parameters: a server that steps along them, or scores clients by them, makes variances
@@ -60,7 +60,7 @@ class BuffersApart(Strategy):
                 np.average(of_clients, axis=0, weights=weights) if weights else np.median(of_clients, axis=0)
             )
         # A record of its own: strategies keep theirs for the next round.
-        return ArrayRecord({**arrays, **record(aggregated)}), metrics
+        return ArrayRecord({**arrays, **array_record(aggregated)}), metrics
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

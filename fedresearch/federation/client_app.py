@@ -26,12 +26,12 @@ from fedresearch.federation.records import (
     is_finite,
     metrics_of,
     number,
-    record_of,
+    tensor_record,
     tensors,
 )
 from fedresearch.local.objective import evaluate
-from fedresearch.local.parts import Names
-from fedresearch.local.train import LocalWork, Task, Trained, seeded, train
+from fedresearch.local.state_names import Names
+from fedresearch.local.train import LocalWork, Task, Trained, seeded_for_client, train
 from fedresearch.local.update import LocalUpdate, Tensors
 from fedresearch.seeding import derive_seed
 
@@ -103,7 +103,7 @@ class Clients(ClientApp):
         self._remake = functools.partial(
             Clients,
             model=model,
-            data=data.of_clients(),
+            data=data.without_test(),
             update=update,
             personal=personal,
             optimizer=optimizer,
@@ -117,15 +117,17 @@ class Clients(ClientApp):
         self._seed = seed
         self._initial = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         self.stages = update.stages(model)
-        self._beside_stages = update.beside.stages(model) if update.beside else ()
+        self._own_model_stages = update.own_model.stages(model) if update.own_model else ()
         self._adaptation = [stage for stage in update.adaptation(model) if stage.trained]
         self._last_read: tuple[RecordDict | None, dict[str, dict[str, Tensor]]] = None, {}
-        self.has_own_model = bool(personal or self._adaptation or update.beside)
+        self.has_own_model = bool(personal or self._adaptation or update.own_model)
         self.keeps_own_model = self.has_own_model and not self._adaptation
-        super().train()(lambda message, context: self.train_cohort([message], [context], train_each)[0])
+        super().train()(lambda message, context: self.train_clients([message], [context], train_each)[0])
         super().evaluate()(self._evaluate)
 
-    def train_cohort(self, messages: Sequence[Message], contexts: Sequence[Context], trainer: Trainer) -> list[Message]:
+    def train_clients(
+        self, messages: Sequence[Message], contexts: Sequence[Context], trainer: Trainer
+    ) -> list[Message]:
         """Return the clients' replies to a round's training messages; what they keep goes into their contexts."""
         clients = list(zip(messages, contexts, strict=True))
         tasks = []
@@ -146,15 +148,15 @@ class Clients(ClientApp):
             self._leave(trained, context, len(task.y))
             for task, trained, (_, context) in zip(tasks, self._run(trainer, tasks), clients, strict=True)
         ]
-        if self.update.beside is not None:
+        if self.update.own_model is not None:
             own = [
                 self._task(
                     message,
                     context,
                     {**task.start, **self._tensors(context.state, _OWN)},
                     1,
-                    update=self.update.beside,
-                    stages=self._beside_stages,
+                    update=self.update.own_model,
+                    stages=self._own_model_stages,
                     anchor=task.start,
                     optimizer_state=self._optimizer_state(context, _OWN_OPTIMIZER),
                 )
@@ -163,9 +165,9 @@ class Clients(ClientApp):
             for content, trained, (_, context) in zip(contents, self._run(trainer, own), clients, strict=True):
                 metrics = metrics_of(content)
                 metrics[NUM_STEPS] = number(metrics, NUM_STEPS) + trained.num_steps
-                context.state[_OWN] = record_of(trained.state)
+                context.state[_OWN] = tensor_record(trained.state)
                 if self._keeps_optimizer_state:
-                    context.state[_OWN_OPTIMIZER] = record_of(trained.optimizer_state)
+                    context.state[_OWN_OPTIMIZER] = tensor_record(trained.optimizer_state)
         return [Message(content, reply_to=message) for content, message in zip(contents, messages, strict=True)]
 
     def __reduce__(self) -> tuple[Callable[[], "Clients"], tuple[()]]:
@@ -173,7 +175,7 @@ class Clients(ClientApp):
         self.model.load_state_dict(self._initial)
         return self._remake, ()
 
-    def on(self, device: str) -> "Clients":
+    def to(self, device: str) -> "Clients":
         """Return a ClientApp that does the same on a device."""
         return self._remake(model=self.model.to(device), data=self.data.to(device))
 
@@ -220,17 +222,17 @@ class Clients(ClientApp):
         It then resumes from what it had, as one that failed. Else no later update of it would ever be finite.
         """
         content = RecordDict()
-        content[ARRAYS] = record_of({k: v for k, v in trained.state.items() if k not in self.personal})
+        content[ARRAYS] = tensor_record({k: v for k, v in trained.state.items() if k not in self.personal})
         for name, group in trained.sent.items():
-            content[name] = record_of(group)
+            content[name] = tensor_record(group)
         content[METRICS] = MetricRecord(
             {TRAIN_LOSS: trained.loss, NUM_STEPS: trained.num_steps, NUM_EXAMPLES: num_examples, UNIFORM: 1}
         )
-        kept = {_KEPT + name: record_of(group) for name, group in trained.kept.items()}
+        kept = {_KEPT + name: tensor_record(group) for name, group in trained.kept.items()}
         if self.personal:
-            kept[_PARTS] = record_of({k: v for k, v in trained.state.items() if k in self.personal})
+            kept[_PARTS] = tensor_record({k: v for k, v in trained.state.items() if k in self.personal})
         if self._keeps_optimizer_state:
-            kept[_OPTIMIZER] = record_of(trained.optimizer_state)
+            kept[_OPTIMIZER] = tensor_record(trained.optimizer_state)
         if kept and is_finite(content):
             context.state.update(kept)
         return content
@@ -242,7 +244,7 @@ class Clients(ClientApp):
         metrics = MetricRecord({NUM_EXAMPLES: len(y), UNIFORM: 1})
 
         def measure(loss_key: str, accuracy_key: str) -> None:
-            with seeded(x.device, derive_seed(self._seed, "evaluate", partition_id)):
+            with seeded_for_client(x.device, derive_seed(self._seed, "evaluate", partition_id)):
                 metrics[loss_key], accuracy = evaluate(self.model, x, y)
             if accuracy is not None:
                 metrics[accuracy_key] = accuracy

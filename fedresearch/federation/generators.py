@@ -9,7 +9,7 @@ import torch
 
 
 @contextmanager
-def kept() -> Iterator[None]:
+def restored_generators() -> Iterator[None]:
     """Put the global generators, torch's on all devices, back where they were in the end."""
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
@@ -24,7 +24,7 @@ def kept() -> Iterator[None]:
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
+def seeded_generators(seed: int) -> Iterator[None]:
     """Seed the global generators, torch's on all devices, and put them back where they were in the end.
 
     Parameters
@@ -32,7 +32,7 @@ def seeded(seed: int) -> Iterator[None]:
     seed : int
         In [0, 2**63), as :func:`fedresearch.seeding.derive_seed` returns it.
     """
-    with kept():
+    with restored_generators():
         random.seed(seed)
         np.random.seed(seed % 2**32)
         # Without a GPU, torch.manual_seed formats a stack trace each time, for when it seeds that later.

@@ -8,24 +8,24 @@ from flwr.serverapp.strategy import Strategy
 from fedresearch.errors import InputError
 from fedresearch.federation.averaging import aggregate_train
 from fedresearch.federation.cohort_grid import CohortGrid
-from fedresearch.federation.generators import seeded
+from fedresearch.federation.generators import seeded_generators
 from fedresearch.seeding import Purpose, derive_seed
 
 # What Flower's strategies wait for.
 _MINIMA = ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes")
 
 
-def wrapped(strategy: Strategy) -> Iterator[Strategy]:
+def nested_strategies(strategy: Strategy) -> Iterator[Strategy]:
     """Yield a strategy and all those that it wraps."""
     yield strategy
     for value in [*vars(strategy).values()]:
         if isinstance(value, Strategy):
-            yield from wrapped(value)
+            yield from nested_strategies(value)
 
 
-def wait_for_nobody(strategy: Strategy) -> None:
+def disable_waiting(strategy: Strategy) -> None:
     """Set what a strategy, and those that it wraps, wait for to one node: the cohort is drawn before they are asked."""
-    for part in wrapped(strategy):
+    for part in nested_strategies(strategy):
         for name in vars(part).keys() & set(_MINIMA):
             setattr(part, name, 1)
 
@@ -51,7 +51,7 @@ class Hooks:
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, cohort: CohortGrid
     ) -> list[Message]:
         """Return the messages to the clients that train, in partition order."""
-        with seeded(self._derived("configure-train", server_round)):
+        with seeded_generators(self._derived("configure-train", server_round)):
             messages = self._strategy.configure_train(server_round, arrays, config, cohort)
             return _to_cohort("configure_train", messages, cohort)
 
@@ -59,7 +59,7 @@ class Hooks:
         self, server_round: int, replies: Sequence[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Return the new global arrays, None where the strategy makes none, and its metrics."""
-        with seeded(self._derived("aggregate-train", server_round)):
+        with seeded_generators(self._derived("aggregate-train", server_round)):
             returned = aggregate_train(self._strategy, server_round, replies)
         match returned:
             case (ArrayRecord() | None as arrays, MetricRecord() | None as metrics):
@@ -70,13 +70,13 @@ class Hooks:
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, cohort: CohortGrid
     ) -> list[Message]:
         """Return the messages to the clients that evaluate, in partition order."""
-        with seeded(self._derived("configure-evaluate", server_round)):
+        with seeded_generators(self._derived("configure-evaluate", server_round)):
             messages = self._strategy.configure_evaluate(server_round, arrays, config, cohort)
             return _to_cohort("configure_evaluate", messages, cohort)
 
     def aggregate_evaluate(self, server_round: int, replies: Sequence[Message]) -> MetricRecord | None:
         """Return the strategy's metrics of an evaluation."""
-        with seeded(self._derived("aggregate-evaluate", server_round)):
+        with seeded_generators(self._derived("aggregate-evaluate", server_round)):
             metrics = self._strategy.aggregate_evaluate(server_round, replies)
         if not isinstance(metrics, MetricRecord | None):
             raise _refusal("aggregate_evaluate", "a MetricRecord or None", metrics)

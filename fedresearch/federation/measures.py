@@ -23,7 +23,7 @@ from fedresearch.federation.records import (
     metrics_of,
     number,
 )
-from fedresearch.local.parts import Names
+from fedresearch.local.state_names import Names
 
 Row = dict[str, Any]
 
@@ -47,7 +47,7 @@ def measure_updates(origin: NDArray[np.float64], replies: list[Message], names: 
         flatten(arrays_of(reply.content), names, update)
         update -= origin
         norm = np.linalg.norm(update)
-        if not np.isfinite(norm) or not is_finite(reply.content, but=names):
+        if not np.isfinite(norm) or not is_finite(reply.content, without=names):
             nonfinite.append(reply)
         elif norm > 0:
             update /= norm

@@ -84,12 +84,12 @@ class NodeGrid(DelegatingGrid):
             wanted = self.num_supernodes
             if wanted is not None and all(i in self._node_ids for i in range(wanted)):
                 return range(FIRST_NODE_ID, FIRST_NODE_ID + wanted)
-            self.meet()
+            self.query_new_nodes()
             if time.monotonic() - started > self.timeout_s:
                 raise InputError(self._missing())
             time.sleep(_POLL_S)
 
-    def meet(self) -> None:
+    def query_new_nodes(self) -> None:
         """Ask the nodes that are new for their partitions, and take the answers that are there, without waiting."""
         new = [node_id for node_id in self._grid.get_node_ids() if node_id not in self._asked]
         if new:

@@ -58,17 +58,17 @@ def view(array: Array) -> NDArray[Any]:
     return array.held if isinstance(array, HeldArray) else array.numpy()
 
 
-def is_finite(content: RecordDict, but: Collection[str] = ()) -> bool:
+def is_finite(content: RecordDict, without: Collection[str] = ()) -> bool:
     """Return whether all arrays are finite; of the model, without the parameters named."""
     return all(
         bool(np.isfinite(view(array)).all())
         for of, record in content.array_records.items()
         for name, array in record.items()
-        if of != ARRAYS or name not in but
+        if of != ARRAYS or name not in without
     )
 
 
-def record(values: Mapping[str, ArrayLike]) -> ArrayRecord:
+def array_record(values: Mapping[str, ArrayLike]) -> ArrayRecord:
     """Return copies of NumPy arrays, or scalars, as a record."""
     made = ArrayRecord()
     for name, value in values.items():
@@ -76,9 +76,9 @@ def record(values: Mapping[str, ArrayLike]) -> ArrayRecord:
     return made
 
 
-def record_of(tensors: Tensors) -> ArrayRecord:
+def tensor_record(tensors: Tensors) -> ArrayRecord:
     """Return copies of tensors as a record."""
-    return record({name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()})
+    return array_record({name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()})
 
 
 def number(record: MetricRecord | ConfigRecord, key: str) -> int | float:
@@ -100,7 +100,7 @@ def cast_like(arrays: ArrayRecord, reference: ArrayRecord) -> ArrayRecord:
         cast[name] = (
             value if value.dtype == dtype else np.asarray(np.rint(value) if dtype.kind in "iu" else value, dtype)
         )
-    return record(cast)
+    return array_record(cast)
 
 
 def sha256(arrays: ArrayRecord) -> str:

@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 
 from fedresearch.errors import InputError
 from fedresearch.federation.cohort_grid import CohortGrid
-from fedresearch.federation.generators import kept
+from fedresearch.federation.generators import restored_generators
 from fedresearch.federation.hooks import Hooks
 from fedresearch.federation.measures import Row, measure_clients, measure_updates, strategy_columns
 from fedresearch.federation.records import (
@@ -30,7 +30,7 @@ from fedresearch.federation.records import (
     number,
     sha256,
 )
-from fedresearch.local.parts import Names
+from fedresearch.local.state_names import Names
 
 _TOTALS = ("comm/bytes_down", "comm/bytes_up")
 
@@ -235,7 +235,7 @@ class RoundLoop:
 
         Clients that fail are reported, counted, and left out.
         """
-        with kept():
+        with restored_generators():
             replies = list(cohort.send_and_receive(messages=messages))
         replies.sort(key=lambda reply: cohort.partition_of(reply.metadata.src_node_id))
         failed = [(cohort.partition_of(r.metadata.src_node_id), str(r.error.reason)) for r in replies if r.has_error()]

@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from fedresearch.federation.generators import seeded
+from fedresearch.federation.generators import seeded_generators
 from fedresearch.seeding import Purpose, derive_seed
 
 
@@ -57,7 +57,7 @@ class Sampling:
             If one of them does not exist or holds no data, or if there is none where some were asked for.
         """
         seed = derive_seed(self.seed, self.purpose, server_round)
-        with seeded(seed):
+        with seeded_generators(seed):
             drawn = self.scheme(
                 sizes=self.sizes,
                 eligible=self._eligible,

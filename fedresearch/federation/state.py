@@ -30,7 +30,7 @@ _MADE_WITH = ("function", "method", "builtin_function_or_method", "type", "modul
 _GENERATORS = ("Generator", "RandomState", "Random")
 
 
-class Unknown(TypeError):
+class UnsupportedValue(TypeError):
     """A value of a kind that cannot be kept; the text names where it is."""
 
 
@@ -66,7 +66,7 @@ class Packer:
 
         Raises
         ------
-        Unknown
+        UnsupportedValue
             If there is anything else in it.
         """
         if value is None or type(value) in (bool, int, float, str):
@@ -83,14 +83,14 @@ class Packer:
         if kind in _SEQUENCES:
             return [kind, [self.pack(each, f"{path}/{index}") for index, each in enumerate(value)]]
         instead = " (draw from the global generators instead, which are seeded for each call)" * (kind in _GENERATORS)
-        raise Unknown(f"{_dotted(path)} is a {kind}{instead}")
+        raise UnsupportedValue(f"{_dotted(path)} is a {kind}{instead}")
 
     def pack_object(self, owner: object, path: str) -> dict[str, Any]:
         """Return all of an object's attributes, packed, and those of the objects among them, but for functions.
 
         Raises
         ------
-        Unknown
+        UnsupportedValue
             If an attribute cannot be kept.
         """
         packed = {}
@@ -109,7 +109,7 @@ class Packer:
         else:
             array = np.asarray(value)
         if array.dtype.kind not in "biuf":
-            raise Unknown(f"{_dotted(path)} is an array of {array.dtype}")
+            raise UnsupportedValue(f"{_dotted(path)} is an array of {array.dtype}")
         known = self._paths.setdefault(id(array), path)
         self.arrays[known] = array  # held, so that no other takes its id
         return known

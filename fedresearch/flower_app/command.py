@@ -44,7 +44,7 @@ def run(options: Namespace) -> None:
     from flwr.serverapp import ServerApp
 
     from fedresearch.federation import flower
-    from fedresearch.federation.generators import seeded
+    from fedresearch.federation.generators import seeded_generators
     from fedresearch.flower_app.folder import FolderApp, FolderGrid, load_app
     from fedresearch.seeding import derive_seed
 
@@ -56,7 +56,7 @@ def run(options: Namespace) -> None:
     opened = make_grid(client_app, num_supernodes, run_config=config, **where)
     client_app.load()  # what is wrong with it is told here, and not by each client
     server_app = load_app(folder.path, folder.serverapp, options.seed, ServerApp)
-    with opened as grid, seeded(derive_seed(options.seed, "server-app")):
+    with opened as grid, seeded_generators(derive_seed(options.seed, "server-app")):
         server_app(
             FolderGrid(grid), Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=dict(config))
         )

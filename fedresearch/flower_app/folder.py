@@ -16,7 +16,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedresearch.errors import InputError
 from fedresearch.federation.delegating_grid import DelegatingGrid
 from fedresearch.federation.flower import FIRST_NODE_ID, quieten
-from fedresearch.federation.generators import seeded
+from fedresearch.federation.generators import seeded_generators
 from fedresearch.seeding import derive_seed
 
 _App = TypeVar("_App", ClientApp, ServerApp)
@@ -57,7 +57,7 @@ class FolderApp(ClientApp):
         """Let the folder's app answer, with its mods and its lifespan."""
         app = self.load()
         context.node_config.update(self._arguments[3])
-        with seeded(derive_seed(self._arguments[2], "client-app", int(message.metadata.message_id))):
+        with seeded_generators(derive_seed(self._arguments[2], "client-app", int(message.metadata.message_id))):
             return app(message, context)
 
     def load(self) -> ClientApp:
@@ -145,7 +145,7 @@ def load_app(folder: Path, reference: str, seed: int, kind: type[_App]) -> _App:
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
     try:
-        with seeded(derive_seed(seed, "app-import")):
+        with seeded_generators(derive_seed(seed, "app-import")):
             module = importlib.import_module(module_name)
     except ImportError as error:
         raise InputError(f"{where} cannot be imported: {error}") from error

@@ -13,8 +13,8 @@ from fedresearch.errors import InputError, one_line
 from fedresearch.federation.client_app import Clients
 from fedresearch.federation.flower import client_error
 from fedresearch.hardware.in_process import InProcessGrid
-from fedresearch.local.cohort import CohortTrainer
 from fedresearch.local.compiled import keep_code_in
+from fedresearch.local.stacked import StackedTrainer
 
 log = logging.getLogger("fedresearch")
 
@@ -57,7 +57,7 @@ class BatchedGrid(InProcessGrid):
         if on_cpu and any(isinstance(module, _ConvNd) for module in client_app.model.modules()):
             log.warning("the model has convolutions, which train faster one client after another; try hardware=cpu")
         self._largest = max(len(rows) for rows in client_app.data.train)
-        self._trainer = CohortTrainer(None if chunk == "auto" else chunk, compile == "auto", self._largest)
+        self._trainer = StackedTrainer(None if chunk == "auto" else chunk, compile == "auto", self._largest)
 
     def _answer(self, messages: Sequence[Message]) -> Iterable[Message]:
         """Let the clients train together, and do all else one after another."""
@@ -65,7 +65,7 @@ class BatchedGrid(InProcessGrid):
             return super()._answer(messages)
         contexts = [self._context(message) for message in messages]
         try:
-            replies = self._clients.train_cohort(messages, contexts, self._trainer)
+            replies = self._clients.train_clients(messages, contexts, self._trainer)
         except Exception:
             return [client_error(traceback.format_exc(), reply_to=message) for message in messages]
         for context in contexts:
@@ -83,7 +83,7 @@ class BatchedGrid(InProcessGrid):
         assert isinstance(app, Clients)
         super().try_out(app, message, context)
         try:
-            app.train_cohort([message] * 2, [context, _copy(context)], CohortTrainer(2, False, self._largest))
+            app.train_clients([message] * 2, [context, _copy(context)], StackedTrainer(2, False, self._largest))
         except Exception as error:
             why = one_line(error).partition(". ")[0]  # vmap's advice is for who writes it
             raise InputError(

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from flwr.app import Message
 
 from fedresearch.federation.client_app import Clients
-from fedresearch.hardware.ordered import OrderedGrid, answer, packed
+from fedresearch.hardware.ordered import OrderedGrid, answer, pickle_reply
 
 
 class InProcessGrid(OrderedGrid):
@@ -21,7 +21,9 @@ class InProcessGrid(OrderedGrid):
             reply, state = answer(self._client_app, message, context), context.state
         else:  # it may write into what it is given, and go on writing into what it returned
             message, context = pickle.loads(pickle.dumps((message, context), protocol=5))
-            reply, state = pickle.loads(packed(message, answer(self._client_app, message, context), context.state))
+            reply, state = pickle.loads(
+                pickle_reply(message, answer(self._client_app, message, context), context.state)
+            )
         if not reply.has_error():
             self._keep(context.node_id, state)
         return reply

@@ -188,7 +188,7 @@ def answer(app: ClientApp, message: Message, context: Context) -> Message:
         return client_error(traceback.format_exc(), reply_to=message)
 
 
-def packed(message: Message, reply: Message, state: RecordDict) -> bytes:
+def pickle_reply(message: Message, reply: Message, state: RecordDict) -> bytes:
     """Return a reply and a state as bytes; where they cannot be, Flower's error."""
     try:
         return pickle.dumps((reply, state), protocol=5)

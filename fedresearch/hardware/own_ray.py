@@ -56,7 +56,7 @@ def own_cluster() -> Iterator[None]:
                 _temp_dir=str(scratch.path / "r"),  # which Ray opens to everybody
             )
         for daemon in _daemons():  # of which some would stay if this process is killed
-            scratch.ends(daemon)
+            scratch.kill_at_exit(daemon)
         yield
     finally:
         ray.shutdown()

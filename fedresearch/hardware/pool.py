@@ -53,11 +53,11 @@ class PoolGrid(OrderedGrid):
 
     Attributes
     ----------
-    patience_s : float
+    warn_after_s : float
         Seconds of a client's work after which it is named.
     """
 
-    patience_s: float = 600
+    warn_after_s: float = 600
 
     def __init__(self, client_app: ClientApp, num_supernodes: int, run_config: UserConfig | None = None) -> None:
         super().__init__(client_app, num_supernodes, run_config)
@@ -126,13 +126,13 @@ class PoolGrid(OrderedGrid):
         def name_the_slow() -> None:
             now = time.monotonic()
             for worker in self._workers:
-                if worker.tasks and now - begun.setdefault(worker.tasks[0], now) > self.patience_s:
+                if worker.tasks and now - begun.setdefault(worker.tasks[0], now) > self.warn_after_s:
                     begun[worker.tasks[0]] = math.inf  # once
                     log.warning(
                         "the client of partition %s has not answered for %.0f s (%s); "
                         "wait, or end the run with Ctrl-C twice",
                         self._partition_of(messages[worker.tasks[0]]),
-                        self.patience_s,
+                        self.warn_after_s,
                         worker.name,
                     )
 

@@ -200,7 +200,7 @@ class _Client:
         flower.quieten()
         if ray.get_gpu_ids() and isinstance(app, Clients):
             be_deterministic()
-            app = app.on("cuda")
+            app = app.to("cuda")
         self._app = app
         self._content: tuple[Any, Any] = None, None
 

@@ -52,7 +52,7 @@ class Scratch:
             start_new_session=True,
         )
 
-    def ends(self, process: int) -> None:
+    def kill_at_exit(self, process: int) -> None:
         """Let a process, or with the sign changed a process group, end with this process."""
         assert self._watch.stdin is not None
         self._watch.stdin.write(f"{process}\n".encode())

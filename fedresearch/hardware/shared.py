@@ -10,7 +10,7 @@ from typing import Any
 _ALIGNMENT = 64
 
 
-class Shared:
+class SharedObject:
     """An object, pickled once into memory that has no name: nothing of it can be left behind.
 
     Parameters
@@ -21,7 +21,7 @@ class Shared:
     Attributes
     ----------
     fd : int
-        The memory's file descriptor, for :func:`mapped`.
+        The memory's file descriptor, for :func:`map_shared`.
     sizes : list of int
         Bytes of the parts in it.
     """
@@ -43,7 +43,7 @@ class Shared:
         os.close(self.fd)
 
 
-def mapped(fd: int, sizes: Sequence[int]) -> list[memoryview]:
+def map_shared(fd: int, sizes: Sequence[int]) -> list[memoryview]:
     """Return the parts of shared memory, and close its descriptor; what is written into them stays in this process."""
     *starts, total = _bounds(sizes)
     memory = memoryview(mmap.mmap(fd, total, access=mmap.ACCESS_COPY))
@@ -51,7 +51,7 @@ def mapped(fd: int, sizes: Sequence[int]) -> list[memoryview]:
     return [memory[start : start + size] for start, size in zip(starts, sizes, strict=True)]
 
 
-def load(parts: Sequence[memoryview]) -> Any:
+def load_shared(parts: Sequence[memoryview]) -> Any:
     """Return a new copy of the object; its NumPy arrays are views of the memory."""
     return pickle.loads(parts[0], buffers=parts[1:])
 

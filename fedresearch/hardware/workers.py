@@ -23,10 +23,10 @@ from flwr.clientapp import ClientApp
 from fedresearch.federation import flower
 from fedresearch.federation.client_app import Clients
 from fedresearch.hardware.cores import num_cores
-from fedresearch.hardware.ordered import answer, packed
+from fedresearch.hardware.ordered import answer, pickle_reply
 from fedresearch.hardware.pool import PoolGrid, Worker, WorkerDied
 from fedresearch.hardware.scratch import shorten_multiprocessing
-from fedresearch.hardware.shared import Shared, load, mapped
+from fedresearch.hardware.shared import SharedObject, load_shared, map_shared
 from fedresearch.hardware.threads import limit_threads
 
 # How long processes may take to end themselves before they are killed.
@@ -66,15 +66,15 @@ class WorkerGrid(PoolGrid):
         self._threads = threads
         self._starter = multiprocessing.get_context("forkserver")
         # torch imports its compiler with a process's first optimizer, which would take each worker a second.
-        self._starter.set_forkserver_preload([__name__, "fedresearch.hardware.patient", "torch._dynamo"])
+        self._starter.set_forkserver_preload([__name__, "fedresearch.hardware.ignore_job_signals", "torch._dynamo"])
         shorten_multiprocessing()
         forkserver.ensure_running()  # imports take seconds: let them begin
-        self._app: Shared | None = None
-        self._published: list[Shared] = []
+        self._app: SharedObject | None = None
+        self._published: list[SharedObject] = []
 
     def __enter__(self) -> Self:
         """Start the processes; they get ready while this one goes on."""
-        self._app = Shared(self._client_app)
+        self._app = SharedObject(self._client_app)
         self._renew()
         return self
 
@@ -107,19 +107,19 @@ class WorkerGrid(PoolGrid):
         while len(self._workers) < self._num_workers:
             self._workers.append(_Process(self._starter, self._app, self._threads))
 
-    def _publish(self, content: RecordDict) -> Shared:
-        self._published.append(Shared(content))
+    def _publish(self, content: RecordDict) -> SharedObject:
+        self._published.append(SharedObject(content))
         return self._published[-1]
 
     def _ready(self) -> Iterable[Worker]:
-        ready = wait([worker.connection for worker in self._workers], timeout=self.patience_s / 10)
+        ready = wait([worker.connection for worker in self._workers], timeout=self.warn_after_s / 10)
         return [worker for worker in self._workers if worker.connection in ready]
 
 
 class _Process:
     """A worker process, seen from the main one."""
 
-    def __init__(self, starter: ForkServerContext, app: Shared, threads: int) -> None:
+    def __init__(self, starter: ForkServerContext, app: SharedObject, threads: int) -> None:
         self.tasks: deque[int] = deque()
         self.connection, theirs = starter.Pipe()
         self._process = starter.Process(target=_work, args=(theirs, threads), daemon=True)
@@ -129,7 +129,7 @@ class _Process:
         with suppress(OSError):  # it has died already, as will be seen when it is given a client
             self._share(app)
 
-    def submit(self, task: int, metadata: Metadata, content: Shared, context: Context) -> None:
+    def submit(self, task: int, metadata: Metadata, content: SharedObject, context: Context) -> None:
         try:
             if content is not self._has:
                 self._share(content)
@@ -152,7 +152,7 @@ class _Process:
         if self._process.is_alive():
             self._process.kill()
 
-    def _share(self, shared: Shared) -> None:
+    def _share(self, shared: SharedObject) -> None:
         self._has = shared
         self.connection.send_bytes(pickle.dumps(shared.sizes))
         reduction.send_handle(self.connection, shared.fd, self._process.pid)
@@ -176,7 +176,7 @@ def _work(connection: Connection, threads: int) -> None:
     inbox: SimpleQueue[Any] = SimpleQueue()
     threading.Thread(target=_receive, args=(connection, inbox), daemon=True).start()
     try:
-        app = load(inbox.get())
+        app = load_shared(inbox.get())
     except (Exception, SystemExit):
         with suppress(OSError):  # another one has said so
             connection.send_bytes(pickle.dumps((traceback.format_exc(), None)))
@@ -184,17 +184,17 @@ def _work(connection: Connection, threads: int) -> None:
     while True:
         item = inbox.get()
         if isinstance(item, list):
-            parts, content = item, load(item)
+            parts, content = item, load_shared(item)
             continue
         metadata, context = item
         message = flower.message(metadata, content)
-        result = packed(message, answer(app, message, context), context.state)
+        result = pickle_reply(message, answer(app, message, context), context.state)
         try:
             connection.send_bytes(result)
         except OSError:  # the main process is no more
             return
         if not isinstance(app, Clients):  # which may have written into it
-            content = load(parts)
+            content = load_shared(parts)
 
 
 def _receive(connection: Connection, inbox: "SimpleQueue[Any]") -> None:
@@ -202,7 +202,7 @@ def _receive(connection: Connection, inbox: "SimpleQueue[Any]") -> None:
     try:
         while True:
             item = pickle.loads(connection.recv_bytes())
-            inbox.put(mapped(reduction.recv_handle(connection), item) if isinstance(item, list) else item)
+            inbox.put(map_shared(reduction.recv_handle(connection), item) if isinstance(item, list) else item)
     except (EOFError, OSError):
         os._exit(0)
     except BaseException:

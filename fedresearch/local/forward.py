@@ -4,7 +4,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import Module
 
-from fedresearch.local.parts import layers
+from fedresearch.local.state_names import layers
 from fedresearch.local.update import Tensors
 
 

@@ -41,7 +41,7 @@ class LocalWork:
     steps: int | None
     batch_size: int
 
-    def of(self, stage: Stage) -> "LocalWork":
+    def for_stage(self, stage: Stage) -> "LocalWork":
         """Return a stage's, which may have epochs of its own."""
         return self if stage.epochs is None else LocalWork(stage.epochs, None, self.batch_size)
 
@@ -165,7 +165,7 @@ def train(model: Module, task: Task, *, optimizer: MakeOptimizer, work: LocalWor
     shares: dict[int, Tensor] = {}
     no_grad = torch.no_grad()
     # A model's own draws (dropout) come from the global generators.
-    with seeded(x.device, task.dropout_seed):
+    with seeded_for_client(x.device, task.dropout_seed):
         fixed = update.begin(starting(task, model, params))
         for number, stage in enumerate(task.stages):
             trained = {name: tensor for name, tensor in params.items() if name in stage.trained}
@@ -175,7 +175,7 @@ def train(model: Module, task: Task, *, optimizer: MakeOptimizer, work: LocalWor
                 tensor.requires_grad_(name in trained)
             stepper = make_optimizer(list(trained.values()))
             _restore(stepper, trained, task.optimizer_state or {}, f"{number}/")
-            for inputs, targets in work.of(stage).batches(x, y, generator):
+            for inputs, targets in work.for_stage(stage).batches(x, y, generator):
                 stepper.zero_grad()
                 losses = update.objective(forward, params, inputs, targets, fixed)
                 if len(targets) not in shares:
@@ -215,7 +215,7 @@ def starting(task: Task, model: Module, names: Iterable[str]) -> Start:
 
 
 @contextmanager
-def seeded(device: torch.device, seed: int) -> Iterator[None]:
+def seeded_for_client(device: torch.device, seed: int) -> Iterator[None]:
     """Seed the global generators for one client, and afterwards put torch's of a device back where it was.
 
     Python's and NumPy's stay, for that would take longer than many a client: whoever calls clients puts them back.

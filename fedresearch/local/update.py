@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from fedresearch.local.objective import losses
-from fedresearch.local.parts import Names, trainable
+from fedresearch.local.state_names import Names, trainable
 
 # A model's parameters, or what goes with them, by name.
 Tensors = Mapping[str, Tensor]
@@ -95,7 +95,7 @@ class LocalUpdate:
     say which parts of the model are whose, and are asked once.
     """
 
-    beside: "LocalUpdate | None" = None
+    own_model: "LocalUpdate | None" = None
     """How the client trains a second model, of its own, beside the global one; None: it does not."""
 
     def personal(self, model: Module) -> Names:

@@ -25,7 +25,7 @@ _FIELDS = {
 }
 
 
-def surroundings(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[Difference]]:
+def record_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[Difference]]:
     """Return what two records differ in beside the config: options, code, packages, machine, and what is derived.
 
     What one of the records does not know is left out.
@@ -83,7 +83,7 @@ class Numbers:
         same = f"identical through round {self.common}"
         if self.differing:
             since = f"numbers differ from round {self.common + 1} on" + f", {same}" * bool(self.common)
-            return [since, *told(self.differing)]
+            return [since, *difference_lines(self.differing)]
         if self.num_rounds == (0, 0):
             return ["neither has a round, so there are no numbers to compare"]
         if not self.identical:
@@ -103,12 +103,12 @@ def compare_rows(a: Sequence[Row], b: Sequence[Row]) -> Numbers:
     return Numbers(common, (len(a), len(b)), next(filter(None, rounds), []))
 
 
-def told(differences: Iterable[Difference]) -> list[str]:
+def difference_lines(differences: Iterable[Difference]) -> list[str]:
     """Return a line for each difference: its key and both values."""
-    return [f"  {shown(key)}: {shown(a)} | {shown(b)}" for key, a, b in differences]
+    return [f"  {format_value(key)}: {format_value(a)} | {format_value(b)}" for key, a, b in differences]
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Return a value as one line of printable text; of a digest or a commit its first 12 digits."""
     if value is ABSENT:
         return str(value)

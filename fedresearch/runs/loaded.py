@@ -7,15 +7,15 @@ from typing import Any
 
 from fedresearch.errors import InputError
 from fedresearch.runs.files import read_bytes
-from fedresearch.runs.record import RECORD, REFUSED, Row, read_run, standing, state_of
-from fedresearch.runs.shape import refuse_odd
+from fedresearch.runs.record import RECORD, REFUSED, Row, read_run, state_of, state_of_record
+from fedresearch.runs.record_fields import refuse_invalid_fields
 
 _MAX_REFUSAL_BYTES = 1_000_000
 
 # The first of these that any run has is what a table is about.
-USUAL = ("eval/accuracy", "clients/eval_acc", "personal/eval_acc", "eval/loss", "clients/eval_loss")
+DEFAULT_METRICS = ("eval/accuracy", "clients/eval_acc", "personal/eval_acc", "eval/loss", "clients/eval_loss")
 # The same where clients' own models are the result of all runs.
-PERSONAL = ("personal/eval_acc", "personal/eval_loss")
+PERSONAL_METRICS = ("personal/eval_acc", "personal/eval_loss")
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ def load(directory: Path) -> tuple[Run, list[Row]]:
     error = ""
     try:
         known, rows = read_run(directory)
-        refuse_odd(directory / RECORD, known)
-        record, state = known, standing(directory, known)
+        refuse_invalid_fields(directory / RECORD, known)
+        record, state = known, state_of_record(directory, known)
     except InputError as damage:
         state = state_of(directory)
         if state not in ("missing", "refused"):
@@ -79,11 +79,11 @@ def load(directory: Path) -> tuple[Run, list[Row]]:
 def default_metric(runs: Sequence[tuple[Run, Collection[str]]]) -> str:
     """Return the column that a table of these runs, each with its columns, is about where none is named."""
     begun = [run for run, columns in runs if columns]
-    metrics = PERSONAL * (bool(begun) and all(run.own_models for run in begun)) + USUAL
-    return next((name for name in metrics if any(name in columns for _, columns in runs)), USUAL[0])
+    metrics = PERSONAL_METRICS * (bool(begun) and all(run.own_models for run in begun)) + DEFAULT_METRICS
+    return next((name for name in metrics if any(name in columns for _, columns in runs)), DEFAULT_METRICS[0])
 
 
-def not_the_result(metric: str, personal: Sequence[str], of: str) -> str:
+def wrong_model_warning(metric: str, personal: Sequence[str], of: str) -> str:
     """Return what to say where a metric is not of the results of some runs, or cells; "" where it is of all.
 
     Parameters

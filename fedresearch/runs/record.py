@@ -222,14 +222,14 @@ def untimed(row: Mapping[str, Any]) -> Row:
 def state_of(directory: Path) -> str:
     """Return what has become of a run: its record's status, or ``missing``, ``refused``, ``killed`` or ``damaged``."""
     try:
-        return standing(directory, read_record(directory))
+        return state_of_record(directory, read_record(directory))
     except NoRun:
         return "refused" if (directory / REFUSED).exists() else "missing"
     except InputError:
         return "damaged"
 
 
-def standing(directory: Path, record: Mapping[str, Any]) -> str:
+def state_of_record(directory: Path, record: Mapping[str, Any]) -> str:
     """Return a record's status, or ``killed`` where it says that the run goes on, and nobody is at work in it.
 
     Who may not open the lock, as that of another user's run, cannot know, and is told what the record says.

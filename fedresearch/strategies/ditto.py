@@ -6,7 +6,7 @@ from where it left it, on ``F_k(v) + lambda/2 |v - w|^2``.
 
 from torch.nn import Module
 
-from fedresearch.local.parts import trainable
+from fedresearch.local.state_names import trainable
 from fedresearch.local.update import Fixed, LocalUpdate, Stage, Start, Tensors
 from fedresearch.strategies.fedprox import attract
 
@@ -23,7 +23,7 @@ class DittoUpdate(LocalUpdate):
     """
 
     def __init__(self, lam: float, personal_epochs: int | None) -> None:
-        self.beside = _Attracted(lam, personal_epochs)
+        self.own_model = _Attracted(lam, personal_epochs)
 
 
 class _Attracted(LocalUpdate):

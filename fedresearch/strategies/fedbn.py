@@ -5,7 +5,7 @@ The server is FedAvg's, over all but the BatchNorm layers.
 
 from torch.nn import Module
 
-from fedresearch.local.parts import Names, normalisation
+from fedresearch.local.state_names import Names, normalisation
 from fedresearch.local.update import LocalUpdate
 
 

@@ -17,7 +17,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
-from fedresearch.federation.records import NUM_CLIENTS, arrays_of, number, record, values
+from fedresearch.federation.records import NUM_CLIENTS, array_record, arrays_of, number, values
 from fedresearch.local.update import End, Fixed, LocalUpdate, Start, Tensors
 from fedresearch.strategies.client_mean import ClientMean
 
@@ -64,7 +64,7 @@ class FedDyn(FedAvg):
         if mean is None:
             return None, metrics
         h = self.h.mean(self._arrays, self._num_clients)
-        return record({name: y - h[name] / self.alpha for name, y in values(mean).items()}), metrics
+        return array_record({name: y - h[name] / self.alpha for name, y in values(mean).items()}), metrics
 
 
 class DynamicUpdate(LocalUpdate):

@@ -18,7 +18,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
-from fedresearch.federation.records import ARRAYS, NUM_STEPS, arrays_of, metrics_of, number, record, values
+from fedresearch.federation.records import ARRAYS, NUM_STEPS, array_record, arrays_of, metrics_of, number, values
 from fedresearch.local.update import End, Fixed, LocalUpdate, Start, Tensors
 from fedresearch.strategies.client_mean import take
 from fedresearch.strategies.fedprox import attract
@@ -64,7 +64,9 @@ class FedNova(FedAvg):
         for reply, a_i in zip(replies, a, strict=True):
             if a_i != tau_eff:  # otherwise the model stays, bit for bit, what FedAvg averages
                 y = values(arrays_of(reply.content))
-                reply.content[ARRAYS] = record({name: x[name] + (y[name] - x[name]) * (tau_eff / a_i) for name in x})
+                reply.content[ARRAYS] = array_record(
+                    {name: x[name] + (y[name] - x[name]) * (tau_eff / a_i) for name in x}
+                )
         return super().aggregate_train(server_round, replies)
 
 

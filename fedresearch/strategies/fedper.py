@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch.nn import Module
 
-from fedresearch.local.parts import Names, head, parameters
+from fedresearch.local.state_names import Names, head, parameters
 from fedresearch.local.update import LocalUpdate
 
 

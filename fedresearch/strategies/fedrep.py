@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch.nn import Module
 
-from fedresearch.local.parts import trainable
+from fedresearch.local.state_names import trainable
 from fedresearch.local.update import Stage
 from fedresearch.strategies.fedper import PersonalHead
 

@@ -2,7 +2,7 @@
 
 from torch.nn import Module
 
-from fedresearch.local.parts import Names
+from fedresearch.local.state_names import Names
 from fedresearch.local.update import LocalUpdate
 
 

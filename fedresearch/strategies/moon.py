@@ -16,7 +16,7 @@ from torch.nn import Module
 from torch.nn import functional as F
 
 from fedresearch.local.objective import losses
-from fedresearch.local.parts import layers
+from fedresearch.local.state_names import layers
 from fedresearch.local.update import End, Fixed, LocalUpdate, Model, Stage, Start, Tensors
 
 _PREVIOUS = "previous"

@@ -20,7 +20,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
-from fedresearch.federation.records import Values, arrays_of, record, values
+from fedresearch.federation.records import Values, array_record, arrays_of, values
 from fedresearch.local.update import End, Fixed, LocalUpdate, Start, Tensors
 from fedresearch.strategies.client_mean import take
 from fedresearch.strategies.robust import Models
@@ -62,7 +62,7 @@ class QFedAvg(FedAvg):
         losses = [loss["F"].numpy().item() for loss in take(replies, _LOSS)]
         models = [values(arrays_of(reply.content)) for reply in replies]
         metrics = self.train_metrics_aggr_fn([reply.content for reply in replies], self.weighted_by_key)
-        return record(step(values(self._arrays), models, losses, self.q, 1 / self.client_learning_rate)), metrics
+        return array_record(step(values(self._arrays), models, losses, self.q, 1 / self.client_learning_rate)), metrics
 
 
 def step(

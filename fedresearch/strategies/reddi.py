@@ -21,7 +21,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
-from fedresearch.federation.records import Values, record, values
+from fedresearch.federation.records import Values, array_record, values
 
 
 class _Adaptive(FedAvg):
@@ -71,7 +71,7 @@ class _Adaptive(FedAvg):
             self.m[name] = m = self.beta_1 * m + (1 - self.beta_1) * delta
             self.v[name] = v = self.second_moment(v, delta**2)
             stepped[name] = x + self.eta * m / (np.sqrt(v) + self.tau)
-        return record(stepped), metrics
+        return array_record(stepped), metrics
 
 
 class FedAdagrad(_Adaptive):

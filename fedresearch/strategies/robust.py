@@ -8,7 +8,7 @@ from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import FedAvg
 from numpy.typing import NDArray
 
-from fedresearch.federation.records import Values, arrays_of, record, view
+from fedresearch.federation.records import Values, array_record, arrays_of, view
 
 Models = Sequence[Mapping[str, Values]]
 # Some coordinates of all models, (n, b), in double precision.
@@ -42,7 +42,7 @@ class RobustRule(FedAvg):
         if len(models) < self.min_models:
             return None, None
         metrics = self.train_metrics_aggr_fn([reply.content for reply in replies], self.weighted_by_key)
-        return record(self.combine(models)), metrics
+        return array_record(self.combine(models)), metrics
 
 
 def by_coordinate(rule: Callable[[Block], NDArray[np.float64]], models: Models) -> dict[str, Values]:

@@ -21,7 +21,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
-from fedresearch.federation.records import NUM_CLIENTS, number, record, values
+from fedresearch.federation.records import NUM_CLIENTS, array_record, number, values
 from fedresearch.local.update import End, Fixed, LocalUpdate, Start, Tensors
 from fedresearch.strategies.client_mean import ClientMean, take
 
@@ -51,7 +51,7 @@ class Scaffold(FedAvg):
     ) -> Iterable[Message]:
         """Send c along."""
         self._arrays = arrays
-        variate = record(self.variate.mean(arrays, int(number(config, NUM_CLIENTS))))
+        variate = array_record(self.variate.mean(arrays, int(number(config, NUM_CLIENTS))))
         messages = list(super().configure_train(server_round, arrays, config, grid))
         for message in messages:
             message.content[_VARIATE] = variate
@@ -68,7 +68,7 @@ class Scaffold(FedAvg):
         if mean is None or self.server_learning_rate == 1:
             return mean, metrics
         x, y = values(self._arrays), values(mean)
-        return record({name: x[name] + self.server_learning_rate * (y[name] - x[name]) for name in x}), metrics
+        return array_record({name: x[name] + self.server_learning_rate * (y[name] - x[name]) for name in x}), metrics
 
 
 class ScaffoldUpdate(LocalUpdate):

@@ -8,7 +8,7 @@ from typing import Any
 
 from fedresearch.config import differences, report_error, without_class_paths
 from fedresearch.errors import InputError, printing
-from fedresearch.runs.comparison import compare_rows, shown, surroundings, told
+from fedresearch.runs.comparison import compare_rows, difference_lines, format_value, record_differences
 from fedresearch.runs.record import Edited, Row, read_record, read_rows, read_run
 
 _DESCRIPTION = """\
@@ -45,14 +45,14 @@ def compare(first: Path, second: Path) -> tuple[list[str], bool]:
     config = without_class_paths(config, *records)
     lines = ["config"] * bool(config)
     for key, a, b, numerical in config:
-        lines += [line + " (changes no number)" * (not numerical) for line in told([(key, a, b)])]
-    for heading, found in surroundings(*records).items():
-        lines += [heading, *told(found)]
+        lines += [line + " (changes no number)" * (not numerical) for line in difference_lines([(key, a, b)])]
+    for heading, found in record_differences(*records).items():
+        lines += [heading, *difference_lines(found)]
     numbers = compare_rows(*rows)
     if not lines and numbers.identical:
         return [f"nothing differs: {', '.join(numbers.lines())}"], True
     heads = [
-        f"{letter}  {path}: {shown(record.get('status'))}, {len(its)} round{'s' * (len(its) != 1)}"
+        f"{letter}  {path}: {format_value(record.get('status'))}, {len(its)} round{'s' * (len(its) != 1)}"
         for letter, path, record, its in zip("AB", (first, second), records, rows, strict=True)
     ]
     return [*heads, *lines, *numbers.lines()], numbers.identical

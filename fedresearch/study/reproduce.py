@@ -14,10 +14,10 @@ from fedresearch import config
 from fedresearch.config.help_text import CONF
 from fedresearch.errors import InputError, printing
 from fedresearch.masking import masked_tree
-from fedresearch.runs.comparison import compare_rows, shown, surroundings
+from fedresearch.runs.comparison import compare_rows, format_value, record_differences
 from fedresearch.runs.files import is_folder
 from fedresearch.runs.record import FINAL, RECORD, read_record, read_rows, read_run, state_of
-from fedresearch.runs.shape import TYPED, refuse_odd
+from fedresearch.runs.record_fields import NEEDED_TO_RERUN, refuse_invalid_fields
 
 _DESCRIPTION = """\
 Run a finished run again, from its own record, and compare the rounds' numbers.
@@ -50,7 +50,7 @@ def reproduce(directory: Path, typed: Sequence[str], out: Path) -> bool:
         If the run is not finished, would have other numbers now, or its rerun does not finish.
     """
     record, rows = read_run(directory)
-    refuse_odd(directory / RECORD, record, *TYPED)
+    refuse_invalid_fields(directory / RECORD, record, *NEEDED_TO_RERUN)
     if (state := state_of(directory)) not in FINAL:
         raise InputError(
             f"{directory} is {state}, and only a finished run is reproduced; "
@@ -74,8 +74,8 @@ def reproduce(directory: Path, typed: Sequence[str], out: Path) -> bool:
     if (state := state_of(out)) not in FINAL:
         raise InputError(f"the rerun in {out} is {state}; see above")
     notes = [
-        f"{heading}: {', '.join(f'{key} {shown(a)} (now {shown(b)})' for key, a, b in found)}"
-        for heading, found in surroundings(record, read_record(out)).items()
+        f"{heading}: {', '.join(f'{key} {format_value(a)} (now {format_value(b)})' for key, a, b in found)}"
+        for heading, found in record_differences(record, read_record(out)).items()
         if heading != "options"  # of which none that changes a number has changed
     ]
     if notes:
@@ -93,7 +93,7 @@ def _refuse_other_numbers(
         found for found in config.differences(record["config"], masked_tree(asdict(composed))) if found.numerical
     ]
     if changed:
-        listed = ", ".join(f"{key}={shown(a)} (now {shown(b)})" for key, a, b, _ in changed)
+        listed = ", ".join(f"{key}={format_value(a)} (now {format_value(b)})" for key, a, b, _ in changed)
         raise InputError(
             f"{directory} ran with other values: {listed}; leave out the override that changes it, or, "
             f"for a default that has changed since, type {' '.join(found.override for found in changed)}"

@@ -13,7 +13,7 @@ from fedresearch.config import report_error
 from fedresearch.config.schema import is_seed
 from fedresearch.dotted_keys import ABSENT, as_json
 from fedresearch.errors import InputError, printing, readable
-from fedresearch.runs.comparison import shown
+from fedresearch.runs.comparison import format_value
 from fedresearch.runs.directory import write_whole
 from fedresearch.runs.loaded import default_metric
 from fedresearch.runs.record import FINAL, larger_is_better
@@ -108,14 +108,14 @@ def choose(runs: Sequence[Run], key: str, rule: str) -> tuple[dict[str, Any], li
         for cell in group:
             values = [choose_of(run) if run.state == "finished" else np.nan for run in cell.runs.values()]
             cells.setdefault(of, []).append((cell.keys[key], float(np.mean(values))))
-            seeds.setdefault(of, {}).setdefault(", ".join(cell.runs), shown(cell.keys[key]))
+            seeds.setdefault(of, {}).setdefault(", ".join(cell.runs), format_value(cell.keys[key]))
     if all(np.isnan(score) for tried in cells.values() for _, score in tried):
         listed = " or ".join(dict.fromkeys(metrics.values()))
         raise InputError(f"no run has {listed}; try validation.fraction=0.1 and federation.fraction_evaluate=1")
     entries, warnings = [], []
     for of, tried in cells.items():
         cell_values = json.loads(of)
-        label = ", ".join(map(shown, cell_values)) or "all runs"
+        label = ", ".join(map(format_value, cell_values)) or "all runs"
         scores = np.array([score for _, score in tried]) * (1 if larger_is_better(metrics[of]) else -1)
         if np.isnan(scores).all():
             raise InputError(f"{label}: every {key} that was tried diverged; try smaller ones")
@@ -124,7 +124,7 @@ def choose(runs: Sequence[Run], key: str, rule: str) -> tuple[dict[str, Any], li
         if type(value) in (int, float) and value in (min(numbers), max(numbers)):
             smallest = value == min(numbers)
             warnings.append(
-                f"{label}: {key}={shown(value)} is the {'smallest' if smallest else 'largest'} that was tried; "
+                f"{label}: {key}={format_value(value)} is the {'smallest' if smallest else 'largest'} that was tried; "
                 f"try {'smaller' if smallest else 'larger'} ones too"
             )
         if len(seeds[of]) > 1:
@@ -198,10 +198,12 @@ def _print(chosen: dict[str, Any], warnings: Sequence[str]) -> None:
     """Print what was chosen for each cell, of what was tried."""
     for entry in chosen["cells"]:
         tried = ", ".join(
-            f"{shown(value)}: {'diverged' if score is None else f'{score:.4f}'}" for value, score in entry["tried"]
+            f"{format_value(value)}: {'diverged' if score is None else f'{score:.4f}'}"
+            for value, score in entry["tried"]
         )
         print(
-            f"{', '.join(map(shown, entry['cell'])) or 'all runs'}: {chosen['key']}={shown(entry['value'])} ({tried})"
+            f"{', '.join(map(format_value, entry['cell'])) or 'all runs'}: "
+            f"{chosen['key']}={format_value(entry['value'])} ({tried})"
         )
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)

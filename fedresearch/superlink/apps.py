@@ -41,7 +41,7 @@ def serve(grid: Grid, context: Context) -> None:
     with _interruptible():
         try:
             nodes = NodeGrid(grid)
-            nodes.meet()  # they answer while this process imports torch
+            nodes.query_new_nodes()  # they answer while this process imports torch
             _one_thread()
             submitted = str(context.run_config.get(EXPERIMENT, ""))
             if submitted:
@@ -102,7 +102,7 @@ def _submitted_clients(request: RunRequest, context: Context) -> "Clients":
     import numpy as np
 
     from fedresearch.experiment.experiment import Experiment
-    from fedresearch.federation.records import record
+    from fedresearch.federation.records import array_record
 
     partition_id = int(context.node_config["partition-id"])
     rows = None
@@ -115,7 +115,7 @@ def _submitted_clients(request: RunRequest, context: Context) -> "Clients":
         rows = train, validation
     experiment = Experiment(request.config, request.choices, rows=rows)
     if rows is None and not request.config.strategy["pooled"]:
-        context.state[ROWS] = record({split: getattr(experiment.data, split)[partition_id] for split in _SPLITS})
+        context.state[ROWS] = array_record({split: getattr(experiment.data, split)[partition_id] for split in _SPLITS})
     return experiment.client_app
 
 

@@ -153,7 +153,7 @@ class OwnSuperLink:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self._scratch.ends(-process.pid)
+        self._scratch.kill_at_exit(-process.pid)
 
     def _wait_for(self, port: int) -> None:
         deadline = time.monotonic() + _START_S

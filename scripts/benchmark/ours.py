@@ -22,7 +22,7 @@ from fedresearch.federation.rounds import RoundLoop
 from fedresearch.federation.sampling import Sampling, uniform
 from fedresearch.hardware.ordered import OrderedGrid
 from fedresearch.hardware.threads import be_deterministic
-from fedresearch.local.parts import parameters
+from fedresearch.local.state_names import parameters
 from fedresearch.local.train import Task, Trained, train
 from fedresearch.local.update import LocalUpdate
 from fedresearch.runs.directory import History, RunDirectory
@@ -56,9 +56,9 @@ class NullClients(Clients):
         super().__init__(**parts)
         self._parts = parts
 
-    def train_cohort(self, messages: Sequence[Any], contexts: Sequence[Any], trainer: Any) -> list[Any]:
+    def train_clients(self, messages: Sequence[Any], contexts: Sequence[Any], trainer: Any) -> list[Any]:
         """Answer as clients do whose training is one addition."""
-        return super().train_cohort(messages, contexts, _add)
+        return super().train_clients(messages, contexts, _add)
 
     def __reduce__(self) -> tuple[Callable[[], Clients], tuple[()]]:
         return functools.partial(NullClients, **self._parts), ()

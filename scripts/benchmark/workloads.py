@@ -167,7 +167,7 @@ class LazyData:
         x, y = self._few.train_samples(partition_id % 1000)
         return x + (partition_id // 1000) * 1e-6, y
 
-    def of_clients(self) -> "LazyData":
+    def without_test(self) -> "LazyData":
         """Return itself: there is no test split to leave out."""
         return self
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from fedresearch.dotted_keys import ABSENT, leaves
 from fedresearch.errors import InputError
-from fedresearch.runs.comparison import shown
+from fedresearch.runs.comparison import format_value
 from fedresearch.study.report.cells import Cell, Study
 
 
@@ -61,9 +61,9 @@ def baseline(study: Study, text: str, tuned: Sequence[str]) -> Baseline:
     for name in tuned:  # all cells may have chosen the same
         if not any(_is_set(run.record, name) for cell in study.cells for run in cell.runs.values()):
             refuse_constant(study, name)
-    candidates = [cell for cell in study.cells if key in cell.keys and shown(cell.keys[key]) == value]
+    candidates = [cell for cell in study.cells if key in cell.keys and format_value(cell.keys[key]) == value]
     if not candidates:
-        values = dict.fromkeys(shown(cell.keys[key]) for cell in study.cells if key in cell.keys)
+        values = dict.fromkeys(format_value(cell.keys[key]) for cell in study.cells if key in cell.keys)
         raise InputError(f"no run has {text}; try --baseline {key}={' or '.join(values)}")
     of, warnings = {}, []
     for cell in study.cells:
@@ -85,7 +85,7 @@ def baseline(study: Study, text: str, tuned: Sequence[str]) -> Baseline:
 
 def _example(study: Study, text: str) -> str:
     """Return what to type of the cells at hand: the key that has the text as a value, or is named so, or the first."""
-    values = [(key, shown(cell.keys[key])) for key in study.keys for cell in study.cells if key in cell.keys]
+    values = [(key, format_value(cell.keys[key])) for key in study.keys for cell in study.cells if key in cell.keys]
     if not values:
         return "no key varies among these runs"
     likely = [(key, value) for key, value in values if text in (value, key, study.short(key))]

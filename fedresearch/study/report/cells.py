@@ -6,7 +6,7 @@ from typing import Any
 
 from fedresearch.config.schema import GROUPS, counted_hardware, counts, is_seed
 from fedresearch.dotted_keys import as_json, leaves
-from fedresearch.runs.comparison import shown
+from fedresearch.runs.comparison import format_value
 from fedresearch.study.report.load import Run
 
 # Where a group's keys are in the config; the key of its option is the group's name, as on the command line.
@@ -95,7 +95,7 @@ def study(runs: Sequence[Run]) -> Study:
         else:
             replicates[replicate] = run
     for values, replicates in sorted(cells.values(), key=lambda cell: [_order(cell[0].get(key)) for key in keys]):
-        label = ", ".join(f"{result.short(key)}={shown(value)}" for key, value in values.items())
+        label = ", ".join(f"{result.short(key)}={format_value(value)}" for key, value in values.items())
         ordered = dict(sorted(replicates.items(), key=lambda item: (len(item[0]), item[0])))
         label = label or "all runs"
         alike = sum(cell.label.partition(" #")[0] == label for cell in result.cells)  # such as of 1 and "1"
@@ -151,8 +151,8 @@ def _varying_seeds(settings: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _replicate(seeds: Mapping[str, Any]) -> str:
     if list(seeds) == ["seed"]:
-        return shown(seeds["seed"])
-    return " ".join(f"{key}={shown(value)}" for key, value in seeds.items())
+        return format_value(seeds["seed"])
+    return " ".join(f"{key}={format_value(value)}" for key, value in seeds.items())
 
 
 def _standing(run: Run) -> tuple[bool, int, str]:
@@ -163,4 +163,4 @@ def _order(value: Any) -> tuple[int, float, str]:
     """Sort numbers by size, before everything else by its text; a key that is not there comes first."""
     if value is None:
         return 0, 0.0, ""
-    return (1, float(value), "") if isinstance(value, int | float) else (2, 0.0, shown(value))
+    return (1, float(value), "") if isinstance(value, int | float) else (2, 0.0, format_value(value))

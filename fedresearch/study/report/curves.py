@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedresearch.errors import InputError
-from fedresearch.runs.comparison import shown
+from fedresearch.runs.comparison import format_value
 from fedresearch.runs.files import read_bytes
 from fedresearch.study.report.cells import Cell, Study
 from fedresearch.study.report.figures import Curve, Line, Spread
@@ -53,7 +53,7 @@ def sensitivity_lines(study: Study, key: str, selected: Selection, tuned: Sequen
     for cell in study.cells:
         value = cell.keys.get(key)
         if isinstance(value, int | float):
-            others = {study.short(name): shown(other) for name, other in cell.keys.items() if name in apart}
+            others = {study.short(name): format_value(other) for name, other in cell.keys.items() if name in apart}
             label = ", ".join(f"{name}={other}" for name, other in others.items()) or "all runs"
             of = outcome(cell, selected)
             lines.setdefault(label, []).append((float(value), of.mean, of.half_width))

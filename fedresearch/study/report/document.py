@@ -9,7 +9,7 @@ from typing import Any
 
 from fedresearch.dotted_keys import leaves
 from fedresearch.runs.directory import now
-from fedresearch.runs.loaded import USUAL
+from fedresearch.runs.loaded import DEFAULT_METRICS
 from fedresearch.study.report.cells import Cell
 from fedresearch.study.report.curves import drawn, mean_curve, mean_x
 from fedresearch.study.report.load import Column, Run
@@ -20,7 +20,7 @@ from fedresearch.study.report.tables import Table
 def document(made: Report, pictures: Mapping[str, bytes]) -> dict[str, Any]:
     """Return a report, and its figures as PNG by their names, as the page reads them."""
     found = made.study
-    metrics = [made.metric, *(name for name in (*USUAL, "train/loss") if name != made.metric)]
+    metrics = [made.metric, *(name for name in (*DEFAULT_METRICS, "train/loss") if name != made.metric)]
     known = [name for name in metrics if any(name in run.columns for cell in found.cells for run in drawn(cell))]
     return {
         "title": made.title,

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fedresearch.runs.comparison import shown
+from fedresearch.runs.comparison import format_value
 from fedresearch.runs.record import larger_is_better
 from fedresearch.study.report.baseline import Baseline, of_option
 from fedresearch.study.report.cells import Cell, Study
@@ -134,7 +134,7 @@ def key_entries(study: Study, cell: Cell, marks: Mapping[str, str]) -> list[Entr
     entries = []
     for key in study.keys or [""]:
         value = cell.keys.get(key)
-        text = shown(value) if key in cell.keys else "" if key else "all runs"
+        text = format_value(value) if key in cell.keys else "" if key else "all runs"
         entries.append(Entry(text, value if isinstance(value, int | float) else text or None))
     return [Entry(marked(entries[0].text, cell, marks), entries[0].sort), *entries[1:]]
 
@@ -214,7 +214,10 @@ def middle_table(
 def _arm(study: Study, cell: Cell, key: str) -> str:
     others = {name: value for name, value in cell.keys.items() if of_option(name, key)}
     return ", ".join(
-        [shown(cell.keys[key]), *(f"{study.short(name)}={shown(value)}" for name, value in others.items())]
+        [
+            format_value(cell.keys[key]),
+            *(f"{study.short(name)}={format_value(value)}" for name, value in others.items()),
+        ]
     )
 
 
@@ -229,12 +232,12 @@ def pivot(
     caption: str,
 ) -> Table:
     """Return a table with the values of one key down and those of another across; other keys have a column each."""
-    heads = dict.fromkeys(shown(cell.keys[cols]) for cell in study.cells if cols in cell.keys)
+    heads = dict.fromkeys(format_value(cell.keys[cols]) for cell in study.cells if cols in cell.keys)
     lines: dict[tuple[str, ...], dict[str, Cell]] = {}
     for cell in study.cells:
         if rows in cell.keys and cols in cell.keys:
-            line = tuple(shown(cell.keys[key]) if key in cell.keys else "" for key in (*others, rows))
-            lines.setdefault(line, {})[shown(cell.keys[cols])] = cell
+            line = tuple(format_value(cell.keys[key]) if key in cell.keys else "" for key in (*others, rows))
+            lines.setdefault(line, {})[format_value(cell.keys[cols])] = cell
     names = [*map(study.short, others), study.short(rows)]
     body: list[Sequence[Entry]] = []
     records = []

@@ -7,7 +7,7 @@ from itertools import combinations
 from typing import Any
 
 from fedresearch.dotted_keys import as_json
-from fedresearch.runs.loaded import not_the_result
+from fedresearch.runs.loaded import wrong_model_warning
 from fedresearch.study.report.baseline import Baseline
 from fedresearch.study.report.cells import Cell, Study
 from fedresearch.study.report.load import Run
@@ -144,7 +144,7 @@ def _at_target(study: Study) -> Iterator[str]:
 def _no_result(study: Study, metric: str) -> Iterator[str]:
     """Yield a line where a metric is of global models that are not the results of their runs."""
     personal = [cell.label for cell in study.cells if any(run.own_models for run in cell.runs.values())]
-    if line := not_the_result(metric, personal, counted(len(study.cells), "cell")):
+    if line := wrong_model_warning(metric, personal, counted(len(study.cells), "cell")):
         yield line
 
 

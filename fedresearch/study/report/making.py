@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from fedresearch.dotted_keys import leaves
 from fedresearch.errors import InputError
-from fedresearch.runs.comparison import shown
+from fedresearch.runs.comparison import format_value
 from fedresearch.runs.loaded import default_metric
 from fedresearch.runs.record import larger_is_better
 from fedresearch.study.report import figures
@@ -137,7 +137,7 @@ def report(
     most = max(np.nanmax(run.column(metric), initial=-np.inf) for run in runs)
     for target in targets:
         if larger_is_better(metric) and most <= 1 < target:
-            raise InputError(f"no {metric} can be {shown(target)}, the largest is 1; try --targets 0.9")
+            raise InputError(f"no {metric} can be {format_value(target)}, the largest is 1; try --targets 0.9")
     selected = selection(select, metric)
     found = study(runs)
     rows, cols = (key and found.named(key) for key in (rows, cols))
@@ -200,7 +200,7 @@ def _pivots(
             taken = to_target(cell, metric, target, "rounds")
             return Entry(marked(told_duration(taken, AXES["rounds"]), cell, marks), number(taken.median))
 
-        told = shown(target)
+        told = format_value(target)
         caption = f"Rounds until {metric} first reaches {told}, median over seeds (range)."
         yield pivot(found, rows, cols, others, rounds, f"target_{told}_grid", f"Rounds to {told}", caption)
 
@@ -264,8 +264,8 @@ def _heat_maps(
     for cell in found.cells:
         if rows in cell.keys and cols in cell.keys:
             others = {key: value for key, value in cell.keys.items() if key in apart}
-            label = ", ".join(f"{found.short(key)}={shown(value)}" for key, value in others.items())
-            at = (shown(cell.keys[rows]), shown(cell.keys[cols]))
+            label = ", ".join(f"{found.short(key)}={format_value(value)}" for key, value in others.items())
+            at = (format_value(cell.keys[rows]), format_value(cell.keys[cols]))
             grids.setdefault(label, {})[at] = outcome(cell, selected).mean
     for count, (label, grid) in enumerate([*grids.items()][:_MAX_PICTURES], start=1):
         downs, acrosses = (list(dict.fromkeys(at[side] for at in grid)) for side in (0, 1))
@@ -295,7 +295,7 @@ def _of_partition(found: Study, cell: Cell, run: Run, replicate: str) -> Iterato
     """Yield what a partition depends on, of what tells cells apart."""
     for key, value in cell.keys.items():
         if key in _PARTITION or key.startswith(("dataset.", "partitioner.")):
-            yield f"{found.short(key)}={shown(value)}"
+            yield f"{found.short(key)}={format_value(value)}"
     if dict(leaves(run.record["config"])).get("strategy.pooled"):
         yield "pooled"
     yield replicate if "=" in replicate else f"seed {replicate}"

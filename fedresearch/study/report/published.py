@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from fedresearch.config.help_text import CONF
 from fedresearch.config.schema import counts
-from fedresearch.runs.comparison import shown
+from fedresearch.runs.comparison import format_value
 from fedresearch.study.report.cells import Cell, Study
 from fedresearch.study.report.final import marked, outcome
 from fedresearch.study.report.select import selection
@@ -76,7 +76,7 @@ def _value(cell: Cell, key: str) -> str:
     if key not in record["choices"]:
         for name in key.split("."):
             node = node.get(name) if isinstance(node, Mapping) else None
-    return "" if node is None else shown(node)
+    return "" if node is None else format_value(node)
 
 
 def _ours(study: Study, cell: Cell, measure: str, keys: list[str]) -> tuple[float, str]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 
 from rich import filesize
 
-from fedresearch.runs.comparison import shown
+from fedresearch.runs.comparison import format_value
 from fedresearch.runs.record import larger_is_better
 from fedresearch.study.report.baseline import Baseline
 from fedresearch.study.report.cells import Cell, Study
@@ -87,8 +87,8 @@ def target_table(
         records.append(record)
     way = "rises" if larger_is_better(metric) else "falls"
     caption = (
-        f"What it takes until {metric} first {way} to {shown(target)}: the monotone curve, linear between evaluated "
-        "rounds (McMahan et al. 2017); median over seeds (range)."
+        f"What it takes until {metric} first {way} to {format_value(target)}: the monotone curve, linear between "
+        "evaluated rounds (McMahan et al. 2017); median over seeds (range)."
     )
     if any(one.reached < one.total for of in durations.values() for one in of.values()):
         caption += (
@@ -97,4 +97,6 @@ def target_table(
         )
     if compared.text:
         caption += f" Speed-up in {axis_name}: the ratio of the medians to those of {compared.text}."
-    return Table(f"target_{shown(target)}", f"To {metric} {shown(target)}", caption, columns, rows, records)
+    return Table(
+        f"target_{format_value(target)}", f"To {metric} {format_value(target)}", caption, columns, rows, records
+    )

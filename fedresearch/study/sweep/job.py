@@ -8,7 +8,7 @@ from fedresearch.config import report_error
 from fedresearch.errors import InputError, named
 from fedresearch.masking import masked
 from fedresearch.runs.directory import Unwritable, write_whole
-from fedresearch.runs.loaded import PERSONAL, load
+from fedresearch.runs.loaded import PERSONAL_METRICS, load
 from fedresearch.runs.record import FINAL, REFUSED, Busy, read_record, read_run, state_of
 
 # The first of these that a job has; test data choose nothing.
@@ -81,7 +81,7 @@ def objective(directory: Path) -> float | None:
     if state_of(directory) != "finished":
         return None
     record, rows = read_run(directory)
-    for column in PERSONAL if record.get("own_models") else _OBJECTIVES:
+    for column in PERSONAL_METRICS if record.get("own_models") else _OBJECTIVES:
         values = [row[column] for row in rows if row.get(column) is not None]
         if values:
             return float(values[-1])

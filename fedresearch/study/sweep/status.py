@@ -12,7 +12,7 @@ from rich.table import Table
 
 from fedresearch.errors import InputError, printable
 from fedresearch.runs.files import read_bytes
-from fedresearch.runs.loaded import default_metric, load, not_the_result
+from fedresearch.runs.loaded import default_metric, load, wrong_model_warning
 from fedresearch.runs.record import RECORD, REFUSED
 
 _MAX_LIST_BYTES = 64_000_000
@@ -52,7 +52,7 @@ def show(directory: Path) -> bool:
         states = _counts(load(job)[0].state for _, job in listed(sweep))
         print(printable(f"{sweep} is a sweep of its own: {states}"), flush=True)
     personal = [name for (run, _), name in zip(loaded, names, strict=True) if run.own_models]
-    if line := not_the_result(metric, personal, f"{len(loaded)} jobs"):
+    if line := wrong_model_warning(metric, personal, f"{len(loaded)} jobs"):
         print(printable(f"warning: {line}"), flush=True)
     for run, _ in loaded:
         if run.error:

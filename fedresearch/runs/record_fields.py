@@ -60,8 +60,13 @@ def _resumption(value: Any) -> bool:
 
 
 # What it takes to run a run again, and to resume it.
-TYPED = ("overrides", "config_dirs", "working_directory")
-BEGUN = (*TYPED, "id", "started", *(f"{of}_sha256" for of in ("partition", "validation", "initial_model", "sampling")))
+NEEDED_TO_RERUN = ("overrides", "config_dirs", "working_directory")
+NEEDED_TO_RESUME = (
+    *NEEDED_TO_RERUN,
+    "id",
+    "started",
+    *(f"{of}_sha256" for of in ("partition", "validation", "initial_model", "sampling")),
+)
 
 
 # Of the config, what is read of any run.
@@ -72,7 +77,7 @@ _CONFIG: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def odd_field(record: Mapping[str, Any], *needed: str) -> str | None:
+def invalid_field(record: Mapping[str, Any], *needed: str) -> str | None:
     """Return the first field of a record that is missing, or of another kind than a run's; None where all are right."""
     for name, holds in _KNOWN.items():
         if (name in record or name in (*_NEEDED, *needed)) and not (name in record and holds(record[name])):
@@ -84,7 +89,7 @@ def odd_field(record: Mapping[str, Any], *needed: str) -> str | None:
     return None
 
 
-def refuse_odd(where: Any, record: Mapping[str, Any], *needed: str) -> None:
+def refuse_invalid_fields(where: Any, record: Mapping[str, Any], *needed: str) -> None:
     """Refuse a record that no run has.
 
     Parameters
@@ -101,6 +106,6 @@ def refuse_odd(where: Any, record: Mapping[str, Any], *needed: str) -> None:
     InputError
         With the first field that is missing, or of another kind.
     """
-    odd = odd_field(record, *needed)
+    odd = invalid_field(record, *needed)
     if odd is not None:
         raise InputError(f"{where} is no record of a run: {odd} is missing, or not what a run writes")

@@ -26,7 +26,7 @@ _COPIES = 4
 _LARGEST_CHUNK = 64
 
 
-class CohortTrainer:
+class StackedTrainer:
     """Trains tasks in chunks of a fixed number of clients, longest first.
 
     Shapes are fixed, so that a client's result does not depend on who else is in its chunk: short batches and short
@@ -99,7 +99,9 @@ class CohortTrainer:
         x, y, starts = pool
         lr = torch.tensor(first.config["lr"], dtype=dtype, device=x.device)
         total = torch.zeros(chunk, dtype=torch.float64, device=x.device)
-        works = {number: work.of(stage) for number, stage in enumerate(first.stages) if stage.trained & params.keys()}
+        works = {
+            number: work.for_stage(stage) for number, stage in enumerate(first.stages) if stage.trained & params.keys()
+        }
         batches, lengths = _draw(tasks, starts, chunk, list(works.values()), self._largest)
         for number, index in zip(works, batches, strict=True):
             names = [name for name in params if name in first.stages[number].trained]
