@@ -84,7 +84,9 @@ def run_module(end: float, *arguments: str) -> None:
                 process.wait()
         if process.returncode:
             log.seek(0)
-            raise RuntimeError(f"{' '.join(arguments)} {how}:\n{log.read()[-3000:]}")
+            printed = log.read()[-3000:]
+            last = (printed.strip() or "nothing printed").splitlines()[-1]
+            raise RuntimeError(f"{how}: {last}\n{' '.join(arguments)}\n{printed}")
 
 
 def rows_of(run: Path) -> list[dict[str, Any]]:

@@ -256,6 +256,15 @@ def test_the_optimizers_state_must_be_tensors():
         optimize(lambda params: Counting(params, lr=0.1), {"w": param}, {"w": torch.ones(3)}, {}, torch.tensor(0.1))
 
 
+@pytest.mark.parametrize(
+    "option", [["optimizer=sgd", "optimizer.momentum=0.9"], ["optimizer=adam"], ["optimizer=adagrad"]], ids=" ".join
+)
+def test_torchs_multi_tensor_kernels_change_nothing(run, option):
+    """They are what an optimizer uses on a GPU, unless it is given another choice."""
+    plain, multi = (run(*EAGER, *option, f"++optimizer.foreach={foreach}") for foreach in ("null", "true"))
+    assert plain.numbers() == multi.numbers()
+
+
 @pytest.mark.parametrize("model", ["resnet18", "logistic"])
 def test_convolutions_are_said_to_be_faster_on_cpu(compose, caplog, model):
     with caplog.at_level("WARNING", "fedresearch"):

@@ -110,7 +110,8 @@ def optimize(make_optimizer: MakeOptimizer, params: Tensors, gradients: Tensors,
         optimizer = make_optimizer(list(params.values()))
         optimizer.state.update({params[name]: dict(entries) for name, entries in state.items()})
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            # By one tensor at a time: torch's multi-tensor kernels, its default on a GPU, take no lr that is a tensor.
+            group |= {"lr": lr, "foreach": False, "fused": False}
         with _TensorsForNumbers():
             optimizer.step()
     finally:
