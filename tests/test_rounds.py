@@ -17,7 +17,7 @@ from fedresearch.errors import InputError
 from fedresearch.federation.client_app import Clients
 from fedresearch.federation.cohort_grid import CohortGrid
 from fedresearch.federation.measures import measure_clients, measure_updates
-from fedresearch.federation.records import cast_like, flatten, sha256
+from fedresearch.federation.records import array_record, cast_like, flatten, sha256, view
 from fedresearch.federation.sampling import Sampling, uniform
 from fedresearch.hardware.in_process import InProcessGrid
 
@@ -36,6 +36,20 @@ def test_arrays_come_back_in_their_own_dtypes():
     assert {k: v.numpy().dtype.name for k, v in after.items()} == {"w": "float32", "count": "int64", "half": "float16"}
     assert after["count"].numpy() == 4
     assert after["count"].numpy().shape == ()
+    assert after["w"].numpy().tolist() == [0.25, 0.25]
+
+
+def test_an_array_that_has_its_dtype_is_shared_and_cannot_be_written():
+    before = array_record({"w": np.zeros(2, np.float32), "count": np.array(3)})
+    averaged = array_record({"w": np.full(2, 0.25, np.float32), "count": np.array(3.6)})
+    after = cast_like(averaged, before)
+    assert after["w"] is averaged["w"]
+    assert after["count"].numpy() == 4
+    for written in (after["w"].numpy(), after.to_torch_state_dict()["w"]):  # copies, as Flower's are
+        written[0] = 1
+    with pytest.raises(ValueError, match="read-only"):
+        view(after["w"])[0] = 1
+    averaged["w"] = averaged["count"]  # a strategy may write into the record that it returned
     assert after["w"].numpy().tolist() == [0.25, 0.25]
 
 

@@ -237,7 +237,7 @@ def test_what_the_server_refuses_is_in_its_log_as_it_is_told_elsewhere(compose, 
     """From where whoever submitted it takes it, as the test above shows."""
     refused = ["dataset=mnist", "dataset.root=nowhere", "hardware=superlink"]
     request = RunRequest(*compose(*SHORT, *refused), tmp_path / "d", refused, ["fedresearch"], [])
-    nodes = SimpleNamespace(meet=lambda: None, num_supernodes=None, timeout_s=None)
+    nodes = SimpleNamespace(query_new_nodes=lambda: None, num_supernodes=None, timeout_s=None)
     monkeypatch.setattr(superlink_apps, "NodeGrid", lambda grid: nodes)
     monkeypatch.setattr(superlink_apps, "_one_thread", lambda: None)
     context = Context(1, 0, {}, RecordDict(), {"experiment": request.dumps()})

@@ -89,18 +89,21 @@ def number(record: MetricRecord | ConfigRecord, key: str) -> int | float:
 
 
 def cast_like(arrays: ArrayRecord, reference: ArrayRecord) -> ArrayRecord:
-    """Return the arrays in the dtypes of another record's; integers are rounded to the nearest.
+    """Return a record of the arrays in the dtypes of another record's; integers are rounded to the nearest.
 
-    Flower's averages turn the integer buffers of BatchNorm into floats, and some strategies promote float32.
+    Flower's averages turn the integer buffers of BatchNorm into floats, and some strategies promote float32. A
+    ``HeldArray`` that has its dtype is shared and not copied, for nobody can write into it.
     """
-    cast = {}
+    cast = ArrayRecord()
     for name, array in arrays.items():
-        value = view(array)
         dtype = np.dtype(reference[name].dtype)
-        cast[name] = (
-            value if value.dtype == dtype else np.asarray(np.rint(value) if dtype.kind in "iu" else value, dtype)
-        )
-    return array_record(cast)
+        if isinstance(array, HeldArray) and array.held.dtype == dtype:
+            cast[name] = array
+            continue
+        value = view(array)
+        is_rounded = value.dtype != dtype and dtype.kind in "iu"
+        cast[name] = HeldArray(np.asarray(np.rint(value) if is_rounded else value, dtype))
+    return cast
 
 
 def sha256(arrays: ArrayRecord) -> str:
