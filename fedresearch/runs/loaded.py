@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fedresearch.errors import InputError
+from fedresearch.runs.columns import larger_is_better
 from fedresearch.runs.files import read_bytes
 from fedresearch.runs.record import RECORD, REFUSED, Row, read_run, state_of, state_of_record
 from fedresearch.runs.record_fields import refuse_invalid_fields
@@ -97,7 +98,7 @@ def wrong_model_warning(metric: str, personal: Sequence[str], of: str) -> str:
     """
     if not personal or not metric.startswith(("eval/", "clients/")):
         return ""
-    measure = "eval_acc" if "acc" in metric else "eval_loss"
+    measure = "eval_acc" if larger_is_better(metric) else "eval_loss"
     return (
         f"{metric} is of the global model, and in {len(personal)} of {of}, such as {personal[0]}, the clients' own "
         f"models are the result: compare personal/{measure} of these with clients/{measure} of the others"
