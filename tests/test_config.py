@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from fedresearch.config import explain, explain_composition
+from fedresearch.config import explain, explain_composition, runs_elsewhere
 from fedresearch.errors import InputError
 from tests import warm
 
@@ -348,6 +348,11 @@ def test_sizes_beyond_any_machine_are_refused(compose, words):
 def test_a_superlink_of_too_many_processes_is_refused(compose):
     with pytest.raises(InputError, match=r"at most 1,000, got federation.num_supernodes=100000; try hardware=workers"):
         compose("hardware=superlink", "federation.num_supernodes=100000")
+
+
+def test_hardware_runs_the_whole_experiment_only_where_it_declares_so(compose):
+    assert runs_elsewhere(compose("hardware=superlink")[0])
+    assert not runs_elsewhere(compose("+hardware.root_certificates=ca.pem")[0])
 
 
 def test_an_option_may_be_in_a_folder_of_its_group(compose, tmp_path):

@@ -267,6 +267,8 @@ RULES = (
     Rule("strategy.client.head_epochs", _or_null(_integer(1)), "an integer >= 1, or null", "10"),
     Rule("strategy.client.finetune_epochs", _or_null(_integer(1)), "an integer >= 1, or null", "5"),
     Rule("strategy.client.personal_epochs", _or_null(_integer(1)), "an integer >= 1, or null", "5"),
+    Rule("hardware.declares", lambda v: isinstance(v, dict), "a section of runs", "{runs:client_app}"),
+    Rule("hardware.declares.runs", _one_of("client_app", "experiment"), "client_app or experiment", "client_app"),
     Rule("hardware.chunk", lambda v: v == "auto" or _up_to(4096)(v), "an integer from 1 to 4096, or auto", "10"),
     Rule("hardware.workers", lambda v: v == "auto" or _up_to(1024)(v), "an integer from 1 to 1024, or auto", "2"),
     Rule("hardware.threads", _up_to(1024), "an integer from 1 to 1024", "1"),

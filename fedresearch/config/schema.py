@@ -149,8 +149,8 @@ def from_plain(plain: Mapping[str, Any]) -> Config:
 
 
 def runs_elsewhere(config: Config) -> bool:
-    """Return whether the hardware is a SuperLink, which is given the whole run and not its clients alone."""
-    return "root_certificates" in config.hardware
+    """Return whether the hardware runs the whole experiment, as a SuperLink does, and not its clients alone."""
+    return bool(config.hardware.get("declares", {}).get("runs") == "experiment")
 
 
 def digest(config: Config, *, seeds: bool = True) -> str:

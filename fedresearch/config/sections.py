@@ -32,10 +32,13 @@ NEEDED = (
     "strategy.buffers",
     "strategy.pooled",
 )
+# What options declare in these keys is for the checks, and no argument of what is built.
+DECLARATIONS = ("declares", "requires")
 # The sections that nothing is built from: any other key in them would be read by nobody.
 READ = {
     "dataset.declares": ("input", "input_shape", "num_classes", "columns"),
     "model.requires": ("input", "min_side", "usual_side"),
+    "hardware.declares": ("runs",),
     "strategy": ("weighted_by", "buffers", "pooled", "min_cohort", "trim", "server", "client"),
 }
 _FROM_PARTS = {"strategy": ", as `defaults: [_cohort, _self_]` does"}

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import hydra.utils
 from hydra.errors import InstantiationException
 
+from fedresearch.config.sections import DECLARATIONS
 from fedresearch.errors import InputError, named, one_line
 
 T = TypeVar("T")
@@ -82,7 +83,7 @@ class Builder:
         group : str
             The config group.
         what : mapping or callable
-            The node, with arguments; or what :meth:`partial` returned, or a method of what was built.
+            The node, whose declarations are left out; or what :meth:`partial` returned, or a method of what was built.
         kind : type
             The type that the object must have.
         key : str
@@ -129,7 +130,8 @@ class Builder:
             if key in node:
                 raise InputError(f"{self._option(group)}: {key} cannot be set, the run gives it; remove {key}")
         try:
-            made = hydra.utils.instantiate({**node, "_partial_": True}, _convert_="all")
+            arguments = {key: value for key, value in node.items() if key not in DECLARATIONS}
+            made = hydra.utils.instantiate({**arguments, "_partial_": True}, _convert_="all")
         except InstantiationException as error:
             cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
             if isinstance(cause, ImportError) and (target := re.match("Error loading '(.*?)'", str(cause))):

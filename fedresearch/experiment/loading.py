@@ -22,11 +22,9 @@ def load_source(config: Config, choices: Mapping[str, str | None], builder: Buil
     InputError
         If it cannot be loaded, or differs from its declaration.
     """
-    options = dict(config.dataset)
-    declared = options.pop("declares")
     with seeded_generators(derive_seed(config.seed, "dataset")):
-        source = builder.build("dataset", options, Source)
-    check_source(source, declared, str(choices["dataset"]))
+        source = builder.build("dataset", config.dataset, Source)
+    check_source(source, config.dataset["declares"], str(choices["dataset"]))
     return source
 
 

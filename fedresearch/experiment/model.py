@@ -33,13 +33,8 @@ CLIENTS = {MODEL: "clients.safetensors", BEST: "best_clients.safetensors"}
 def build_model(config: Config, choices: Mapping[str, str | None]) -> Module:
     """Build the model for the dataset's declared shape and classes; with dtype float64, all its floats are that."""
     declared = config.dataset["declares"]
-    model = Builder(choices).build(
-        "model",
-        {key: value for key, value in config.model.items() if key != "requires"},
-        Module,
-        input_shape=tuple(declared["input_shape"]),
-        num_classes=declared["num_classes"],
-    )
+    given = {"input_shape": tuple(declared["input_shape"]), "num_classes": declared["num_classes"]}
+    model = Builder(choices).build("model", config.model, Module, **given)
     if config.strategy["buffers"] == "drop":
         forget_statistics(model)
     return model.double() if config.dtype == "float64" else model

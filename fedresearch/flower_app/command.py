@@ -1,20 +1,20 @@
 """The command ``fedresearch app PATH``, which runs any Flower app instead of ``flwr run PATH``."""
 
-import importlib
 import logging
 import shlex
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from omegaconf import OmegaConf
+
+from fedresearch.config.help_text import CONF
 from fedresearch.errors import InputError
 from fedresearch.flower_app.pyproject import MOST_SUPERNODES, AppFolder, node_config, run_config
 
 NUM_SUPERNODES = 10
-
-_GRIDS = {"cpu": "in_process.InProcessGrid", "workers": "workers.WorkerGrid", "ray": "ray.RayGrid"}
 
 _NOTES = """\
 The app runs unmodified, from its folder as it is: nothing is copied or installed. The working directory stays the one
@@ -37,24 +37,26 @@ def run(options: Namespace) -> None:
     num_supernodes = options.num_supernodes or folder.num_supernodes or NUM_SUPERNODES
     if options.workers and options.hardware != "workers":
         raise InputError(f"--workers is not for --hardware {options.hardware}; try --hardware workers")
-    where = {"workers": options.workers} if options.workers else {}
+    node = _hardware()[options.hardware] | ({"workers": options.workers} if options.workers else {})
 
     # Only now: torch and Flower take seconds to import.
     from flwr.app import Context, RecordDict
     from flwr.serverapp import ServerApp
 
+    from fedresearch.experiment.builder import Builder
     from fedresearch.federation import flower
     from fedresearch.federation.generators import seeded_generators
     from fedresearch.flower_app.folder import FolderApp, FolderGrid, load_app
+    from fedresearch.hardware.ordered import OrderedGrid
     from fedresearch.seeding import derive_seed
 
     flower.check_version()
     flower.quieten(logging.DEBUG)
-    module, _, name = _GRIDS[options.hardware].partition(".")
-    make_grid = getattr(importlib.import_module(f"fedresearch.hardware.{module}"), name)
     client_app = FolderApp(folder.path, folder.clientapp, options.seed, nodes)
-    opened = make_grid(client_app, num_supernodes, run_config=config, **where)
-    client_app.load()  # what is wrong with it is told here, and not by each client
+    opened = Builder({"hardware": options.hardware}).build(
+        "hardware", node, OrderedGrid, client_app=client_app, num_supernodes=num_supernodes, run_config=config
+    )
+    client_app.load()  # a mistake in it is reported here, and not by each client
     server_app = load_app(folder.path, folder.serverapp, options.seed, ServerApp)
     with opened as grid, seeded_generators(derive_seed(options.seed, "server-app")):
         server_app(
@@ -105,10 +107,18 @@ def _parser() -> ArgumentParser:
         metavar="N",
         help=f"clients; else those of the default federation in pyproject.toml, else {NUM_SUPERNODES}",
     )
-    add("--hardware", choices=_GRIDS, default="cpu", help="one client after another; on all cores; on a Ray cluster")
+    add("--hardware", choices=_hardware(), default="cpu", help="where the clients run; fedresearch --help describes it")
     add("--workers", type=_positive, metavar="N", help="processes of --hardware workers; else the cores")
     add("--seed", type=int, default=0, help="what every draw follows from; else 0")
     return parser
+
+
+def _hardware() -> dict[str, dict[str, Any]]:
+    """Return the options of conf/hardware that run any ClientApp, and their nodes."""
+    nodes: dict[str, Any] = {
+        path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in sorted(CONF.glob("hardware/[!_]*.yaml"))
+    }
+    return {name: node for name, node in nodes.items() if node.get("declares", {}).get("runs") == "client_app"}
 
 
 def _num_supernodes(text: str) -> int:
