@@ -496,3 +496,45 @@ def test_digest_counts_what_determines_the_numbers(compose):
     cube = [compose("dataset=fcube", f"seed={seed}", "dataset.seed=${seed}")[0] for seed in (1, 2)]
     assert digest(cube[0]) != digest(cube[1])
     assert digest(cube[0], seeds=False) == digest(cube[1], seeds=False)
+
+
+OWN = {
+    "strategy": (
+        "defaults: [_cohort, _self_]\nserver: {_target_: mine.Mine, alpha: -5, num_malicious_nodes: 1}",
+        ["strategy.server.num_malicious_nodes=-1", "strategy.server.fraction_train=0.5"],
+    ),
+    "dataset": (
+        "defaults: [_hub, _self_]\nname: me/mine\nalpha: -1\nmean: [0.5]\nstd: [0.5]\n"
+        "declares: {input: image, input_shape: [1, 8, 8], num_classes: 10, columns: [label]}",
+        ["dataset.path=3", "dataset.declares.num_classes=0"],
+    ),
+    "partitioner": (
+        "_target_: mine.Partitioner\nnum_partitions: ${federation.num_supernodes}\nalpha: -1\npartition_sizes: all",
+        ["partitioner.num_partitions=0"],
+    ),
+    "optimizer": ("_target_: mine.SGD\nlr: 0.1\nmomentum: 2\nnesterov: true", ["optimizer.lr=0"]),
+    "schedule": ("# @package optimizer.schedule\n_target_: mine.schedule\nmin_lr: [9]", []),
+    "sampling": ("_target_: mine.draw\npartition_ids: everyone", []),
+    "hardware": ("_target_: mine.Grid\nworkers: -1\ntimeout_s: never\ndevice: cpu", ["hardware.device=tpu"]),
+    "tracker": ("_target_: mine.Tracker\nmode: loud\nproject: a/b", []),
+}
+
+
+@pytest.mark.parametrize("group", OWN)
+def test_an_option_of_ones_own_has_none_of_our_options_ranges(compose, tmp_path, group):
+    text, refused = OWN[group]
+    (tmp_path / group).mkdir()
+    (tmp_path / group / "mine.yaml").write_text(text)
+    assert compose(f"{group}=mine", config_dir=tmp_path)
+    for word in refused:  # what every option of the group, or a part that it takes in, is held to
+        with pytest.raises(InputError, match=rf"^{word.partition('=')[0]} must be "):
+            compose(f"{group}=mine", word, config_dir=tmp_path)
+
+
+def test_an_option_that_takes_in_one_of_ours_has_its_ranges(compose, tmp_path):
+    (tmp_path / "strategy").mkdir()
+    (tmp_path / "strategy" / "mine.yaml").write_text("defaults: [feddyn, _self_]\nserver: {alpha: 0.1}")
+    line = r"^strategy\.server\.alpha must be > 0 and below 1e38, got -5; try strategy\.server\.alpha=0\.01$"
+    for option in ("mine", "feddyn"):
+        with pytest.raises(InputError, match=line):
+            compose(f"strategy={option}", "strategy.server.alpha=-5", config_dir=tmp_path)

@@ -10,9 +10,9 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from fedresearch.config.help_text import CONF
+from fedresearch.config.options import our_keys
 from fedresearch.config.rules import RULES
 from fedresearch.config.schema import GROUPS
-from fedresearch.config.suggest import _keys_of
 from fedresearch.errors import InputError
 from tests.conftest import LONG
 from tests.test_config import command
@@ -59,9 +59,8 @@ SOME = 3
 def of_rules():
     options = {}
     for path in sorted(CONF.glob("*/[!_]*.yaml")):
-        section = {"schedule": "optimizer.schedule"}.get(path.parent.name, path.parent.name)
-        for key in _keys_of(path):
-            options.setdefault(f"{section}.{key}", [f"{path.parent.name}={path.stem}"])
+        for key in our_keys(f"{path.parent.name}/{path.stem}") if path.parent.name in GROUPS else ():
+            options.setdefault(key, [f"{path.parent.name}={path.stem}"])
     for number, (key, rules) in enumerate(
         itertools.groupby(sorted(RULES, key=lambda rule: rule.key), lambda rule: rule.key)
     ):

@@ -3,9 +3,10 @@
 import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict
+from typing import Any
 
 from fedresearch.config.cohorts import check_cohort
-from fedresearch.config.rules import RULES, as_written, rules_of_wrapped
+from fedresearch.config.rules import RULES, SHARED, as_written, rules_of_wrapped
 from fedresearch.config.schema import Config, runs_elsewhere
 from fedresearch.config.sections import check_sections, values_at
 from fedresearch.dotted_keys import leaves
@@ -14,7 +15,9 @@ from fedresearch.errors import InputError
 _MAX_SUPERNODES = 1000  # on one machine; each takes some 100 MB
 
 
-def check(config: Config, choices: Mapping[str, str | None], following: Collection[str] = ()) -> None:
+def check(
+    config: Config, choices: Mapping[str, str | None], ours: Collection[str], following: Collection[str] = ()
+) -> None:
     """Hold a config to its rules.
 
     Parameters
@@ -23,6 +26,8 @@ def check(config: Config, choices: Mapping[str, str | None], following: Collecti
         The experiment.
     choices : dict
         Group to chosen option, for the messages.
+    ours : collection of str
+        Keys that the options have from ``conf/``: only these are held to the ranges of its options.
     following : collection of str
         Keys that have the values of others, which are refused in their place.
 
@@ -32,7 +37,11 @@ def check(config: Config, choices: Mapping[str, str | None], following: Collecti
         With one line for each thing that is wrong.
     """
     plain = asdict(config)
-    rules = [*RULES, *rules_of_wrapped(next(values_at(plain, "strategy.server"), None))]
+    held = {*(rule.key for rule in SHARED), *ours}
+    rules = [
+        *(rule for rule in RULES if rule.key in held),
+        *rules_of_wrapped(next(values_at(plain, "strategy.server"), None)),
+    ]
     lines = check_sections(plain, choices)
     broken = [(rule, value) for rule in rules for value in values_at(plain, rule.key) if not rule.holds(value)]
     broken = [(rule, value) for rule, value in broken if rule.key not in following] or broken
@@ -44,12 +53,13 @@ def check(config: Config, choices: Mapping[str, str | None], following: Collecti
         if key not in refused and not _is_finite(value)
     ]
     # Values that are wrong alone are told alone: what follows takes each value for a possible one.
-    lines = lines or [*_cross_check(config, choices)]
+    lines = lines or [*_cross_check(config, choices, {key: value for key, value in leaves(plain) if key in ours})]
     if lines:
         raise InputError(*lines)
 
 
-def _cross_check(config: Config, choices: Mapping[str, str | None]) -> Iterator[str]:
+def _cross_check(config: Config, choices: Mapping[str, str | None], ours: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what does not fit together; of the options' own arguments, only those of ``ours`` are understood."""
     federation, local, validation = config.federation, config.local, config.validation
     if (local.epochs is None) == (local.steps is None):
         both = "both null" if local.epochs is None else f"{local.epochs} and {local.steps}"
@@ -64,8 +74,8 @@ def _cross_check(config: Config, choices: Mapping[str, str | None]) -> Iterator[
         )
     if federation.target_accuracy is not None:
         yield from _check_target(config, choices)
-    yield from _check_partitions(config, choices)
-    yield from check_cohort(config)
+    yield from _check_partitions(config, choices, ours)
+    yield from check_cohort(config, ours.get("sampling.partition_ids"))
     weighted_by = config.strategy["weighted_by"]
     if config.strategy["server"].get("weighted_by_key", weighted_by) != weighted_by:
         yield (
@@ -91,11 +101,10 @@ def _cross_check(config: Config, choices: Mapping[str, str | None]) -> Iterator[
         )
     if runs_elsewhere(config):
         yield from _check_superlink(config)
-    if config.optimizer.get("nesterov") and not config.optimizer.get("momentum"):
+    if ours.get("optimizer.nesterov") and not ours.get("optimizer.momentum"):
         yield "optimizer.nesterov=true needs momentum, got optimizer.momentum=0; try optimizer.momentum=0.9"
-    min_lr, lr = config.optimizer["schedule"].get("min_lr", 0), config.optimizer["lr"]
-    if min_lr > lr:
-        key = "optimizer.schedule.min_lr"
+    key, lr = "optimizer.schedule.min_lr", config.optimizer["lr"]
+    if (min_lr := ours.get(key, 0)) > lr:
         yield f"{key} must be at most optimizer.lr={lr}, got {min_lr}; try {key}=0"
 
 
@@ -132,7 +141,7 @@ def _check_superlink(config: Config) -> Iterator[str]:
         )
 
 
-def _check_partitions(config: Config, choices: Mapping[str, str | None]) -> Iterator[str]:
+def _check_partitions(config: Config, choices: Mapping[str, str | None], ours: Mapping[str, Any]) -> Iterator[str]:
     partitioner, num_supernodes = config.partitioner, config.federation.num_supernodes
     declares = config.dataset["declares"]
     columns = declares["columns"]
@@ -155,18 +164,18 @@ def _check_partitions(config: Config, choices: Mapping[str, str | None]) -> Iter
             f"federation.num_supernodes={num_supernodes} is more than the {num_partitions} partitions made; "
             f"try federation.num_supernodes={num_partitions}"
         )
-    sizes = partitioner.get("partition_sizes")
+    sizes = ours.get("partitioner.partition_sizes")
     if sizes and num_supernodes is not None and num_supernodes > len(sizes):
         yield (
             f"federation.num_supernodes={num_supernodes} is more than the {len(sizes)} partitions in "
             f"partitioner.partition_sizes; try federation.num_supernodes=null"
         )
-    for key in ("num_classes_per_partition", "num_unique_labels_per_partition"):
+    for key in ("partitioner.num_classes_per_partition", "partitioner.num_unique_labels_per_partition"):
         # How many natural ids there are is known when the data are.
-        if by == "label" and partitioner.get(key, 0) > declares["num_classes"]:
+        if by == "label" and ours.get(key, 0) > declares["num_classes"]:
             yield (
-                f"partitioner.{key}={partitioner[key]} is more than the {declares['num_classes']} classes of "
-                f"dataset={choices['dataset']}; try partitioner.{key}=2"
+                f"{key}={ours[key]} is more than the {declares['num_classes']} classes of "
+                f"dataset={choices['dataset']}; try {key}=2"
             )
 
 

@@ -1,7 +1,7 @@
 """How many clients a round has, and how many the strategy's rule needs."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fedresearch.config.schema import Config
@@ -63,14 +63,22 @@ def unprotected(strategy: Mapping[str, Any], option: str | None) -> Iterator[str
         )
 
 
-def check_cohort(config: Config) -> Iterator[str]:
-    """Hold a strategy's rule to the clients of a round, as far as they are known before the data are."""
+def check_cohort(config: Config, fixed: Sequence[int] | None) -> Iterator[str]:
+    """Hold a strategy's rule to the clients of a round, as far as they are known before the data are.
+
+    Parameters
+    ----------
+    config : Config
+        The experiment.
+    fixed : sequence of int or None
+        The partition ids of ``sampling=fixed``; None: another sampling.
+    """
     federation, strategy = config.federation, config.strategy
     more = "federation.fraction_train=1"
     if strategy["pooled"]:
         num_clients, which, more = 1, "strategy.pooled", "strategy.pooled=false"
-    elif "partition_ids" in config.sampling:
-        num_clients, which = len(set(config.sampling["partition_ids"])), "sampling.partition_ids"
+    elif fixed is not None:
+        num_clients, which = len(set(fixed)), "sampling.partition_ids"
         more = "more of them"
     elif federation.num_supernodes is not None:
         num_clients = cohort_size(federation.num_supernodes, federation.fraction_train)

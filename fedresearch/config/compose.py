@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf, grammar_parser
 from omegaconf.errors import GrammarParseError
 
 from fedresearch.config.check import check
+from fedresearch.config.options import our_keys
 from fedresearch.config.resolvers import register, without_hydra
 from fedresearch.config.rules import as_written
 from fedresearch.config.schema import GROUPS, Config, parse, refuse_added
@@ -88,7 +89,10 @@ def checked(composed: DictConfig, hydra: Any) -> tuple[Config, dict[str, str | N
     config = parse(composed)
     choices = {group: option for group, option in hydra.runtime.choices.items() if "/" not in group}
     plain: Any = OmegaConf.to_container(composed, resolve=False)
-    check(config, choices, {key for key, value in leaves(plain) if isinstance(value, str) and "${" in value})
+    sources = hydra.runtime.config_sources
+    folders = tuple(Path(source.path) for source in sources if source["schema"] == "file")
+    ours = {key for group in GROUPS for key in our_keys(f"{group}/{choices.get(group)}", folders)}
+    check(config, choices, ours, {key for key, value in leaves(plain) if isinstance(value, str) and "${" in value})
     return config, choices
 
 

@@ -122,8 +122,8 @@ _OF_COHORTS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("min_available_nodes", _up_to(1), "1 (see federation.fraction_train and sampling)"),
 )
 
-# A rule applies where its key exists: an option that takes an argument of that name is held to it.
-RULES = (
+# A rule applies where its key exists. These hold for every experiment, whatever its options.
+SHARED = (
     Rule("seed", _integer(0), "an integer >= 0", "0"),
     Rule("name", _or_empty(_name(128)), "a text of 1 to 128 characters, or null", "lr-0.1"),
     Rule("dtype", _one_of("float32", "float64"), "float32 or float64", "float32"),
@@ -147,7 +147,6 @@ RULES = (
     Rule("local.keep_optimizer_state", _boolean, "true or false", "false"),
     Rule("validation.fraction", _real(lambda v: 0 <= v < 1), "in [0, 1)", "0.2"),
     Rule("validation.seed", _or_null(_integer(0)), "an integer >= 0, or null", "42"),
-    Rule("dataset.seed", _integer(0), "an integer >= 0", "0"),
     Rule("dataset.declares.input", _one_of(*INPUTS), "image, vector or tokens", "image"),
     Rule("dataset.declares.input_shape", _each(_integer(1)), "a list of integers >= 1", "[1,28,28]"),
     Rule("dataset.declares.num_classes", _integer(1), "an integer >= 1", "10"),
@@ -157,6 +156,44 @@ RULES = (
         "a list of label and natural_id",
         "[label]",
     ),
+    Rule("partitioner.seed", _or_null(_integer(0)), "an integer >= 0, or null", "42"),
+    Rule("partitioner.num_partitions", _or_null(_integer(1)), "an integer >= 1", "10"),
+    Rule(
+        "model.requires", lambda v: isinstance(v, dict), "a section of input, min_side, usual_side", "{input:[image]}"
+    ),
+    Rule("model.requires.input", _each(_one_of(*INPUTS)), "a list of image, vector and tokens", "[image]"),
+    Rule("model.requires.min_side", _integer(1), "an integer >= 1", "16"),
+    Rule("model.requires.usual_side", _integer(1), "an integer >= 1", "32"),
+    Rule("optimizer.lr", _positive, "> 0 and below 1e38", "0.1"),
+    *(Rule(f"strategy.server.{key}", holds, allowed, "1") for key, holds, allowed in _OF_COHORTS),
+    Rule("strategy.weighted_by", _one_of("num-examples", "uniform"), "num-examples or uniform", "num-examples"),
+    Rule(
+        "strategy.buffers",
+        _one_of("average", "median", "rule", "local", "drop"),
+        "average, median, rule, local or drop",
+        "average",
+    ),
+    Rule("strategy.pooled", _boolean, "true or false", "false"),
+    Rule("strategy.trim", _real(lambda v: 0 <= v < 0.5), "in [0, 0.5)", "0.2"),
+    Rule(
+        "strategy.min_cohort",
+        lambda v: _each(_integer(0))(v) and len(v) == 2,
+        "two integers >= 0 (a and b of a * num_malicious_nodes + b)",
+        "[2,3]",
+    ),
+    Rule("strategy.server.arrayrecord_key", _one_of("arrays"), "arrays", "arrays"),
+    Rule("strategy.server.configrecord_key", _one_of("config"), "config", "config"),
+    Rule("strategy.server.num_malicious_nodes", _integer(0), "an integer >= 0", "1"),
+    Rule("strategy.server.num_nodes_to_select", _integer(1), "an integer >= 1", "3"),
+    Rule("hardware.declares", lambda v: isinstance(v, dict), "a section of runs", "{runs:client_app}"),
+    Rule("hardware.declares.runs", _one_of("client_app", "experiment"), "client_app or experiment", "client_app"),
+    Rule("hardware.device", _device, "cpu, cuda or cuda:N", "cuda"),
+)
+
+# These hold for the options of ``conf/`` that have the key, and for options that take them in: what an option of the
+# user's own calls `alpha` may have another range.
+OF_OPTIONS = (
+    Rule("dataset.seed", _integer(0), "an integer >= 0", "0"),
     Rule("dataset.alpha", _not_negative, ">= 0", "1.0"),
     Rule("dataset.beta", _not_negative, ">= 0", "1.0"),
     Rule("dataset.iid", _boolean, "true or false", "false"),
@@ -177,8 +214,6 @@ RULES = (
     Rule("dataset.std", _list_of(_real(lambda v: 0 < v <= 1)), "a list of numbers in (0, 1]", "[0.3081]"),
     Rule("dataset.num_devices", _integer(1), "an integer >= 1", "30"),
     Rule("dataset.test_fraction", _real(lambda v: 0 < v < 1), "in (0, 1)", "0.1"),
-    Rule("partitioner.seed", _or_null(_integer(0)), "an integer >= 0, or null", "42"),
-    Rule("partitioner.num_partitions", _or_null(_integer(1)), "an integer >= 1", "10"),
     Rule("partitioner.alpha", lambda v: _positive(v) or _each(_positive)(v), "> 0", "0.5"),
     Rule("partitioner.min_partition_size", _integer(0), "an integer >= 0", "10"),
     Rule("partitioner.self_balancing", _boolean, "true or false", "false"),
@@ -203,16 +238,9 @@ RULES = (
     Rule("partitioner.distribution_array.num_shares", _integer(1), "an integer >= 1", "10"),
     Rule("partitioner.distribution_array.seed", _integer(0), "an integer >= 0", "0"),
     Rule("partitioner.group_size", _integer(1), "an integer >= 1", "2"),
-    Rule(
-        "model.requires", lambda v: isinstance(v, dict), "a section of input, min_side, usual_side", "{input:[image]}"
-    ),
-    Rule("model.requires.input", _each(_one_of(*INPUTS)), "a list of image, vector and tokens", "[image]"),
-    Rule("model.requires.min_side", _integer(1), "an integer >= 1", "16"),
-    Rule("model.requires.usual_side", _integer(1), "an integer >= 1", "32"),
     Rule("model.widths", _each(_integer(1)), "a list of integers >= 1", "[200,200]"),
     Rule("model.norm", _one_of("group", "batch"), "group or batch", "group"),
     Rule("model.groups", _integer(1), "an integer >= 1", "2"),
-    Rule("optimizer.lr", _positive, "> 0 and below 1e38", "0.1"),
     Rule("optimizer.momentum", _real(lambda v: 0 <= v < 1), "in [0, 1)", "0.9"),
     Rule("optimizer.nesterov", _boolean, "true or false", "false"),
     Rule("optimizer.weight_decay", _not_negative, ">= 0 and below 1e38", "0.0005"),
@@ -228,24 +256,6 @@ RULES = (
     Rule("optimizer.schedule.gamma", _positive, "> 0 and below 1e38", "0.5"),
     Rule("optimizer.schedule.min_lr", _not_negative, ">= 0 and below 1e38", "0.0"),
     Rule("sampling.partition_ids", _each(_integer(0)), "a list of integers >= 0", "[0,1]"),
-    *(Rule(f"strategy.server.{key}", holds, allowed, "1") for key, holds, allowed in _OF_COHORTS),
-    Rule("strategy.weighted_by", _one_of("num-examples", "uniform"), "num-examples or uniform", "num-examples"),
-    Rule(
-        "strategy.buffers",
-        _one_of("average", "median", "rule", "local", "drop"),
-        "average, median, rule, local or drop",
-        "average",
-    ),
-    Rule("strategy.pooled", _boolean, "true or false", "false"),
-    Rule("strategy.trim", _real(lambda v: 0 <= v < 0.5), "in [0, 0.5)", "0.2"),
-    Rule(
-        "strategy.min_cohort",
-        lambda v: _each(_integer(0))(v) and len(v) == 2,
-        "two integers >= 0 (a and b of a * num_malicious_nodes + b)",
-        "[2,3]",
-    ),
-    Rule("strategy.server.arrayrecord_key", _one_of("arrays"), "arrays", "arrays"),
-    Rule("strategy.server.configrecord_key", _one_of("config"), "config", "config"),
     Rule("strategy.server.server_learning_rate", _positive, "> 0 and below 1e38", "1.0"),
     Rule("strategy.server.server_momentum", _real(lambda v: 0 <= v < 1), "in [0, 1)", "0.9"),
     Rule("strategy.server.proximal_mu", _not_negative, ">= 0 and below 1e38", "0.1"),
@@ -256,8 +266,6 @@ RULES = (
     Rule("strategy.server.beta", _real(lambda v: 0 <= v < 0.5), "in [0, 0.5)", "0.2"),
     Rule("strategy.server.q", _not_negative, ">= 0 and below 1e38", "0.1"),
     Rule("strategy.server.client_learning_rate", _positive, "> 0 and below 1e38", "0.1"),
-    Rule("strategy.server.num_malicious_nodes", _integer(0), "an integer >= 0", "1"),
-    Rule("strategy.server.num_nodes_to_select", _integer(1), "an integer >= 1", "3"),
     Rule("strategy.server.alpha", _positive, "> 0 and below 1e38", "0.01"),
     Rule("strategy.client.option", _one_of("I", "II"), "I or II", "II"),
     Rule("strategy.client.mu", _not_negative, ">= 0 and below 1e38", "1.0"),
@@ -267,15 +275,12 @@ RULES = (
     Rule("strategy.client.head_epochs", _or_null(_integer(1)), "an integer >= 1, or null", "10"),
     Rule("strategy.client.finetune_epochs", _or_null(_integer(1)), "an integer >= 1, or null", "5"),
     Rule("strategy.client.personal_epochs", _or_null(_integer(1)), "an integer >= 1, or null", "5"),
-    Rule("hardware.declares", lambda v: isinstance(v, dict), "a section of runs", "{runs:client_app}"),
-    Rule("hardware.declares.runs", _one_of("client_app", "experiment"), "client_app or experiment", "client_app"),
     Rule("hardware.chunk", lambda v: v == "auto" or _up_to(4096)(v), "an integer from 1 to 4096, or auto", "10"),
     Rule("hardware.workers", lambda v: v == "auto" or _up_to(1024)(v), "an integer from 1 to 1024, or auto", "2"),
     Rule("hardware.threads", _up_to(1024), "an integer from 1 to 1024", "1"),
     Rule("hardware.num_cpus", _positive, "> 0", "1"),
     Rule("hardware.num_gpus", _not_negative, ">= 0", "0.5"),
     Rule("hardware.compile", lambda v: v == "auto" or v is False, "auto or false", "false"),
-    Rule("hardware.device", _device, "cpu, cuda or cuda:N", "cuda"),
     Rule(
         "hardware.address",
         lambda v: v in (None, "auto") or _address(v),
@@ -303,7 +308,7 @@ RULES = (
 # What no machine holds or finishes, and would be found out only after minutes, or by running out of memory.
 _MILLION = 1_000_000
 _INT64, _UINT32 = 2**63 - 1, 2**32 - 1  # what generators take as a seed
-RULES += tuple(
+_LARGEST = tuple(
     Rule(key, _at_most(most), f"at most {most:,}", example)
     for key, most, example in (
         ("federation.num_supernodes", _MILLION, "10"),
@@ -327,6 +332,8 @@ RULES += tuple(
         ("dataset.seed", _UINT32, "0"),
     )
 )
+
+RULES = (*SHARED, *OF_OPTIONS, *_LARGEST)
 
 
 def rules_of_wrapped(server: Any, key: str = "strategy.server") -> Iterator[Rule]:

@@ -1,16 +1,15 @@
 """What a mistyped key or option may have meant: the same name elsewhere, the field's other names, or a near one."""
 
-import functools
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 from omegaconf import Container, OmegaConf
 
 from fedresearch.config.help_text import CONF
+from fedresearch.config.options import SECTIONS, our_keys
 from fedresearch.dotted_keys import leaves
 
 # Names that other tools and papers have for our keys and groups. Of several those that the config has; where it has
@@ -43,8 +42,8 @@ _KEYS: Mapping[str, Sequence[str]] = {
     "iterations": ["local.steps"],
     "bs": ["local.batch_size"],
     "batch": ["local.batch_size"],
-    "alpha": ["partitioner.alpha"],
-    "dirichletalpha": ["partitioner.alpha"],
+    "alpha": ["partitioner.alpha", "partitioner=dirichlet partitioner.alpha"],
+    "dirichletalpha": ["partitioner.alpha", "partitioner=dirichlet partitioner.alpha"],
     "mu": ["strategy.server.proximal_mu", "strategy.client.mu", "strategy=fedprox strategy.server.proximal_mu"],
     "proximalmu": ["strategy.server.proximal_mu", "strategy=fedprox strategy.server.proximal_mu"],
     "serverlr": ["strategy.server.server_learning_rate", "strategy.server.eta"],
@@ -154,8 +153,8 @@ def _in_an_option(typed: str, value: str) -> str:
     found = []
     for path in CONF.glob("*/[!_]*.yaml"):
         group = path.parent.name
-        section = "optimizer.schedule" if group == "schedule" else group
-        keys = [f"{section}.{key}" for key in _keys_of(path)] if group not in ("experiment", "tune") else []
+        prefix = f"{SECTIONS.get(group, group)}."
+        keys = [key for key in our_keys(f"{group}/{path.stem}") if key.startswith(prefix)]
         chosen = f"{group}={path.stem}"
         for key in keys:
             likeness = (key == typed, f"{chosen} {key}" in synonyms, key in synonyms)
@@ -166,15 +165,6 @@ def _in_an_option(typed: str, value: str) -> str:
         return ""
     _, _, _, option, key = min(found)  # of several alike the usual option, or the smallest
     return f"{option} {_word(key, value)}"
-
-
-@functools.cache  # of a sweep, each job asks
-def _keys_of(path: Path) -> list[str]:
-    """Return the dotted keys that an option's file has, and those of the parts beside it that it names."""
-    content: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    parts = [path.with_name(f"{part}.yaml") for part in content.pop("defaults", ()) if str(part).startswith("_")]
-    own = [key for key, _ in leaves(content)]
-    return [*own, *(key for part in parts if part.exists() for key in _keys_of(part))]
 
 
 def _word(key: str, value: str) -> str:

@@ -1,0 +1,49 @@
+"""The keys of the options in ``conf/``, read from their files without composing them."""
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from fedresearch.config.help_text import CONF
+from fedresearch.dotted_keys import leaves
+
+SECTIONS = {"schedule": "optimizer.schedule"}  # of a group whose keys are not under its own name
+
+
+@functools.cache  # each job of a sweep asks
+def our_keys(option: str, folders: tuple[Path, ...] = ()) -> frozenset[str]:
+    """Return the dotted keys that files of ``conf/`` give an option, itself or through its defaults list.
+
+    Parameters
+    ----------
+    option : str
+        ``GROUP/OPTION``.
+    folders : tuple of Path
+        Folders of further options: theirs have keys of ours where their defaults lists name options of ours.
+    """
+    folder = next((folder for folder in (CONF, *folders) if (folder / f"{option}.yaml").is_file()), None)
+    if folder is None:
+        return frozenset()
+    text = (folder / f"{option}.yaml").read_text(encoding="utf-8")
+    content: Any = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    if not isinstance(content, dict):
+        return frozenset()
+    keys = {key for part in _parts(content.pop("defaults", ()), option) for key in our_keys(part, folders)}
+    if folder == CONF:
+        group = option.partition("/")[0]
+        prefix = "" if text.startswith("# @package _global_") else f"{SECTIONS.get(group, group)}."
+        keys |= {f"{prefix}{key}" for key, _ in leaves(content)}
+    return frozenset(keys)
+
+
+def _parts(defaults: Any, option: str) -> Iterator[str]:
+    """Yield the options that a defaults list takes in, as ``GROUP/OPTION``."""
+    for entry in defaults:
+        ((name, value),) = entry.items() if isinstance(entry, dict) else ((entry, None),)
+        name = str(name).partition("@")[0]
+        if name != "_self_" and not name.startswith("override "):
+            path = name if value is None else f"{name}/{value}"
+            yield path[1:] if path.startswith("/") else f"{option.rpartition('/')[0]}/{path}"
