@@ -22,3 +22,13 @@ def make(directory, *, seed=0, status="finished", choices=None, rows=(), record=
     (directory / "run.json").write_text(dump_record({**known, **(record or {})}))
     lines = [json.dumps({"round": number, **row}) + "\n" for number, row in enumerate(rows, start=1)]
     (directory / "metrics.jsonl").write_text("".join(lines))
+
+
+def report(runs, **question):
+    """Return the report of runs that answers a question, as :func:`pose_question` takes it."""
+    from fedresearch.study.report.build import build_report
+    from fedresearch.study.report.cells import group_runs
+    from fedresearch.study.report.question import pose_question
+
+    study = group_runs(runs)
+    return build_report(study, pose_question(study, **question))

@@ -5,8 +5,8 @@ import re
 import pytest
 
 from fedresearch.errors import InputError
-from fedresearch.study.report.baseline import baseline
-from fedresearch.study.report.cells import study
+from fedresearch.study.report.baseline import find_baseline
+from fedresearch.study.report.cells import group_runs
 from fedresearch.study.report.load import load
 from tests.records import make
 
@@ -24,8 +24,8 @@ def prox(mu):
 
 def matched(folder, text, *tuned):
     """Return label to its baseline's label, and the warnings."""
-    found = baseline(study(load([folder])), text, tuned)
-    return {label: cell.label for label, cell in found.of.items()}, found.warnings
+    found = find_baseline(group_runs(load([folder])), text, tuned)
+    return {label: cell.label for label, cell in found.partners.items()}, found.warnings
 
 
 def test_a_cell_is_compared_with_the_one_of_the_same_other_values(tmp_path):

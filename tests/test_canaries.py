@@ -18,11 +18,11 @@ from fedresearch.study import tune
 from fedresearch.study.compare import compare
 from fedresearch.study.report.files import write
 from fedresearch.study.report.load import load
-from fedresearch.study.report.making import report
 from fedresearch.study.sweep.status import show
 from tests.conftest import LONG
 from tests.damages import rewritten
 from tests.directories import conduct
+from tests.records import report
 
 CANARY = "canary"  # a folder in the current one, which no reader makes
 

@@ -7,14 +7,15 @@ import pytest
 
 from fedresearch.errors import InputError
 from fedresearch.runs.loaded import default_metric
-from fedresearch.study.report.cells import study
+from fedresearch.study.report.axes import AXES
+from fedresearch.study.report.cells import group_runs
 from fedresearch.study.report.load import load
-from fedresearch.study.report.select import axis, selection
+from fedresearch.study.report.selection import parse_selection
 from tests.records import make
 
 
 def labels(folder):
-    return {cell.label: list(cell.runs) for cell in study(load([folder])).cells}
+    return {cell.label: list(cell.runs) for cell in group_runs(load([folder])).cells}
 
 
 def test_what_varies_is_found_and_seeds_are_replicates(tmp_path):
@@ -33,7 +34,7 @@ def test_what_varies_is_found_and_seeds_are_replicates(tmp_path):
 def test_what_an_option_brings_is_not_a_key_of_its_own(tmp_path):
     make(tmp_path / "a")
     make(tmp_path / "b", choices={"strategy": "fedprox"}, strategy={"server": {"_target_": "FedProx", "mu": 1}})
-    assert study(load([tmp_path])).keys == ["strategy"]
+    assert group_runs(load([tmp_path])).keys == ["strategy"]
 
 
 @pytest.mark.parametrize("word", ["strategy.weighted_by=uniform", "++strategy.weighted_by=uniform", "strategy={}"])
@@ -47,7 +48,7 @@ def test_what_was_typed_is_a_key_though_options_differ(tmp_path, word):
         record={"overrides": ["strategy=fedprox", word, "+strategy.mu=1"]},
     )
     expected = ["strategy"] if word == "strategy={}" else ["strategy", "strategy.weighted_by"]
-    assert study(load([tmp_path])).keys == expected  # mu has one value wherever it is
+    assert group_runs(load([tmp_path])).keys == expected  # mu has one value wherever it is
 
 
 def test_a_section_that_was_typed_is_its_keys(tmp_path):
@@ -55,13 +56,13 @@ def test_a_section_that_was_typed_is_its_keys(tmp_path):
         record = {"overrides": [f"optimizer={name}", f"optimizer.group={{lr:{lr}}}"]}
         optimizer = {"group": {"lr": lr}, "own": name}
         make(tmp_path / name, choices={"optimizer": name}, optimizer=optimizer, record=record)
-    assert study(load([tmp_path])).keys == ["optimizer", "optimizer.group.lr"]
+    assert group_runs(load([tmp_path])).keys == ["optimizer", "optimizer.group.lr"]
 
 
 def test_the_hardware_that_sums_depend_on_is_a_key(tmp_path):
     for chunk in (4, 8):
         make(tmp_path / str(chunk), hardware={"_target_": "batched", "chunk": chunk, "workers": chunk})
-    assert study(load([tmp_path])).keys == ["hardware.chunk"]
+    assert group_runs(load([tmp_path])).keys == ["hardware.chunk"]
 
 
 def test_the_schedule_is_no_part_of_the_optimizers_option(tmp_path):
@@ -74,7 +75,7 @@ def test_the_schedule_is_no_part_of_the_optimizers_option(tmp_path):
 def test_a_key_that_is_always_equal_to_another_is_told_apart(tmp_path):
     for value in (0.5, 1):
         make(tmp_path / str(value), dataset={"alpha": value, "beta": value})
-    found = study(load([tmp_path]))
+    found = group_runs(load([tmp_path]))
     assert (found.keys, found.equal) == (["dataset.alpha"], {"dataset.beta": "dataset.alpha"})
 
 
@@ -91,7 +92,7 @@ def test_seeds_that_follow_the_runs_are_not_named(tmp_path):
 def test_of_two_runs_of_one_seed_the_finished_one_counts(tmp_path):
     make(tmp_path / "a", status="finished", rows=[{}])
     make(tmp_path / "b", status="interrupted", rows=[{}, {}])
-    found = study(load([tmp_path]))
+    found = group_runs(load([tmp_path]))
     assert [run.directory.name for run in found.cells[0].runs.values()] == ["a"]
     assert [run.directory.name for run in found.repeated] == ["b"]
 
@@ -107,7 +108,7 @@ def test_of_two_runs_of_one_seed_the_finished_one_counts(tmp_path):
 def test_of_two_runs_of_one_seed_the_further_one_counts(tmp_path, kept, left_out):
     for name, (status, num_rounds) in {"a": kept, "b": left_out}.items():
         make(tmp_path / name, status=status, rows=[{}] * num_rounds)
-    assert [run.directory.name for run in study(load([tmp_path])).repeated] == ["b"]
+    assert [run.directory.name for run in group_runs(load([tmp_path])).repeated] == ["b"]
 
 
 def test_jobs_that_are_no_runs_are_known_too(tmp_path):
@@ -116,7 +117,7 @@ def test_jobs_that_are_no_runs_are_known_too(tmp_path):
     (tmp_path / "refused" / "refused.txt").write_text("first\nunknown key x\n")
     jobs = [{"overrides": [], "directory": name} for name in ("done", "refused", "missing")]
     (tmp_path / "sweep.json").write_text(json.dumps(jobs))
-    unread = study(load([tmp_path, tmp_path / "done"])).unread
+    unread = group_runs(load([tmp_path, tmp_path / "done"])).unread
     assert {run.directory.name: (run.state, run.error) for run in unread} == {
         "refused": ("refused", "unknown key x"),
         "missing": ("missing", ""),
@@ -152,7 +153,7 @@ ROWS = [
 def test_a_rule_makes_one_number_of_a_curve(tmp_path, rule, metric, expected):
     make(tmp_path / "run", rows=ROWS)
     (run,) = load([tmp_path])
-    assert selection(rule, metric).choose(run) == pytest.approx(expected, nan_ok=True)
+    assert parse_selection(rule, metric).choose(run) == pytest.approx(expected, nan_ok=True)
 
 
 def test_of_equal_validation_values_the_first_round_is_taken(tmp_path):
@@ -160,14 +161,14 @@ def test_of_equal_validation_values_the_first_round_is_taken(tmp_path):
     rows = [{"eval/accuracy": a, "clients/eval_acc": v, "eval/loss": a, "clients/eval_loss": -v} for a, v in accuracies]
     make(tmp_path / "run", rows=rows)
     (run,) = load([tmp_path])
-    assert selection("best_val", "eval/accuracy").choose(run) == 0.2
-    assert selection("best_val", "eval/loss").choose(run) == 0.2
+    assert parse_selection("best_val", "eval/accuracy").choose(run) == 0.2
+    assert parse_selection("best_val", "eval/loss").choose(run) == 0.2
 
 
 @pytest.mark.parametrize("rule", ["best", "mean_last", "mean_last:0", "mean_last:x", "last:3", ""])
 def test_a_rule_that_does_not_exist_is_told(rule):
     with pytest.raises(InputError, match="try --select"):
-        selection(rule, "eval/accuracy")
+        parse_selection(rule, "eval/accuracy")
 
 
 def test_axes_and_the_metric_of_a_report(tmp_path):
@@ -176,6 +177,6 @@ def test_axes_and_the_metric_of_a_report(tmp_path):
         tmp_path / "run", rows=[{"local/steps": n, "clients/eval_loss": 1.0, **total} for n, total in enumerate(totals)]
     )
     (run,) = load([tmp_path])
-    found = {name: list(axis(run, name)) for name in ("rounds", "bytes", "steps", "seconds")}
+    found = {name: list(AXES[name].progress(run)) for name in ("rounds", "bytes", "steps", "seconds")}
     assert found == {"rounds": [1, 2, 3], "bytes": [12, 24, 36], "steps": [0, 1, 3], "seconds": [0.5, 1, 1.5]}
     assert default_metric([(run, run.columns)]) == "clients/eval_loss"

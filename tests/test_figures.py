@@ -10,18 +10,15 @@ from matplotlib import image
 from matplotlib.colors import to_rgba
 
 from fedresearch.runs.directory import Unwritable
-from fedresearch.study.report.figures import (
+from fedresearch.study.report.canvas import png, save
+from fedresearch.study.report.plot_data import Curve, Line, Spread
+from fedresearch.study.report.plots import (
     MAX_ARMS,
-    Curve,
-    Line,
-    Spread,
-    client_spread,
-    heat_map,
-    learning_curves,
-    partition,
-    png,
-    save,
-    sensitivity,
+    plot_client_spread,
+    plot_heat_map,
+    plot_learning_curves,
+    plot_partition,
+    plot_sensitivity,
 )
 
 ROUNDS = np.arange(1.0, 6)
@@ -38,7 +35,7 @@ def line(values, label="fedavg", mean=0.5, half_width=0.1):
 
 
 def table(values, rows=("a", "b"), columns=("x", "y")):
-    return heat_map(np.array(values, dtype=float), rows, columns, "lr", "epochs", "accuracy")
+    return plot_heat_map(np.array(values, dtype=float), rows, columns, "lr", "epochs", "accuracy")
 
 
 def legend(figure):
@@ -51,7 +48,7 @@ def extents(texts):
 
 def test_a_curve_is_its_mean_where_known_and_the_band_about_it():
     mean = np.array([0.1, np.nan, 0.3, np.nan, 0.5])
-    (axes,) = learning_curves([curve(mean=mean)], "rounds", "eval/accuracy").axes
+    (axes,) = plot_learning_curves([curve(mean=mean)], "rounds", "eval/accuracy").axes
     np.testing.assert_array_equal(axes.lines[0].get_xydata(), [(1, 0.1), (3, 0.3), (5, 0.5)])
     corners = {tuple(corner) for corner in axes.collections[0].get_paths()[0].vertices.round(9).tolist()}
     assert corners == {(x, round(y + w, 9)) for x, y in [(1, 0.1), (3, 0.3), (5, 0.5)] for w in (-0.05, 0.05)}
@@ -65,16 +62,16 @@ def test_a_curve_is_its_mean_where_known_and_the_band_about_it():
     ("metric", "mean", "top"), [("eval/accuracy", 0.9, 1.02), ("eval/loss", 0.9, 1.9), ("eval/accuracy", 50.0, 51.0)]
 )
 def test_the_axis_leaves_out_what_no_accuracy_can_be(metric, mean, top):
-    (axes,) = learning_curves([curve(mean=np.full(5, mean), half_width=1.0)], "rounds", metric).axes
+    (axes,) = plot_learning_curves([curve(mean=np.full(5, mean), half_width=1.0)], "rounds", metric).axes
     assert axes.get_ylim()[1] == pytest.approx(top, rel=0.1)
-    (axes,) = sensitivity([line([1, 2], mean=mean, half_width=1.0)], "lr", metric).axes
+    (axes,) = plot_sensitivity([line([1, 2], mean=mean, half_width=1.0)], "lr", metric).axes
     assert axes.get_ylim()[1] == pytest.approx(top, rel=0.1)
     assert axes.get_ylim()[1] >= top or top == 1.02
 
 
 def test_a_partition_is_stacked_class_upon_class():
     counts = np.array([[3, 1, 0], [0, 2, 5]])
-    figure = partition(counts, "iid, seed 0")
+    figure = plot_partition(counts, "iid, seed 0")
     bars = [[(bar.get_y(), bar.get_height()) for bar in of] for of in figure.axes[0].containers]
     assert bars == [[(0, 3), (0, 0)], [(3, 1), (0, 2)], [(4, 0), (2, 5)]]
     assert legend(figure) == ["class 0", "class 1", "class 2"]
@@ -82,18 +79,18 @@ def test_a_partition_is_stacked_class_upon_class():
 
 
 def test_of_many_clients_and_classes_the_first_are_drawn_and_a_scale_tells_the_classes():
-    figure = partition(np.ones((120, 62), np.int64), "femnist")
+    figure = plot_partition(np.ones((120, 62), np.int64), "femnist")
     assert figure.axes[0].get_xlabel() == "client, 100 of 120"
     assert (len(figure.legends), figure.axes[1].get_ylabel()) == (0, "class")
 
 
 def test_a_single_run_has_no_band():
-    (axes,) = learning_curves([curve(half_width=np.nan)], "rounds", "eval/accuracy").axes
+    (axes,) = plot_learning_curves([curve(half_width=np.nan)], "rounds", "eval/accuracy").axes
     assert not axes.collections
 
 
 def test_all_arms_are_told_apart_without_colours_too():
-    figure = learning_curves([curve(f"arm {n}") for n in range(MAX_ARMS)], "rounds", "eval/accuracy")
+    figure = plot_learning_curves([curve(f"arm {n}") for n in range(MAX_ARMS)], "rounds", "eval/accuracy")
     lines = figure.axes[0].lines
     assert legend(figure) == [f"arm {n}" for n in range(MAX_ARMS)]
     fillings = ["hollow" if to_rgba(each.get_markerfacecolor()) == (1, 1, 1, 1) else "full" for each in lines]
@@ -105,9 +102,9 @@ def test_all_arms_are_told_apart_without_colours_too():
 
 def test_of_forty_arms_sixteen_are_drawn_and_the_figure_says_so():
     figures = [
-        learning_curves([curve(f"{LONG} {n}") for n in range(40)], "rounds", "accuracy"),
-        sensitivity([line([1, 2], f"{LONG} {n}") for n in range(40)], "epochs", "accuracy"),
-        client_spread([Spread(f"{LONG} {n}", 0.5, 0.1, 0.3, 0.2) for n in range(40)], "accuracy"),
+        plot_learning_curves([curve(f"{LONG} {n}") for n in range(40)], "rounds", "accuracy"),
+        plot_sensitivity([line([1, 2], f"{LONG} {n}") for n in range(40)], "epochs", "accuracy"),
+        plot_client_spread([Spread(f"{LONG} {n}", 0.5, 0.1, 0.3, 0.2) for n in range(40)], "accuracy"),
     ]
     assert [len(figures[0].axes[0].lines), len(figures[1].axes[0].containers)] == [16, 16]
     assert [len(each.get_xdata()) for each in figures[2].axes[0].lines] == [16, 16, 16]
@@ -121,16 +118,16 @@ def test_of_forty_arms_sixteen_are_drawn_and_the_figure_says_so():
 
 @pytest.mark.parametrize(("targets", "name"), [([0.95], "target 0.95"), ([0.6, 0.95], "targets 0.6, 0.95")])
 def test_a_target_is_a_line_of_its_own(targets, name):
-    figure = learning_curves([curve()], "rounds", "eval/accuracy", targets)
+    figure = plot_learning_curves([curve()], "rounds", "eval/accuracy", targets)
     assert legend(figure) == ["fedavg", name]
     assert [set(line.get_ydata()) for line in figure.axes[0].lines[1:]] == [{target} for target in targets]
     assert figure.axes[0].get_ylim()[1] > 0.95
 
 
 def test_bytes_have_their_unit_and_rounds_are_whole():
-    (axes,) = learning_curves([curve(x=ROUNDS * 1e6)], "bytes so far", "eval/accuracy").axes
+    (axes,) = plot_learning_curves([curve(x=ROUNDS * 1e6)], "bytes so far", "eval/accuracy").axes
     assert [axes.xaxis.get_major_formatter()(x) for x in (2e3, 3e6, 1.5e9)] == ["2 kB", "3 MB", "1.5 GB"]
-    (axes,) = learning_curves([curve(x=ROUNDS[:2], mean=ROUNDS[:2])], "rounds", "eval/accuracy").axes
+    (axes,) = plot_learning_curves([curve(x=ROUNDS[:2], mean=ROUNDS[:2])], "rounds", "eval/accuracy").axes
     assert all(tick.is_integer() for tick in axes.get_xticks())
 
 
@@ -139,7 +136,7 @@ def test_bytes_have_their_unit_and_rounds_are_whole():
     [([0.01, 0.2], "log"), ([0.01, 0.19], "linear"), ([0, 1, 100], "linear"), ([-1, 100], "linear"), ([3], "linear")],
 )
 def test_the_axis_is_logarithmic_from_a_factor_of_20(values, scale):
-    (axes,) = sensitivity([line(values)], "lr", "accuracy").axes
+    (axes,) = plot_sensitivity([line(values)], "lr", "accuracy").axes
     assert axes.get_xscale() == scale
 
 
@@ -148,7 +145,7 @@ def test_a_sensitivity_is_a_line_with_error_bars_and_ticks_at_the_values():
         Line("epochs=1", np.array([0.001, 0.01, 0.1]), np.array([0.5, 0.7, 0.6]), np.array([0.1, 0.2, np.nan])),
         Line("epochs=5", np.array([0.01]), np.array([0.9]), np.array([np.nan])),
     ]
-    figure = sensitivity(lines, "lr", "accuracy")
+    figure = plot_sensitivity(lines, "lr", "accuracy")
     (axes,) = figure.axes
     for given, (drawn, _, (bars,)) in zip(lines, axes.containers, strict=True):
         np.testing.assert_array_equal(drawn.get_xydata(), np.column_stack([given.values, given.mean]))
@@ -160,7 +157,7 @@ def test_a_sensitivity_is_a_line_with_error_bars_and_ticks_at_the_values():
 
 
 def test_ticks_that_have_no_room_are_left_out():
-    figure = sensitivity([line(np.geomspace(0.00123, 1, 40))], "lr", "accuracy")
+    figure = plot_sensitivity([line(np.geomspace(0.00123, 1, 40))], "lr", "accuracy")
     boxes = extents(figure.axes[0].get_xticklabels())
     assert len(boxes) > 3
     assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
@@ -213,7 +210,7 @@ def test_numbers_in_a_heat_map_stay_in_their_cells():
 
 @pytest.mark.parametrize(("p10", "worst", "name"), [(0.3, 0.1, "10th percentile"), (0.8, 0.9, "90th percentile")])
 def test_a_spread_is_mean_deviation_tenth_and_worst(p10, worst, name):
-    figure = client_spread([Spread("a", 0.5, 0.1, p10, worst), Spread("b", 0.6, 0.2, p10, worst)], "clients/x")
+    figure = plot_client_spread([Spread("a", 0.5, 0.1, p10, worst), Spread("b", 0.6, 0.2, p10, worst)], "clients/x")
     (axes,) = figure.axes
     assert [list(each.get_xdata()) for each in axes.lines] == [[0.5, 0.6], [p10, p10], [worst, worst]]
     bars = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in axes.containers[0]]
@@ -226,14 +223,14 @@ def test_a_spread_is_mean_deviation_tenth_and_worst(p10, worst, name):
 
 NAN = np.full(3, np.nan)
 ODD = {
-    "one point": lambda: learning_curves([curve(x=ROUNDS[:1], mean=ROUNDS[:1])], "rounds", "x"),
-    "no number of a curve": lambda: learning_curves([Curve("a", NAN, NAN, NAN, NAN)], "rounds", "x"),
-    "no number of a sweep": lambda: sensitivity([Line("a", np.array([1.0, 20, 400]), NAN, NAN)], "x", "y"),
+    "one point": lambda: plot_learning_curves([curve(x=ROUNDS[:1], mean=ROUNDS[:1])], "rounds", "x"),
+    "no number of a curve": lambda: plot_learning_curves([Curve("a", NAN, NAN, NAN, NAN)], "rounds", "x"),
+    "no number of a sweep": lambda: plot_sensitivity([Line("a", np.array([1.0, 20, 400]), NAN, NAN)], "x", "y"),
     "no number of a table": lambda: table(np.full((2, 2), np.nan)),
-    "no number of the clients": lambda: client_spread([Spread("a", *[np.nan] * 4)], "x"),
+    "no number of the clients": lambda: plot_client_spread([Spread("a", *[np.nan] * 4)], "x"),
     "one cell": lambda: table([[0.5]], ["a"], ["x"]),
-    "endless words": lambda: heat_map(np.ones((1, 2)), ["a" * 300], ["b" * 300, "c"], "d", "e", "f" * 300),
-    "glyphs": lambda: learning_curves([curve("連合 学習")], "學", "習"),
+    "endless words": lambda: plot_heat_map(np.ones((1, 2)), ["a" * 300], ["b" * 300, "c"], "d", "e", "f" * 300),
+    "glyphs": lambda: plot_learning_curves([curve("連合 学習")], "學", "習"),
 }
 
 
@@ -248,22 +245,22 @@ def test_what_is_odd_is_drawn_without_a_warning(draw):
 def test_names_are_no_formulas():
     name = "$x_1$ _y_ $\\frac{"
     figures = [
-        learning_curves([curve(name)], name, name),
-        sensitivity([line([1, 100], name)], name, name),
-        heat_map(np.ones((1, 1)), [name], [name], name, name, name),
-        client_spread([Spread(name, 0.5, 0.1, 0.3, 0.2)], name),
+        plot_learning_curves([curve(name)], name, name),
+        plot_sensitivity([line([1, 100], name)], name, name),
+        plot_heat_map(np.ones((1, 1)), [name], [name], name, name, name),
+        plot_client_spread([Spread(name, 0.5, 0.1, 0.3, 0.2)], name),
     ]
     for figure in figures:
         texts = [text for text in figure.findobj(matplotlib.text.Text) if "x_1" in text.get_text()]
         assert len(texts) >= 2
         assert {text.get_text() for text in texts} == {name}
         assert not any(text.get_parse_math() for text in texts)
-    assert legend(learning_curves([curve("_a")], "x", "y")) == ["_a"]
+    assert legend(plot_learning_curves([curve("_a")], "x", "y")) == ["_a"]
 
 
 def test_files_are_whole_and_equal_whatever_the_settings(tmp_path):
     def draw():
-        return learning_curves([curve(), curve("fedprox", half_width=0.1)], "rounds", "eval/accuracy")
+        return plot_learning_curves([curve(), curve("fedprox", half_width=0.1)], "rounds", "eval/accuracy")
 
     before = dict(matplotlib.rcParams)
     save(draw(), tmp_path / "lr=0.1")

@@ -4,12 +4,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fedresearch.study.report.baseline import NO_BASELINE, baseline
-from fedresearch.study.report.cells import study
-from fedresearch.study.report.final import final_table, middle_table, outcome, pivot
+from fedresearch.study.report.baseline import find_baseline
+from fedresearch.study.report.cells import group_runs
+from fedresearch.study.report.final import across_table, final_table
+from fedresearch.study.report.grids import pivot
 from fedresearch.study.report.load import load
-from fedresearch.study.report.select import selection
-from fedresearch.study.report.tables import Entry, measured
+from fedresearch.study.report.outcomes import find_outcome, select_values
+from fedresearch.study.report.question import pose_question
+from fedresearch.study.report.selection import parse_selection
+from fedresearch.study.report.tables import Entry, format_mean
 from tests.records import make
 
 METRIC = "eval/accuracy"
@@ -31,14 +34,20 @@ def arm(folder, chosen, scores, alpha=1.0, **sections):
 
 
 def final(folder, against="", rule="last", metric=METRIC):
-    found = study(load([folder]))
-    compared = baseline(found, against, []) if against else NO_BASELINE
-    return final_table(found, selection(rule, metric), metric, compared, {})
+    found = group_runs(load([folder]))
+    question = pose_question(found, metric=metric, select=rule, baseline=against)
+    return final_table(found, question, outcomes(found, question.selection), {})
+
+
+def outcomes(found, rule):
+    selected = select_values(found.runs, rule)
+    return {cell.label: find_outcome(cell, selected) for cell in found.cells}
 
 
 def across(folder, against, *tuned):
-    found = study(load([folder]))
-    return middle_table(found, selection("last", METRIC), METRIC, baseline(found, against, tuned), tuned)
+    found = group_runs(load([folder]))
+    question = pose_question(found, metric=METRIC, baseline=against, tuned=tuned)
+    return across_table(found, question, outcomes(found, question.selection))
 
 
 def test_a_mean_has_its_interval(tmp_path):
@@ -219,13 +228,13 @@ def test_one_setting_is_not_pooled(tmp_path):
 
 
 def mean_entry(cell):
-    mean = outcome(cell, selection("last", METRIC)).mean
+    mean = find_outcome(cell, select_values(cell.runs.values(), parse_selection("last", METRIC))).mean
     return Entry(f"{mean:.2f}", mean)
 
 
 def grid(folder, rows, cols, tuned=()):
-    found = study(load([folder]))
-    return pivot(found, rows, cols, found.others((rows, cols), tuned), mean_entry, "grid", "Grid", "")
+    found = group_runs(load([folder]))
+    return pivot(found, rows, cols, found.other_keys((rows, cols), tuned), mean_entry, "grid", "Grid", "")
 
 
 def test_one_key_goes_down_and_one_across(tmp_path):
@@ -262,17 +271,17 @@ def test_a_tuned_key_needs_no_column_where_the_others_tell_cells_apart(tmp_path)
 
 
 def test_a_small_interval_is_no_zero():
-    assert measured(1.0, 5e-4) == "1.00000 ± 0.00050"
-    assert measured(1.0, 5e-13) == "1 ± 0"
+    assert format_mean(1.0, 5e-4) == "1.00000 ± 0.00050"
+    assert format_mean(1.0, 5e-13) == "1 ± 0"
 
 
 def test_keys_may_be_named_by_their_last_part(tmp_path):
     for alpha, score in ((0.1, 0.5), (1.0, 0.7)):
         arm(tmp_path, "fedavg", [score, score + 0.1], alpha)
-    found = study(load([tmp_path]))
-    assert found.named("alpha") == "partitioner.alpha"
-    assert baseline(found, "alpha=0.1", []).text == "partitioner.alpha=0.1"
-    assert [found.named(key) for key in ("partitioner.alpha", "nonsense")] == ["partitioner.alpha", "nonsense"]
+    found = group_runs(load([tmp_path]))
+    assert found.full_name("alpha") == "partitioner.alpha"
+    assert find_baseline(found, "alpha=0.1", []).text == "partitioner.alpha=0.1"
+    assert [found.full_name(key) for key in ("partitioner.alpha", "nonsense")] == ["partitioner.alpha", "nonsense"]
 
 
 def test_values_of_any_kind_are_keys(tmp_path):

@@ -10,11 +10,12 @@ import pytest
 from fedresearch.errors import InputError
 from fedresearch.runs import record
 from fedresearch.runs.record import dump_record
-from fedresearch.study.report.baseline import NO_BASELINE
-from fedresearch.study.report.cells import study
+from fedresearch.study.report.axes import AXES
+from fedresearch.study.report.cells import group_runs
 from fedresearch.study.report.load import load
-from fedresearch.study.report.select import axis
-from fedresearch.study.report.targets import target_table
+from fedresearch.study.report.question import Question
+from fedresearch.study.report.selection import parse_selection
+from fedresearch.study.report.targets import durations_to, target_table
 from fedresearch.study.sweep.status import listed
 from tests.records import make
 
@@ -126,8 +127,10 @@ def test_an_axis_that_a_run_does_not_tell_is_unknown(tmp_path):
     make(tmp_path / "none", seed=1)
     runs = {run.directory.name: run for run in load([tmp_path])}
     for name in ("bytes", "steps", "seconds"):
-        assert np.isnan(axis(runs["run"], name)).tolist() == [True, True]
-    assert [len(axis(runs["none"], name)) for name in ("rounds", "bytes", "steps", "seconds")] == [0] * 4
+        assert np.isnan(AXES[name].progress(runs["run"])).tolist() == [True, True]
+    assert [len(AXES[name].progress(runs["none"])) for name in ("rounds", "bytes", "steps", "seconds")] == [0] * 4
     for target, rounds in ((0.9, "2"), (0.95, ">2, 0/1 seeds")):
-        table = target_table(study([*runs.values()]), "eval/accuracy", target, "rounds", NO_BASELINE, {})
+        found = group_runs([*runs.values()])
+        question = Question("eval/accuracy", parse_selection("last", "eval/accuracy"))
+        table = target_table(found, question, target, durations_to(found, "eval/accuracy", target), {})
         assert [row[-4:] for row in table.texts] == [[rounds, "–", "–", "–"]]

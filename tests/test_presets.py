@@ -23,7 +23,7 @@ from tests import warm
 from tests.conftest import LONG, ROOT
 
 PRESETS = sorted(path.stem for path in (CONF / "experiment").glob("[!_]*.yaml"))
-PUBLISHED = sorted((ROOT / "fedresearch" / "report" / "published").glob("*.csv"))
+PUBLISHED = sorted((ROOT / "fedresearch" / "study" / "report" / "published").glob("*.csv"))
 NIID_BENCH = {("fedavg",), ("fedprox",), ("scaffold",), ("fednova",)}
 SEEDS = {(0,), (1,), (2,)}
 # Of each paper's table or figure what is crossed: keys to the values that they have together.

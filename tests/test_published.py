@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedresearch.study.report.cells import study
+from fedresearch.study.report.cells import group_runs
 from fedresearch.study.report.load import load
 from fedresearch.study.report.published import published_table
 from tests.records import make
@@ -28,7 +28,7 @@ def arm(folder, fraction, reached, *, partitioner="iid", experiment=TABLE1, num_
 
 
 def table(folder, marks=None):
-    return published_table(study(load([folder])), marks or {})
+    return published_table(group_runs(load([folder])), marks or {})
 
 
 def ours(folder):

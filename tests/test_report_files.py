@@ -12,13 +12,21 @@ import warnings
 import pytest
 
 from fedresearch.study.report import command
-from fedresearch.study.report.cells import study
-from fedresearch.study.report.curves import class_counts, client_spread, drawn, mean_curve, numeric_keys
+from fedresearch.study.report.cells import group_runs
 from fedresearch.study.report.document import document
 from fedresearch.study.report.load import load
-from fedresearch.study.report.making import report
-from fedresearch.study.report.tables import Entry, Table, between, comma_separated, latex, markdown, measured, rounded
-from tests.records import make
+from fedresearch.study.report.plot_data import class_counts, client_spread, mean_curve, numeric_keys, plotted_runs
+from fedresearch.study.report.tables import (
+    Entry,
+    Table,
+    comma_separated,
+    format_interval,
+    format_mean,
+    format_p_value,
+    latex,
+    markdown,
+)
+from tests.records import make, report
 
 HOSTILE = [
     "50% & $x_1$ #~^\\{}",
@@ -262,7 +270,7 @@ def test_keys_that_no_run_has_together_make_no_grid(tmp_path, monkeypatch, capsy
 
 def test_marks_are_in_every_table_of_cells(tmp_path):
     messy(tmp_path)
-    made = report(load([tmp_path]), targets=[0.5], rows="strategy", cols="partitioner.alpha")
+    made = report(load([tmp_path]), targets=[0.5], grid=("strategy", "partitioner.alpha"))
     for table in made.tables:
         assert any("†" in text for row in table.texts for text in row), table.id
         assert any(note.startswith("† ") for note in table.notes)
@@ -274,7 +282,7 @@ def test_a_grid_of_a_target_is_of_that_target(tmp_path):
             partitioner = {"partitioner": {"_target_": "dirichlet", "alpha": alpha}}
             choices = {"strategy": strategy}
             make(tmp_path / f"{strategy}{alpha}", choices=choices, rows=rows(0.2, 0.4, 0.6, 0.8), **partitioner)
-    made = report(load([tmp_path]), targets=[0.3, 0.7], rows="strategy", cols="partitioner.alpha")
+    made = report(load([tmp_path]), targets=[0.3, 0.7], grid=("strategy", "partitioner.alpha"))
     grids = {table.id: [entry.sort for row in table.rows for entry in row[1:]] for table in made.tables}
     assert grids["target_0.3_grid"] == pytest.approx([1.5] * 4)
     assert grids["target_0.7_grid"] == pytest.approx([3.5] * 4)
@@ -339,19 +347,19 @@ def test_curves_are_of_finished_runs_and_clients_of_the_last_round_that_has_them
     for seed, status in enumerate(("finished", "failed", "finished")):
         of = [{**row, **more} for row, more in zip(rows(0.1, 0.2, 0.4 + seed / 10), of_clients, strict=True)]
         make(tmp_path / status / f"{seed}", seed=seed, status=status, rows=of)
-    (cell,) = study(load([tmp_path])).cells
-    assert [run.state for run in drawn(cell)] == ["finished", "finished"]
+    (cell,) = group_runs(load([tmp_path])).cells
+    assert [run.state for run in plotted_runs(cell)] == ["finished", "finished"]
     assert mean_curve(cell, "rounds", "eval/accuracy").mean[-1] == pytest.approx(0.5)
     spread = client_spread(cell, "clients")
     assert (spread.mean, spread.std, spread.p10, spread.worst) == (0.5, 0.1, 0.3, 0.2)
-    (unfinished,) = study(load([tmp_path / "failed"])).cells
-    assert len(drawn(unfinished)) == 1
+    (unfinished,) = group_runs(load([tmp_path / "failed"])).cells
+    assert len(plotted_runs(unfinished)) == 1
 
 
 def test_three_numbers_make_a_sensitivity(tmp_path):
     for number in range(3):
         make(tmp_path / f"{number}", optimizer={"lr": number}, model={"hidden": number % 2}, rows=rows(0.5))
-    assert numeric_keys(study(load([tmp_path]))) == ["optimizer.lr"]
+    assert numeric_keys(group_runs(load([tmp_path]))) == ["optimizer.lr"]
 
 
 def test_a_run_differs_first_in_what_tells_cells_apart(tmp_path):
@@ -433,7 +441,7 @@ def test_a_reader_may_leave_and_the_terminal_be_ascii(few):
     ],
 )
 def test_a_mean_is_told_to_the_digits_that_are_known(mean, half_width, text):
-    assert measured(mean, half_width) == text
+    assert format_mean(mean, half_width) == text
 
 
 @pytest.mark.parametrize(
@@ -447,11 +455,17 @@ def test_a_mean_is_told_to_the_digits_that_are_known(mean, half_width, text):
     ],
 )
 def test_an_interval_is_told_to_the_digits_that_are_known(value, low, high, text):
-    assert between(value, low, high) == text
+    assert format_interval(value, low, high) == text
 
 
 def test_p_values_have_two_digits():
-    assert [rounded(p) for p in (float("nan"), 0.0, 0.00099, 0.0123, 1.0)] == ["–", "<0.001", "<0.001", "0.012", "1"]
+    assert [format_p_value(p) for p in (float("nan"), 0.0, 0.00099, 0.0123, 1.0)] == [
+        "–",
+        "<0.001",
+        "<0.001",
+        "0.012",
+        "1",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -471,7 +485,7 @@ def test_latex_has_what_it_knows_and_code_points(text, source):
 def test_latex_compiles_as_pasted(tmp_path):
     messy(tmp_path / "runs")
     made = report(
-        load([tmp_path / "runs"]), against="strategy=fedavg", targets=[0.5], rows="strategy", cols="partitioner.alpha"
+        load([tmp_path / "runs"]), baseline="strategy=fedavg", targets=[0.5], grid=("strategy", "partitioner.alpha")
     )
     texts = [
         *map(chr, [*range(0x20), *range(0x7F, 0x180), *range(0x370, 0x400)]),

@@ -30,11 +30,11 @@ from fedresearch.study import reproduce, tune
 from fedresearch.study.compare import compare
 from fedresearch.study.report.files import write
 from fedresearch.study.report.load import load
-from fedresearch.study.report.making import report
 from fedresearch.study.sweep.status import show
 from tests.conftest import LONG
 from tests.damages import contents, damages, places_of, rewritten
 from tests.directories import MLP, SHORT, conduct
+from tests.records import report
 
 WORDS = [*MLP, *SHORT, "strategy=fedrep", "federation.num_rounds=2", "checkpoint.best=personal/eval_acc"]
 RATES = (0.1, 0.2)

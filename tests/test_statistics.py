@@ -15,13 +15,13 @@ from fedresearch.study.report.statistics import (
     IQM,
     Duration,
     crossing,
+    format_duration,
     holm,
     iqm,
     median_duration,
     paired,
     speed_up,
     t_half_width,
-    told_duration,
 )
 
 few = settings(max_examples=60, deadline=None)
@@ -333,11 +333,11 @@ def duration(*times):
     ],
 )
 def test_a_duration_is_told(times, text):
-    assert told_duration(duration(*times), lambda time: f"{time:.0f}") == text
+    assert format_duration(duration(*times), lambda time: f"{time:.0f}") == text
 
 
 def test_one_seed_of_several_has_no_range():
-    assert told_duration(median_duration([1, 2, 8], [True, True, False]), str) == "8.0, 1/3 seeds"
+    assert format_duration(median_duration([1, 2, 8], [True, True, False]), str) == "8.0, 1/3 seeds"
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,12 @@
 
 import pytest
 
-from fedresearch.study.report.baseline import NO_BASELINE, baseline
-from fedresearch.study.report.cells import study
+from fedresearch.study.report.baseline import NO_BASELINE, find_baseline
+from fedresearch.study.report.cells import group_runs
 from fedresearch.study.report.load import load
-from fedresearch.study.report.targets import target_table
+from fedresearch.study.report.question import Question
+from fedresearch.study.report.selection import parse_selection
+from fedresearch.study.report.targets import durations_to, target_table
 from tests.records import make
 
 
@@ -22,9 +24,11 @@ def arm(folder, chosen, curves, *, metric="eval/accuracy", statuses=(), num_roun
         make(folder / f"{chosen}{seed}", seed=seed, rows=rows, status=status, **sections)
 
 
-def table(folder, target=0.5, axis="rounds", against="", metric="eval/accuracy"):
-    found = study(load([folder]))
-    return target_table(found, metric, target, axis, baseline(found, against, []) if against else NO_BASELINE, {})
+def table(folder, target=0.5, axis="rounds", against="", metric="eval/accuracy", marks=None):
+    found = group_runs(load([folder]))
+    baseline = find_baseline(found, against, []) if against else NO_BASELINE
+    question = Question(metric, parse_selection("last", metric), baseline=baseline, x_axis=axis)
+    return target_table(found, question, target, durations_to(found, metric, target), marks or {})
 
 
 def test_the_crossing_is_taken_along_every_axis(tmp_path):
@@ -150,6 +154,5 @@ def test_a_cell_without_a_baseline_has_no_speed_up(tmp_path):
 def test_the_mark_of_a_cell_is_beside_its_name(tmp_path):
     arm(tmp_path, "fedavg", [[0.5]])
     arm(tmp_path, "scaffold", [[0.5]])
-    found = study(load([tmp_path]))
-    made = target_table(found, "eval/accuracy", 0.5, "rounds", NO_BASELINE, {"strategy=scaffold": "†"})
+    made = table(tmp_path, marks={"strategy=scaffold": "†"})
     assert [row[0] for row in made.texts] == ["fedavg", "scaffold †"]

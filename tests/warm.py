@@ -33,7 +33,7 @@ HEAVY = (
     "fedresearch.experiment.run",
     "tests.no_picture",
     "fedresearch.tracking.wandb_tracker",
-    "fedresearch.study.report.making",
+    "fedresearch.study.report.build",
     "torch._dynamo",  # with the first optimizer
     "sklearn.datasets",
     "sklearn.model_selection",

@@ -15,7 +15,6 @@ from filelock import Timeout
 
 from fedresearch.errors import InputError
 from fedresearch.locking import file_lock, is_removed_by_hand
-from fedresearch.runs.columns import larger_is_better as larger_is_better
 from fedresearch.runs.files import read_bytes
 
 RECORD = "run.json"

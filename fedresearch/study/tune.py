@@ -13,14 +13,15 @@ from fedresearch.config import report_error
 from fedresearch.config.schema import is_seed
 from fedresearch.dotted_keys import ABSENT, as_json
 from fedresearch.errors import InputError, printing, readable
+from fedresearch.runs.columns import larger_is_better
 from fedresearch.runs.comparison import format_value
 from fedresearch.runs.directory import write_whole
 from fedresearch.runs.loaded import default_metric
-from fedresearch.runs.record import FINAL, larger_is_better
+from fedresearch.runs.record import FINAL
 from fedresearch.study.report.baseline import refuse_constant
-from fedresearch.study.report.cells import Cell, settings_of, study
-from fedresearch.study.report.load import Run, load
-from fedresearch.study.report.select import selection, validation_column
+from fedresearch.study.report.cells import Cell, group_runs, settings_of
+from fedresearch.study.report.load import LoadedRun, load
+from fedresearch.study.report.selection import parse_selection, validation_column
 
 _DESCRIPTION = """\
 Choose the best value of a key, of those that a sweep tried, for each cell: for
@@ -48,7 +49,7 @@ _MAY_DIFFER = (
 )
 
 
-def choose(runs: Sequence[Run], key: str, rule: str) -> tuple[dict[str, Any], list[str]]:
+def choose(runs: Sequence[LoadedRun], key: str, rule: str) -> tuple[dict[str, Any], list[str]]:
     """Choose the best value of a key for each cell of the other keys.
 
     Parameters
@@ -84,7 +85,7 @@ def choose(runs: Sequence[Run], key: str, rule: str) -> tuple[dict[str, Any], li
             f"{len(undone)} of {len(runs)} runs are not at their end, {undone[0].directory} is {undone[0].state}; "
             "type the sweep's command again to go on with it"
         )
-    found = study(runs)
+    found = group_runs(runs)
     refuse_constant(found, key)
     keys = [other for other in found.keys if other != key]
     if _tells_apart(found.cells, [other for other in keys if other != _LENGTH]):
@@ -100,11 +101,11 @@ def choose(runs: Sequence[Run], key: str, rule: str) -> tuple[dict[str, Any], li
         of: validation_column(default_metric([(run, run.columns) for cell in group for run in cell.runs.values()]))
         for of, group in groups.items()
     }
-    captions = dict.fromkeys(selection(rule, metric).caption for metric in metrics.values())
+    captions = dict.fromkeys(parse_selection(rule, metric).caption for metric in metrics.values())
     cells: dict[str, list[tuple[Any, float]]] = {}
     seeds: dict[str, dict[str, str]] = {}  # of each cell, to the first value that was tried on them
     for of, group in groups.items():
-        choose_of = selection(rule, metrics[of]).choose
+        choose_of = parse_selection(rule, metrics[of]).choose
         for cell in group:
             values = [choose_of(run) if run.state == "finished" else np.nan for run in cell.runs.values()]
             cells.setdefault(of, []).append((cell.keys[key], float(np.mean(values))))
@@ -146,7 +147,7 @@ def choose(runs: Sequence[Run], key: str, rule: str) -> tuple[dict[str, Any], li
     return chosen, warnings
 
 
-def _fixed(runs: Sequence[Run]) -> dict[str, Any]:
+def _fixed(runs: Sequence[LoadedRun]) -> dict[str, Any]:
     """Return what all runs agree in, and final runs are to agree with."""
     first, *others = [settings_of(run.record) for run in runs]
     return {

@@ -18,25 +18,29 @@ class Baseline:
     Parameters
     ----------
     text : str
-        Such as ``strategy=fedavg``.
-    of : mapping
-        Label of a cell to the cell that it is compared with; without those that are baselines, or have none.
+        Such as ``strategy=fedavg``; "" for no baseline.
+    partners : mapping
+        Label of a cell to the cell that it is compared with. Baselines themselves and cells without one are left out.
     warnings : list of str
-        Where a cell differs from its baseline in more than the key that was named, or has none.
+        Cells that have no baseline, or differ from theirs in more than the named key.
     """
 
     text: str
-    of: Mapping[str, Cell]
+    partners: Mapping[str, Cell]
     warnings: Sequence[str]
+
+    def includes(self, cell: Cell) -> bool:
+        """Return whether some cell is compared with this one."""
+        return any(cell is partner for partner in self.partners.values())
 
 
 NO_BASELINE = Baseline("", {}, [])
 
 
-def baseline(study: Study, text: str, tuned: Sequence[str]) -> Baseline:
-    """Find the baseline of every cell: the one that has all its values, but of the key that is named.
+def find_baseline(study: Study, text: str, tuned: Sequence[str]) -> Baseline:
+    """Find the baseline of each cell: the cell that has the named value, and else the same values.
 
-    Where there is none, but one cell has the named value at all, it is that one, with a warning.
+    Where no cell matches, and only one cell has the named value, that one is taken with a warning.
 
     Parameters
     ----------
@@ -45,7 +49,7 @@ def baseline(study: Study, text: str, tuned: Sequence[str]) -> Baseline:
     text : str
         ``KEY=VALUE``.
     tuned : sequence of str
-        Keys whose values were chosen for each cell, and need not agree.
+        Keys whose values were chosen for each cell, and may differ.
 
     Raises
     ------
@@ -55,51 +59,51 @@ def baseline(study: Study, text: str, tuned: Sequence[str]) -> Baseline:
     named, is_pair, value = text.partition("=")
     if not named or not is_pair:
         raise InputError(f"--baseline must be KEY=VALUE, got {text}; {_example(study, text)}")
-    key = study.named(named)
+    key = study.full_name(named)
     text = f"{key}={value}"
     refuse_constant(study, key)
-    for name in tuned:  # all cells may have chosen the same
+    for name in tuned:  # a constant key of these runs is accepted: all cells may have chosen the same value
         if not any(_is_set(run.record, name) for cell in study.cells for run in cell.runs.values()):
             refuse_constant(study, name)
     candidates = [cell for cell in study.cells if key in cell.keys and format_value(cell.keys[key]) == value]
     if not candidates:
         values = dict.fromkeys(format_value(cell.keys[key]) for cell in study.cells if key in cell.keys)
         raise InputError(f"no run has {text}; try --baseline {key}={' or '.join(values)}")
-    of, warnings = {}, []
+    partners, warnings = {}, []
     for cell in study.cells:
         if cell in candidates:
             continue
-        differing = {one.label: _differing(study, cell, one, {key, *tuned}) for one in candidates}
-        equal = [one for one in candidates if not differing[one.label]]
-        if len(equal) == 1:
-            of[cell.label] = equal[0]
+        differing = {other.label: _differing_keys(study, cell, other, {key, *tuned}) for other in candidates}
+        matching = [other for other in candidates if not differing[other.label]]
+        if len(matching) == 1:
+            partners[cell.label] = matching[0]
         elif len(candidates) == 1:
             (only,) = candidates
-            of[cell.label] = only
+            partners[cell.label] = only
             warnings.append(f"{cell.label} differs from its baseline also in {', '.join(differing[only.label])}")
         else:
-            several = "several cells" if equal else "no cell"
-            warnings.append(f"{cell.label} has no baseline: {several} with {text} and its other values")
-    return Baseline(text, of, warnings)
+            found = "several cells" if matching else "no cell"
+            warnings.append(f"{cell.label} has no baseline: {found} with {text} and its other values")
+    return Baseline(text, partners, warnings)
 
 
 def _example(study: Study, text: str) -> str:
-    """Return what to type of the cells at hand: the key that has the text as a value, or is named so, or the first."""
+    """Return what to type: the key that is named like the text, or has it as a value, else the first key."""
     values = [(key, format_value(cell.keys[key])) for key in study.keys for cell in study.cells if key in cell.keys]
     if not values:
         return "no key varies among these runs"
-    likely = [(key, value) for key, value in values if text in (value, key, study.short(key))]
+    likely = [(key, value) for key, value in values if text in (value, key, study.short_name(key))]
     key, value = (likely or values)[0]
     return f"try --baseline {shlex.quote(f'{key}={value}')}"
 
 
 def refuse_constant(study: Study, key: str) -> None:
-    """Refuse a key that does not tell cells apart.
+    """Refuse a key that does not distinguish cells.
 
     Raises
     ------
     InputError
-        With those that do.
+        If the key is not among the study's keys.
     """
     if key in study.equal:
         raise InputError(f"{key} always has the values of {study.equal[key]}, which stands for both; name that")
@@ -112,16 +116,18 @@ def _is_set(record: Mapping[str, Any], key: str) -> bool:
     return key in record["choices"] or key in dict(leaves(record["config"]))
 
 
-def of_option(key: str, group: str) -> bool:
-    """Return whether a key is one that a group's option brings; a schedule's are in the optimizer's section."""
+def belongs_to_option(key: str, group: str) -> bool:
+    """Return whether a key belongs to a group's option; a schedule's keys are in the optimizer's section."""
     return key.replace("optimizer.schedule.", "schedule.", 1).startswith(f"{group}.")
 
 
-def _differing(study: Study, cell: Cell, other: Cell, but: set[str]) -> list[str]:
-    """Return the keys in which two cells differ; an option that is compared may have keys that the other has not."""
-    pairs = {key: (cell.keys.get(key, ABSENT), other.keys.get(key, ABSENT)) for key in study.keys if key not in but}
+def _differing_keys(study: Study, cell: Cell, other: Cell, compared: set[str]) -> list[str]:
+    """Return the keys in which two cells differ, without the compared ones and keys that only one option has."""
+    pairs = {
+        key: (cell.keys.get(key, ABSENT), other.keys.get(key, ABSENT)) for key in study.keys if key not in compared
+    }
     return [
         key
         for key, (a, b) in pairs.items()
-        if a != b and not (ABSENT in (a, b) and any(of_option(key, name) for name in but))
+        if a != b and not (ABSENT in (a, b) and any(belongs_to_option(key, name) for name in compared))
     ]

@@ -1,15 +1,15 @@
-"""Which keys vary among runs, and the cells that they span; runs of one cell differ in seeds alone, its replicates."""
+"""Cells: groups of runs with the same values of all keys that vary. Runs of one cell differ in seeds alone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fedresearch.config.schema import GROUPS, counted_hardware, counts, is_seed
 from fedresearch.dotted_keys import as_json, leaves
 from fedresearch.runs.comparison import format_value
-from fedresearch.study.report.load import Run
+from fedresearch.study.report.load import LoadedRun
 
-# Where a group's keys are in the config; the key of its option is the group's name, as on the command line.
+# Group to the prefix of its options' keys in the config. The option itself has the group's name as its key.
 _PREFIXES = {"schedule": "optimizer.schedule."} | {
     group: f"{group}." for group in GROUPS if group != "schedule" and counts(group)
 }
@@ -17,21 +17,21 @@ _PREFIXES = {"schedule": "optimizer.schedule."} | {
 
 @dataclass(frozen=True)
 class Cell:
-    """Runs that are equal but for their seeds.
+    """Runs that differ in seeds alone.
 
     Parameters
     ----------
     keys : mapping
-        Of the keys that vary among the cells, those that this one has, and its values.
+        The varying keys that this cell has, and its values.
     label : str
-        The same in words.
+        The same in words, unique among the cells.
     runs : mapping
         Replicate, such as ``0`` or ``seed=0 partitioner.seed=3``, to its run.
     """
 
     keys: Mapping[str, Any]
     label: str
-    runs: Mapping[str, Run]
+    runs: Mapping[str, LoadedRun]
 
 
 @dataclass(frozen=True)
@@ -41,34 +41,46 @@ class Study:
     Parameters
     ----------
     keys : list of str
-        The keys that vary, a group's name for its option.
+        The keys that vary. The key of an option is its group's name.
     equal : dict
-        Further keys that vary, each with the one of ``keys`` whose values it has in every run.
+        Further keys that vary, each to the one of ``keys`` that has the same value in every run.
     cells : list of Cell
         In the order of their values.
-    unread : list of Run
-        Those of which no config is known: jobs that are missing or refused, and damaged runs.
-    repeated : list of Run
-        Those that are left out, since another run of the same cell and seed is further, or newer.
+    unread : list of LoadedRun
+        Runs without a known config: missing or refused jobs, and damaged runs.
+    repeated : list of LoadedRun
+        Runs that are left out because another run of the same cell and seed has more rounds, or is newer.
     """
 
     keys: list[str]
     equal: dict[str, str]
     cells: list[Cell]
-    unread: list[Run]
-    repeated: list[Run]
+    unread: list[LoadedRun]
+    repeated: list[LoadedRun]
 
-    def short(self, key: str) -> str:
-        """Return a key's last part, or all of it where that is not enough to tell it from the others."""
+    @property
+    def runs(self) -> Iterator[LoadedRun]:
+        """All runs: those of the cells, and those in none."""
+        for cell in self.cells:
+            yield from cell.runs.values()
+        yield from self.unread
+        yield from self.repeated
+
+    def short_name(self, key: str) -> str:
+        """Return a key's last part, or the whole key where several keys end in that part."""
         last = key.rpartition(".")[2]
         return last if [other.rpartition(".")[2] for other in self.keys].count(last) == 1 else key
 
-    def named(self, key: str) -> str:
-        """Return the full name of a key that may be given by its short one."""
-        return next((full for full in self.keys if self.short(full) == key), key)
+    def full_name(self, key: str) -> str:
+        """Return the full name of a key that may be given by its short name."""
+        return next((full for full in self.keys if self.short_name(full) == key), key)
 
-    def others(self, keys: Sequence[str], tuned: Sequence[str]) -> list[str]:
-        """Return the keys beside some that tell cells apart; without the tuned ones, if it goes without those."""
+    def describe(self, values: Mapping[str, Any]) -> str:
+        """Return keys by their short names, with their values."""
+        return ", ".join(f"{self.short_name(key)}={format_value(value)}" for key, value in values.items())
+
+    def other_keys(self, keys: Sequence[str], tuned: Sequence[str]) -> list[str]:
+        """Return the keys that distinguish cells besides some; without the tuned ones where these are not needed."""
         others = [key for key in self.keys if key not in keys]
         untuned = [key for key in others if key not in tuned]
         cells = [cell for cell in self.cells if {*keys} <= cell.keys.keys()]
@@ -76,62 +88,63 @@ class Study:
         return untuned if len(places) == len(cells) else others
 
 
-def study(runs: Sequence[Run]) -> Study:
-    """Group runs into cells by the keys that are found to vary."""
+def group_runs(runs: Sequence[LoadedRun]) -> Study:
+    """Group runs into cells by the keys that vary among them."""
     known = [run for run in runs if run.record]
     settings = [settings_of(run.record) for run in known]
     keys, equal = _varying(settings, _typed(known))
     seeds = _varying_seeds(settings)
     result = Study(keys, equal, [], [run for run in runs if not run.record], [])
-    cells: dict[str, tuple[dict[str, Any], dict[str, Run]]] = {}
+    cells: dict[str, tuple[dict[str, Any], dict[str, LoadedRun]]] = {}
     for run, setting in zip(known, settings, strict=True):
         values = {key: setting[key] for key in keys if key in setting}
         _, replicates = cells.setdefault(as_json(values), (values, {}))
         replicate = _replicate({key: setting[key] for key in seeds if key in setting})
         if replicate in replicates:
-            kept, left_out = sorted((replicates[replicate], run), key=_standing, reverse=True)
+            kept, left_out = sorted((replicates[replicate], run), key=_progress, reverse=True)
             replicates[replicate] = kept
             result.repeated.append(left_out)
         else:
             replicates[replicate] = run
-    for values, replicates in sorted(cells.values(), key=lambda cell: [_order(cell[0].get(key)) for key in keys]):
-        label = ", ".join(f"{result.short(key)}={format_value(value)}" for key, value in values.items())
+    for values, replicates in sorted(cells.values(), key=lambda cell: [_sort_key(cell[0].get(key)) for key in keys]):
+        label = result.describe(values) or "all runs"
         ordered = dict(sorted(replicates.items(), key=lambda item: (len(item[0]), item[0])))
-        label = label or "all runs"
-        alike = sum(cell.label.partition(" #")[0] == label for cell in result.cells)  # such as of 1 and "1"
-        result.cells.append(Cell(values, f"{label} #{alike + 1}" if alike else label, ordered))
+        # The values 1 and "1" have the same text.
+        num_same = sum(cell.label.partition(" #")[0] == label for cell in result.cells)
+        result.cells.append(Cell(values, f"{label} #{num_same + 1}" if num_same else label, ordered))
     return result
 
 
 def settings_of(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the numbers of a run depend on, flat: options by their group's name, and keys."""
+    """Return the flat settings that a run's numbers depend on: options by their group's name, and config keys."""
     config = {key: value for key, value in leaves(record["config"]) if counts(key) and key not in _PREFIXES}
     options = {group: option for group, option in record["choices"].items() if group in _PREFIXES}
     hardware = {f"hardware.{key}": value for key, value in counted_hardware(record["config"].get("hardware")).items()}
     return {**options, **config, **hardware}
 
 
-def _typed(runs: Sequence[Run]) -> tuple[str, ...]:
-    """Return the keys, or sections, that were typed for any run; groups are none, for their keys are the option's."""
+def _typed(runs: Sequence[LoadedRun]) -> tuple[str, ...]:
+    """Return the prefixes of the keys and sections that were typed for any run, without those of groups."""
     words = {word.lstrip("+").partition("=")[0] for run in runs for word in run.record.get("overrides", ())}
     return tuple(f"{word}." for word in words - {*GROUPS})
 
 
 def _varying(settings: Sequence[Mapping[str, Any]], typed: tuple[str, ...]) -> tuple[list[str], dict[str, str]]:
-    """Return the keys that vary, but for seeds and what an option brings; apart, those that are equal to another.
+    """Return the keys that vary, without seeds; separately, keys that always have the values of another.
 
-    What was typed is brought by no option: it varies also if it does between the runs of two that have it.
+    A key of an option varies only if it varies among the runs with that option. A key that was typed varies also if it
+    differs between runs with different options.
     """
-    keys: dict[str, str] = {}  # by the values in all runs
+    keys: dict[str, str] = {}  # values in all runs to the first key that has them
     equal = {}
     for key in {key: None for setting in settings for key in setting}:
         group = next((group for group, prefix in _PREFIXES.items() if key.startswith(prefix)), "")
-        of_option: dict[Any, set[str]] = {}
+        within_option: dict[Any, set[str]] = {}
         for setting in settings:
-            of_option.setdefault(setting.get(group), set()).add(as_json(setting.get(key)))
-        having = settings if f"{key}.".startswith(typed) else []
-        across = {as_json(setting[key]) for setting in having if key in setting}
-        if not is_seed(key) and any(len(values) > 1 for values in (*of_option.values(), across)):
+            within_option.setdefault(setting.get(group), set()).add(as_json(setting.get(key)))
+        compared = settings if f"{key}.".startswith(typed) else []
+        across_options = {as_json(setting[key]) for setting in compared if key in setting}
+        if not is_seed(key) and any(len(values) > 1 for values in (*within_option.values(), across_options)):
             first = keys.setdefault(as_json([setting.get(key) for setting in settings]), key)
             if first != key:
                 equal[key] = first
@@ -139,7 +152,7 @@ def _varying(settings: Sequence[Mapping[str, Any]], typed: tuple[str, ...]) -> t
 
 
 def _varying_seeds(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the seeds that vary, but for those that are always the run's own."""
+    """Return the seeds that vary, without those that always equal the run's own seed."""
     seeds = {key: None for setting in settings for key in setting if is_seed(key)}
     return [
         key
@@ -155,12 +168,12 @@ def _replicate(seeds: Mapping[str, Any]) -> str:
     return " ".join(f"{key}={format_value(value)}" for key, value in seeds.items())
 
 
-def _standing(run: Run) -> tuple[bool, int, str]:
+def _progress(run: LoadedRun) -> tuple[bool, int, str]:
     return run.state == "finished", run.num_rounds, str(run.record.get("started"))
 
 
-def _order(value: Any) -> tuple[int, float, str]:
-    """Sort numbers by size, before everything else by its text; a key that is not there comes first."""
+def _sort_key(value: Any) -> tuple[int, float, str]:
+    """Sort a missing key first, then numbers by size, then everything else by its text."""
     if value is None:
         return 0, 0.0, ""
     return (1, float(value), "") if isinstance(value, int | float) else (2, 0.0, format_value(value))

@@ -1,4 +1,4 @@
-"""A report as the page reads it: values that JSON has."""
+"""A report as the JSON values that its page reads."""
 
 import base64
 import math
@@ -10,38 +10,46 @@ from typing import Any
 from fedresearch.dotted_keys import leaves
 from fedresearch.runs.directory import now
 from fedresearch.runs.loaded import DEFAULT_METRICS
+from fedresearch.study.report.axes import AXES
+from fedresearch.study.report.build import Report
 from fedresearch.study.report.cells import Cell
-from fedresearch.study.report.curves import drawn, mean_curve, mean_x
-from fedresearch.study.report.load import Column, Run
-from fedresearch.study.report.making import AXIS_LABELS, Report
+from fedresearch.study.report.load import Column, LoadedRun
+from fedresearch.study.report.plot_data import mean_curve, mean_progress, plotted_runs
 from fedresearch.study.report.tables import Table
 
 
-def document(made: Report, pictures: Mapping[str, bytes]) -> dict[str, Any]:
-    """Return a report, and its figures as PNG by their names, as the page reads them."""
-    found = made.study
-    metrics = [made.metric, *(name for name in (*DEFAULT_METRICS, "train/loss") if name != made.metric)]
-    known = [name for name in metrics if any(name in run.columns for cell in found.cells for run in drawn(cell))]
+def document(report: Report, pictures: Mapping[str, bytes]) -> dict[str, Any]:
+    """Return a report as the page reads it.
+
+    Parameters
+    ----------
+    pictures : mapping
+        Name of a figure to its PNG.
+    """
+    metric = report.question.metric
+    cells = [cell for cell in report.study.cells if plotted_runs(cell)]
+    metrics = [metric, *(name for name in (*DEFAULT_METRICS, "train/loss") if name != metric)]
+    metrics = [name for name in metrics if any(name in run.columns for cell in cells for run in plotted_runs(cell))]
     return {
-        "title": made.title,
+        "title": report.title,
         "command": shlex.join(["fedresearch", *sys.argv[1:]]),
         "generated": now(),
-        "warnings": [*made.warnings],
-        "notes": [*made.notes],
-        "axes": [{"id": name, "label": label.capitalize()} for name, label in AXIS_LABELS.items()],
-        "metrics": [{"id": name, "label": name} for name in known],
-        "targets": [{"metric": made.metric, "value": target} for target in made.targets],
-        "arms": [_arm(cell, known) for cell in found.cells if drawn(cell)],
-        "tables": [_table(table) for table in made.tables],
+        "warnings": [*report.warnings],
+        "notes": [*report.notes],
+        "axes": [{"id": name, "label": axis.label.capitalize()} for name, axis in AXES.items()],
+        "metrics": [{"id": name, "label": name} for name in metrics],
+        "targets": [{"metric": metric, "value": target} for target in report.question.targets],
+        "arms": [_arm(cell, metrics) for cell in cells],
+        "tables": [_table(table) for table in report.tables],
         "figures": [
             {
                 "title": name.replace("_", " "),
-                "caption": made.figures[name].caption,
+                "caption": report.figures[name].caption,
                 "src": f"data:image/png;base64,{base64.b64encode(picture).decode()}",
             }
             for name, picture in pictures.items()
         ],
-        **_runs(made),
+        **_runs(report),
     }
 
 
@@ -49,8 +57,8 @@ def _arm(cell: Cell, metrics: Sequence[str]) -> dict[str, Any]:
     curves = {name: mean_curve(cell, "rounds", name) for name in metrics}
     return {
         "label": cell.label,
-        "n": len(drawn(cell)),
-        "x": {name: _column(mean_x(cell, name)) for name in AXIS_LABELS},
+        "n": len(plotted_runs(cell)),
+        "x": {name: _column(mean_progress(cell, name)) for name in AXES},
         "y": {
             name: {"mean": _column(curve.mean), "low": _column(curve.low), "high": _column(curve.high)}
             for name, curve in curves.items()
@@ -59,7 +67,7 @@ def _arm(cell: Cell, metrics: Sequence[str]) -> dict[str, Any]:
 
 
 def _column(values: Column) -> list[float | None]:
-    """Return numbers to six digits, more than a screen shows; null for what is not finite."""
+    """Return numbers to six digits, more than a screen shows, with null for those that are not finite."""
     return [float(f"{value:.6g}") if math.isfinite(value) else None for value in values.tolist()]
 
 
@@ -76,47 +84,46 @@ def _table(table: Table) -> dict[str, Any]:
     }
 
 
-def _runs(made: Report) -> dict[str, Any]:
-    """Return every run, and apart from them what all their configs and records have in common."""
-    keys = made.study.keys
+def _runs(report: Report) -> dict[str, Any]:
+    """Return all runs, and separately what their configs and records have in common."""
+    keys = report.study.keys
 
     def place(pair: tuple[str, Any]) -> int:
-        """Sort the keys that tell cells apart before the config's others, and these before the rest."""
+        """Sort keys that distinguish cells first, then other keys of the config, then the record's."""
         key = pair[0].removeprefix("run: choices.")
         return keys.index(key) if key in keys else len(keys) + pair[0].startswith("run: ")
 
-    of_run = [(cell.label, replicate, run) for cell in made.study.cells for replicate, run in cell.runs.items()] + [
-        ("", "", run) for run in (*made.study.repeated, *made.study.unread)
-    ]
-    flat = [dict(_told(run)) for _, _, run in of_run]
-    recorded = [one for one in flat if one]
+    runs = [(cell.label, replicate, run) for cell in report.study.cells for replicate, run in cell.runs.items()]
+    runs += [("", "", run) for run in (*report.study.repeated, *report.study.unread)]
+    facts = [dict(_facts(run)) for _, _, run in runs]
+    recorded = [each for each in facts if each]
     base = {
         key: value
         for key, value in (recorded[0] if recorded else {}).items()
-        if all(key in one and type(one[key]) is type(value) and one[key] == value for one in recorded)
+        if all(key in each and type(each[key]) is type(value) and each[key] == value for each in recorded)
     }
-    runs = [
+    rows = [
         {
             "directory": str(run.directory),
             "arm": label,
             "seed": replicate,
             "state": run.state,
             "rounds": run.num_rounds,
-            "figure": _figure(made.selected.choose(run)),
+            "figure": _number(report.selected[run.directory]),
             "error": run.error,
-            "changed": {key: value for key, value in sorted(one.items(), key=place) if key not in base},
+            "changed": {key: value for key, value in sorted(each.items(), key=place) if key not in base},
         }
-        for (label, replicate, run), one in zip(of_run, flat, strict=True)
+        for (label, replicate, run), each in zip(runs, facts, strict=True)
     ]
-    return {"base": base, "runs": runs}
+    return {"base": base, "runs": rows}
 
 
-def _figure(value: float) -> str:
+def _number(value: float) -> str:
     return f"{value:.4g}" if math.isfinite(value) else ""
 
 
-def _told(run: Run) -> Iterator[tuple[str, Any]]:
-    """Yield what a run's record says, flat: its config, and whatever else but its numbers."""
+def _facts(run: LoadedRun) -> Iterator[tuple[str, Any]]:
+    """Yield the flat fields of a run's record: its config, and all others without its numbers."""
     yield from leaves(run.record.get("config", {}))
     others = {name: value for name, value in run.record.items() if name not in ("config", "result", "format")}
     for name, value in leaves(others):

@@ -1,50 +1,51 @@
-"""A report's files, each written whole or not at all."""
+"""The files of a report, each written whole or not at all."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 from fedresearch.runs.directory import write_whole, writing
-from fedresearch.study.report import figures
+from fedresearch.study.report import canvas
+from fedresearch.study.report.build import Report
 from fedresearch.study.report.document import document
-from fedresearch.study.report.making import Report
 from fedresearch.study.report.page import page
 from fedresearch.study.report.tables import comma_separated, inert, latex, markdown
 
 
-def write(made: Report, out: Path) -> str:
-    """Write a report's page, Markdown, tables and figures to a folder, and return its tables to be read at once.
+def write(report: Report, out: Path) -> str:
+    """Write a report's page, Markdown, tables and figures to a folder, and return the text to print.
 
-    What an earlier report left in the folder stays, and is told.
+    Files of an earlier report in the folder stay, and the text names them.
 
     Raises
     ------
     Unwritable
-        If they cannot be written.
+        If a file cannot be written.
     """
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    for table in made.tables:
+    for table in report.tables:
         _write(out / f"{table.id}.csv", comma_separated(table))
         _write(out / f"{table.id}.tex", latex(table))
-    pictures = {name: figures.save(picture.figure, out / name) for name, picture in made.figures.items()}
-    read = document(made, pictures)
-    told = "\n".join(markdown(table) for table in made.tables)
-    warnings, notes = ([*map(inert, texts)] for texts in (made.warnings, made.notes))
-    first = [f"# {inert(made.title)}", *(f"**Warning:** {text}" for text in warnings), *notes]
-    shown = [f"![{name}]({name}.png)\n\n{inert(picture.caption)}" for name, picture in made.figures.items()]
-    last = f"Generated {read['generated']} by `{inert(read['command'])}`"
-    _write(out / "report.md", "\n\n".join([*first, told, *shown, last]) + "\n")
-    _write(out / "report.html", page(read))
-    return "\n\n".join([*(f"warning: {text}" for text in warnings), *notes, told, *map(inert, _left(made, out))])
+    pictures = {name: canvas.save(picture.figure, out / name) for name, picture in report.figures.items()}
+    values = document(report, pictures)
+    tables = "\n".join(markdown(table) for table in report.tables)
+    warnings, notes = ([*map(inert, texts)] for texts in (report.warnings, report.notes))
+    opening = [f"# {inert(report.title)}", *(f"**Warning:** {text}" for text in warnings), *notes]
+    images = [f"![{name}]({name}.png)\n\n{inert(picture.caption)}" for name, picture in report.figures.items()]
+    closing = f"Generated {values['generated']} by `{inert(values['command'])}`"
+    _write(out / "report.md", "\n\n".join([*opening, tables, *images, closing]) + "\n")
+    _write(out / "report.html", page(values))
+    leftovers = map(inert, _leftovers(report, out))
+    return "\n\n".join([*(f"warning: {text}" for text in warnings), *notes, tables, *leftovers])
 
 
-def _left(made: Report, out: Path) -> Iterator[str]:
-    """Yield a line on the tables and figures in a folder that are not of this report."""
-    own = {f"{table.id}{suffix}" for table in made.tables for suffix in (".csv", ".tex")}
-    own |= {f"{name}{suffix}" for name in made.figures for suffix in (".png", ".pdf")}
-    left = {path.name for path in out.iterdir() if path.suffix in (".csv", ".tex", ".png", ".pdf")} - own
-    if left:
-        yield f"of an earlier report, not of this one: {', '.join(sorted(left))}"
+def _leftovers(report: Report, out: Path) -> Iterator[str]:
+    """Yield a line that names the tables and figures in a folder that belong to an earlier report."""
+    own = {f"{table.id}{suffix}" for table in report.tables for suffix in (".csv", ".tex")}
+    own |= {f"{name}{suffix}" for name in report.figures for suffix in (".png", ".pdf")}
+    others = {path.name for path in out.iterdir() if path.suffix in (".csv", ".tex", ".png", ".pdf")} - own
+    if others:
+        yield f"of an earlier report, not of this one: {', '.join(sorted(others))}"
 
 
 def _write(path: Path, content: str | bytes) -> None:

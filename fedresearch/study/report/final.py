@@ -1,136 +1,93 @@
-"""The tables of final performance: means over seeds, what is not in them, and how cells differ from the baseline."""
+"""The tables of final performance: means over seeds, runs that are left out, and differences to the baseline."""
 
 import math
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
+from fedresearch.runs.columns import larger_is_better
 from fedresearch.runs.comparison import format_value
-from fedresearch.runs.record import larger_is_better
-from fedresearch.study.report.baseline import Baseline, of_option
+from fedresearch.study.report.baseline import Baseline, belongs_to_option
 from fedresearch.study.report.cells import Cell, Study
-from fedresearch.study.report.select import Selection
-from fedresearch.study.report.statistics import holm, iqm, paired, t_half_width
-from fedresearch.study.report.tables import Entry, Table, between, measured, number, rounded
+from fedresearch.study.report.outcomes import LEFT_OUT, Outcome
+from fedresearch.study.report.question import Question
+from fedresearch.study.report.statistics import IQM, Paired, holm, iqm, paired
+from fedresearch.study.report.tables import Entry, Table, format_interval, format_mean, format_p_value, none_if_nan
+
+_IQM_FIELDS = {"iqm": "value", "iqm_low_95": "low", "iqm_high_95": "high"}
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a cell's seeds.
+def final_table(study: Study, question: Question, outcomes: Mapping[str, Outcome], marks: Mapping[str, str]) -> Table:
+    """Return the table of final performance with a row for each cell.
 
     Parameters
     ----------
-    values : mapping
-        Replicate to its number, of finished runs.
-    left_out : mapping
-        Why others have none, one of those below, to their count.
+    outcomes, marks : mapping
+        By cell's label.
     """
-
-    values: Mapping[str, float]
-    left_out: Mapping[str, int]
-
-    @property
-    def mean(self) -> float:
-        """The mean over seeds; NaN without any."""
-        return float(np.mean([*self.values.values()])) if self.values else math.nan
-
-    @property
-    def half_width(self) -> float:
-        """Half the 95 % t-interval of the mean."""
-        return t_half_width([*self.values.values()])
-
-
-def outcome(cell: Cell, selected: Selection) -> Outcome:
-    """Return the selected number of each of a cell's finished runs."""
-    values, left_out = {}, Counter[str]()
-    for replicate, run in cell.runs.items():
-        value = selected.choose(run) if run.state == "finished" else math.nan
-        if math.isfinite(value):
-            values[replicate] = value
-        elif run.state == "finished":
-            left_out["without"] += 1
-        else:
-            left_out[run.state if run.state in _LEFT_OUT else "unfinished"] += 1
-    return Outcome(values, left_out)
-
-
-def final_table(study: Study, selected: Selection, metric: str, compared: Baseline, marks: Mapping[str, str]) -> Table:
-    """Return the table of final performance, a row a cell."""
-    outcomes = {cell.label: outcome(cell, selected) for cell in study.cells}
-    pairs = {label: _paired(outcomes[label], outcomes[other.label]) for label, other in compared.of.items()}
-    t_p, wilcoxon_p = (
-        dict(zip(pairs, holm([getattr(pair, name) for pair in pairs.values()]), strict=True))
+    baseline = question.baseline
+    pairs = {label: _pair(outcomes[label], outcomes[partner.label]) for label, partner in baseline.partners.items()}
+    adjusted = {
+        name: dict(zip(pairs, holm([getattr(pair, name) for pair in pairs.values()]), strict=True))
         for name in ("t_p", "wilcoxon_p")
-    )
-    some_left_out = any(of.left_out for of in outcomes.values())
-    middles = {label: iqm([[*of.values.values()]]) if len(of.values) > 3 else None for label, of in outcomes.items()}
-    some_middle = any(middles.values())
-    columns = [*key_columns(study), metric, "n"]
-    columns += ["not in the mean"] * some_left_out + ["IQM [95 %]"] * some_middle
-    columns += ["difference", "p (t)", "p (Wilcoxon)"] * bool(compared.text)
+    }
+    iqms = {label: iqm([[*each.values.values()]]) if len(each.values) > 3 else None for label, each in outcomes.items()}
+    some_left_out = any(each.left_out for each in outcomes.values())
+    some_iqm = any(iqms.values())
+    columns = [*key_columns(study), question.metric, "n"]
+    columns += ["not in the mean"] * some_left_out + ["IQM [95 %]"] * some_iqm
+    columns += ["difference", "p (t)", "p (Wilcoxon)"] * bool(baseline.text)
     rows, records = [], []
     for cell in study.cells:
-        of, middle = outcomes[cell.label], middles[cell.label]
-        row = [*key_entries(study, cell, marks), Entry(measured(of.mean, of.half_width), number(of.mean))]
-        row.append(Entry(str(len(of.values)), len(of.values)))
-        record = {key: cell.keys.get(key) for key in study.keys}
-        record |= {"metric": metric, "mean": number(of.mean), "half_width_95": number(of.half_width)}
-        record |= {"n": len(of.values)} | {why: of.left_out.get(why, 0) for why in _LEFT_OUT}
+        outcome, middle = outcomes[cell.label], iqms[cell.label]
+        num_values = len(outcome.values)
+        row = [
+            *key_entries(study, cell, marks),
+            Entry(format_mean(outcome.mean, outcome.half_width), none_if_nan(outcome.mean)),
+        ]
+        row.append(Entry(str(num_values), num_values))
+        record = {key: cell.keys.get(key) for key in study.keys} | {"metric": question.metric}
+        record |= {"mean": none_if_nan(outcome.mean), "half_width_95": none_if_nan(outcome.half_width), "n": num_values}
+        record |= {reason: outcome.left_out.get(reason, 0) for reason in LEFT_OUT}
         if some_left_out:
-            words = ", ".join(f"{of.left_out[why]} {words}" for why, words in _LEFT_OUT.items() if why in of.left_out)
-            row.append(Entry(words, words))
-        if some_middle:
-            text = between(middle.value, middle.low, middle.high) if middle else "–"
-            row.append(Entry(text, middle.value if middle else None))
-        record |= {f"iqm{end}": middle and getattr(middle, name) for end, name in _IQM.items()}
-        if compared.text:
-            row += _difference_entries(cell, pairs, t_p, wilcoxon_p, compared)
-            pair = pairs.get(cell.label)
-            record |= {"difference": pair and number(pair.mean), "shared_seeds": pair and pair.n}
-            record |= {"difference_half_width_95": pair and number(pair.half_width)}
-            for name, adjusted in (("t", t_p), ("wilcoxon", wilcoxon_p)):
-                record |= {f"p_{name}": pair and number(getattr(pair, f"{name}_p"))}
-                record |= {f"p_{name}_holm": number(adjusted.get(cell.label, math.nan))}
+            row.append(_left_out_entry(outcome))
+        if some_iqm:
+            row.append(_iqm_entry(middle))
+        record |= {field: middle and getattr(middle, name) for field, name in _IQM_FIELDS.items()}
+        if baseline.text:
+            row += _difference_entries(cell, pairs, adjusted, baseline)
+            record |= _difference_record(cell, pairs, adjusted)
         rows.append(row)
         records.append(record)
+    caption = _caption(question, some_left_out, max((pair.n for pair in pairs.values()), default=0))
+    return Table("final", "Final performance", caption, columns, rows, records)
+
+
+def _caption(question: Question, some_left_out: bool, most_shared_seeds: int) -> str:
     caption = (
-        f"{selected.caption}: mean ± half the 95 % t-interval over n seeds (none for one seed), rounded to "
+        f"{question.selection.caption}: mean ± half the 95 % t-interval over n seeds (none for one seed), rounded to "
         "the interval's second digit; all digits are in final.csv."
     )
     if some_left_out:
         caption += " Runs that failed, diverged, stalled or are unfinished are not in the mean."
-    if compared.text:
+    if question.baseline.text:
         caption += (
-            f" Differences to {compared.text} are of shared seeds, with their 95 % t-interval; p-values are of the "
-            "paired t-test (none without spread) and of the exact signed-rank test, each after Holm for all of the "
-            "table's comparisons."
+            f" Differences to {question.baseline.text} are of shared seeds, with their 95 % t-interval; p-values are "
+            "of the paired t-test (none without spread) and of the exact signed-rank test, each after Holm for all of "
+            "the table's comparisons."
         )
-        most = max((pair.n for pair in pairs.values()), default=0)
-        if 1 < most < 6:
-            caption += f" Before Holm, no signed-rank test of {most} seeds has p below {2.0 ** (1 - most):g}."
-    return Table("final", "Final performance", caption, columns, rows, records)
-
-
-_LEFT_OUT = {
-    "failed": "failed",
-    "diverged": "diverged",
-    "stalled": "stalled",
-    "unfinished": "unfinished",
-    "without": "without the metric",
-}
-_IQM = {"": "value", "_low_95": "low", "_high_95": "high"}
+        if 1 < most_shared_seeds < 6:
+            smallest = f"{2.0 ** (1 - most_shared_seeds):g}"
+            caption += f" Before Holm, no signed-rank test of {most_shared_seeds} seeds has p below {smallest}."
+    return caption
 
 
 def key_columns(study: Study) -> list[str]:
-    """Return the heads of the columns that tell a cell."""
-    return [*map(study.short, study.keys)] or ["cell"]
+    """Return the heads of the columns that identify a cell."""
+    return [*map(study.short_name, study.keys)] or ["cell"]
 
 
 def key_entries(study: Study, cell: Cell, marks: Mapping[str, str]) -> list[Entry]:
-    """Return what tells a cell, an entry a key that varies; the first one with the cell's mark."""
+    """Return an entry for each key that varies, the first with the cell's mark."""
     entries = []
     for key in study.keys or [""]:
         value = cell.keys.get(key)
@@ -140,54 +97,71 @@ def key_entries(study: Study, cell: Cell, marks: Mapping[str, str]) -> list[Entr
 
 
 def marked(text: str, cell: Cell, marks: Mapping[str, str]) -> str:
-    """Return a text with the mark of the cell that it is of behind it."""
+    """Return a text about a cell with the cell's mark behind it."""
     return f"{text} {marks.get(cell.label, '')}".strip()
 
 
-def _paired(arm: Outcome, other: Outcome) -> Any:
-    shared = [replicate for replicate in arm.values if replicate in other.values]
-    return paired([arm.values[one] for one in shared], [other.values[one] for one in shared])
+def _pair(outcome: Outcome, baseline: Outcome) -> Paired:
+    shared = [replicate for replicate in outcome.values if replicate in baseline.values]
+    return paired([outcome.values[seed] for seed in shared], [baseline.values[seed] for seed in shared])
+
+
+def _left_out_entry(outcome: Outcome) -> Entry:
+    counts = [f"{outcome.left_out[why]} {words}" for why, words in LEFT_OUT.items() if why in outcome.left_out]
+    return Entry(", ".join(counts), ", ".join(counts))
+
+
+def _iqm_entry(middle: IQM | None) -> Entry:
+    return Entry(format_interval(middle.value, middle.low, middle.high), middle.value) if middle else Entry("–")
 
 
 def _difference_entries(
-    cell: Cell,
-    pairs: Mapping[str, Any],
-    t_p: Mapping[str, float],
-    wilcoxon_p: Mapping[str, float],
-    compared: Baseline,
+    cell: Cell, pairs: Mapping[str, Paired], adjusted: Mapping[str, Mapping[str, float]], baseline: Baseline
 ) -> list[Entry]:
     if cell.label not in pairs:
-        is_baseline = any(cell is other for other in compared.of.values())
-        return [Entry("baseline" if is_baseline else "–"), Entry(""), Entry("")]
+        return [Entry("baseline" if baseline.includes(cell) else "–"), Entry(""), Entry("")]
     pair = pairs[cell.label]
-    text = measured(pair.mean, pair.half_width) if pair.n else "no shared seed"
+    text = format_mean(pair.mean, pair.half_width) if pair.n else "no shared seed"
     if pair.n and pair.mean > 0:
         text = f"+{text}"
     if 0 < pair.n < len(cell.runs):
         text += f" (n={pair.n})"
-    p_values = (t_p[cell.label], wilcoxon_p[cell.label])
-    return [Entry(text, number(pair.mean)), *(Entry(rounded(p), number(p)) for p in p_values)]
+    p_values = [of_cells[cell.label] for of_cells in adjusted.values()]
+    return [Entry(text, none_if_nan(pair.mean)), *(Entry(format_p_value(p), none_if_nan(p)) for p in p_values)]
 
 
-def middle_table(
-    study: Study, selected: Selection, metric: str, compared: Baseline, tuned: Sequence[str]
-) -> Table | None:
+def _difference_record(
+    cell: Cell, pairs: Mapping[str, Paired], adjusted: Mapping[str, Mapping[str, float]]
+) -> dict[str, Any]:
+    pair = pairs.get(cell.label)
+    record: dict[str, Any] = {"difference": pair and none_if_nan(pair.mean), "shared_seeds": pair and pair.n}
+    record["difference_half_width_95"] = pair and none_if_nan(pair.half_width)
+    for name, of_cells in adjusted.items():
+        test = name.removesuffix("_p")
+        record[f"p_{test}"] = pair and none_if_nan(getattr(pair, name))
+        record[f"p_{test}_holm"] = none_if_nan(of_cells.get(cell.label, math.nan))
+    return record
+
+
+def across_table(study: Study, question: Question, outcomes: Mapping[str, Outcome]) -> Table | None:
     """Return the interquartile mean of each value of the baseline's key over all settings of the other keys.
 
-    Keys that were tuned are none of them. Only settings in which all values share two seeds or more, and only those
-    seeds, so that each setting weighs as much for one value as for another. None where there are not two such settings,
-    or for a loss, which has no scale that settings share.
+    Tuned keys are not part of a setting. Only settings in which all values share two seeds or more count, and only
+    those seeds, so that each setting has the same weight for each value. None where there are fewer than two such
+    settings, or for a loss, which has no common scale across settings.
     """
-    key = compared.text.partition("=")[0]
-    if not key or not larger_is_better(metric):
+    key = question.baseline.text.partition("=")[0]
+    if not key or not larger_is_better(question.metric):
         return None
     cells = [cell for cell in study.cells if key in cell.keys]
     settings: dict[str, dict[str, Mapping[str, float]]] = {}
     for cell in cells:
         others = {
-            name: value for name, value in cell.keys.items() if name not in (key, *tuned) and not of_option(name, key)
+            name: value
+            for name, value in cell.keys.items()
+            if name not in (key, *question.tuned) and not belongs_to_option(name, key)
         }
-        settings.setdefault(str(others), {})[_arm(study, cell, key)] = outcome(cell, selected).values
+        settings.setdefault(str(others), {})[_arm(study, cell, key)] = outcomes[cell.label].values
     arms = dict.fromkeys(_arm(study, cell, key) for cell in cells)
     common = []
     for setting in settings.values():
@@ -200,52 +174,17 @@ def middle_table(
     for arm in arms:
         middle = iqm([setting[arm] for setting in common])
         n = sum(len(setting[arm]) for setting in common)
-        assert middle is not None  # two settings with two seeds each
-        text = between(middle.value, middle.low, middle.high)
-        rows.append([Entry(arm, arm), Entry(text, middle.value), Entry(str(n), n)])
-        records.append({"arm": arm, "metric": metric, "n": n, "settings": len(common)} | vars(middle))
+        assert middle is not None  # there are two settings with two seeds each
+        rows.append([Entry(arm, arm), _iqm_entry(middle), Entry(str(n), n)])
+        records.append({"arm": arm, "metric": question.metric, "n": n, "settings": len(common)} | vars(middle))
     caption = (
-        f"Interquartile mean of {selected.caption}, over {len(common)} settings of the other keys and the seeds that "
-        "all have in them, with the 95 % interval of a bootstrap stratified by setting (Agarwal et al. 2021)."
+        f"Interquartile mean of {question.selection.caption}, over {len(common)} settings of the other keys and the "
+        "seeds that all have in them, with the 95 % interval of a bootstrap stratified by setting (Agarwal et al. "
+        "2021)."
     )
-    return Table("across", "Across settings", caption, [study.short(key), "IQM [95 %]", "n"], rows, records)
+    return Table("across", "Across settings", caption, [study.short_name(key), "IQM [95 %]", "n"], rows, records)
 
 
 def _arm(study: Study, cell: Cell, key: str) -> str:
-    others = {name: value for name, value in cell.keys.items() if of_option(name, key)}
-    return ", ".join(
-        [
-            format_value(cell.keys[key]),
-            *(f"{study.short(name)}={format_value(value)}" for name, value in others.items()),
-        ]
-    )
-
-
-def pivot(
-    study: Study,
-    rows: str,
-    cols: str,
-    others: Sequence[str],
-    entry: Callable[[Cell], Entry],
-    table_id: str,
-    title: str,
-    caption: str,
-) -> Table:
-    """Return a table with the values of one key down and those of another across; other keys have a column each."""
-    heads = dict.fromkeys(format_value(cell.keys[cols]) for cell in study.cells if cols in cell.keys)
-    lines: dict[tuple[str, ...], dict[str, Cell]] = {}
-    for cell in study.cells:
-        if rows in cell.keys and cols in cell.keys:
-            line = tuple(format_value(cell.keys[key]) if key in cell.keys else "" for key in (*others, rows))
-            lines.setdefault(line, {})[format_value(cell.keys[cols])] = cell
-    names = [*map(study.short, others), study.short(rows)]
-    body: list[Sequence[Entry]] = []
-    records = []
-    for line, cells in lines.items():
-        entries = [entry(cells[head]) if head in cells else Entry("") for head in heads]
-        body.append([*(Entry(text, text) for text in line), *entries])
-        record: dict[str, Any] = dict(zip((*others, rows), line, strict=True))
-        record |= {f"{cols}={head}": one.sort for head, one in zip(heads, entries, strict=True)}
-        records.append(record)
-    columns = [*names, *(f"{study.short(cols)}={head}" for head in heads)]
-    return Table(table_id, title, caption, columns, body, records)
+    others = {name: value for name, value in cell.keys.items() if belongs_to_option(name, key)}
+    return ", ".join(filter(None, [format_value(cell.keys[key]), study.describe(others)]))

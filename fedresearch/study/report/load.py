@@ -1,4 +1,4 @@
-"""Finding runs, in whatever state they are, and reading their rows as columns of numbers."""
+"""Find runs in any state, and read their rows as columns of numbers."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,8 +18,8 @@ Column = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Run(loaded.Run):
-    """A run and its numbers.
+class LoadedRun(loaded.Run):
+    """A run with its rows as columns of numbers.
 
     Parameters
     ----------
@@ -31,21 +31,21 @@ class Run(loaded.Run):
 
     @property
     def num_rounds(self) -> int:
-        """How many rounds it has so far."""
+        """The number of rounds so far."""
         return len(self.columns.get("round", ()))
 
     def column(self, name: str) -> Column:
-        """Return a column, float64 (rounds,); NaN in every round where the run does not have it."""
+        """Return a column, float64 (rounds,); NaN in every round if the run does not have it."""
         return self.columns.get(name, np.full(self.num_rounds, np.nan))
 
 
-def load(paths: Sequence[Path]) -> list[Run]:
-    """Return all runs at or below some directories, and the jobs of sweeps that are not runs yet, each once.
+def load(paths: Sequence[Path]) -> list[LoadedRun]:
+    """Return all runs at or below some directories, each once. Jobs of sweeps that are not runs yet are among them.
 
     Raises
     ------
     InputError
-        If a directory does not exist, a folder below one cannot be read, or none of them holds a run.
+        If a directory does not exist, a folder cannot be read, or there is no run.
     """
     for path in paths:
         if not path.is_dir():
@@ -58,7 +58,7 @@ def load(paths: Sequence[Path]) -> list[Run]:
 
 
 def _directories(path: Path, walked: set[Path]) -> Iterator[Path]:
-    """Yield the directories of runs at or below a path, through links too, but for what was walked already."""
+    """Yield the directories of runs at or below a path, also through links, without folders walked before."""
     for folder, subfolders, files in os.walk(path, onerror=_refuse, followlinks=True):
         subfolders.sort()
         real = Path(folder).resolve()
@@ -77,13 +77,13 @@ def _refuse(error: OSError) -> None:
     raise InputError(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
-def _load(directory: Path) -> Run:
+def _load(directory: Path) -> LoadedRun:
     run, rows = loaded.load(directory)
-    return Run(**vars(run), columns=_columns(rows))
+    return LoadedRun(**vars(run), columns=_columns(rows))
 
 
 def _columns(rows: Sequence[Row]) -> dict[str, Column]:
-    """Return a value a round of every column that is of numbers, NaN for those that are null or not there."""
+    """Return each column of numbers with a value for each round; NaN where it is null or missing."""
     columns = {}
     for name in dict.fromkeys(chain.from_iterable(rows)):
         values = [row.get(name) for row in rows]

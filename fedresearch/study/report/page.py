@@ -1,4 +1,4 @@
-"""The report as one HTML file that needs no network."""
+"""A report as one HTML file that needs no network."""
 
 from collections.abc import Mapping
 from importlib import resources
@@ -9,7 +9,7 @@ from plotly.offline import get_plotlyjs
 
 
 def page(document: Mapping[str, Any]) -> str:
-    """Return a report as a page of HTML with all that it needs in it.
+    """Return a report as a self-contained HTML page.
 
     Parameters
     ----------
@@ -21,10 +21,10 @@ def page(document: Mapping[str, Any]) -> str:
     Raises
     ------
     ValueError
-        If a number is not finite: null is what JSON has for it.
+        If a number is not finite; JSON needs null instead.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    # The filter tojson escapes <, >, & and ' too, so that no label ends the script or the attribute that it is in.
+    # The filter tojson also escapes <, >, & and ', so that no label ends the script or attribute around it.
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     template = resources.files("fedresearch.study.report").joinpath("page.html").read_text("utf-8")
     return environment.from_string(template).render(document, plotly=get_plotlyjs())

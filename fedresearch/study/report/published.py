@@ -1,4 +1,4 @@
-"""A paper's numbers beside ours, where the runs are of a preset whose table is in ``published/``."""
+"""A paper's numbers beside ours, for runs of a preset with a table in ``published/``."""
 
 import csv
 import math
@@ -11,27 +11,29 @@ from omegaconf import OmegaConf
 from fedresearch.config.help_text import CONF
 from fedresearch.config.schema import counts
 from fedresearch.runs.comparison import format_value
+from fedresearch.study.report.axes import AXES
 from fedresearch.study.report.cells import Cell, Study
-from fedresearch.study.report.final import marked, outcome
-from fedresearch.study.report.select import selection
-from fedresearch.study.report.statistics import speed_up, told_duration
-from fedresearch.study.report.tables import Entry, Table, measured, number
-from fedresearch.study.report.targets import AXES, to_target
+from fedresearch.study.report.final import marked
+from fedresearch.study.report.outcomes import find_outcome, select_values
+from fedresearch.study.report.selection import parse_selection
+from fedresearch.study.report.statistics import Duration, format_duration, speed_up
+from fedresearch.study.report.tables import Entry, Table, format_mean, none_if_nan
+from fedresearch.study.report.targets import duration_to
 
 _MEASURE = "measure"
 
 
 def published_table(study: Study, marks: Mapping[str, str]) -> Table | None:
-    """Return the table of a paper's numbers and ours; None where the runs are of no such preset, or of several."""
+    """Return the table of a paper's numbers and ours; None unless all runs are of one preset with a table."""
     choices = [run.record["choices"] for cell in study.cells for run in cell.runs.values()]
     experiments = {chosen.get("experiment") for chosen in choices}
     name = str(next(iter(experiments), None))
     folder = resources.files("fedresearch.study.report").joinpath("published")
-    known = {table.name: table for table in folder.iterdir()}  # a record may name any experiment
-    path = known.get(f"{name}.csv")
+    files = {table.name: table for table in folder.iterdir()}  # a record may name any experiment
+    path = files.get(f"{name}.csv")
     if len(experiments) != 1 or any(chosen.get("tune") for chosen in choices) or path is None:
         return None
-    others = _deviations(study, name)
+    deviations = _deviations(study, name)
     lines = [*csv.DictReader(path.read_text("utf-8").splitlines())]
     keys = [*lines[0]][: [*lines[0]].index(_MEASURE)]
     columns = [*(key.rpartition(".")[2] for key in keys), _MEASURE, "published", "ours", "ratio", "accepted", "within"]
@@ -40,11 +42,11 @@ def published_table(study: Study, marks: Mapping[str, str]) -> Table | None:
         for cell in study.cells:
             if all(_value(cell, key) == line[key] for key in keys):
                 ours, text = _ours(study, cell, line[_MEASURE], keys)
-                within = _within(line, ours, text) if not others else "–"
-                told = marked(text, cell, marks)
-                keys_entries = (Entry(line[key], line[key]) for key in (*keys, _MEASURE))
-                rows.append([*keys_entries, *_entries(line, ours, told), Entry(within, within)])
-                exact = None if _is_bound(text) else number(ours)
+                within = _within(line, ours, text) if not deviations else "–"
+                line_keys = (Entry(line[key], line[key]) for key in (*keys, _MEASURE))
+                entries = _entries(line, ours, marked(text, cell, marks))
+                rows.append([*line_keys, *entries, Entry(within, within)])
+                exact = None if _is_bound(text) else none_if_nan(ours)
                 records.append({**line, "ours": exact, "ours_text": text, "within": within})
     if not rows:
         return None
@@ -55,12 +57,12 @@ def published_table(study: Study, marks: Mapping[str, str]) -> Table | None:
     )
     if any(line[_MEASURE].startswith("best ") for line in lines):
         caption += " Best: of all rounds, which is chosen on the test split."
-    notes = [f"Not judged, since runs are not the preset's: {', '.join(others)}."] if others else []
+    notes = [f"Not judged, since runs are not the preset's: {', '.join(deviations)}."] if deviations else []
     return Table("published", "Published and ours", caption, columns, rows, records, notes)
 
 
 def _deviations(study: Study, name: str) -> list[str]:
-    """Return what was typed for some runs that changes their numbers and is none of what the preset sweeps."""
+    """Return the overrides of any run that change its numbers, without those of keys that the preset sweeps."""
     swept = OmegaConf.load(CONF / "experiment" / f"{name}.yaml").hydra.sweeper.params
     typed = (word for cell in study.cells for run in cell.runs.values() for word in run.record.get("overrides", ()))
     keys = {word: word.lstrip("+~").partition("=")[0] for word in typed}
@@ -70,7 +72,7 @@ def _deviations(study: Study, name: str) -> list[str]:
 
 
 def _value(cell: Cell, key: str) -> str:
-    """Return what a cell has at a key, or the option of a group, as the CSV writes it: "" for nothing."""
+    """Return a cell's value at a key, or its option of a group, as the CSV writes it; "" for none."""
     record = next(iter(cell.runs.values())).record
     node: Any = record["choices"].get(key, record["config"])
     if key not in record["choices"]:
@@ -80,23 +82,30 @@ def _value(cell: Cell, key: str) -> str:
 
 
 def _ours(study: Study, cell: Cell, measure: str, keys: list[str]) -> tuple[float, str]:
-    """Return our number for a measure, or a bound on it, and the same in words, which begin with < or > for a bound."""
-    what, _, of = measure.partition(" ")
-    if what in ("last", "best"):
-        found = outcome(cell, selection({"last": "last", "best": "best_test"}[what], of))
-        return found.mean, measured(found.mean, found.half_width)
-    target = float(of.rpartition(" ")[2])
-    taken = to_target(cell, "eval/accuracy", target, "rounds")
-    if what == "rounds":
-        time = taken.censored_at if math.isnan(taken.median) else taken.median
-        return time, told_duration(taken, AXES["rounds"])
-    # speed-up over KEY=VALUE to TARGET
-    key, _, value = of.split(" ")[1].partition("=")
+    """Return our number for a measure, or a bound of it, and its text, in which a bound begins with < or >.
+
+    A measure is ``last METRIC``, ``best METRIC``, ``rounds to TARGET`` or ``speed-up over KEY=VALUE to TARGET``.
+    """
+    kind, _, rest = measure.partition(" ")
+    if kind in ("last", "best"):
+        rule = parse_selection({"last": "last", "best": "best_test"}[kind], rest)
+        outcome = find_outcome(cell, select_values(cell.runs.values(), rule))
+        return outcome.mean, format_mean(outcome.mean, outcome.half_width)
+    target = float(rest.rpartition(" ")[2])
+    rounds = _rounds_to(cell, target)
+    if kind == "rounds":
+        time = rounds.censored_at if math.isnan(rounds.median) else rounds.median
+        return time, format_duration(rounds, AXES["rounds"].format)
+    key, _, value = rest.split(" ")[1].partition("=")
     wanted = [value if name == key else _value(cell, name) for name in keys]
-    others = [other for other in study.cells if [_value(other, name) for name in keys] == wanted]
-    if len(others) != 1:  # it was not run, or with several values of other keys
+    baselines = [other for other in study.cells if [_value(other, name) for name in keys] == wanted]
+    if len(baselines) != 1:  # it was not run, or with several values of other keys
         return math.nan, "–"
-    return speed_up(to_target(others[0], "eval/accuracy", target, "rounds"), taken)
+    return speed_up(_rounds_to(baselines[0], target), rounds)
+
+
+def _rounds_to(cell: Cell, target: float) -> Duration:
+    return duration_to(cell, "eval/accuracy", target, "rounds")
 
 
 def _is_bound(text: str) -> bool:
@@ -104,12 +113,12 @@ def _is_bound(text: str) -> bool:
 
 
 def _band(line: Mapping[str, str]) -> tuple[float, float]:
-    """Return the least and the most that is accepted, infinite where the line has none."""
+    """Return the accepted interval; an end that the line leaves open is infinite."""
     return float(line["low"] or "-inf"), float(line["high"] or "inf")
 
 
 def _within(line: Mapping[str, str], ours: float, text: str) -> str:
-    """Return whether our number is accepted: yes, no, – where ours does not tell, "" where all is."""
+    """Return whether our number is accepted: yes, no, – where ours does not decide it, "" without an interval."""
     low, high = _band(line)
     if math.isinf(low) and math.isinf(high):
         return ""
@@ -127,7 +136,7 @@ def _entries(line: Mapping[str, str], ours: float, text: str) -> list[Entry]:
     accepted = f"{low}–{high}" if low or high else ""
     return [
         Entry(line["published"] + (f" ± {line['spread']}" if line["spread"] else ""), theirs),
-        Entry(text, number(ours)),
-        Entry("–" if math.isnan(ratio) else f"{ratio:.2f}", number(ratio)),
+        Entry(text, none_if_nan(ours)),
+        Entry("–" if math.isnan(ratio) else f"{ratio:.2f}", none_if_nan(ratio)),
         Entry(accepted, accepted),
     ]

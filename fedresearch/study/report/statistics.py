@@ -1,4 +1,4 @@
-"""What seeds say: intervals and tests over replicates, the score of many cells at once, and times to a target."""
+"""Statistics over seeds: intervals and tests, the score of many cells at once, and times to a target."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,13 +10,13 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 _RESAMPLES = 2_000
-# What rounding can make of equal numbers, relative to those that were subtracted.
+# The largest difference that rounding can make between equal numbers, relative to their size.
 _ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
 class Paired:
-    """How values differ from those of a baseline on the same seeds.
+    """Differences of values to those of a baseline on the same seeds.
 
     Parameters
     ----------
@@ -25,10 +25,10 @@ class Paired:
     mean : float
         Mean difference, value less baseline; NaN without seeds.
     half_width : float
-        Of its 95 % interval, as of `t_half_width`.
+        Half its 95 % interval, as from `t_half_width`.
     t_p, wilcoxon_p : float
-        Two-sided p-values, of the paired t-test and of the exact signed-rank test. NaN for fewer than two seeds; the
-        first also where all differences are equal and not zero, whose spread is not known then.
+        Two-sided p-values of the paired t-test and of the exact signed-rank test. NaN for fewer than two seeds;
+        ``t_p`` also where all differences are equal and not zero, since their spread is unknown then.
     """
 
     n: int
@@ -49,19 +49,19 @@ class IQM:
 
 @dataclass(frozen=True)
 class Duration:
-    """How long seeds take to a target which some may never have reached.
+    """The time that seeds take to a target, which some may never have reached.
 
     Parameters
     ----------
     median : float
-        NaN where it is not reached: fewer than half of the seeds reach the target, or just half.
+        NaN where half of the seeds or fewer reach the target.
     low, high : float
-        Range of the seeds that reach it; NaN where none does.
+        Range of the seeds that reach it; NaN without any.
     reached, total : int
-        Number of seeds that reach it, and of all.
+        Number of seeds that reach it, and of all seeds.
     censored_at : float
-        What the median is certainly not below, whenever the other seeds would have reached the target: the ordinary
-        median of all times, with the last x of those. NaN without seeds.
+        A lower bound of the median, whenever the other seeds would have reached the target: the ordinary median of all
+        times, with the last x of those seeds. NaN without seeds.
     """
 
     median: float
@@ -78,7 +78,7 @@ def t_half_widths(values: NDArray[np.float64]) -> NDArray[np.float64]:
     Parameters
     ----------
     values : ndarray, (n, columns)
-        A row a seed. A column with NaN has NaN.
+        A row for each seed. A column that holds NaN gives NaN.
     """
     n = len(values)
     if n < 2:
@@ -98,7 +98,7 @@ def paired(values: Sequence[float], baseline: Sequence[float]) -> Paired:
     Parameters
     ----------
     values, baseline : sequence of float
-        Finite numbers, one a seed, in the same order of seeds.
+        Finite numbers, one for each seed, in the same order of seeds.
     """
     n = len(values)
     pairs = np.array([*zip(values, baseline, strict=True)], dtype=float).reshape(n, 2)
@@ -119,26 +119,26 @@ def paired(values: Sequence[float], baseline: Sequence[float]) -> Paired:
 def _signed_rank_p(differences: NDArray[np.float64], rounding: NDArray[np.float64]) -> float:
     """Return the exact two-sided p-value of Wilcoxon's signed-rank test, also with ties and zeros.
 
-    Zeros are left out before ranking (Wilcoxon 1945), which is the default of SciPy and R, so that a reader who
-    computes the test again finds the same. With ties the ranks are averages, and p is of all signs on those.
+    Zeros are left out before ranking (Wilcoxon 1945), which is the default of SciPy and R, so that readers find the
+    same value with these. With ties, ranks are averages, and p is taken over all signs of those.
     """
     order = np.argsort(np.abs(differences))
     order = order[differences[order] != 0]
     sizes = np.abs(differences[order])
-    # Differences of 0.8 - 0.7 and 0.9 - 0.8 are a tie, though not in floating point.
-    apart = np.diff(sizes) > np.maximum(rounding[order][1:], rounding[order][:-1])
-    doubled = np.rint(2 * stats.rankdata(np.cumsum(np.append(0, apart)[: len(sizes)]))).astype(int)
-    above = doubled[differences[order] > 0].sum()
-    distribution = np.ones(1)  # of the sum of the doubled ranks with a positive sign: a probability for 0, 1, ...
+    # 0.8 - 0.7 and 0.9 - 0.8 are a tie, although they differ in floating point.
+    is_larger = np.diff(sizes) > np.maximum(rounding[order][1:], rounding[order][:-1])
+    doubled = np.rint(2 * stats.rankdata(np.cumsum(np.append(0, is_larger)[: len(sizes)]))).astype(int)
+    positive = doubled[differences[order] > 0].sum()
+    distribution = np.ones(1)  # probability that the doubled ranks with a positive sign sum to 0, 1, ...
     for rank in doubled:
         distribution = (np.pad(distribution, (0, rank)) + np.pad(distribution, (rank, 0))) / 2
-    return min(1.0, 2 * float(distribution[max(above, doubled.sum() - above) :].sum()))
+    return min(1.0, 2 * float(distribution[max(positive, doubled.sum() - positive) :].sum()))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Return p-values adjusted for their number by the step-down procedure of Holm (1979).
 
-    NaN stands for a comparison that was not made: it stays, and does not count.
+    NaN stands for a comparison that was not made: it stays NaN, and is not counted.
     """
     adjusted = [math.nan] * len(p_values)
     known = sorted((p, index) for index, p in enumerate(p_values) if not math.isnan(p))
@@ -151,14 +151,14 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def iqm(strata: Sequence[Sequence[float]], seed: int = 0) -> IQM | None:
     """Return the mean of the middle half of all scores (Agarwal et al. 2021, arXiv:2108.13264, Section 4).
 
-    Its interval has the percentiles of a bootstrap that draws seeds anew in every stratum.
+    Its interval comes from the percentiles of a bootstrap that resamples seeds in each stratum.
 
     Parameters
     ----------
     strata : sequence of sequence of float
-        Finite scores, one a seed, of every setting that they are pooled over.
+        Finite scores, one for each seed, of each setting that is pooled.
     seed : int
-        Of the bootstrap.
+        The bootstrap's seed.
 
     Returns
     -------
@@ -177,13 +177,13 @@ def iqm(strata: Sequence[Sequence[float]], seed: int = 0) -> IQM | None:
 def crossing(x: ArrayLike, y: ArrayLike, target: float, rising: bool = True) -> float:
     """Return where a curve first reaches a target.
 
-    The curve is made monotone by the best value so far, and is linear between the evaluated points (McMahan et al.
+    The curve is made monotone by taking the best value so far, and is linear between evaluated points (McMahan et al.
     2017, arXiv:1602.05629, Section 3).
 
     Parameters
     ----------
     x, y : array_like, (rounds,)
-        Points of the curve, by x. Those whose y is not finite are left out: rounds without evaluation.
+        Points of the curve, sorted by x. Points without a finite y, rounds without evaluation, are left out.
     target : float
         Value to reach.
     rising : bool
@@ -192,7 +192,7 @@ def crossing(x: ArrayLike, y: ArrayLike, target: float, rising: bool = True) -> 
     Returns
     -------
     float
-        The first x where the curve is there from the start; NaN where it never is.
+        The first x where the curve starts at the target; NaN where it never reaches it.
     """
     sign = 1 if rising else -1
     known = np.isfinite(y)
@@ -208,20 +208,20 @@ def crossing(x: ArrayLike, y: ArrayLike, target: float, rising: bool = True) -> 
 
 
 def median_duration(times: Sequence[float], censored: Sequence[bool]) -> Duration:
-    """Return the median of times of which some are only known to be longer (Kaplan and Meier 1958).
+    """Return the median of times, some of which are censored: only known to be longer (Kaplan and Meier 1958).
 
-    It is the first time at which less than half survives. Where just half survives between two times, it is half way
-    between those, so that it is the ordinary median where nothing is censored.
+    It is the first time at which less than half survives. Where exactly half survives between two times, it is their
+    midpoint, so that it is the ordinary median where nothing is censored.
 
     Parameters
     ----------
     times : sequence of float
-        Where each seed reached the target; for a seed that never did, its last x.
+        The x at which each seed reached the target; for a seed that never did, its last x.
     censored : sequence of bool
         Whether a seed never did.
     """
     reached = sorted(time for time, never in zip(times, censored, strict=True) if not never)
-    median, previous, surviving = math.nan, math.nan, Fraction(1)  # a float may miss one half
+    median, previous, surviving = math.nan, math.nan, Fraction(1)  # a float may not equal one half
     for time in dict.fromkeys(reached):
         at_risk = sum(other >= time for other in times)
         before, surviving = surviving, surviving * (1 - Fraction(reached.count(time), at_risk))
@@ -234,38 +234,38 @@ def median_duration(times: Sequence[float], censored: Sequence[bool]) -> Duratio
     return Duration(float(median), float(low), float(high), len(reached), len(times), bound)
 
 
-def told_duration(duration: Duration, shown: Callable[[float], str]) -> str:
-    """Return a duration in words, such as ``35 (33–41)``, ``41 (38–45), 4/5 seeds`` or ``>200, 2/5 seeds``.
+def format_duration(duration: Duration, format_time: Callable[[float], str]) -> str:
+    """Return a duration as text, such as ``35 (33–41)``, ``41 (38–45), 4/5 seeds`` or ``>200, 2/5 seeds``.
 
     Parameters
     ----------
     duration : Duration
-        The median, the range of the seeds that reached the target, and how many did unless all.
-    shown : callable
-        Text of a time.
+        The text has its median, the range of the seeds that reached the target, and their number unless all did.
+    format_time : callable
+        A time to its text.
     """
     if not duration.total:
         return "–"
     if math.isnan(duration.median):
-        text = f">{shown(duration.censored_at)}" if math.isfinite(duration.censored_at) else "–"
+        text = f">{format_time(duration.censored_at)}" if math.isfinite(duration.censored_at) else "–"
     else:
-        text = shown(duration.median)
-        low, high = shown(duration.low), shown(duration.high)
+        text = format_time(duration.median)
+        low, high = format_time(duration.low), format_time(duration.high)
         if low != high:
             text += f" ({low}–{high})"
     return text if duration.reached == duration.total else f"{text}, {duration.reached}/{duration.total} seeds"
 
 
 def speed_up(baseline: Duration, arm: Duration) -> tuple[float, str]:
-    """Return how many times faster than a baseline an arm is by its median, and the same in words.
+    """Return by how many times an arm's median is faster than a baseline's, and the same as text.
 
     Returns
     -------
     ratio : float
-        A bound where one of the medians is not reached; NaN where neither is, or the arm takes no time.
+        A bound where one median is not reached; NaN where both are not, or the arm needs no time.
     text : str
-        Such as ``4.5×``, ``>4.5×`` for a baseline that is not reached and ``<0.8×`` for such an arm. Bounds are rounded
-        to the side on which they hold.
+        Such as ``4.5×``; ``>4.5×`` where the baseline's median is not reached, and ``<0.8×`` where the arm's is not.
+        Bounds are rounded to the side on which they hold.
     """
     unreached = [math.isnan(duration.median) for duration in (baseline, arm)]
     slow, fast = (d.censored_at if math.isnan(d.median) else d.median for d in (baseline, arm))

@@ -1,4 +1,4 @@
-"""A table in the forms that it is needed in: Markdown, CSV of the numbers, LaTeX that compiles as pasted."""
+"""Tables, and their forms: Markdown, CSV with all digits, and LaTeX that compiles as pasted."""
 
 import csv
 import io
@@ -12,7 +12,7 @@ import pandas as pd
 from tabulate import tabulate
 
 _LETTERS = (*range(0x391, 0x3A2), *range(0x3A3, 0x3AA), *range(0x3B1, 0x3CA))  # Greek, without accents
-# Those that look like Latin ones, and have no command.
+# Greek letters that look like Latin ones, and have no command.
 _LATIN = dict(zip("ΑΒΕΖΗΙΚΜΝΟΡΤΧο", "ABEZHIKMNOPTXo", strict=True))
 
 
@@ -24,14 +24,14 @@ def _greek(character: str) -> str:
     return f"$\\{word.capitalize() if character.isupper() else word.lower()}$"
 
 
-# What LaTeX writes otherwise, and what its source must not hold.
+# Characters with a command in LaTeX, and characters that its source must not contain.
 _LATEX = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
     **{"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "<": "$<$", ">": "$>$"},
     **{"±": "$\\pm$", "×": "$\\times$", "–": "--", "−": "$-$", "≥": "$\\geq$", "≤": "$\\leq$", "∞": "$\\infty$"},
     **{"†": "$\\dagger$", "‡": "$\\ddagger$", "§": "\\S{}", "→": "$\\rightarrow$", "←": "$\\leftarrow$"},
     **{"…": "\\ldots{}", "|": "$|$", '"': "''"},
-    **{character: f"{{{character}}}" for character in "[]*"},  # which mean something behind the end of a row
+    **{character: f"{{{character}}}" for character in "[]*"},  # which have a meaning after the end of a row
     **{character: _greek(character) for character in map(chr, _LETTERS)},
     **{character: f"U+{ord(character):04X}" for character in "ĦħĸĿŀŉŦŧſ"},  # which the font encoding T1 does not have
 }
@@ -39,7 +39,7 @@ _LATEX = {
 
 @dataclass(frozen=True)
 class Entry:
-    """What stands in a table: its text, and by what it is sorted; None comes last."""
+    """An entry of a table: its text, and the value that sorts it; None comes last."""
 
     text: str
     sort: float | str | None = None
@@ -47,22 +47,22 @@ class Entry:
 
 @dataclass(frozen=True)
 class Table:
-    """A table as it is read, and the numbers behind it.
+    """A table of texts, and the numbers behind it.
 
     Parameters
     ----------
     id : str
         The name of its files.
     title, caption : str
-        In a few words, and how to read it.
+        Its subject, and how to read it.
     columns : list of str
-        Their heads.
+        Heads of the columns.
     rows : list of list of Entry
-        An entry a column.
+        An entry for each column.
     records : list of dict
-        The same and more as plain values, a record a row of the CSV; None for what is not known.
+        The same and more as plain values, a record for each row of the CSV; None where unknown.
     notes : list of str
-        What stands below.
+        Lines below the table.
     """
 
     id: str
@@ -75,17 +75,17 @@ class Table:
 
     @property
     def texts(self) -> list[list[str]]:
-        """The rows as they are read."""
+        """The rows as texts."""
         return [[entry.text for entry in row] for row in self.rows]
 
     @property
     def numeric(self) -> list[bool]:
-        """Of each column, whether its entries are sorted as numbers."""
-        return [not any(isinstance(row[number].sort, str) for row in self.rows) for number in range(len(self.columns))]
+        """Whether each column's entries are sorted as numbers."""
+        return [not any(isinstance(row[index].sort, str) for row in self.rows) for index in range(len(self.columns))]
 
 
 def inert(text: str) -> str:
-    """Return a text as one line of Markdown in which nothing is HTML, a link or a control of a terminal."""
+    """Return a text as one line of Markdown without HTML, links or control characters."""
     plain = "".join(character if character.isprintable() else " " for character in text)
     return re.sub(r"<(?=[A-Za-z/!?])|\](?=[(\[:])", r"\\\g<0>", plain)
 
@@ -95,12 +95,12 @@ def markdown(table: Table) -> str:
     heads, *rows = ([inert(text).replace("|", "\\|") for text in row] for row in (table.columns, *table.texts))
     aligned = ["right" if numeric else "left" for numeric in table.numeric]
     body = tabulate(rows, heads, tablefmt="pipe", colalign=aligned, disable_numparse=True)
-    told = [inert(text) for text in (table.title, table.caption, *table.notes)]
-    return "\n\n".join([f"## {told[0]}", told[1], body, *told[2:]]) + "\n"
+    title, caption, *notes = map(inert, (table.title, table.caption, *table.notes))
+    return "\n\n".join([f"## {title}", caption, body, *notes]) + "\n"
 
 
 def latex(table: Table) -> str:
-    """Return a table as LaTeX's ``table``, to be pasted; a wide one is made as wide as the text."""
+    """Return a table as a LaTeX ``table`` to paste; a wide one is scaled to the text's width."""
     frame = pd.DataFrame([[_escaped(text) for text in row] for row in table.texts])
     frame.columns = pd.Index([_escaped(column) for column in table.columns])
     body = frame.style.hide(axis="index").to_latex(
@@ -122,19 +122,19 @@ def latex(table: Table) -> str:
 
 
 def comma_separated(table: Table) -> str:
-    """Return a table's records as CSV, numbers in full; a text that a spreadsheet would compute has ' before it."""
+    """Return a table's records as CSV with all digits; a text that a spreadsheet would compute gets a leading '."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     for row in (table.records[0], *(record.values() for record in table.records)):
-        writer.writerow([_uncomputed(value) for value in row])
+        writer.writerow([_inert_value(value) for value in row])
     return buffer.getvalue()
 
 
-def _uncomputed(value: Any) -> Any:
+def _inert_value(value: Any) -> Any:
     text = value if isinstance(value, str | int | float | None) else str(value)
     if not isinstance(text, str) or not text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")):
         return text
-    return text if re.fullmatch(r"[+-]?[\d.]+(e[+-]?\d+)?", text) else f"'{text}"  # a number is none of its formulas
+    return text if re.fullmatch(r"[+-]?[\d.]+(e[+-]?\d+)?", text) else f"'{text}"  # a number is safe
 
 
 def _escaped(text: str) -> str:
@@ -143,7 +143,7 @@ def _escaped(text: str) -> str:
 
 
 def _in_latex(character: str) -> str:
-    """Return a character as pdflatex knows it; of one that it does not, the code point."""
+    """Return a character in LaTeX, or its code point where pdflatex does not know it."""
     if character in _LATEX:
         return _LATEX[character]
     if unicodedata.category(character) == "Cf":  # invisible
@@ -154,38 +154,38 @@ def _in_latex(character: str) -> str:
     return character if is_known else f"U+{ord(character):04X}"
 
 
-def measured(mean: float, half_width: float) -> str:
-    """Return a mean with its interval, both to the second digit of the interval; without one, to four digits."""
+def format_mean(mean: float, half_width: float) -> str:
+    """Return a mean and its half width to the second digit of that; without an interval, the mean to four digits."""
     if mean != mean:
         return "–"
     if half_width != half_width:
         return f"{mean:.4g}"
-    if half_width <= 1e-12 * abs(mean):  # equal values, but for the rounding of their mean
+    if half_width <= 1e-12 * abs(mean):  # equal values; their mean is rounded
         return f"{mean:.4g} ± 0"
-    form = _form(mean, half_width)
-    return f"{mean:{form}} ± {half_width:{form}}".replace("inf", "∞")
+    spec = _number_format(mean, half_width)
+    return f"{mean:{spec}} ± {half_width:{spec}}".replace("inf", "∞")
 
 
-def between(value: float, low: float, high: float) -> str:
-    """Return a value with the ends of its interval, all to the second digit of the interval's half width, if any."""
-    form = _form(value, (high - low) / 2)
-    return f"{value:{form}} [{low:{form}}, {high:{form}}]"
+def format_interval(value: float, low: float, high: float) -> str:
+    """Return a value and the ends of its interval, all to the second digit of the interval's half width."""
+    spec = _number_format(value, (high - low) / 2)
+    return f"{value:{spec}} [{low:{spec}}, {high:{spec}}]"
 
 
-def _form(value: float, half_width: float) -> str:
-    """Return how numbers are told: to the half width's second digit; to four digits without spread, or from 1e15 on."""
+def _number_format(value: float, half_width: float) -> str:
+    """Return a format to the half width's second digit; to four digits without spread, or for numbers from 1e15."""
     if 1e-12 * abs(value) < half_width and max(abs(value), half_width) < 1e15:
         return f".{max(0, 1 - int(f'{half_width:.1e}'.partition('e')[2]))}f"
     return ".4g"
 
 
-def rounded(p_value: float) -> str:
+def format_p_value(p_value: float) -> str:
     """Return a p-value to two digits."""
     if p_value != p_value:
         return "–"
     return "<0.001" if p_value < 0.001 else f"{p_value:.2g}"
 
 
-def number(value: float) -> float | None:
-    """Return a number for a record or for sorting: None for NaN."""
+def none_if_nan(value: float) -> float | None:
+    """Return a number for a record or for sorting, with None for NaN."""
     return None if value != value else float(value)

@@ -1,102 +1,121 @@
-"""The table of what it takes to reach a target: rounds, bytes, steps and seconds, and the speed-up by it."""
+"""The table of what it takes to reach a target: rounds, bytes, steps and seconds, and the speed-up."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
-from rich import filesize
-
+from fedresearch.runs.columns import larger_is_better
 from fedresearch.runs.comparison import format_value
-from fedresearch.runs.record import larger_is_better
+from fedresearch.study.report.axes import AXES
 from fedresearch.study.report.baseline import Baseline
 from fedresearch.study.report.cells import Cell, Study
 from fedresearch.study.report.final import key_columns, key_entries
-from fedresearch.study.report.load import Run
-from fedresearch.study.report.select import axis
-from fedresearch.study.report.statistics import Duration, crossing, median_duration, speed_up, told_duration
-from fedresearch.study.report.tables import Entry, Table, number
-from fedresearch.tracking.console import duration as told_seconds
-
-# How far a run is along each axis, in words.
-AXES: dict[str, Callable[[float], str]] = {
-    "rounds": lambda rounds: f"{rounds:.0f}" if rounds >= 10 else f"{rounds:.2g}",
-    "bytes": lambda count: filesize.decimal(round(count)),
-    "steps": lambda steps: f"{steps:,.0f}",
-    "seconds": told_seconds,
-}
+from fedresearch.study.report.load import LoadedRun
+from fedresearch.study.report.question import Question
+from fedresearch.study.report.statistics import Duration, crossing, format_duration, median_duration, speed_up
+from fedresearch.study.report.tables import Entry, Table, none_if_nan
 
 
-def to_target(cell: Cell, metric: str, target: float, axis_name: str) -> Duration:
+def duration_to(cell: Cell, metric: str, target: float, axis: str) -> Duration:
     """Return how long a cell's seeds take to a target along an axis.
 
-    A run that is not there counts as one that takes longer than it has gone, or, if it diverged, than it was to go.
-    A run without any round, or that does not tell how far it is along the axis, does not count, since nothing is known
-    of it; if it diverged in its first round, it counts as one that takes longer than all that it was to go or, along
-    another axis than that of rounds, than the last of the others.
+    A run that does not reach it counts as longer than the run itself or, if it diverged, than the run was planned. A
+    run without any round, or without a known place on the axis, does not count. If it diverged in its first round, it
+    counts as longer than all its planned rounds or, along another axis, than the longest of the other runs.
     """
     times, censored = [], []
     for run in cell.runs.values():
-        x = axis(run, axis_name)
+        x = AXES[axis].progress(run)
         if math.isfinite(x[-1] if run.num_rounds else math.nan):
             time = crossing(x, run.column(metric), target, larger_is_better(metric))
             never = math.isnan(time)
-            times.append(float(x[-1]) * _share_to_go(run) if never else time)
+            times.append(float(x[-1]) * _planned_share(run) if never else time)
             censored.append(never)
-    at_once = [run for run in cell.runs.values() if run.state == "diverged" and not run.num_rounds]
+    without_round = [run for run in cell.runs.values() if run.state == "diverged" and not run.num_rounds]
     longest = max(times, default=math.nan)
-    times += [_num_rounds(run) if axis_name == "rounds" else longest for run in at_once]
-    censored += [True] * len(at_once)
+    times += [_planned_rounds(run) if axis == "rounds" else longest for run in without_round]
+    censored += [True] * len(without_round)
     return median_duration(times, censored)
 
 
-def _share_to_go(run: Run) -> float:
-    return _num_rounds(run) / run.num_rounds if run.state == "diverged" else 1.0
+def _planned_share(run: LoadedRun) -> float:
+    """Return the planned rounds of a diverged run over its rounds; 1 for other runs."""
+    return _planned_rounds(run) / run.num_rounds if run.state == "diverged" else 1.0
 
 
-def _num_rounds(run: Run) -> float:
+def _planned_rounds(run: LoadedRun) -> float:
     return float(run.planned_rounds or run.num_rounds)
 
 
+def durations_to(study: Study, metric: str, target: float) -> dict[str, dict[str, Duration]]:
+    """Return how long each cell takes to a target, by its label and axis."""
+    return {cell.label: {axis: duration_to(cell, metric, target, axis) for axis in AXES} for cell in study.cells}
+
+
 def target_table(
-    study: Study, metric: str, target: float, axis_name: str, compared: Baseline, marks: Mapping[str, str]
+    study: Study,
+    question: Question,
+    target: float,
+    durations: Mapping[str, Mapping[str, Duration]],
+    marks: Mapping[str, str],
 ) -> Table:
-    """Return the table of what it takes to reach a target, a row a cell."""
-    durations = {cell.label: {name: to_target(cell, metric, target, name) for name in AXES} for cell in study.cells}
+    """Return the table of what it takes to reach a target with a row for each cell.
+
+    Parameters
+    ----------
+    durations : mapping
+        As :func:`durations_to` returns.
+    marks : mapping
+        By cell's label.
+    """
+    metric, baseline = question.metric, question.baseline
     columns = [*key_columns(study), *AXES]
-    if compared.text:
+    if baseline.text:
         columns.insert(len(study.keys) + 1, "speed-up")
     rows, records = [], []
     for cell in study.cells:
         taken = durations[cell.label]
-        entries = [Entry(told_duration(taken[name], told), number(taken[name].median)) for name, told in AXES.items()]
-        # How many seeds reach it is said once.
-        entries[1:] = [Entry(entry.text.partition(", ")[0], entry.sort) for entry in entries[1:]]
+        texts = [format_duration(taken[name], axis.format) for name, axis in AXES.items()]
+        texts[1:] = [text.partition(", ")[0] for text in texts[1:]]  # the first has the number of seeds
+        entries = [Entry(text, none_if_nan(taken[name].median)) for text, name in zip(texts, AXES, strict=True)]
         record = {key: cell.keys.get(key) for key in study.keys} | {"metric": metric, "target": target}
         record |= {"seeds": taken["rounds"].total, "reached": taken["rounds"].reached}
-        if compared.text:
-            ratio, text = math.nan, "–"
-            if cell.label in compared.of:
-                ratio, text = speed_up(durations[compared.of[cell.label].label][axis_name], taken[axis_name])
-            elif any(cell is other for other in compared.of.values()):
-                ratio, text = 1.0, "baseline"
-            entries.insert(1, Entry(text, number(ratio)))
-            record["speed_up"] = number(ratio)
-        for name, one in taken.items():
-            record |= {f"{name}_median": number(one.median), f"{name}_low": number(one.low)}
-            record |= {f"{name}_high": number(one.high), f"{name}_at_least": number(one.censored_at)}
+        if baseline.text:
+            ratio, text = _speed_up(cell, baseline, durations, question.x_axis)
+            entries.insert(1, Entry(text, none_if_nan(ratio)))
+            record["speed_up"] = none_if_nan(ratio)
+        for name, duration in taken.items():
+            record |= {f"{name}_median": none_if_nan(duration.median), f"{name}_low": none_if_nan(duration.low)}
+            record |= {
+                f"{name}_high": none_if_nan(duration.high),
+                f"{name}_at_least": none_if_nan(duration.censored_at),
+            }
         rows.append([*key_entries(study, cell, marks), *entries])
         records.append(record)
-    way = "rises" if larger_is_better(metric) else "falls"
+    all_durations = [duration for of_cell in durations.values() for duration in of_cell.values()]
+    caption = _caption(question, target, all(duration.reached == duration.total for duration in all_durations))
+    text = format_value(target)
+    return Table(f"target_{text}", f"To {metric} {text}", caption, columns, rows, records)
+
+
+def _speed_up(
+    cell: Cell, baseline: Baseline, durations: Mapping[str, Mapping[str, Duration]], axis: str
+) -> tuple[float, str]:
+    if cell.label in baseline.partners:
+        return speed_up(durations[baseline.partners[cell.label].label][axis], durations[cell.label][axis])
+    return (1.0, "baseline") if baseline.includes(cell) else (math.nan, "–")
+
+
+def _caption(question: Question, target: float, all_reached: bool) -> str:
+    way = "rises" if larger_is_better(question.metric) else "falls"
     caption = (
-        f"What it takes until {metric} first {way} to {format_value(target)}: the monotone curve, linear between "
-        "evaluated rounds (McMahan et al. 2017); median over seeds (range)."
+        f"What it takes until {question.metric} first {way} to {format_value(target)}: the monotone curve, linear "
+        "between evaluated rounds (McMahan et al. 2017); median over seeds (range)."
     )
-    if any(one.reached < one.total for of in durations.values() for one in of.values()):
+    if not all_reached:
         caption += (
             " Seeds that do not get there count as longer than they ran, those that diverged as longer than they were "
             "to run (Kaplan and Meier 1958); > is of a median that is not reached."
         )
-    if compared.text:
-        caption += f" Speed-up in {axis_name}: the ratio of the medians to those of {compared.text}."
-    return Table(
-        f"target_{format_value(target)}", f"To {metric} {format_value(target)}", caption, columns, rows, records
-    )
+    if question.baseline.text:
+        caption += f" Speed-up in {question.x_axis}: the ratio of the medians to those of {question.baseline.text}."
+    return caption

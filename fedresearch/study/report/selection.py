@@ -1,4 +1,4 @@
-"""What number of a run goes into a table: which column, of which round, over which axis."""
+"""The rules that make one number of a run's curve."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,29 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedresearch.errors import InputError
-from fedresearch.runs.record import larger_is_better
-from fedresearch.study.report.load import Column, Run
+from fedresearch.runs.columns import larger_is_better
+from fedresearch.study.report.load import Column, LoadedRun
 
 
 def validation_column(metric: str) -> str:
-    """Return the column of the clients' validation data that is of a metric's kind, and of its models."""
-    whose = "personal" if metric.startswith("personal/") else "clients"
-    return f"{whose}/eval_acc" if larger_is_better(metric) else f"{whose}/eval_loss"
-
-
-def axis(run: Run, name: str) -> Column:
-    """Return where a run was after each round, float64 (rounds,): rounds, or bytes, steps or seconds so far.
-
-    NaN where the run does not tell.
-    """
-    match name:
-        case "bytes":
-            return run.column("comm/bytes_up_total") + run.column("comm/bytes_down_total")
-        case "steps":
-            return np.cumsum(run.column("local/steps"))
-        case "seconds":
-            return run.column("time/total_s")
-    return run.column("round")
+    """Return the column of the clients' validation data that measures the same, on the same models, as a metric."""
+    models = "personal" if metric.startswith("personal/") else "clients"
+    return f"{models}/eval_acc" if larger_is_better(metric) else f"{models}/eval_loss"
 
 
 @dataclass(frozen=True)
@@ -40,34 +25,34 @@ class Selection:
     caption : str
         The rule in words, with the metric's name.
     choose : callable
-        Run to number; NaN for a run that has no such round.
+        Run to number; NaN for a run without such a round.
     """
 
     caption: str
-    choose: Callable[[Run], float]
+    choose: Callable[[LoadedRun], float]
 
 
-def selection(rule: str, metric: str) -> Selection:
+def parse_selection(rule: str, metric: str) -> Selection:
     """Return a selection rule by its name.
 
     Parameters
     ----------
     rule : str
-        ``last``, the last round that was evaluated; ``best_val``, the round in which the clients' validation data
-        is best (of equal ones the first); ``mean_last:K``, the mean of the last K evaluated rounds, or of all
-        where there are fewer; ``best_test``, the best of all rounds, which selects on the data that it reports.
+        ``last``, the last evaluated round; ``best_val``, the round that is best on the clients' validation data (the
+        first of equals); ``mean_last:K``, the mean of the last K evaluated rounds, or of all where there are fewer;
+        ``best_test``, the best of all rounds, which selects on the data that it reports.
     metric : str
         The column.
 
     Raises
     ------
     InputError
-        If there is no such rule.
+        If no rule has this name.
     """
     name, _, argument = rule.partition(":")
     best = np.argmax if larger_is_better(metric) else np.argmin
     validation = validation_column(metric)
-    # Of the rounds that have the metric, and for best_val the validation data's too.
+    # The values are those of rounds that have the metric and, for best_val, the validation data's too.
     rules: dict[str, tuple[str, Callable[[Column, Column], float]]] = {
         "last": (f"{metric} after the last round", lambda values, _: values[-1]),
         "best_val": (
@@ -86,7 +71,7 @@ def selection(rule: str, metric: str) -> Selection:
         raise InputError(f"no selection rule {rule}; try --select last, best_val, mean_last:10 or best_test")
     caption, pick = rules[rule]
 
-    def choose(run: Run) -> float:
+    def choose(run: LoadedRun) -> float:
         values, validated = run.column(metric), run.column(validation)
         known = np.isfinite(values) & (np.isfinite(validated) if rule == "best_val" else True)
         return float(pick(values[known], validated[known])) if known.any() else np.nan

@@ -4,13 +4,15 @@ import json
 
 import pytest
 
-from fedresearch.study.report.baseline import NO_BASELINE, baseline
-from fedresearch.study.report.cells import study
+from fedresearch.study.report.baseline import NO_BASELINE, find_baseline
+from fedresearch.study.report.cautions import find_cautions
+from fedresearch.study.report.cells import group_runs
 from fedresearch.study.report.final import final_table
-from fedresearch.study.report.guard import fairness
 from fedresearch.study.report.load import load
-from fedresearch.study.report.select import selection
-from fedresearch.study.report.targets import target_table
+from fedresearch.study.report.outcomes import find_outcome, select_values
+from fedresearch.study.report.question import Question
+from fedresearch.study.report.selection import parse_selection
+from fedresearch.study.report.targets import durations_to, target_table
 from tests.records import make
 
 
@@ -26,8 +28,8 @@ def arm(folder, chosen, *seeds, **fields):
 
 
 def held(folder, against="strategy=fedavg"):
-    found = study(load([folder]))
-    return fairness(found, baseline(found, against, []) if against else NO_BASELINE)
+    found = group_runs(load([folder]))
+    return find_cautions(found, find_baseline(found, against, []) if against else NO_BASELINE, "personal/eval_acc")
 
 
 def test_what_is_as_it_should_be_needs_no_words(tmp_path):
@@ -284,6 +286,7 @@ def test_what_is_derived_of_another_config_is_no_fault(tmp_path, digest, section
     assert held(tmp_path, against="").warnings == []
 
 
+QUESTION = Question("eval/accuracy", parse_selection("last", "eval/accuracy"))
 ROWS = [
     {"eval/accuracy": accuracy, "local/steps": 1, "comm/bytes_up_total": 10 * number, "comm/bytes_down_total": 0}
     | {"time/total_s": float(number)}
@@ -325,8 +328,9 @@ def test_runs_that_are_left_out_of_cells_are_noted(messy):
 
 
 def test_runs_that_are_in_no_mean_are_counted(messy):
-    found = study(load([messy]))
-    table = final_table(found, selection("last", "eval/accuracy"), "eval/accuracy", NO_BASELINE, {})
+    found = group_runs(load([messy]))
+    selected = select_values(found.runs, QUESTION.selection)
+    table = final_table(found, QUESTION, {cell.label: find_outcome(cell, selected) for cell in found.cells}, {})
     assert table.texts == [
         ["fedavg", "0.9", "1", "1 failed"],
         ["fedprox", "0.9", "1", "1 diverged, 2 unfinished"],
@@ -336,9 +340,10 @@ def test_runs_that_are_in_no_mean_are_counted(messy):
 
 
 def test_runs_that_are_in_no_mean_count_for_a_target_as_far_as_they_went(messy):
-    found = study(load([messy]))
-    table = target_table(found, "eval/accuracy", 0.5, "rounds", NO_BASELINE, {"strategy=scaffold": "†"})
+    found = group_runs(load([messy]))
+    durations = durations_to(found, "eval/accuracy", 0.5)
+    table = target_table(found, QUESTION, 0.5, durations, {"strategy=scaffold": "†"})
     assert [row[:2] for row in table.texts] == [["fedavg", "2"], ["fedprox", "2"], ["scaffold †", "2"]]
-    table = target_table(found, "eval/accuracy", 0.9, "rounds", NO_BASELINE, {})
+    table = target_table(found, QUESTION, 0.9, durations_to(found, "eval/accuracy", 0.9), {})
     # Of fedprox, the diverged run was to go to round 8; two others stopped after round 2: the median is above 2.5.
     assert [row[1] for row in table.texts] == ["3, 1/2 seeds", ">2.5, 1/4 seeds", ">2, 0/1 seeds"]

@@ -1,0 +1,114 @@
+"""What a report is asked, checked against the runs that it is about."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedresearch.errors import InputError
+from fedresearch.runs.columns import larger_is_better
+from fedresearch.runs.comparison import format_value
+from fedresearch.runs.loaded import default_metric
+from fedresearch.study.report.baseline import NO_BASELINE, Baseline, find_baseline, refuse_constant
+from fedresearch.study.report.cells import Study
+from fedresearch.study.report.selection import Selection, parse_selection
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a report is asked about a study. All keys are full names.
+
+    Parameters
+    ----------
+    metric : str
+        A column of ``metrics.jsonl``.
+    selection : Selection
+        The rule that gives each run one number.
+    targets : sequence of float
+        Values of the metric to reach.
+    baseline : Baseline
+        What cells are compared with.
+    tuned : sequence of str
+        Keys whose values were chosen for each cell, and may differ from the baseline's.
+    x_axis : str
+        A key of ``AXES``, for curves and speed-ups.
+    grid : tuple of str, optional
+        A key down and a key across, for tables and a heat map.
+    """
+
+    metric: str
+    selection: Selection
+    targets: Sequence[float] = ()
+    baseline: Baseline = NO_BASELINE
+    tuned: Sequence[str] = ()
+    x_axis: str = "rounds"
+    grid: tuple[str, str] | None = None
+
+
+def pose_question(
+    study: Study,
+    *,
+    select: str = "last",
+    metric: str | None = None,
+    targets: Sequence[float] = (),
+    baseline: str = "",
+    tuned: Sequence[str] = (),
+    x_axis: str = "rounds",
+    grid: tuple[str, str] | None = None,
+) -> Question:
+    """Return the question that was typed, in which keys may have their short names.
+
+    Parameters
+    ----------
+    study : Study
+        The cells.
+    select : str
+        The name of a selection rule.
+    metric : str, optional
+        None: the first of the usual metrics that any run has.
+    baseline : str
+        ``KEY=VALUE``; "" for none.
+    targets, tuned, x_axis, grid
+        As in :class:`Question`.
+
+    Raises
+    ------
+    InputError
+        If no run has the metric, or a key does not vary.
+    """
+    metric = metric or default_metric([(run, run.columns) for run in study.runs])
+    _refuse_missing(study, metric)
+    _refuse_impossible(study, metric, targets)
+    selection = parse_selection(select, metric)
+    tuned = [study.full_name(key) for key in tuned]
+    if grid:
+        grid = (study.full_name(grid[0]), study.full_name(grid[1]))
+        _refuse_grid(study, *grid)
+    compared = find_baseline(study, baseline, tuned) if baseline else NO_BASELINE
+    return Question(metric, selection, targets, compared, tuned, x_axis, grid)
+
+
+def _refuse_missing(study: Study, metric: str) -> None:
+    if any(metric in run.columns for run in study.runs):
+        return
+    columns = sorted({name for run in study.runs for name in run.columns if "/" in name})
+    damaged = [run.error for run in study.runs if run.state == "damaged"]
+    if damaged and not columns:
+        raise InputError(f"no run can be read: {damaged[0]}")
+    raise InputError(f"no run has {metric}; they have {', '.join(columns) or 'no round yet'}")
+
+
+def _refuse_impossible(study: Study, metric: str, targets: Sequence[float]) -> None:
+    largest = max(np.nanmax(run.column(metric), initial=-np.inf) for run in study.runs)
+    for target in targets:
+        if larger_is_better(metric) and largest <= 1 < target:
+            raise InputError(f"no {metric} can be {format_value(target)}, the largest is 1; try --targets 0.9")
+
+
+def _refuse_grid(study: Study, rows: str, cols: str) -> None:
+    for key in (rows, cols):
+        refuse_constant(study, key)
+    if rows == cols:
+        raise InputError(f"--rows and --cols are both {rows}; name two keys")
+    if not any({rows, cols} <= cell.keys.keys() for cell in study.cells):
+        raise InputError(f"no run has both {rows} and {cols}")
