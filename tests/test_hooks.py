@@ -178,7 +178,7 @@ def test_what_a_hook_may_not_return_is_refused(hook, returned, said):
 def test_a_message_beyond_the_cohort_is_refused():
     grid = cohort(9, [4])
     messages = FedAvg().configure_evaluate(1, ArrayRecord(), ConfigRecord(), cohort(9, [3, 4]))
-    with pytest.raises(InputError, match=r"configure_evaluate addresses node 5, which is not of this round's cohort"):
+    with pytest.raises(InputError, match=r"configure_evaluate addresses node 5, which is not in this round's cohort"):
         call(Returning(messages), "configure_evaluate", 1, grid=grid)
 
 

@@ -283,8 +283,11 @@ def _with_another_shape(content):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (_without_num_examples, r"the reply of partition \d lacks the metrics num-examples"),
-        (_with_another_name, r"the reply of partition \d has other arrays than the global model: linear.bias, other"),
+        (_without_num_examples, r"the metrics num-examples are missing in the reply of partition \d"),
+        (
+            _with_another_name,
+            r"the reply of partition \d must have the arrays of the global model; different: linear.bias, other",
+        ),
         (
             _with_another_shape,
             r"the reply of partition \d has linear.bias of shape \(3,\), the global model of",

@@ -117,7 +117,7 @@ def test_who_does_not_exist_or_holds_nothing_is_refused_whatever_the_scheme(part
     sampling = Sampling(lambda **_: partition_ids, SIZES, 2, 0, "train-sampling")
     with pytest.raises(ValueError) as error:  # noqa: PT011 (the whole text is compared)
         sampling(1)
-    assert str(error.value) == f"partition ids must be of 0 to 6 and hold training data, got {wrong}"
+    assert str(error.value) == f"partition ids must be from 0 to 6 and hold training data, got {wrong}"
 
 
 def test_round_robin_goes_round_by_hand():
@@ -205,7 +205,7 @@ def test_a_partition_that_does_not_exist_is_refused_in_one_line(compose):
     experiment = Experiment(*compose("sampling=fixed", "sampling.partition_ids=[99]", "tracker=none"))
     with pytest.raises(InputError) as error:
         prepare(experiment)
-    assert str(error.value) == "sampling=fixed: partition ids must be of 0 to 9 and hold training data, got [99]"
+    assert str(error.value) == "sampling=fixed: partition ids must be from 0 to 9 and hold training data, got [99]"
 
 
 def test_a_scheme_of_ones_own_is_a_function_and_a_yaml(run, tmp_path, monkeypatch):

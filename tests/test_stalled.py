@@ -122,7 +122,7 @@ class Other(FedAvg):
 
 
 def test_an_aggregate_of_another_shape_is_refused():
-    with pytest.raises(InputError, match=r"the strategy's aggregate has w of shape \(3,\), the global model of \(2,\)"):
+    with pytest.raises(InputError, match=r"the strategy's aggregate must have w of shape \(2,\), got \(3,\)"):
         rounds_of(Other())
 
 
@@ -167,7 +167,11 @@ def test_what_a_strategy_measures_is_in_the_row_in_one_order():
             {},
             "the strategy's metric train_loss would be the column train/loss, which",
         ),
-        ({}, {"evaluated": 3}, "the strategy's metric evaluated would be the column clients/evaluated, which there is"),
+        (
+            {},
+            {"evaluated": 3},
+            "the strategy's metric evaluated would be the column clients/evaluated, which exists already",
+        ),
         ({}, {"dropped": 3}, "metric dropped would be the column clients/dropped"),
         ({}, {"loss_mean": 3.0}, "metric loss_mean would be the column clients/loss_mean"),
         ({"a/0": 1, "a": [1]}, {}, "metric a/0 would be the column train/a/0"),

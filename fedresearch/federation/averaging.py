@@ -1,6 +1,6 @@
-"""The weighted mean of a round's replies, taken as Flower's FedAvg takes it, but in one walk through them.
+"""The weighted mean of a round's replies: bit for bit that of Flower's FedAvg, in one pass over the replies.
 
-Flower looks through each reply's records nine times, which for small models takes longer than the training.
+Flower reads the records of each reply nine times. For small models this takes longer than the training.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from fedresearch.federation.records import ARRAYS, METRICS, array_record, arrays
 def aggregate_train(
     strategy: Strategy, server_round: int, replies: Sequence[Message]
 ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-    """Let a strategy aggregate replies without errors; FedAvg's own mean, if it is that, is taken here, bit for bit."""
+    """Aggregate replies without errors by a strategy; FedAvg's own mean is computed here, with the same bits."""
     if (
         isinstance(strategy, FedAvg)
         and type(strategy).aggregate_train is FedAvg.aggregate_train
@@ -28,7 +28,7 @@ def aggregate_train(
 
 
 def _mean(replies: Sequence[Message], weighted_by_key: str) -> tuple[ArrayRecord, MetricRecord]:
-    """Return the mean of arrays, and of all metrics but the weight; sums are formed in the replies' order."""
+    """Return the mean of the arrays, and of all metrics but the weight; sums follow the order of the replies."""
     arrays = [arrays_of(reply.content) for reply in replies]
     metrics = [metrics_of(reply.content) for reply in replies]
     weights = [number(measured, weighted_by_key) for measured in metrics]
@@ -45,7 +45,7 @@ def _mean(replies: Sequence[Message], weighted_by_key: str) -> tuple[ArrayRecord
         if key != weighted_by_key:
             products = [number(measured, key) * share for measured, share in zip(metrics, shares, strict=True)]
             value = products[0]
-            for product in products[1:]:  # sum() compensates
+            for product in products[1:]:  # not sum(), which compensates rounding errors
                 value += product
             averaged[key] = value
     return array_record(means), averaged

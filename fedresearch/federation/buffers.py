@@ -1,4 +1,4 @@
-"""Buffers of a model, aggregated beside the strategy."""
+"""Aggregation of a model's buffers, separate from the strategy."""
 
 from collections.abc import Iterable
 
@@ -14,9 +14,10 @@ from fedresearch.local.state_names import Names
 class SeparateBuffers(Strategy):
     """A strategy for the parameters, and a mean or a median for the buffers.
 
-    Running statistics are no parameters: a server that steps along them, or scores clients by them, makes variances
-    negative. The strategy never sees them. Beside a robust rule they need one of their own: where a client's inputs are
-    a thousand times too large, its parameters look like the others', and its variances are a million times theirs.
+    The strategy never sees the running statistics: a server that treats them as parameters, in a server step or in a
+    score of the clients, makes variances negative. A robust rule needs a robust aggregate of the buffers too: a client
+    whose inputs are a thousand times too large has ordinary parameters, but variances that are a million times too
+    large.
 
     Parameters
     ----------
@@ -25,7 +26,7 @@ class SeparateBuffers(Strategy):
     names : set of str
         The buffers' names in the model's ``state_dict``.
     weighted_by_key : str or None
-        The metric whose value weighs a client in the mean; None: the coordinate-wise median.
+        The metric whose value is a client's weight in the mean; None: the coordinate-wise median.
     """
 
     def __init__(self, strategy: Strategy, names: Names, weighted_by_key: str | None) -> None:
@@ -34,7 +35,7 @@ class SeparateBuffers(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Show the strategy the parameters, and send all."""
+        """Pass the parameters to the strategy, and send parameters and buffers."""
         messages = list(self._strategy.configure_train(server_round, self._split(arrays)[0], config, grid))
         for message in messages:
             message.content[ARRAYS] = arrays
@@ -43,7 +44,7 @@ class SeparateBuffers(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Let the strategy aggregate the parameters, and aggregate the rest."""
+        """Aggregate the parameters by the strategy, and the buffers by their mean or median."""
         replies = list(replies)
         buffers = []
         for reply in replies:
@@ -55,25 +56,25 @@ class SeparateBuffers(Strategy):
             return None, metrics
         aggregated = {}
         for name in buffers[0]:
-            of_clients = [rest[name] for rest in buffers]
+            client_values = [rest[name] for rest in buffers]
             aggregated[name] = (
-                np.average(of_clients, axis=0, weights=weights) if weights else np.median(of_clients, axis=0)
+                np.average(client_values, axis=0, weights=weights) if weights else np.median(client_values, axis=0)
             )
-        # A record of its own: strategies keep theirs for the next round.
+        # A new record: strategies keep the one that they returned for the next round.
         return ArrayRecord({**arrays, **array_record(aggregated)}), metrics
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Do as the strategy."""
+        """Delegate to the strategy."""
         return self._strategy.configure_evaluate(server_round, arrays, config, grid)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Do as the strategy."""
+        """Delegate to the strategy."""
         return self._strategy.aggregate_evaluate(server_round, replies)
 
     def summary(self) -> None:
-        """Do as the strategy."""
+        """Delegate to the strategy."""
         self._strategy.summary()
 
     def _split(self, arrays: ArrayRecord) -> tuple[ArrayRecord, ArrayRecord]:

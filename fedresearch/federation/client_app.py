@@ -1,4 +1,4 @@
-"""The ClientApp: what a client does with a message."""
+"""The ClientApp: how a client answers a message."""
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -35,56 +35,57 @@ from fedresearch.local.train import LocalWork, Task, Trained, seeded_for_client,
 from fedresearch.local.update import LocalUpdate, Tensors
 from fedresearch.seeding import derive_seed
 
-# Records of a client's state: its parts of the global model, a model of its own, its optimizers; what the update keeps
-# has the update's names behind a prefix.
+# Records of a client's state: its personal parts of the global model, its own second model, its optimizers. What the
+# update keeps has the update's names behind a prefix.
 _PARTS, _OWN, _KEPT = "parts", "own", "kept/"
 _OPTIMIZER, _OWN_OPTIMIZER = "optimizer", "own-optimizer"
 
 
-# Trains a model in place on tasks, one after another or together, and yields what each came to in their order.
+# Trains a model in place on tasks, one after another or together, and yields their results in the tasks' order.
 Trainer = Callable[..., Iterable[Trained]]
 
 
 def train_each(tasks: Iterable[Task], model: Module, **options: Any) -> Iterator[Trained]:
-    """Train one task after another; each result is to be read before the next is asked for."""
+    """Train one task after another; each result must be read before the next one is requested."""
     return (train(model, task, **options) for task in tasks)
 
 
 def own_arrays(state: RecordDict) -> ArrayRecord:
-    """Return what a client keeps of a model of its own; all else of it is the global model's."""
+    """Return the arrays of a client's own model that it keeps; all others are the global model's."""
     kept = (state.array_records[key] for key in (_PARTS, _OWN) if key in state)
     return ArrayRecord({name: array for record in kept for name, array in record.items()})
 
 
 class Clients(ClientApp):
-    """The ClientApp that trains and evaluates on the partition that its node is given.
+    """The ClientApp that trains and evaluates on the partition of its node.
 
     Parameters
     ----------
     model : Module
-        One instance with the initial weights, reused: each message brings the parameters.
+        One instance with the initial weights. It is reused: each message carries the parameters.
     data : FederatedData
-        All partitions; a client reads its own.
+        All partitions; each client reads its own.
     update : LocalUpdate
         The client half of the strategy.
     personal : set of str
-        What of the model's ``state_dict`` stays on the client, in its context's state.
+        Names in the model's ``state_dict`` that stay on the client, in its context's state.
     optimizer : callable
-        ``optimizer(parameters, lr=lr)``; the learning rate comes with the message, as ``config["lr"]``.
+        ``optimizer(parameters, lr=lr)``; the message carries the learning rate as ``config["lr"]``.
     work : LocalWork
         Local epochs or steps, and batch size.
     keep_optimizer_state : bool
-        Whether a client's optimizer goes on from its state in the client's last round.
+        Whether a client's optimizer continues from its state after the client's last round.
     seed : int
-        The run's seed. A client's draws follow from it, the round and the partition.
+        The run's seed. A client's draws are a function of it, the round and the partition.
 
     Attributes
     ----------
     has_own_model : bool
-        Whether clients have models of their own, which are the run's result, be it for parts that they keep, for what
-        they train before they evaluate, or for a second model.
+        Whether clients have their own models, which are then the run's result: because they keep parts of the model,
+        train before they evaluate, or train a second model.
     keeps_own_model : bool
-        Whether these are what :func:`own_arrays` tells of their states: not those that are trained for an evaluation.
+        Whether :func:`own_arrays` returns these models from the clients' states: not those that are trained for an
+        evaluation.
     """
 
     def __init__(
@@ -128,7 +129,7 @@ class Clients(ClientApp):
     def train_clients(
         self, messages: Sequence[Message], contexts: Sequence[Context], trainer: Trainer
     ) -> list[Message]:
-        """Return the clients' replies to a round's training messages; what they keep goes into their contexts."""
+        """Return the clients' replies to a round's training messages; the contexts receive what the clients keep."""
         clients = list(zip(messages, contexts, strict=True))
         tasks = []
         for message, context in clients:
@@ -145,7 +146,7 @@ class Clients(ClientApp):
             )
             tasks.append(task)
         contents = [
-            self._leave(trained, context, len(task.y))
+            self._reply_content(trained, context, len(task.y))
             for task, trained, (_, context) in zip(tasks, self._run(trainer, tasks), clients, strict=True)
         ]
         if self.update.own_model is not None:
@@ -171,42 +172,42 @@ class Clients(ClientApp):
         return [Message(content, reply_to=message) for content, message in zip(contents, messages, strict=True)]
 
     def __reduce__(self) -> tuple[Callable[[], "Clients"], tuple[()]]:
-        """Pickle what it is made from: the routes are closures. A copy starts with the initial weights."""
+        """Pickle the arguments, since the routes are closures. A copy starts with the initial weights."""
         self.model.load_state_dict(self._initial)
         return self._remake, ()
 
     def to(self, device: str) -> "Clients":
-        """Return a ClientApp that does the same on a device."""
+        """Return the same ClientApp on a device."""
         return self._remake(model=self.model.to(device), data=self.data.to(device))
 
     def cost(self, partition_id: int) -> int:
-        """Return how long a client takes, compared with others: its number of samples."""
+        """Return the relative time that a client takes: its number of samples."""
         return len(self.data.train[partition_id]) + len(self.data.validation[partition_id])
 
     def _read(self, content: RecordDict) -> dict[str, dict[str, Tensor]]:
-        """Return a message's arrays as tensors; the messages of a round share their content, which is decoded once."""
+        """Return a message's arrays as tensors. The messages of a round share one content, which is decoded once."""
         if content is not self._last_read[0]:
             self._last_read = content, {name: self._tensors(content, name) for name in content.array_records}
         return self._last_read[1]
 
     def _tensors(self, records: RecordDict, key: str) -> dict[str, Tensor]:
-        """Return the arrays at a key as tensors, where the samples are."""
+        """Return the arrays at a key as tensors on the device of the samples."""
         return {name: tensor.to(self.data.x.device) for name, tensor in tensors(records, key).items()}
 
-    def _task(self, message: Message, context: Context, start: Tensors, *which: int, **options: Any) -> Task:
-        """Return a client's task; ``which`` tells those of one round apart, ``options`` are the task's."""
+    def _task(self, message: Message, context: Context, start: Tensors, *purpose: int, **options: Any) -> Task:
+        """Return a client's task; ``purpose`` separates the draws of one round's tasks, ``options`` are the task's."""
         partition_id = int(context.node_config["partition-id"])
         config = message.content[CONFIG]
         assert isinstance(config, ConfigRecord)
-        where = (int(number(config, "server-round")), partition_id, *which)
+        place = (int(number(config, "server-round")), partition_id, *purpose)
         x, y = self.data.train_samples(partition_id)
         return Task(
             start=start,
             x=x,
             y=y,
             config={key: value for key, value in config.items() if isinstance(value, int | float)},
-            batches_seed=derive_seed(self._seed, "batches", *where),
-            dropout_seed=derive_seed(self._seed, "dropout", *where),
+            batches_seed=derive_seed(self._seed, "batches", *place),
+            dropout_seed=derive_seed(self._seed, "dropout", *place),
             **options,
         )
 
@@ -216,10 +217,11 @@ class Clients(ClientApp):
     def _optimizer_state(self, context: Context, key: str) -> Tensors | None:
         return self._tensors(context.state, key) if self._keeps_optimizer_state else None
 
-    def _leave(self, trained: Trained, context: Context, num_examples: int) -> RecordDict:
-        """Return what a client sends, and put what it keeps into its context: nothing, if what it sends is not finite.
+    def _reply_content(self, trained: Trained, context: Context, num_examples: int) -> RecordDict:
+        """Return the content of a client's reply, and put what the client keeps into its context.
 
-        It then resumes from what it had, as one that failed. Else no later update of it would ever be finite.
+        If the content is not finite, the context stays as it was, as for a client that failed. Otherwise no later
+        update of this client would be finite.
         """
         content = RecordDict()
         content[ARRAYS] = tensor_record({k: v for k, v in trained.state.items() if k not in self.personal})

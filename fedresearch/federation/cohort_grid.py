@@ -1,4 +1,4 @@
-"""A round's clients, seen as a Grid of their own."""
+"""A round's cohort as a Grid."""
 
 import random
 from collections.abc import Sequence
@@ -9,17 +9,17 @@ from fedresearch.federation.delegating_grid import DelegatingGrid
 
 
 class CohortGrid(DelegatingGrid):
-    """A Grid on which only a round's cohort is connected.
+    """A Grid with only a round's cohort connected.
 
-    Flower's strategies wait for, and sample from, the connected nodes. Shown just the cohort that was drawn for the
-    round, they have nothing left to wait for or to choose.
+    Flower's strategies wait for the connected nodes and sample from them. On this Grid they find exactly the cohort
+    that was drawn for the round: they neither wait nor choose.
 
     Parameters
     ----------
     grid : Grid
-        The whole federation, its node ids in partition order.
+        The whole federation, with its node ids in partition order.
     partition_ids : sequence of int
-        Who takes part.
+        The cohort.
     """
 
     def __init__(self, grid: Grid, partition_ids: Sequence[int]) -> None:
@@ -38,10 +38,10 @@ class CohortGrid(DelegatingGrid):
         return list(self._partition_of)
 
     def sample_nodes(self, min_available_nodes: int, sample_size: int) -> tuple[list[int], list[int]]:
-        """Return the nodes that a strategy addresses, and all of the cohort, both in partition order.
+        """Return the nodes that a strategy addresses, and the whole cohort, both in partition order.
 
-        A strategy that asks for as many as there are, or for more, has all of them. One that asks for fewer has them
-        drawn from Python's global generator.
+        A strategy that requests the size of the cohort or more gets the whole cohort. For one that requests fewer, they
+        are drawn from Python's global generator.
         """
         node_ids = self.get_node_ids()
         chosen = set(random.sample(node_ids, min(sample_size, len(node_ids))))

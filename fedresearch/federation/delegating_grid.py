@@ -1,4 +1,4 @@
-"""A Grid that passes everything on to another."""
+"""A Grid that delegates every call to another one."""
 
 from collections.abc import Iterable
 
@@ -9,12 +9,12 @@ from fedresearch.federation.flower import Run
 
 
 class DelegatingGrid(Grid):
-    """A Grid in front of another, for what sees only some of its nodes, or sees them in another order.
+    """A Grid in front of another one: the base of Grids that show only some of its nodes, or order them differently.
 
     Parameters
     ----------
     grid : Grid
-        The one behind it.
+        The Grid behind it.
     """
 
     def __init__(self, grid: Grid) -> None:
@@ -44,7 +44,7 @@ class DelegatingGrid(Grid):
         return self._grid.push_messages(messages)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies that are there."""
+        """Return the replies that have arrived."""
         return self._grid.pull_messages(message_ids)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:

@@ -1,7 +1,7 @@
-"""The only module that touches what Flower keeps private, each with the reason why it must.
+"""The only module that uses Flower's private names, each with a reason.
 
-Flower changes these from release to release, so a release outside ``TESTED`` is refused; ``tests/test_flower.py`` holds
-what is used here to its contract.
+Flower changes these names from release to release, so a release outside ``TESTED`` is refused. ``tests/test_flower.py``
+tests what this module relies on.
 """
 
 import hmac
@@ -40,7 +40,7 @@ __all__ = [
 
 TESTED = ("1.41", "1.42")
 
-# Of the clients, in partition order, on all hardware. Node 1 is the server, as on a SuperLink.
+# The node id of partition 0, on all hardware. Node 1 is the server, as on a SuperLink.
 FIRST_NODE_ID = 2
 
 # flwr.common.constant.ErrorCode
@@ -51,9 +51,9 @@ _wait_and_draw = strategy_utils.sample_nodes
 
 
 def _sample_nodes(grid: Grid, min_available_nodes: int, sample_size: int) -> tuple[list[int], list[int]]:
-    """Return the nodes that a strategy addresses, and all: as the Grid says, where it knows that no more will come.
+    """Return the nodes that a strategy addresses, and all nodes; a Grid that has ``sample_nodes`` decides itself.
 
-    Flower's own waits for them without a limit.
+    Flower's own function waits for the nodes without a limit.
     """
     if not hasattr(grid, "sample_nodes"):
         return _wait_and_draw(grid, min_available_nodes, sample_size)
@@ -61,17 +61,17 @@ def _sample_nodes(grid: Grid, min_available_nodes: int, sample_size: int) -> tup
     return chosen
 
 
-for _module in (strategy_utils, fedavg, fedxgb_cyclic):  # all that have it
+for _module in (strategy_utils, fedavg, fedxgb_cyclic):  # all modules that import it
     vars(_module)["sample_nodes"] = _sample_nodes
 
 
 def check_version() -> None:
-    """Refuse a Flower whose private names have not been tried.
+    """Refuse a Flower release whose private names have not been tested.
 
     Raises
     ------
     InputError
-        Naming the installed release and the releases that work.
+        With the installed release and the releases that work.
     """
     installed = version("flwr")
     if installed.rpartition(".")[0] not in TESTED:
@@ -82,10 +82,10 @@ def check_version() -> None:
 
 
 def quieten(level: int = logging.WARNING) -> None:
-    """Let Flower's log lines appear once, and only from a level on.
+    """Print Flower's log lines once, and only from a level up.
 
-    Flower gives its logger a handler of its own, with a level of its own (``FLWR_LOG_LEVEL``), and lets it propagate,
-    so under Hydra each line would come twice.
+    Flower's logger has its own handler and level (``FLWR_LOG_LEVEL``) and propagates, so that Hydra would print each
+    line a second time.
     """
     logger = logging.getLogger("flwr")
     logger.propagate = False
@@ -98,12 +98,12 @@ def be_server(run_id: int) -> None:
 
 
 def set_message_id(message: Message, message_id: str) -> None:
-    """Give a message its number, which elsewhere the SuperLink does."""
+    """Set the id of a message, which a SuperLink sets elsewhere."""
     message.metadata.__dict__["_message_id"] = message_id
 
 
 def message(metadata: Metadata, content: RecordDict) -> Message:
-    """Return a message put together again."""
+    """Return the message of a metadata and a content."""
     return Message(content, metadata=metadata)  # type: ignore[call-overload]
 
 
@@ -113,7 +113,7 @@ def client_error(reason: str, reply_to: Message) -> Message:
 
 
 def unknown_message(message_id: str, run_id: int) -> Message:
-    """Return the reply that Flower makes when it is asked for that to a message that it does not have."""
+    """Return Flower's reply for a message id that it does not know."""
     server = TaskIdentity.node_id
     metadata = Metadata(
         run_id=run_id,
@@ -131,9 +131,9 @@ def unknown_message(message_id: str, run_id: int) -> Message:
 
 
 def run_superlink(token: str) -> None:
-    """Be ``flower-superlink``, to which only who has a token can submit.
+    """Run ``flower-superlink`` so that submitting to it requires a token.
 
-    Flower lets a plugin say who submits where FLWR_OIDC_ENABLED is 1; its own are in its enterprise distribution only.
+    With FLWR_OIDC_ENABLED=1 Flower asks a plugin who may submit; only its enterprise distribution contains plugins.
     """
     from flwr.superlink import config_loader
     from flwr.superlink.auth_plugin import NoOpControlAuthnPlugin
@@ -141,8 +141,8 @@ def run_superlink(token: str) -> None:
 
     class Token(NoOpControlAuthnPlugin):
         def validate_tokens_in_metadata(self, metadata: Sequence[tuple[str, str | bytes]]) -> tuple[bool, Any]:
-            shown = str(dict(metadata).get("flwr-oidc-access-token", ""))
-            return super().validate_tokens_in_metadata(metadata) if _same(shown, token) else (False, None)
+            received = str(dict(metadata).get("flwr-oidc-access-token", ""))
+            return super().validate_tokens_in_metadata(metadata) if _are_equal(received, token) else (False, None)
 
         def refresh_tokens(self, metadata: Sequence[tuple[str, str | bytes]]) -> tuple[None, None]:
             return None, None
@@ -153,23 +153,23 @@ def run_superlink(token: str) -> None:
 
 
 def run_superexec() -> None:
-    """Be ``flower-superexec``, which hands tasks their tokens in files: a command line can be read by every user.
+    """Run ``flower-superexec`` so that it passes tokens to tasks in files: every user can read a command line.
 
-    Who has the token of a ServerApp's task may submit further apps.
+    The token of a ServerApp's task permits submitting further apps.
     """
     from flwr.supercore.cli.flower_superexec import flower_superexec
     from flwr.supercore.superexec.executor import subprocess_executor
 
     def start(command: Sequence[str], **options: Any) -> "subprocess.Popen[bytes]":
-        at = command.index("--token")
+        option = command.index("--token")
         descriptor, file = tempfile.mkstemp(prefix="token-", dir=os.environ["FLWR_HOME"])
-        os.write(descriptor, command[at + 1].encode())
+        os.write(descriptor, command[option + 1].encode())
         os.close(descriptor)
-        return subprocess.Popen([*command[:at], "--token-file", file, *command[at + 2 :]], **options)
+        return subprocess.Popen([*command[:option], "--token-file", file, *command[option + 2 :]], **options)
 
     vars(subprocess_executor)["subprocess"] = SimpleNamespace(Popen=start, DEVNULL=subprocess.DEVNULL)
     flower_superexec()
 
 
-def _same(one: str, other: str) -> bool:
+def _are_equal(one: str, other: str) -> bool:
     return hmac.compare_digest(one.encode(), other.encode())

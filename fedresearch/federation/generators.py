@@ -1,4 +1,4 @@
-"""The global generators of Python, NumPy and torch, which foreign code draws from."""
+"""The global generators of Python, NumPy and torch, from which foreign code draws."""
 
 import random
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import torch
 
 @contextmanager
 def restored_generators() -> Iterator[None]:
-    """Put the global generators, torch's on all devices, back where they were in the end."""
+    """Restore the global generators, including torch's on all devices, at the end."""
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     try:
@@ -25,7 +25,7 @@ def restored_generators() -> Iterator[None]:
 
 @contextmanager
 def seeded_generators(seed: int) -> Iterator[None]:
-    """Seed the global generators, torch's on all devices, and put them back where they were in the end.
+    """Seed the global generators, including torch's on all devices, and restore them at the end.
 
     Parameters
     ----------
@@ -35,6 +35,6 @@ def seeded_generators(seed: int) -> Iterator[None]:
     with restored_generators():
         random.seed(seed)
         np.random.seed(seed % 2**32)
-        # Without a GPU, torch.manual_seed formats a stack trace each time, for when it seeds that later.
+        # Without a GPU, torch.manual_seed formats a stack trace each time, to seed a GPU later.
         (torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed)(seed)
         yield

@@ -1,4 +1,4 @@
-"""Flower's ``Array`` for arrays that stay in this process."""
+"""A Flower ``Array`` for values that stay in this process."""
 
 import functools
 from io import BytesIO
@@ -10,15 +10,15 @@ from numpy.typing import ArrayLike, NDArray
 
 
 class HeldArray(Array):
-    """An array that is held as it is; it becomes bytes when they are asked for, as on the way to another process.
+    """An immutable array that is serialised only on request, such as on the way to another process.
 
-    A Flower ``Array`` is made into bytes at once, and read from them each time: for a small tensor, that takes a
-    hundred times as long as a copy. This one never changes.
+    A Flower ``Array`` is serialised when it is made and deserialised at each reading. For a small tensor this takes a
+    hundred times as long as a copy.
 
     Parameters
     ----------
     values : array-like
-        What to hold; it is copied.
+        The values; they are copied.
     """
 
     def __init__(self, values: ArrayLike) -> None:
@@ -30,20 +30,20 @@ class HeldArray(Array):
 
     @functools.cached_property
     def data(self) -> bytes:  # type: ignore[override]
-        """The bytes, as Flower writes them."""
+        """The serialised array, as Flower writes it."""
         return Array(self.held).data
 
     @property
     def num_bytes(self) -> int:
-        """How many bytes that are."""
+        """The length of ``data``."""
         return _header_bytes(self.held.dtype, self.shape) + self.held.nbytes
 
     def numpy(self) -> NDArray[Any]:
-        """Return a copy, as Flower does."""
+        """Return a copy, as a Flower ``Array`` does."""
         return self.held.copy()
 
     def deflate(self) -> bytes:
-        """Return what travels: a plain ``Array``, which the receiver knows."""
+        """Return the serialised form of a plain ``Array``, which the receiver knows."""
         return Array(self.held).deflate()
 
     def __deepcopy__(self, memo: object) -> "HeldArray":

@@ -1,4 +1,4 @@
-"""A strategy's hooks, as the round loop calls them."""
+"""The hooks of a strategy, as the round loop calls them."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -11,12 +11,12 @@ from fedresearch.federation.cohort_grid import CohortGrid
 from fedresearch.federation.generators import seeded_generators
 from fedresearch.seeding import Purpose, derive_seed
 
-# What Flower's strategies wait for.
+# The numbers of nodes for which Flower's strategies wait.
 _MINIMA = ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes")
 
 
 def nested_strategies(strategy: Strategy) -> Iterator[Strategy]:
-    """Yield a strategy and all those that it wraps."""
+    """Yield a strategy and all strategies that it wraps."""
     yield strategy
     for value in [*vars(strategy).values()]:
         if isinstance(value, Strategy):
@@ -24,17 +24,17 @@ def nested_strategies(strategy: Strategy) -> Iterator[Strategy]:
 
 
 def disable_waiting(strategy: Strategy) -> None:
-    """Set what a strategy, and those that it wraps, wait for to one node: the cohort is drawn before they are asked."""
+    """Set the minima of a strategy and of those that it wraps to one node: the cohort is drawn beforehand."""
     for part in nested_strategies(strategy):
         for name in vars(part).keys() & set(_MINIMA):
             setattr(part, name, 1)
 
 
 class Hooks:
-    """The four hooks of a strategy, each call with global generators of its own.
+    """The four hooks of a strategy; each call has its own seeded global generators.
 
     A strategy may draw from the global generators of Python, NumPy and torch, as Flower's wrappers for differential
-    privacy do. What it draws follows from the seed, the hook and the round: not from what ran before, nor where.
+    privacy do. Its draws are a function of the seed, the hook and the round, on any hardware and after any history.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ class Hooks:
     def aggregate_train(
         self, server_round: int, replies: Sequence[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Return the new global arrays, None where the strategy makes none, and its metrics."""
+        """Return the new global arrays, or None if the strategy returns None, and its metrics."""
         with seeded_generators(self._derived("aggregate-train", server_round)):
             returned = aggregate_train(self._strategy, server_round, replies)
         match returned:
@@ -75,7 +75,7 @@ class Hooks:
             return _to_cohort("configure_evaluate", messages, cohort)
 
     def aggregate_evaluate(self, server_round: int, replies: Sequence[Message]) -> MetricRecord | None:
-        """Return the strategy's metrics of an evaluation."""
+        """Return the strategy's metrics of an evaluation, or None."""
         with seeded_generators(self._derived("aggregate-evaluate", server_round)):
             metrics = self._strategy.aggregate_evaluate(server_round, replies)
         if not isinstance(metrics, MetricRecord | None):
@@ -92,7 +92,7 @@ def _to_cohort(hook: str, messages: Iterable[Message], cohort: CohortGrid) -> li
     Raises
     ------
     InputError
-        If it returns anything else, or a message to a node that is not of the cohort.
+        If the hook returns another type, or a message to a node outside the cohort.
     """
     listed = list(messages) if isinstance(messages, Iterable) else [messages]
     node_ids = set(cohort.get_node_ids())
@@ -101,7 +101,7 @@ def _to_cohort(hook: str, messages: Iterable[Message], cohort: CohortGrid) -> li
             raise _refusal(hook, "messages", message)
         if message.metadata.dst_node_id not in node_ids:
             raise InputError(
-                f"the strategy's {hook} addresses node {message.metadata.dst_node_id}, which is not of this round's "
+                f"the strategy's {hook} addresses node {message.metadata.dst_node_id}, which is not in this round's "
                 "cohort; it may address the nodes of grid.get_node_ids()"
             )
     return sorted(listed, key=lambda message: cohort.partition_of(message.metadata.dst_node_id))

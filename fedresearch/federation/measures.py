@@ -1,4 +1,4 @@
-"""What a round's row says: of the clients' updates, of their evaluations, and what the strategy measured itself."""
+"""The numbers of a round's row: from the clients' updates, from their evaluations, and from the strategy."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,19 +27,18 @@ from fedresearch.local.state_names import Names
 
 Row = dict[str, Any]
 
-# Metrics that are not measurements: what clients weigh in averages, and what is summed and not averaged.
+# Metrics that are not measurements: the clients' weights in averages, and a count that is summed.
 _NOT_MEASURED = (NUM_EXAMPLES, UNIFORM, NUM_STEPS)
-# Columns with names of their own; a strategy's other metrics have theirs behind the phase's prefix.
+# Columns with fixed names; the name of another metric of the strategy follows the prefix of its phase.
 _COLUMNS = {TRAIN_LOSS: "train/loss", PERSONAL_LOSS: "personal/eval_loss", PERSONAL_ACC: "personal/eval_acc"}
 _COUNTS = ("clients/sampled", "clients/failed", "clients/dropped", "clients/evaluated")
 
 
 def measure_updates(origin: NDArray[np.float64], replies: list[Message], names: Names) -> tuple[Row, list[Message]]:
-    """Return the local steps, and how far the clients' updates agree: their mean pairwise cosine.
+    """Return the number of local steps and the mean pairwise cosine of the clients' updates, and the nonfinite replies.
 
-    Also return the replies that are not finite, which agree with none.
-
-    With unit vectors u_i, the sum over pairs is ``(|sum u_i|^2 - n) / 2``: one vector is kept, not one a client.
+    Nonfinite replies do not count in the cosine. With unit vectors u_i, the sum over pairs is
+    ``(|sum u_i|^2 - n) / 2``, so that one vector is kept instead of one for each client.
     """
     total, update, count = np.zeros_like(origin), np.empty_like(origin), 0
     nonfinite = []
@@ -60,9 +59,9 @@ def measure_updates(origin: NDArray[np.float64], replies: list[Message], names: 
 
 
 def measure_clients(per_client: Sequence[MetricRecord]) -> Row:
-    """Return how many clients evaluated, and the mean, spread, 10th percentile and worst of what they measured.
+    """Return the number of clients that evaluated, and the mean, spread, tail and worst of what they measured.
 
-    Numbers of the global model are named ``clients/...``, those of the clients' own models ``personal/...``.
+    Columns of the global model are named ``clients/...``, those of the clients' own models ``personal/...``.
     """
     row: Row = {"clients/evaluated": len(per_client)}
     for key, name, worst, tenth in (
@@ -73,7 +72,7 @@ def measure_clients(per_client: Sequence[MetricRecord]) -> Row:
     ):
         values = [float(number(metrics, key)) for metrics in per_client if key in metrics]
         if values:
-            with np.errstate(invalid="ignore"):  # losses may be infinite, and have no spread then
+            with np.errstate(invalid="ignore"):  # infinite losses have a NaN as spread
                 row[f"{name}_mean"] = float(np.mean(values))
                 row[f"{name}_std"] = float(np.std(values))
                 row[f"{name}_p{tenth}"] = float(np.percentile(values, tenth))
@@ -82,17 +81,17 @@ def measure_clients(per_client: Sequence[MetricRecord]) -> Row:
 
 
 def strategy_columns(metrics: MetricRecord | None, prefix: str, row: Mapping[str, Any]) -> Row:
-    """Return what a strategy aggregated, as columns in the order of their names.
+    """Return a strategy's aggregated metrics as columns, in the order of their names.
 
     Parameters
     ----------
     metrics : MetricRecord or None
-        What its ``aggregate_train`` or ``aggregate_evaluate`` returned. A list becomes a column for each of its
-        numbers: ``NAME/0``, ``NAME/1``, ...
+        The metrics that ``aggregate_train`` or ``aggregate_evaluate`` returned. A list becomes one column for each of
+        its numbers: ``NAME/0``, ``NAME/1``, ...
     prefix : str
         ``"train/"`` or ``"clients/"``.
     row : mapping
-        The round's columns so far, none of which is replaced.
+        The round's columns so far, which must stay as they are.
 
     Raises
     ------
@@ -107,7 +106,7 @@ def strategy_columns(metrics: MetricRecord | None, prefix: str, row: Mapping[str
         found = {f"{name}/{i}": each for i, each in enumerate(value)} if isinstance(value, list) else {name: value}
         if taken := found.keys() & {*row, *columns, *_COUNTS}:
             raise InputError(
-                f"the strategy's metric {key} would be the column {min(taken)}, which there is already; rename it"
+                f"the strategy's metric {key} would be the column {min(taken)}, which exists already; rename it"
             )
         columns |= found
     return columns

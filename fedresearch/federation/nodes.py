@@ -1,9 +1,9 @@
-"""SuperNodes, seen as a Grid in partition order."""
+"""SuperNodes as a Grid in partition order, and how a SuperNode answers its queries."""
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
@@ -13,42 +13,57 @@ from fedresearch.errors import InputError
 from fedresearch.federation.delegating_grid import DelegatingGrid
 from fedresearch.federation.flower import FIRST_NODE_ID
 
-# Flower's own Grid asks for replies each 3 s.
+# Flower's own Grid polls for replies every 3 s.
 _POLL_S = 0.2
-# The record in which a node tells its ``--node-config``, and the one that says that a message is about its state.
-_NODE, _STATE = "node", "state"
+# The record of a query that declares its kind, and the kinds.
+_QUERY, _KIND = "query", "kind"
+_NODE_CONFIG, _READ_STATE, _WRITE_STATE = "node-config", "read-state", "write-state"
 # The record of a node's state that holds its rows, which the server knows.
 ROWS = "rows"
 
 
 def answer_query(message: Message, context: Context) -> Message:
-    """Answer a ``query`` message, of which there are three kinds.
+    """Answer a ``query`` message, whose record ``query`` declares its kind.
 
-    One asks for the node's config, which alone says whose partition is whose; one asks for what the client keeps; and
-    one brings what it is to keep.
+    ``node-config`` returns the node's config, which alone contains its partition id; ``read-state`` returns the
+    client's state; ``write-state`` replaces records of the state by those of the message.
+
+    Raises
+    ------
+    ValueError
+        If the kind is unknown.
     """
-    if _STATE not in message.content:
-        return Message(RecordDict({_NODE: ConfigRecord(dict(context.node_config))}), reply_to=message)
-    brought = {name: record for name, record in message.content.items() if name != _STATE}
-    context.state.update(brought)
-    kept = {} if brought else {name: record for name, record in context.state.items() if name != ROWS}
-    return Message(RecordDict(kept), reply_to=message)
+    kind, records = message.content.config_records[_QUERY][_KIND], RecordDict()
+    if kind == _NODE_CONFIG:
+        records[_NODE_CONFIG] = ConfigRecord(dict(context.node_config))
+    elif kind == _READ_STATE:
+        records.update({name: record for name, record in context.state.items() if name != ROWS})
+    elif kind == _WRITE_STATE:
+        context.state.update({name: record for name, record in message.content.items() if name != _QUERY})
+    else:
+        raise ValueError(f"a query must be of kind {_NODE_CONFIG}, {_READ_STATE} or {_WRITE_STATE}, got {kind!r}")
+    return Message(records, reply_to=message)
+
+
+def _query_content(kind: str, records: Mapping[str, Any] | None = None) -> RecordDict:
+    return RecordDict({**(records or {}), _QUERY: ConfigRecord({_KIND: kind})})
 
 
 class NodeGrid(DelegatingGrid):
-    """A Grid whose SuperNodes have connected by themselves, under random ids and in any order.
+    """A Grid that gives SuperNodes, which connect with random ids in any order, node ids in partition order.
 
-    Here they have the ids that they have on all other hardware, which follow from their partitions.
+    These are the node ids that clients have on all other hardware.
 
     Parameters
     ----------
     grid : Grid
-        Flower's.
+        Flower's Grid of the connected SuperNodes.
 
     Attributes
     ----------
     num_supernodes : int or None
-        How many take part, those of the first partitions; None: as many as they say that there are.
+        The number of SuperNodes that take part, those of the first partitions; None: the ``num-partitions`` of the
+        first node that answers.
     timeout_s : float
         Seconds to wait for all of them to connect.
     """
@@ -57,13 +72,13 @@ class NodeGrid(DelegatingGrid):
         self.num_supernodes: int | None = None
         self.timeout_s = 60.0
         super().__init__(grid)
-        self._may_keep: set[int] = set()
+        self._messaged: set[int] = set()
         self._node_ids: dict[int, int] = {}  # by partition
-        self._asked: set[int] = set()
+        self._queried: set[int] = set()
         self._unanswered: dict[str, Message] = {}
 
     def __enter__(self) -> Self:
-        """Do nothing: whoever started the SuperNodes stops them."""
+        """Do nothing: the SuperNodes are started and stopped elsewhere."""
         return self
 
     def __exit__(
@@ -72,12 +87,12 @@ class NodeGrid(DelegatingGrid):
         """Do nothing."""
 
     def get_node_ids(self) -> Sequence[int]:
-        """Return the node ids in partition order, when all SuperNodes are there.
+        """Return the node ids in partition order, once all SuperNodes have connected.
 
         Raises
         ------
         InputError
-            If they are not there in time, or two of them have one partition.
+            If they do not connect in time, or if two of them have the same partition.
         """
         started = time.monotonic()
         while True:
@@ -90,45 +105,45 @@ class NodeGrid(DelegatingGrid):
             time.sleep(_POLL_S)
 
     def query_new_nodes(self) -> None:
-        """Ask the nodes that are new for their partitions, and take the answers that are there, without waiting."""
-        new = [node_id for node_id in self._grid.get_node_ids() if node_id not in self._asked]
+        """Query new nodes for their partitions, and read the answers that have arrived, without waiting."""
+        new = [node_id for node_id in self._grid.get_node_ids() if node_id not in self._queried]
         if new:
-            asked = [Message(RecordDict(), node_id, MessageType.QUERY) for node_id in new]
-            self._unanswered |= self._push(asked, new)
-            self._asked.update(new)
+            queries = [Message(_query_content(_NODE_CONFIG), node_id, MessageType.QUERY) for node_id in new]
+            self._unanswered |= self._push(queries, new)
+            self._queried.update(new)
         for reply in self._pull(self._unanswered):
-            if reply.has_error():  # a node that has left: the SuperLink knows it for a while
+            if reply.has_error():  # the node has disconnected, but the SuperLink still lists it for a while
                 continue
-            node_id, told = reply.metadata.src_node_id, reply.content.config_records[_NODE]
-            partition_id, num_partitions = told.get("partition-id"), told.get("num-partitions")
+            node_id, node_config = reply.metadata.src_node_id, reply.content.config_records[_NODE_CONFIG]
+            partition_id, num_partitions = node_config.get("partition-id"), node_config.get("num-partitions")
             if not isinstance(partition_id, int) or not isinstance(num_partitions, int):
                 raise InputError(
-                    f"a SuperNode has the node config {dict(told)}; "
+                    f"a SuperNode has the node config {dict(node_config)}; "
                     "start each with --node-config 'partition-id=I num-partitions=N', I from 0"
                 )
             if self._node_ids.setdefault(partition_id, node_id) != node_id:
                 raise InputError(
-                    f"two SuperNodes have partition-id={partition_id}; start each with one of its own, from 0"
+                    f"two SuperNodes have partition-id={partition_id}; start each with a different one, from 0"
                 )
             self.num_supernodes = self.num_supernodes or num_partitions
 
     def _missing(self) -> str:
         wanted = self.num_supernodes
         if wanted is None:
-            return f"no SuperNode has answered within {self.timeout_s:g} s; start them, or set hardware.timeout_s"
+            return f"no SuperNode answered within {self.timeout_s:g} s; start them, or set hardware.timeout_s"
         missing = [i for i in range(wanted) if i not in self._node_ids]
         return (
-            f"{wanted - len(missing)} of {wanted} SuperNodes are there after {self.timeout_s:g} s, without those of "
-            f"partitions {', '.join(map(str, missing[:20]))}{' ...' * (len(missing) > 20)}; start the rest, or set "
+            f"{wanted - len(missing)} of {wanted} SuperNodes have connected after {self.timeout_s:g} s, without those "
+            f"of partitions {', '.join(map(str, missing[:20]))}{' ...' * (len(missing) > 20)}; start these, or set "
             f"federation.num_supernodes={wanted - len(missing) or 1} or a longer hardware.timeout_s"
         )
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Send messages and return the replies, those that come within the time."""
+        """Send messages and return the replies that arrive within the timeout."""
         started = time.monotonic()
         messages = list(messages)
         node_ids = [message.metadata.dst_node_id for message in messages]
-        self._may_keep.update(node_ids)
+        self._messaged.update(node_ids)
         unanswered = self._push(messages, [self._node_ids[node_id - FIRST_NODE_ID] for node_id in node_ids])
         replies = [*self._pull(unanswered)]
         while unanswered and (timeout is None or time.monotonic() - started < timeout):
@@ -137,19 +152,19 @@ class NodeGrid(DelegatingGrid):
         return replies
 
     def try_out(self, app: ClientApp, message: Message, context: Context) -> None:
-        """Let an app answer a message as its clients would, and keep nothing of it."""
+        """Call an app with a message as its clients would, and discard the reply."""
         app(message, context)
 
     @property
     def states(self) -> dict[int, RecordDict]:
-        """What clients keep from one message to the next, by node id; they are asked, and can be told."""
-        asked = {node_id: RecordDict({_STATE: ConfigRecord()}) for node_id in sorted(self._may_keep)}
-        return {reply.metadata.src_node_id: reply.content for reply in self._query(asked) if reply.content}
+        """The clients' nonempty states by node id; reading and setting them queries the nodes."""
+        contents = {node_id: _query_content(_READ_STATE) for node_id in sorted(self._messaged)}
+        return {reply.metadata.src_node_id: reply.content for reply in self._query(contents) if reply.content}
 
     @states.setter
     def states(self, states: dict[int, RecordDict]) -> None:
         self.get_node_ids()
-        self._query({i: RecordDict({**state, _STATE: ConfigRecord()}) for i, state in states.items()})
+        self._query({node_id: _query_content(_WRITE_STATE, state) for node_id, state in states.items()})
 
     def _query(self, contents: Mapping[int, RecordDict]) -> list[Message]:
         """Send each node its content, and return the replies.
@@ -163,25 +178,25 @@ class NodeGrid(DelegatingGrid):
         replies = list(self.send_and_receive(messages))
         for reply in replies:
             if reply.has_error():
-                raise RuntimeError(f"a SuperNode did not tell or take its state: {reply.error.reason}")
+                raise RuntimeError(f"a SuperNode failed to read or write its state: {reply.error.reason}")
         return replies
 
     def _push(self, messages: Sequence[Message], node_ids: Sequence[int]) -> dict[str, Message]:
-        """Send messages to nodes by their own ids, and return them by the messages' ids."""
-        shown = [message.metadata.dst_node_id for message in messages]
+        """Send messages to nodes by the SuperLink's ids, and return the messages by message id."""
+        own_ids = [message.metadata.dst_node_id for message in messages]
         for message, node_id in zip(messages, node_ids, strict=True):
             message.metadata.dst_node_id = node_id
         message_ids = list(self._grid.push_messages(messages))
-        for message, node_id in zip(messages, shown, strict=True):
+        for message, node_id in zip(messages, own_ids, strict=True):
             message.metadata.dst_node_id = node_id
         if len(message_ids) < len(messages) or not all(message_ids):
-            raise RuntimeError("the SuperLink did not take all messages: they are too large, or the run was stopped")
+            raise RuntimeError("the SuperLink did not accept all messages: they are too large, or the run was stopped")
         return dict(zip(message_ids, messages, strict=True))
 
     def _pull(self, unanswered: dict[str, Message]) -> Iterator[Message]:
-        """Yield the replies that are there, and take what they answer out of the unanswered."""
+        """Yield the replies that have arrived, and remove their messages from the unanswered ones."""
         for reply in self._grid.pull_messages(list(unanswered)) if unanswered else ():
             message = unanswered.pop(reply.metadata.reply_to_message_id)
-            # In the name of the node that the message is shown to be to. An error of the SuperLink's own, such as of a
-            # node that has left, comes in no node's name at all.
+            # From the node that the message names. An error of the SuperLink itself, such as for a node that has
+            # disconnected, names no node.
             yield Message(reply.error if reply.has_error() else reply.content, reply_to=message)

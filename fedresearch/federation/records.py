@@ -1,4 +1,4 @@
-"""The keys of the records in a message, and arrays in and out of them."""
+"""The keys of a message's records, and conversions of arrays to and from records."""
 
 import hashlib
 from collections.abc import Collection, Iterable, Mapping
@@ -18,10 +18,10 @@ ARRAYS = "arrays"
 CONFIG = "config"
 METRICS = "metrics"
 NUM_EXAMPLES = "num-examples"
-UNIFORM = "uniform"  # 1: a weight that is the same for every client
+UNIFORM = "uniform"  # always 1: the same weight for every client
 NUM_STEPS = "num-steps"
 LR = "lr"
-NUM_CLIENTS = "num-clients"  # that hold training data, drawn or not
+NUM_CLIENTS = "num-clients"  # with training data, drawn or not
 TRAIN_LOSS = "train_loss"
 EVAL_LOSS = "eval_loss"
 EVAL_ACC = "eval_acc"
@@ -30,7 +30,7 @@ PERSONAL_ACC = "personal_acc"
 
 
 def tensors(records: RecordDict, key: str) -> dict[str, Tensor]:
-    """Return the arrays at a key as tensors; none where there is no such record."""
+    """Return the arrays at a key as tensors; an empty dict if the record is missing."""
     return dict(records.array_records[key].to_torch_state_dict()) if key in records else {}
 
 
@@ -40,40 +40,40 @@ def values(arrays: ArrayRecord) -> dict[str, Values]:
 
 
 def arrays_of(content: RecordDict) -> ArrayRecord:
-    """Return a content's model; ``content.array_records`` would look through all records, and check them again."""
+    """Return a content's model, faster than ``content.array_records``, which reads and checks all records."""
     record = content[ARRAYS]
     assert isinstance(record, ArrayRecord)
     return record
 
 
 def metrics_of(content: RecordDict) -> MetricRecord:
-    """Return a content's metrics, as quickly."""
+    """Return a content's metrics, faster than ``content.metric_records``."""
     record = content[METRICS]
     assert isinstance(record, MetricRecord)
     return record
 
 
 def view(array: Array) -> NDArray[Any]:
-    """Return an array as NumPy's, to be read and not written."""
+    """Return an array as a NumPy array for reading only."""
     return array.held if isinstance(array, HeldArray) else array.numpy()
 
 
 def is_finite(content: RecordDict, without: Collection[str] = ()) -> bool:
-    """Return whether all arrays are finite; of the model, without the parameters named."""
+    """Return whether all arrays are finite; of the model, only those without the given names count."""
     return all(
         bool(np.isfinite(view(array)).all())
-        for of, record in content.array_records.items()
+        for key, record in content.array_records.items()
         for name, array in record.items()
-        if of != ARRAYS or name not in without
+        if key != ARRAYS or name not in without
     )
 
 
 def array_record(values: Mapping[str, ArrayLike]) -> ArrayRecord:
     """Return copies of NumPy arrays, or scalars, as a record."""
-    made = ArrayRecord()
+    record = ArrayRecord()
     for name, value in values.items():
-        made[name] = HeldArray(value)
-    return made
+        record[name] = HeldArray(value)
+    return record
 
 
 def tensor_record(tensors: Tensors) -> ArrayRecord:
@@ -82,7 +82,7 @@ def tensor_record(tensors: Tensors) -> ArrayRecord:
 
 
 def number(record: MetricRecord | ConfigRecord, key: str) -> int | float:
-    """Return the number at a key; records may hold other types too."""
+    """Return the number at a key; records may also hold values of other types."""
     value = record[key]
     assert isinstance(value, int | float), f"{key} must be a number, got {value!r}"
     return value
@@ -117,16 +117,16 @@ def sha256(arrays: ArrayRecord) -> str:
 
 
 def flatten(arrays: ArrayRecord, names: Collection[str], out: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
-    """Return the arrays of some names as one vector, in double precision; in ``out``, where there is one."""
+    """Return the named arrays as one vector in double precision, written to ``out`` if given."""
     parts = [view(arrays[name]).ravel() for name in sorted(arrays) if name in names]
     out = np.empty(sum(part.size for part in parts)) if out is None else out
     return np.concatenate(parts, out=out) if parts else out
 
 
 def count_bytes(messages: Iterable[Message]) -> int:
-    """Return the payload of messages: arrays as they are sent, metrics and config values."""
+    """Return the payload of messages in bytes: serialised arrays, metrics and config values."""
     contents = [message.content for message in messages if message.has_content()]
-    # The messages of a round share their content, which is counted once.
+    # The messages of a round share one content, whose size is computed once.
     sizes = {key: _content_bytes(content) for key, content in {id(content): content for content in contents}.items()}
     return sum(sizes[id(content)] for content in contents)
 

@@ -1,4 +1,4 @@
-"""The round loop: Flower's strategy hooks, one row of numbers a round."""
+"""The round loop: Flower's strategy hooks, and one row of numbers for each round."""
 
 import copy
 import gc
@@ -36,54 +36,55 @@ _TOTALS = ("comm/bytes_down", "comm/bytes_up")
 
 
 class ClientsFailed(RuntimeError):
-    """More clients failed in a round than may."""
+    """More clients failed in a round than ``max_failures`` allows."""
 
 
 class Diverged(RuntimeError):
-    """An update or the global model is not finite any more."""
+    """An update or the global model is not finite."""
 
 
 class Stalled(RuntimeError):
-    """A round has trained nothing: there is no aggregate, or one of fewer clients than the rule needs."""
+    """A round trained nothing: its replies have no aggregate, or are fewer than the rule needs."""
 
 
 @dataclass
 class RoundLoop:
     """A federated run, round by round.
 
-    ``Strategy.start`` has no per-round callback, no start round and no order; this loop calls the same four hooks.
+    ``Strategy.start`` has neither a callback for each round nor a first round nor an order; this loop calls the same
+    four hooks.
 
     Attributes
     ----------
     hooks : Hooks
-        Those of the strategy. It is shown each round's cohort as if it were the whole federation.
+        The strategy's hooks. The strategy sees each round's cohort as the whole federation.
     num_rounds : int
         Rounds to run.
     target_accuracy : float or None
-        The ``eval/accuracy`` that ends the run earlier; None: nothing does.
+        The ``eval/accuracy`` at which the run ends early; None: the run makes all rounds.
     train_cohort, evaluate_cohort : callable
-        The partition ids that train in a round, and that evaluate the new global model. A client that is there twice
-        trains once and counts twice in the average.
+        The partition ids that train in a round, and those that evaluate the new global model. A client that occurs
+        twice trains once and counts twice in the average.
     evaluate_every : int
         Evaluate in the rounds divisible by this, and in the last one.
     parameters : set of str
-        The arrays that are no buffers: whose movement is measured.
+        The arrays without the buffers, whose change is measured.
     shortage : callable
-        Given how many clients' replies count in a round: how many the strategy's rule needs and why, where these are
-        too few; "" where they are enough.
+        Given the number of clients whose replies count in a round: if they are too few, how many the strategy's rule
+        needs and why; otherwise "".
     client_config : callable
-        The numbers that a round's clients are sent.
+        The numbers that a round's messages carry.
     evaluate : callable
         The server's own evaluation of global arrays: numbers named ``eval/...``.
     log : callable
-        Given each round's row, and the new global arrays, as the round ends.
+        Called with the row and the new global arrays at the end of each round.
     max_failures : int
         Clients that may fail in a round, in training and in evaluation each.
     nonfinite : str
-        What becomes of updates with NaN or infinity: ``"stop"`` raises :class:`Diverged`, ``"drop"`` leaves them out,
-        ``"keep"`` averages them like others.
+        How to treat updates with NaN or infinity: ``"stop"`` raises :class:`Diverged`, ``"drop"`` leaves them out,
+        ``"keep"`` averages them like the rest.
     log_failure : callable
-        Given the round, the partition id, what the client was doing, and what it raised.
+        Called with the round, the partition id, the activity (``"train"`` or ``"evaluate"``) and the traceback.
     """
 
     hooks: Hooks
@@ -103,21 +104,22 @@ class RoundLoop:
     _totals: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_TOTALS, 0))
 
     def run(self, grid: Grid, arrays: ArrayRecord, last: Row | None = None) -> ArrayRecord:
-        """Run all rounds from the given global arrays, or those after the last, and return the last ones.
+        """Run the rounds from the given global arrays, or those after the last round, and return the final arrays.
 
         Parameters
         ----------
         grid : Grid
-            Where the clients are; its node ids are in partition order.
+            The clients' Grid, with its node ids in partition order.
         arrays : ArrayRecord
             The initial global model, or the one after the last round.
         last : dict, optional
-            The row of the last round, where there is one. The strategy and the clients' states are as they were then.
+            The row of the last round of a run that resumes. The strategy and the clients' states must be those after
+            this round.
 
         Raises
         ------
         ClientsFailed
-            If more clients fail than may, with the first one's partition id and what it raised.
+            If more than ``max_failures`` clients fail; with their partition ids and the first traceback.
         Diverged
             If an update or the global model is not finite and ``nonfinite`` is ``"stop"``.
         Stalled
@@ -126,7 +128,7 @@ class RoundLoop:
         row = last or {"round": 0, "time/total_s": 0.0, **{f"{key}_total": 0 for key in _TOTALS}}
         self._totals = {key: row[f"{key}_total"] for key in _TOTALS}
         started = time.perf_counter() - row["time/total_s"]
-        gc.freeze()  # what is there lives as long as the run: Flower's Bulyan collects garbage once a client
+        gc.freeze()  # these objects live as long as the run, and Flower's Bulyan collects garbage for each client
         try:
             while row["round"] < self.num_rounds and not self._reached(row):
                 row, arrays = self._round(row["round"] + 1, grid, arrays)
@@ -154,7 +156,7 @@ class RoundLoop:
         return row, arrays
 
     def _train(self, row: Row, grid: Grid, arrays: ArrayRecord) -> ArrayRecord:
-        """Return the new global arrays, and put the training's numbers into the row."""
+        """Return the new global arrays, and add the numbers of the training to the row."""
         server_round = row["round"]
         config = self._config(server_round)
         row["local/lr"] = float(number(config, LR))
@@ -166,7 +168,7 @@ class RoundLoop:
         for reply in replies:
             _check_reply(reply, arrays, cohort)
         origin = flatten(arrays, self.parameters)
-        # Before aggregating: some strategies take the replies apart.
+        # Before the aggregation: some strategies take the replies apart.
         measured, nonfinite = measure_updates(origin, replies, self.parameters)
         row |= measured
         if nonfinite and self.nonfinite == "stop":
@@ -177,9 +179,9 @@ class RoundLoop:
             replies = [reply for reply in replies if reply not in nonfinite]
         self._check_enough(row, {reply.metadata.src_node_id for reply in replies})
         counted = [
-            copy.deepcopy(reply) if again else reply
+            copy.deepcopy(reply) if repetition else reply
             for reply in replies
-            for again in range(drawn[cohort.partition_of(reply.metadata.src_node_id)])
+            for repetition in range(drawn[cohort.partition_of(reply.metadata.src_node_id)])
         ]
         aggregated, metrics = self.hooks.aggregate_train(server_round, counted)
         if aggregated is None:
@@ -195,12 +197,12 @@ class RoundLoop:
         return arrays
 
     def _check_enough(self, row: Row, counting: Collection[int]) -> None:
-        """Refuse to aggregate the replies of no client, or of fewer than the rule needs.
+        """Refuse to aggregate the replies of fewer clients than the rule needs, or of none.
 
         Raises
         ------
         Stalled
-            With who counts, who does not, and why.
+            With the numbers of clients that count, and of those that do not and why.
         """
         needed = self.shortage(len(counting)) if counting else "a round needs a client"
         if needed:
@@ -213,7 +215,7 @@ class RoundLoop:
             )
 
     def _evaluate_on_clients(self, row: Row, grid: Grid, arrays: ArrayRecord) -> None:
-        """Put what the clients measure of global arrays, and of their own models, into the row."""
+        """Add the clients' evaluations of the global arrays, and of their own models, to the row."""
         server_round = row["round"]
         cohort = CohortGrid(grid, sorted(self.evaluate_cohort(server_round)))
         replies = []
@@ -225,15 +227,15 @@ class RoundLoop:
             row |= strategy_columns(self.hooks.aggregate_evaluate(server_round, replies), "clients/", row)
 
     def _config(self, server_round: int) -> ConfigRecord:
-        # A record of its own each time: strategies write into it.
+        # A new record each time: strategies write into it.
         return ConfigRecord(dict(self.client_config(server_round)))
 
     def _send(
         self, cohort: CohortGrid, messages: Sequence[Message], row: Row, doing: str, prefix: str
     ) -> list[Message]:
-        """Send messages and return the replies, in partition order; count their bytes under a prefix.
+        """Send messages and return the replies in partition order; count their bytes under a prefix.
 
-        Clients that fail are reported, counted, and left out.
+        Clients that fail are reported, counted and left out.
         """
         with restored_generators():
             replies = list(cohort.send_and_receive(messages=messages))
@@ -242,10 +244,11 @@ class RoundLoop:
         for partition_id, reason in failed:
             self.log_failure(row["round"], partition_id, doing, reason)
         if len(failed) > self.max_failures:
-            who = ", ".join(str(partition_id) for partition_id, _ in failed)
-            many = "s" if len(failed) > 1 else ""
+            partition_ids = ", ".join(str(partition_id) for partition_id, _ in failed)
+            plural = "s" if len(failed) > 1 else ""
             raise ClientsFailed(
-                f"the client{many} of partition{many} {who} failed in round {row['round']}:\n{failed[0][1]}"
+                f"the client{plural} of partition{plural} {partition_ids} failed in round {row['round']}:\n"
+                f"{failed[0][1]}"
             )
         replies = [reply for reply in replies if not reply.has_error()]
         row["clients/failed"] += len(failed)
@@ -255,22 +258,22 @@ class RoundLoop:
 
 
 def _check_reply(reply: Message, arrays: ArrayRecord, cohort: CohortGrid) -> None:
-    """Refuse a reply whose model is not the global one's like, or that does not say what it weighs.
+    """Refuse a reply whose arrays differ from the global model's in names or shapes, or that has no weights.
 
     Raises
     ------
     InputError
-        With what is other, or missing.
+        With what differs or is missing.
     """
-    of = f"the reply of partition {cohort.partition_of(reply.metadata.src_node_id)}"
-    _check_arrays(of, arrays_of(reply.content), arrays)
+    source = f"the reply of partition {cohort.partition_of(reply.metadata.src_node_id)}"
+    _check_arrays(source, arrays_of(reply.content), arrays)
     missing = {NUM_EXAMPLES, UNIFORM, NUM_STEPS, TRAIN_LOSS} - metrics_of(reply.content).keys()
     if missing:
-        raise InputError(f"{of} lacks the metrics {', '.join(sorted(missing))}")
+        raise InputError(f"the metrics {', '.join(sorted(missing))} are missing in {source}")
 
 
-def _check_arrays(of: str, record: ArrayRecord, arrays: ArrayRecord) -> None:
-    """Refuse a model that does not have the global one's arrays.
+def _check_arrays(source: str, record: ArrayRecord, arrays: ArrayRecord) -> None:
+    """Refuse a model whose arrays differ from the global one's in names or shapes.
 
     Raises
     ------
@@ -278,8 +281,8 @@ def _check_arrays(of: str, record: ArrayRecord, arrays: ArrayRecord) -> None:
         With what differs.
     """
     if record.keys() != arrays.keys():
-        other = sorted(record.keys() ^ arrays.keys())
-        raise InputError(f"{of} has other arrays than the global model: {', '.join(other)}")
+        different = sorted(record.keys() ^ arrays.keys())
+        raise InputError(f"{source} must have the arrays of the global model; different: {', '.join(different)}")
     for name, array in record.items():
         if tuple(array.shape) != tuple(arrays[name].shape):
-            raise InputError(f"{of} has {name} of shape {array.shape}, the global model of {arrays[name].shape}")
+            raise InputError(f"{source} must have {name} of shape {arrays[name].shape}, got {array.shape}")

@@ -1,20 +1,21 @@
-"""Which clients train in a round: drawn by partition id, from a generator of the round's own.
+"""Which clients train in a round: schemes that draw partition ids from the round's own seed.
 
-A scheme is a function; its options are the arguments that its YAML gives. What all are called with:
+A scheme is a function; its options are the arguments in its YAML file. All schemes receive:
 
 sizes : sequence of int
     Training samples of each partition.
 eligible : sequence of int
-    The partitions that hold any, in order: all others are never drawn.
+    The partitions with training samples, in order: only these can be drawn.
 cohort_size : int
-    Clients a round, as ``federation.fraction_train`` says.
+    Clients in a round, from ``federation.fraction_train``.
 server_round : int
     From 1.
 seed : int
-    The round's own. The global generators are seeded with it too.
+    The round's own seed. The global generators are seeded with it too.
 
-They return partition ids; one that is there twice counts twice in the average, and once for a rule that scores clients
-(Krum and its kin), where two of one client would be each other's nearest. Who evaluates is always drawn uniformly.
+They return partition ids. A client that occurs twice counts twice in the average, but once for a rule that scores
+clients, such as Krum, for which two copies would be each other's nearest. Clients that evaluate are always drawn
+uniformly.
 """
 
 import random
@@ -28,12 +29,12 @@ from fedresearch.seeding import Purpose, derive_seed
 
 @dataclass(frozen=True)
 class Sampling:
-    """A scheme on a federation: round to partition ids.
+    """A scheme for one federation: from a round to its partition ids.
 
     Attributes
     ----------
     scheme : callable
-        One of the functions below.
+        A function such as those below.
     sizes, cohort_size
         Its arguments.
     seed : int
@@ -54,7 +55,8 @@ class Sampling:
         Raises
         ------
         ValueError
-            If one of them does not exist or holds no data, or if there is none where some were asked for.
+            If one of them does not exist or holds no training data, or if the result is empty though the cohort's size
+            is not 0.
         """
         seed = derive_seed(self.seed, self.purpose, server_round)
         with seeded_generators(seed):
@@ -68,7 +70,7 @@ class Sampling:
         wrong = [i for i in drawn if i not in range(len(self.sizes)) or not self.sizes[i]]
         if wrong or (self.cohort_size and not drawn and self._eligible):
             raise ValueError(
-                f"partition ids must be of 0 to {len(self.sizes) - 1} and hold training data, got {wrong or 'none'}"
+                f"partition ids must be from 0 to {len(self.sizes) - 1} and hold training data, got {wrong or 'none'}"
             )
         return drawn
 
@@ -82,7 +84,7 @@ def uniform(
 ) -> list[int]:
     """Draw uniformly without replacement (McMahan et al. 2017, arXiv:1602.05629, Algorithm 1).
 
-    Where fewer clients hold data than the cohort has places, all of them take part.
+    If fewer clients hold data than the cohort's size, all of them take part.
     """
     return random.Random(seed).sample(eligible, min(cohort_size, len(eligible)))
 
@@ -90,9 +92,9 @@ def uniform(
 def proportional(
     *, sizes: Sequence[int], eligible: Sequence[int], cohort_size: int, server_round: int, seed: int
 ) -> list[int]:
-    """Draw with replacement, in proportion to the clients' numbers of examples.
+    """Draw with replacement, with probabilities proportional to the clients' numbers of examples.
 
-    Averaged plainly, this is Scheme I of Li et al. 2020, "On the Convergence of FedAvg on Non-IID Data",
+    With a plain mean, this is Scheme I of Li et al. 2020, "On the Convergence of FedAvg on Non-IID Data",
     arXiv:1907.02189.
     """
     return random.Random(seed).choices(range(len(sizes)), weights=sizes, k=cohort_size)
@@ -114,6 +116,6 @@ def fixed(
 def round_robin(
     *, sizes: Sequence[int], eligible: Sequence[int], cohort_size: int, server_round: int, seed: int
 ) -> list[int]:
-    """Return the next clients in partition order, and after the last the first again."""
+    """Return the next clients in partition order; the first one follows the last."""
     start = (server_round - 1) * cohort_size
     return [eligible[i % len(eligible)] for i in range(start, start + min(cohort_size, len(eligible)))]

@@ -1,10 +1,10 @@
-"""The clients' learning rate, round by round: functions of the first round's, ``lr``, and the round, from 1."""
+"""The clients' learning rate in each round: functions of ``lr``, that of the first round, and the round, from 1."""
 
 import math
 
 
 def constant(*, lr: float, server_round: int, num_rounds: int) -> float:
-    """Return the same in every round."""
+    """Return ``lr`` in every round."""
     return lr
 
 
@@ -14,7 +14,7 @@ def step(*, lr: float, server_round: int, num_rounds: int, step_size: int, gamma
 
 
 def cosine(*, lr: float, server_round: int, num_rounds: int, min_lr: float) -> float:
-    """Return half a cosine from ``lr`` down towards ``min_lr``, which a round after the last would have.
+    """Return half a cosine from ``lr`` to ``min_lr``, which the round after the last one would have.
 
     Loshchilov and Hutter 2017, arXiv:1608.03983, equation 5, without restarts.
     """

@@ -12,7 +12,7 @@ from fedresearch.federation.rounds import RoundLoop
 def make_server_app(
     loop: RoundLoop, arrays: ArrayRecord, finish: Callable[[ArrayRecord], None], last: Row | None = None
 ) -> ServerApp:
-    """Return the ServerApp that runs the loop from global arrays, or after a last round, and hands its last on."""
+    """Return a ServerApp that runs the loop from global arrays, or after a last round, and passes its result on."""
     app = ServerApp()
 
     @app.main()

@@ -1,4 +1,4 @@
-"""What a run must remember to go on: plain values and Flower's records, as JSON and NumPy arrays."""
+"""The state from which a run resumes: plain values and Flower's records, as JSON and NumPy arrays."""
 
 from collections.abc import Mapping
 from enum import Enum
@@ -24,27 +24,27 @@ _READ: dict[str, Any] = {
     "scalar": lambda array: array[()],
     "array": np.asarray,
 }
-# Attributes of these kinds are what an object was made with, and not what has become of it.
+# Attributes of these kinds are an object's arguments and not its state.
 _MADE_WITH = ("function", "method", "builtin_function_or_method", "type", "module", "partial", "Logger")
 
 _GENERATORS = ("Generator", "RandomState", "Random")
 
 
 class UnsupportedValue(TypeError):
-    """A value of a kind that cannot be kept; the text names where it is."""
+    """A value of a type that a checkpoint cannot hold; the message contains its path."""
 
 
 class _Plain:
-    """An object that is all in its attributes."""
+    """An object whose attributes are its whole state."""
 
 
 class Packer:
-    """Takes values apart.
+    """Separates values into JSON and arrays.
 
     Attributes
     ----------
     arrays : dict of str to ndarray
-        Those of all that was packed, by their paths. One that is there twice is kept once.
+        The arrays of all packed values, by their paths. An array that occurs twice is kept once.
     """
 
     def __init__(self) -> None:
@@ -52,9 +52,9 @@ class Packer:
         self._paths: dict[int, str] = {}
 
     def pack(self, value: Any, path: str) -> Any:
-        """Return a value as JSON's, with its arrays apart.
+        """Return a value as JSON, and put its arrays into ``arrays``.
 
-        Whatever is not JSON's own becomes a pair of its kind and its content.
+        A value of a type that JSON does not have becomes a pair of its type and its content.
 
         Parameters
         ----------
@@ -62,19 +62,19 @@ class Packer:
             None, numbers, text, bytes, NumPy arrays and scalars, tensors, Flower's records, and lists, tuples, sets and
             dicts of them.
         path : str
-            What to call it.
+            The value's path.
 
         Raises
         ------
         UnsupportedValue
-            If there is anything else in it.
+            If the value contains an object of another type.
         """
         if value is None or type(value) in (bool, int, float, str):
             return value
         if type(value) is bytes:
             return ["bytes", value.hex()]
-        for kind, of in _ARRAYS.items():
-            if isinstance(value, of):
+        for kind, array_type in _ARRAYS.items():
+            if isinstance(value, array_type):
                 return [kind, self._put(value, path)]
         kind = type(value).__name__
         if kind == "dict" or kind in _RECORDS:
@@ -82,16 +82,16 @@ class Packer:
             return [kind, items]
         if kind in _SEQUENCES:
             return [kind, [self.pack(each, f"{path}/{index}") for index, each in enumerate(value)]]
-        instead = " (draw from the global generators instead, which are seeded for each call)" * (kind in _GENERATORS)
-        raise UnsupportedValue(f"{_dotted(path)} is a {kind}{instead}")
+        hint = " (draw from the global generators instead, which are seeded for each call)" * (kind in _GENERATORS)
+        raise UnsupportedValue(f"{_dotted(path)} is a {kind}{hint}")
 
     def pack_object(self, owner: object, path: str) -> dict[str, Any]:
-        """Return all of an object's attributes, packed, and those of the objects among them, but for functions.
+        """Return an object's packed attributes, and those of its parts, without functions.
 
         Raises
         ------
         UnsupportedValue
-            If an attribute cannot be kept.
+            If an attribute has an unsupported type.
         """
         packed = {}
         for name, value in vars(owner).items():
@@ -111,12 +111,12 @@ class Packer:
         if array.dtype.kind not in "biuf":
             raise UnsupportedValue(f"{_dotted(path)} is an array of {array.dtype}")
         known = self._paths.setdefault(id(array), path)
-        self.arrays[known] = array  # held, so that no other takes its id
+        self.arrays[known] = array  # a reference, so that no other array gets its id
         return known
 
 
 def unpack(packed: Any, arrays: Arrays) -> Any:
-    """Return a value that was packed."""
+    """Return the value of a packed one."""
     if not isinstance(packed, list):
         return packed
     kind, content = packed
@@ -131,7 +131,7 @@ def unpack(packed: Any, arrays: Arrays) -> Any:
 
 
 def unpack_object(packed: Mapping[str, Any], arrays: Arrays, owner: object) -> None:
-    """Give an object, made afresh, the attributes that another of its kind had."""
+    """Set the packed attributes on a new object of the same type."""
     for name, value in packed.items():
         if isinstance(value, dict):
             unpack_object(value, arrays, getattr(owner, name))
@@ -140,12 +140,12 @@ def unpack_object(packed: Mapping[str, Any], arrays: Arrays, owner: object) -> N
 
 
 def _is_part(value: Any) -> bool:
-    """Return whether a value is a part of a strategy: another strategy, or an object of a class of its own."""
+    """Return whether a value is a part of a strategy: another strategy, or an object of the strategy's own code."""
     package = type(value).__module__.partition(".")[0]
     if isinstance(value, Strategy):
         return True
     kind = type(value)
-    # What is of a class of its own may have more to it than its attributes: random.Random, OrderedDict, __slots__.
+    # Some objects have a state beside their attributes: random.Random, OrderedDict, those with __slots__.
     all_in_attributes = (
         kind.__basicsize__ <= _Plain.__basicsize__
         and not kind.__itemsize__
