@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-# Read when these packages are imported: no telemetry, and no progress bars of partitioners between our lines.
+# These packages read them when imported: no telemetry, and no progress bars of partitioners between our lines.
 for _name, _value in (("FLWR_TELEMETRY_ENABLED", "0"), ("HF_HUB_DISABLE_TELEMETRY", "1"), ("TQDM_DISABLE", "1")):
     os.environ.setdefault(_name, _value)
 
@@ -17,32 +17,32 @@ def load_model(
 ) -> "Module":
     """Return the final global model of a finished run, or a client's own one, as an ``nn.Module`` in evaluation mode.
 
-    Its file is held against the ``model/sha256`` of its round.
+    Raises an error unless its file has the ``model/sha256`` of its round.
 
     Parameters
     ----------
     directory : path
         The run's directory, which holds ``run.json`` and ``model.safetensors``.
     client : int, optional
-        The partition id of the client whose own model to return, where the strategy gives clients any. One that never
-        took part has the global model, with the initial values of what stays on clients. None: the global model.
+        The partition id of the client whose own model to return, if the strategy gives clients their own. A client that
+        never trained has the global model, with initial values where clients keep their own. None: the global model.
     best : bool
-        Whether to return the model of the best round by ``checkpoint.best``, and not that of the last one.
+        Whether to return the model of the best round by ``checkpoint.best`` instead of the last round's.
     trust : bool
-        Whether to build a model that is none of ``fedresearch.models``. It is built by running what the record names,
-        with the arguments that it names: only for records of your own.
+        Whether to build a model from outside ``fedresearch.models``. This runs the code that the record names, with the
+        arguments that it names: use it only for your own records.
 
     Warns
     -----
     UserWarning
-        If it is the global model of a run whose result are the clients' own.
+        If the result of the run is the clients' own models, and this is the global one.
 
     Raises
     ------
     InputError
-        If the directory holds no finished run, a file of it is damaged, the model is none of ``fedresearch.models`` and
-        not trusted, or there is no such client.
+        If the directory holds no finished run, one of its files is damaged, the model is from outside
+        ``fedresearch.models`` and not trusted, or the client does not exist.
     """
-    from fedresearch.experiment import model  # torch takes seconds to import; the command line must not wait
+    from fedresearch.experiment import model  # importing torch takes seconds; the command line must not wait
 
     return model.load_model(directory, client, best=best, trust=trust)

@@ -12,7 +12,7 @@ class _Absent:
         return "(none)"
 
 
-# Stands for the value of a key that one of the two does not have.
+# The value of a key that only the other tree has.
 ABSENT: Final = _Absent()
 
 _encode = json.JSONEncoder(sort_keys=True, default=repr).encode
@@ -21,12 +21,12 @@ _encode = json.JSONEncoder(sort_keys=True, default=repr).encode
 def differing(a: Any, b: Any, key: str = "") -> Iterator[Difference]:
     """Yield the dotted key and both values of each leaf that differs, in the order of ``a``, then of ``b``.
 
-    Two leaves are equal when their JSON is: so 1, 1.0 and true are three values, and NaN equals itself.
+    Two leaves are equal if their JSON is equal: 1, 1.0 and true are three values, and NaN equals itself.
 
     Parameters
     ----------
     a, b : Any
-        Nested mappings; what is no mapping is a leaf. ``ABSENT`` for what is not there.
+        Nested mappings, whose other values are leaves; ``ABSENT`` if missing.
     key : str
         The dotted key of ``a`` and ``b`` themselves.
     """
@@ -44,7 +44,7 @@ def _is_section(node: Any, other: Any) -> bool:
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the dotted key and the value of all that is no mapping."""
+    """Yield the dotted key and the value of each leaf: each value that is not a mapping."""
     for name, value in tree.items():
         if isinstance(value, Mapping):
             yield from leaves(value, f"{prefix}{name}.")
@@ -53,5 +53,5 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def as_json(leaf: Any) -> str:
-    """Return a leaf as text that is equal for equal leaves."""
+    """Return a leaf as text; equal leaves have equal texts."""
     return _encode(leaf)

@@ -1,4 +1,4 @@
-"""What a command says: the one exception that a user is meant to see as words, and lines on any terminal."""
+"""Errors that a user reads as lines instead of a traceback, and output that any terminal can print."""
 
 import os
 import sys
@@ -9,44 +9,44 @@ from io import TextIOWrapper
 
 @contextmanager
 def printing() -> Iterator[None]:
-    """Let a command print on any terminal, and whoever reads it leave, as ``| head`` does."""
+    """Let a command print on any terminal, and into a pipe that its reader closes, as ``| head`` does."""
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         yield
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more as it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout again at exit
 
 
 def named(error: BaseException) -> str:
-    """Return an error's kind and text."""
+    """Return an error's type and text."""
     return f"{type(error).__name__}: {error}"
 
 
 def one_line(error: BaseException | str) -> str:
-    """Return an error's text, or any other, on one line."""
+    """Return an error's text, or any text, on one line."""
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.strerror}: {error.filename}"
     return repr(error) if isinstance(error, KeyError) else " ".join(str(error).split()) or repr(error)
 
 
 def readable(error: Exception) -> Exception:
-    """Return the system's refusal of a path as the one line that a user reads; any other error as it is."""
+    """Return the system's error about a path as an ``InputError``; return any other error unchanged."""
     if isinstance(error, OSError) and error.filename is not None:
         return InputError(f"{error.filename} cannot be read: {error.strerror}")
     return error
 
 
 def printable(text: str) -> str:
-    """Return a text as a terminal may show it: what would steer the terminal is written out."""
+    """Return a text with control characters escaped, so that it is safe to print on a terminal."""
     return "".join(one if one.isprintable() or one in "\n\t" else one.encode("unicode_escape").decode() for one in text)
 
 
 class InputError(Exception):
-    """What the user asked for cannot be done; each argument is one line for the terminal.
+    """A mistake that the user can fix; each argument is one line for the terminal.
 
-    A line says what was got, what is allowed, and what to type instead.
+    A line has three parts: what was got, what is allowed, and what to type instead.
     """
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""A lock that a file stands for, on file systems with ``flock`` and without."""
+"""A lock between processes, as a file, on file systems with and without ``flock``."""
 
 import errno
 import fcntl
@@ -7,29 +7,29 @@ from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, SoftFileLock
 
-# What file systems say that have no flock, as some Lustre and NFS, or whose lock server does not answer.
+# Errors of file systems without flock, such as some Lustre and NFS, and of those whose lock server does not answer.
 _WITHOUT = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
 
 def file_lock(path: Path, timeout_s: float = -1) -> BaseFileLock:
-    """Return a lock between processes, of the system where it has any in the file's folder.
+    """Return a lock between processes: the system's, if the file system of the folder has ``flock``.
 
-    The system releases a dead process's lock. Where it has none, the file itself is the lock, with its holder's process
-    and machine in it: it is taken over where the process is dead, and on another machine must be removed by hand.
+    The system releases the lock of a dead process. Without ``flock``, the file itself is the lock and names the process
+    and the machine that hold it. It is taken over if that process is dead; from another machine, remove it by hand.
 
     Parameters
     ----------
     path : Path
-        The file, in a folder that exists.
+        The file; its folder must exist.
     timeout_s : float
-        How long entering it may wait before it raises ``filelock.Timeout``; -1: for ever.
+        How long to wait for the lock before raising ``filelock.Timeout``; -1: forever.
     """
     kind = FileLock if _has_flock(path.parent) else SoftFileLock
     return kind(path, timeout=timeout_s, poll_interval=0.05)
 
 
 def is_removed_by_hand(lock: BaseFileLock) -> bool:
-    """Return whether a lock stays when the machine of its holder dies."""
+    """Return whether a lock stays if the machine that holds it dies."""
     return isinstance(lock, SoftFileLock)
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``fedresearch OVERRIDES`` runs an experiment, ``fedresearch VERB ...`` does all else.
+"""The command line: ``fedresearch OVERRIDES`` runs an experiment, ``fedresearch VERB ...`` does everything else.
 
 ``python -m fedresearch.main`` is the same command.
 """
@@ -36,7 +36,7 @@ _OF_A_RUN = "raised by the run"
 
 
 def main() -> None:
-    """Run the command line. A mistake in it is reported in one line, without a traceback, with exit code 1."""
+    """Run the command line. Report a mistake in it in one line, without a traceback, with exit code 1."""
     match sys.argv[1:]:
         case ["--version"]:
             print(f"fedresearch {version('fedresearch')}")
@@ -45,7 +45,7 @@ def main() -> None:
 
             command.main(arguments)
         case ["sweep", "preflight", *arguments]:
-            # The sweep's own command, which composes and checks its jobs, up to where the first would start.
+            # Runs the sweep's own command, which composes and checks its jobs, and stops before the first one.
             _run_overrides(["--multirun", *arguments, "++hydra.callbacks.sweep.preflight=true"])
         case ["sweep", *arguments]:
             from fedresearch.study.sweep import command as sweep_command
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def _run_overrides(arguments: list[str]) -> None:
-    """Run an experiment, or a sweep, given as overrides."""
+    """Run the experiment or the sweep that the overrides describe."""
     try:
         refuse_blanks(arguments)
         arguments = in_hydras_order(_with_resumed_overrides(arguments))
@@ -84,17 +84,17 @@ def _run_overrides(arguments: list[str]) -> None:
         sys.exit(1)
     sys.argv[1:] = arguments
     if not sys.flags.safe_path and str(Path.cwd()) not in map(os.path.abspath, sys.path):
-        sys.path.append(str(Path.cwd()))  # for modules of the user's own, as `python -m` does
+        sys.path.append(str(Path.cwd()))  # for the user's own modules, as `python -m` does
     os.environ.setdefault(FULL_ERROR, os.environ.get("HYDRA_FULL_ERROR", "0"))
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises what it would print itself
-    warnings.filterwarnings("error", "provider=hydra.searchpath")  # a folder that does not exist
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises an error instead of printing it
+    warnings.filterwarnings("error", "provider=hydra.searchpath")  # a missing folder
     try:
         with interruptible():
             _run_hydra()
     except KeyboardInterrupt as interrupt:
         sys.exit(str(interrupt) or "interrupted")
     except Exception as error:
-        # What the run did not raise, Hydra did: it could not compose the command line.
+        # An error without the note is Hydra's: it could not compose the command line.
         if _OF_A_RUN not in getattr(error, "__notes__", ()) and config.report_error(
             config.explain_composition(error, sys.argv[1:])
         ):
@@ -103,12 +103,12 @@ def _run_overrides(arguments: list[str]) -> None:
 
 
 def _with_resumed_overrides(arguments: list[str]) -> list[str]:
-    """Return the arguments after those of the run that ``resume`` names, in that run's working directory.
+    """Prepend the overrides of the run that ``resume`` names, and change to the working directory of that run.
 
     Raises
     ------
     InputError
-        If there is no such run, or the arguments are those of a sweep or name another directory.
+        If the run does not exist, or the arguments describe a sweep or name another directory.
     """
     plain = [word.lstrip("+") for word in arguments]
     named = [word.removeprefix("resume=").strip("'\"") for word in plain if word.startswith("resume=")]
@@ -123,21 +123,21 @@ def _with_resumed_overrides(arguments: list[str]) -> list[str]:
     refuse_invalid_fields(directory / RECORD, record, *NEEDED_TO_RESUME)
     typed_in = Path(record["working_directory"])
     if is_folder(typed_in):
-        os.chdir(typed_in)  # its overrides may have relative paths
+        os.chdir(typed_in)  # its overrides may contain relative paths
     typed = [word for word in arguments if not word.lstrip("+").startswith("resume=")]
     where = config.quoted(str(directory))
     named_dirs = [word for word in typed if word.startswith(("--config-dir", "-cd"))]
     flags = [f"--config-dir={folder}" for folder in record["config_dirs"]] if not named_dirs else []
     words = config.merge_overrides(record["overrides"], typed)
-    # The run may have been one job of a sweep that its experiment describes.
+    # hydra.mode=RUN, since the run may have been one job of a sweep that its experiment describes.
     return [*flags, *words, "hydra.mode=RUN", f"resume={where}", f"hydra.run.dir={where}"]
 
 
 def _run_hydra() -> None:
-    """Run Hydra on the command line, in which single values may be for some of a sweep's options alone.
+    """Run Hydra on the command line, whose single values may apply to only some options of a sweep.
 
-    Hydra composes a sweep's own config with its single values, but without the options that are swept. A value whose
-    key does not exist there is left to the jobs, as a sweep of one value.
+    Hydra composes the config of the sweep itself with the single values but without the swept options. If a key does
+    not exist there, pass its value to the jobs as a sweep of one value.
     """
     refused = None
     while True:
@@ -146,7 +146,7 @@ def _run_hydra() -> None:
             return
         except HydraException as error:
             words = config.words_without_key(error, sys.argv[1:])
-            first = refused or error  # without a sweep, all later errors follow from this one
+            first = refused or error  # without a sweep, this one causes all later errors
             if not words or _OF_A_RUN in getattr(error, "__notes__", ()):
                 break
             refused = first
@@ -161,9 +161,9 @@ def _swept(word: str) -> str:
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def run(composed: DictConfig) -> float | None:
-    """Run one composed experiment in Hydra's run directory; as a sweep's job, what is left of it, raising nothing.
+    """Run one composed experiment in Hydra's run directory. As a job of a sweep, run the rest of it and raise no error.
 
-    Returned is what a sweeper optimises that chooses its jobs one after another, and None in any other case.
+    Return the value that a sweeper optimises if it chooses its jobs one after another; otherwise None.
     """
     hydra_config = HydraConfig.get()
     directory = Path(hydra_config.runtime.output_dir)
@@ -204,7 +204,7 @@ def _run(composed: DictConfig, hydra_config: HydraConf, directory: Path, in_swee
         config_dirs=_config_dirs(hydra_config),
         may_resume=in_sweep or parsed.resume is not None,
     )
-    # Only now: torch and Flower take seconds to import, and a mistyped key is reported before that.
+    # Only now: importing torch and Flower takes seconds, and a mistyped key is reported before that.
     if config.runs_elsewhere(parsed):
         from fedresearch.superlink.submit import submit
 

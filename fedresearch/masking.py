@@ -1,4 +1,4 @@
-"""Secrets in what is recorded: passwords, keys and tokens by the names and the forms that they usually have."""
+"""Masks secrets in records: passwords, keys and tokens, found by their usual names and forms."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -10,24 +10,24 @@ _NAME = (
     r"(?:[\w-]*[_-])?(?:api[_-]?keys?|login[_-]?key|access[_-]?key(?:[_-]?id)?|secret(?:[_-]?(?:access[_-]?)?key)?|private[_-]?key"
     r"|passw(?:or)?d|pwd|(?:db|ftp|smtp|proxy|user)[_-]pass|passphrase|credentials?|(?:auth|access|api|bearer|bot|git|github"
     r"|gitlab|gh|hf|hub|huggingface|login|refresh|session|security|slack|user|wandb)[_-]?token)"
-    r"|token"  # alone: pad_token and num_tokens are of text
+    r"|token"  # only as the whole name: pad_token and num_tokens are about text
 )
-# Variables that only a process that needs them gets. Wider than what is masked; PWD is the shell's working directory.
+# Environment variables that only processes that need them get: more than is masked. PWD is the working directory.
 _OF_A_VARIABLE = re.compile(
     rf"(?:^|_)(?:(?:API)?KEYS?|TOKENS?|SECRETS?|CREDENTIALS?|AUTH)(?:_|$)|PASSWORD|PASSWD|^(?!PWD$)(?:{_NAME})$",
     re.IGNORECASE,
 )
 _IS_NAME = re.compile(rf"(?:{_NAME})", re.IGNORECASE)
-# A name and its value: as an override, in a section written out, in a URL's query, as JSON.
+# A name and its value: as an override, in a printed section, in the query of a URL, as JSON.
 _ASSIGNED = re.compile(
     rf"((?<![\w-])(?:{_NAME})['\"]?\s*[=:]\s*)(?!\$\{{)('[^']*'|\"[^\"]*\"|[^\s,;&{{}}\[\]'\"]+)", re.IGNORECASE
 )
-# In code, a value that is written out, and nothing that is computed.
+# In code, a literal value; a computed one is no secret.
 _LITERAL = re.compile(rf"((?<![\w-])(?:{_NAME})['\"]?\s*[=:]\s*)(['\"])[^'\"\s]{{8,}}\2", re.IGNORECASE)
 _FORMS = re.compile(
     r"\b(?:sk-[\w-]{20,}|hf_\w{20,}|gh[pousr]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{20,}|AKIA[0-9A-Z]{16}"
     r"|xox[abprs]-[\w-]{10,}|wandb_v1_\w{20,}|AIza[\w-]{30,})"
-    r"|(?<=://)[^\s/?#'\"]+(?=@)"  # of a URL, whose password may have an @
+    r"|(?<=://)[^\s/?#'\"]+(?=@)"  # in a URL, whose password may contain @
     r"|\beyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{10,}"  # a JSON Web Token
     r"|(?<=\bBearer )[\w.~+/=-]{16,}"
 )
@@ -47,7 +47,7 @@ def masked(text: str) -> str:
 
 
 def masked_words(words: Sequence[str]) -> list[str]:
-    """Return a command's words with ``***`` for each secret: also for the word behind such as ``--api-key``."""
+    """Return the words of a command with ``***`` for each secret, also for the word after a flag like ``--api-key``."""
     behind = [False, *(word.startswith("-") and bool(_IS_NAME.fullmatch(word.lstrip("-"))) for word in words)]
     return [MASK if after else _masked_word(word) for word, after in zip(words, behind, strict=False)]
 
@@ -59,7 +59,7 @@ def _masked_word(word: str) -> str:
 
 
 def masked_tree(tree: Any) -> Any:
-    """Return nested values with ``***`` for each text that is, or is named as, a secret."""
+    """Return nested values with ``***`` for each text that is a secret by its form or its name."""
     if isinstance(tree, Mapping):
         return {
             name: MASK if isinstance(value, str) and value and _IS_NAME.fullmatch(str(name)) else masked_tree(value)
@@ -71,11 +71,11 @@ def masked_tree(tree: Any) -> Any:
 
 
 def masked_patch(patch: str) -> str:
-    """Return a patch with ``***`` for each secret that is written out in it; all else as it is, so that it applies."""
+    """Return a patch with ``***`` for each literal secret; the rest is unchanged, so that the patch applies."""
     return _FORMS.sub(MASK, _LITERAL.sub(rf"\1\2{MASK}\2", _PEM.sub(_without_key, patch)))
 
 
 def _without_key(found: re.Match[str]) -> str:
-    """Return a key in PEM with as many lines as it has, each with its mark of the patch."""
+    """Return a masked PEM key with the same number of lines, each with its patch mark."""
     head, body, foot = found.groups()
     return head + re.sub(r"(?m)^(.?).+$", rf"\1{MASK}", body) + foot

@@ -1,7 +1,7 @@
-"""Who gets which seed: randomness as a function of where it is used, not of what ran before.
+"""Seeds as a function of what they are for and where, and not of what ran before.
 
-Every generator of a run is seeded by :func:`derive_seed` from the run's seed, what the numbers are for, and where (the
-round, the partition). So nothing that runs earlier, elsewhere or not at all can change a draw.
+:func:`derive_seed` seeds every generator of a run from the run's seed, the purpose of the numbers, and the place (the
+round, the partition). So nothing that runs earlier or elsewhere can change a random number.
 """
 
 import hashlib
@@ -36,9 +36,9 @@ def derive_seed(seed: int, purpose: Purpose, *where: int) -> int:
     seed : int
         The run's seed.
     purpose : str
-        What the draws are for. Purposes never share a stream.
+        What the random numbers are for. Two purposes never share a stream.
     *where : int
-        Which of the generators of this purpose: ``server_round``, then ``partition_id``, where they apply.
+        Which generator of this purpose: ``server_round``, then ``partition_id``, where they apply.
     """
     key = "/".join(map(str, (seed, purpose, *where)))
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") >> 1

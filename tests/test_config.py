@@ -62,11 +62,11 @@ MISTAKES = {
     ),
     "weights that contradict each other": (
         ["strategy.server.weighted_by_key=uniform"],
-        "strategy.server.weighted_by_key=uniform is not what strategy.weighted_by says; try strategy.weighted_by=num-",
+        "strategy.server.weighted_by_key=uniform differs from strategy.weighted_by=num-examples; try strategy.weighted_by=",
     ),
     "values that refer to each other": (
         ["federation.num_rounds=${seed}", "seed=${federation.num_rounds}"],
-        "seed refers to itself: its value is ${federation.num_rounds}; write a value that does not",
+        "seed refers to itself, got ${federation.num_rounds}; write another value",
     ),
     "a weight that does not exist": (
         ["strategy.weighted_by=loss"],
@@ -100,19 +100,19 @@ MISTAKES = {
     "a mistyped key of an option": (["partitioner.alpah=1"], "; try partitioner.alpha=1"),
     "a flag of other programs": (
         ["--dry-run", "seed=1"],
-        "there is no flag --dry-run; try --cfg job --resolve for a run's config, fedresearch sweep preflight",
+        "unknown flag --dry-run; try --cfg job --resolve for a run's config, fedresearch sweep preflight",
     ),
     "a key with dashes": (
         ["--seed=3"],
-        "there is no flag --seed; keys are written without dashes: seed=3; see --help",
+        "unknown flag --seed; keys are written without dashes: seed=3; see --help",
     ),
     "a key's short name with dashes": (
         ["--lr=0.1", "seed=1"],
-        "there is no flag --lr; keys are written without dashes: optimizer.lr=0.1; see --help",
+        "unknown flag --lr; keys are written without dashes: optimizer.lr=0.1; see --help",
     ),
     "a key and its value with dashes": (
         ["--num-rounds", "5"],
-        "there is no flag --num-rounds; keys are written without dashes: federation.num_rounds=5; see --help",
+        "unknown flag --num-rounds; keys are written without dashes: federation.num_rounds=5; see --help",
     ),
     "an option's key with dashes": (
         ["--strategy.server.proximal_mu=0.1"],
@@ -121,7 +121,7 @@ MISTAKES = {
     "a key like no other with dashes": (["--zzzz", "--seed=1"], "keys are written without dashes: zzzz=...; see"),
     "a blank behind a comma": (
         ["-m", "optimizer.lr=0.01,", "0.1"],
-        "a value must have no blank beside a comma, and no comma at its end, got 'optimizer.lr=0.01, 0.1'; "
+        "a value must not have a blank next to a comma, or end with a comma, got 'optimizer.lr=0.01, 0.1'; "
         "try optimizer.lr=0.01,0.1, or for one text optimizer.lr='\"0.01, 0.1\"'",
     ),
     "blanks before commas": (["seed=0", ",1", ",2", "-m"], "got 'seed=0 ,1 ,2'; try seed=0,1,2, or"),
@@ -131,10 +131,10 @@ MISTAKES = {
     ),
     "a comma at the end": (
         ["optimizer.lr=0.01,", "seed=1"],
-        "at its end, got 'optimizer.lr=0.01,'; try optimizer.lr=0.01",
+        "or end with a comma, got 'optimizer.lr=0.01,'; try optimizer.lr=0.01",
     ),
     "a flag's value that does not exist": (["--cfg", "all-of-it"], "argument --cfg/-c: invalid choice: 'all-of-it'"),
-    "an added key": (["+foo=1"], "unknown key foo; only the options of a group take further keys"),
+    "an added key": (["+foo=1"], "unknown key foo; keys can be added only to options of a group"),
     "an added key of a section": (["+federation.foo=1"], "unknown key federation.foo;"),
     "a word for a number": (
         ["federation.num_rounds=abc"],
@@ -144,7 +144,7 @@ MISTAKES = {
         ["federation.num_rounds=2.5"],
         "federation.num_rounds must be an integer >= 1, got 2.5",
     ),
-    "a value for a section": (["federation=3"], "federation is a section of several keys, got 3; try federation."),
+    "a value for a section": (["federation=3"], "federation must be a section of keys, got 3; try federation."),
     "zero rounds": (["federation.num_rounds=0"], "federation.num_rounds must be an integer >= 1, got 0"),
     "too large a fraction": (
         ["federation.fraction_train=2.0"],
@@ -201,12 +201,12 @@ MISTAKES = {
     ),
     "labels where there are none": (
         ["dataset=diabetes"],
-        "partitioner=dirichlet partitions by label, which dataset=diabetes does not have; it can be partitioned by "
-        "nothing (it has neither labels nor natural ids); try partitioner=iid",
+        "partitioner=dirichlet partitions by label, which dataset=diabetes does not have; it has "
+        "neither labels nor natural ids; try partitioner=iid",
     ),
     "natural ids where there are none": (
         ["partitioner=natural_id"],
-        "partitioner=natural_id partitions by natural_id, which dataset=digits does not have; it can be partitioned by "
+        "partitioner=natural_id partitions by natural_id, which dataset=digits does not have; it has "
         "label; try partitioner=iid",
     ),
     "more classes a client than there are": (
@@ -219,11 +219,11 @@ MISTAKES = {
     ),
     "a model for other input": (
         ["model=char_lstm"],
-        "model=char_lstm takes tokens input, got dataset=digits, whose input is image",
+        "model=char_lstm needs tokens input, got dataset=digits, whose input is image",
     ),
     "no number of clients": (
         ["federation.num_supernodes=null"],
-        "federation.num_supernodes=null leaves the number to the partitioner, but partitioner=dirichlet needs one",
+        "federation.num_supernodes=null lets the partitioner choose the number, but partitioner=dirichlet needs one",
     ),
     "nothing to evaluate on": (
         ["validation.fraction=0"],
@@ -235,10 +235,13 @@ MISTAKES = {
         ["seed=0,1"],
         "seed=0,1 is a sweep of several values: add -m; for a list, type 'seed=[0,1]'; for one text, type seed=",
     ),
-    "no override at all": (["foo"], "cannot read 'foo'; an override is written key=value"),
+    "no override at all": (["foo"], "cannot read 'foo'; write key=value"),
     "an empty word": (["seed=1", ""], "an argument is empty; remove it, or write key=value, as in seed=1"),
     "a range without -m": (["seed=range(3)"], "add -m; for one text, type seed='\"range(3)\"'"),
-    "a group set to null": (["model=null"], "model takes the name of one option, got null; see --help for its options"),
+    "a group set to null": (
+        ["model=null"],
+        "model must be the name of one option, got null; see --help for its options",
+    ),
     "an interpolation to nowhere": (["seed=${nope}"], "Interpolation key 'nope' not found"),
     "an image without sides": (
         ["dataset.declares.input_shape=[64]"],
@@ -246,9 +249,9 @@ MISTAKES = {
     ),
     "several options of a group": (
         ["optimizer=[sgd,adam]"],
-        'optimizer takes the name of one option, got ["sgd", "adam"]; see',
+        'optimizer must be the name of one option, got ["sgd", "adam"]; see',
     ),
-    "numbers for options": (["optimizer=[1,2]"], "optimizer takes the name of one option, got [1, 2]; see"),
+    "numbers for options": (["optimizer=[1,2]"], "optimizer must be the name of one option, got [1, 2]; see"),
     "a part of an option": (
         ["strategy=_cohort"],
         "strategy must be the name of an option, neither a path nor a part of options (_NAME), got _cohort; see --help",
@@ -302,7 +305,7 @@ def test_an_option_is_a_name_and_no_path(compose, tmp_path, option):
 
 
 CANNOT_COMPOSE = {
-    "strategy/a.yaml": ("defaults: [b, _self_]", "an option's defaults list leads back to that option"),
+    "strategy/a.yaml": ("defaults: [b, _self_]", "the defaults list of an option leads back to that option"),
     "strategy/mine.yaml": ("a: [1", "cannot compose this command line: ParserError: while parsing a flow sequence in"),
     "experiment/mine.yaml": ("seed: 1", "experiment/mine.yaml sets experiment, .* must be: # @package _global_"),
     "tune/mine.yaml": ("seed: 1", "tune/mine.yaml sets tune, .* must be: # @package _global_"),

@@ -148,6 +148,6 @@ def test_of_a_repository_of_another_user_the_commit_is_known_and_no_filter_is_ru
 
 def test_a_secret_that_was_typed_must_be_typed_again():
     words = ["seed=1", "dataset.token=***"]
-    with pytest.raises(InputError, match=r"^dataset.token was typed, and no secret is recorded; type it again$"):
+    with pytest.raises(InputError, match=r"^dataset.token held a secret, and secrets are not recorded; type it again$"):
         config.merge_overrides(words, [])
     assert config.merge_overrides(words, ["dataset.token=x"]) == ["seed=1", "dataset.token=x"]

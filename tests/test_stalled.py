@@ -197,7 +197,7 @@ def test_a_rules_minimum_is_the_papers():
     assert not [*unprotected(krum, "krum")]
     assert not [*unprotected({"server": {}}, "fedavg")]
     assert [*unprotected({"server": {"num_malicious_nodes": 0}}, "krum")] == [
-        "strategy=krum with strategy.server.num_malicious_nodes=0 protects against no malicious client; "
+        "strategy=krum with strategy.server.num_malicious_nodes=0 does not protect against malicious clients; "
         "try strategy.server.num_malicious_nodes=1"
     ]
     assert not [*shortages(krum, 7)]

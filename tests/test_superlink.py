@@ -306,7 +306,7 @@ def test_an_interrupt_leaves_the_record_and_nothing_else(tmp_path, run):
     [
         (
             ["federation.num_supernodes=null", "partitioner=linear", "partitioner.num_partitions=3"],
-            "to know for how many",
+            "the number of SuperNodes",
         ),
         (["hardware.address=host:1", "hardware.secure=true"], "try hardware.root_certificates=ca.pem"),
         (["hardware.root_certificates=ca.pem"], "try hardware.secure=true"),

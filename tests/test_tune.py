@@ -147,8 +147,8 @@ def test_the_config_finds_what_was_chosen(tmp_path, compose):
     assert compose(rate, "partitioner=iid")[0].optimizer["lr"] == 0.3
     refusals = {
         ("partitioner=shard",): 'has no value for partitioner, federation.fraction_train = ["shard", 0.5]; it has '
-        'those of ["dirichlet", 0.5], ["iid", 0.5]',
-        ("seed=1000",): "was chosen on runs with seed=1000; try a fresh one",
+        'values for ["dirichlet", 0.5], ["iid", 0.5]',
+        ("seed=1000",): "was chosen on runs with seed=1000; try another seed",
     }
     for overrides, refusal in refusals.items():
         with pytest.raises(OmegaConfBaseException) as raised:
@@ -223,7 +223,7 @@ def test_a_value_that_was_tuned_elsewhere_is_refused(tmp_path, compose):
     assert compose(rate, "model=logistic", "hardware=batched", "tune=lr")[0].optimizer["lr"] == 0.02
     assert refusal(compose, rate, "partitioner.alpha=1", "federation.num_supernodes=20") == (
         f"{path} was tuned with model=logistic (here mlp), federation.num_supernodes=10 (here 20), "
-        "partitioner.alpha=0.5 (here 1) and 1 more; tune here too, with fedresearch tune, "
+        "partitioner.alpha=0.5 (here 1) and 1 more; tune this setting with fedresearch tune, "
         "or write optimizer.lr=VALUE"
     )
     told = {
@@ -235,7 +235,7 @@ def test_a_value_that_was_tuned_elsewhere_is_refused(tmp_path, compose):
     }
     for overrides, difference in told.items():
         assert refusal(compose, rate, "model=logistic", *overrides) == (
-            f"{path} was tuned with {difference}; tune here too, with fedresearch tune, or write optimizer.lr=VALUE"
+            f"{path} was tuned with {difference}; tune this setting with fedresearch tune, or write optimizer.lr=VALUE"
         )
 
 

@@ -1,4 +1,4 @@
-"""The schema of the config, its rules, and what is said when they are broken. Imports neither torch nor flwr."""
+"""The schema of the config, its rules, and the messages if one is broken. Imports neither torch nor flwr."""
 
 from fedresearch.config.check import check
 from fedresearch.config.compose import (

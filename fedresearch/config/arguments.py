@@ -1,4 +1,4 @@
-"""What Hydra's parser would refuse in many lines, or not at all."""
+"""Checks of the command line that Hydra's parser would reject in many lines, or not at all."""
 
 import shlex
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from fedresearch.config.compose import as_text, default_key_to_type, refuse_inva
 from fedresearch.config.help_text import CONF
 from fedresearch.errors import InputError
 
-# Flags of other programs, and what does the same here.
+# Flags of other programs, and the equivalent here.
 _INSTEAD = {
     "--dry-run": "try --cfg job --resolve for a run's config, fedresearch sweep preflight for a sweep's jobs",
     "--config": "try --config-dir DIR for options of your own, or experiment=NAME",
@@ -20,7 +20,7 @@ _INSTEAD = {
 
 
 def refuse_blanks(arguments: Sequence[str]) -> None:
-    """Reject empty arguments, and values that blanks beside commas have split.
+    """Reject empty arguments, and values that a blank next to a comma has split.
 
     Raises
     ------
@@ -39,18 +39,18 @@ def refuse_blanks(arguments: Sequence[str]) -> None:
         if len(split) > 1 or ("=" in word and word.endswith(",")):
             text = f", or for one text {as_text(' '.join(split))}" if len(split) > 1 else ""
             raise InputError(
-                f"a value must have no blank beside a comma, and no comma at its end, got {' '.join(split)!r}; "
+                f"a value must not have a blank next to a comma, or end with a comma, got {' '.join(split)!r}; "
                 f"try {shlex.quote(whole.rstrip(','))}{text}"
             )
 
 
 def in_hydras_order(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments with the flags before the overrides, as Hydra's parser expects them."""
+    """Return the arguments with flags before overrides, as Hydra's parser expects."""
     return sorted(arguments, key=lambda word: not word.startswith("-") and ("=" in word or word[0] == "~"))
 
 
 def refuse_flags(arguments: Sequence[str]) -> None:
-    """Reject flags that do not exist, and overrides without a key or an option.
+    """Reject unknown flags, and overrides without a key or an option.
 
     Raises
     ------
@@ -73,7 +73,7 @@ def refuse_flags(arguments: Sequence[str]) -> None:
             key = flag.lstrip("-")
             meant = default_key_to_type(CONF, key, value) or f"{key}={value or '...'}"
             hint = f"keys are written without dashes: {meant}; see --help"
-        raise InputError(f"there is no flag {flag}; {hint}")
-    if known.experimental_rerun is not None:  # Hydra would execute what the file pickles
-        raise InputError("--experimental-rerun is not for runs; try fedresearch reproduce RUN_DIR")
+        raise InputError(f"unknown flag {flag}; {hint}")
+    if known.experimental_rerun is not None:  # Hydra would execute the file's pickle
+        raise InputError("--experimental-rerun is not supported; try fedresearch reproduce RUN_DIR")
     refuse_invalid_options(known.overrides)

@@ -1,4 +1,4 @@
-"""The rules that a composed config is held to, one by one and together."""
+"""Checks a composed config: each value by its rule, and values together."""
 
 import math
 from collections.abc import Collection, Iterator, Mapping
@@ -18,7 +18,7 @@ _MAX_SUPERNODES = 1000  # on one machine; each takes some 100 MB
 def check(
     config: Config, choices: Mapping[str, str | None], ours: Collection[str], following: Collection[str] = ()
 ) -> None:
-    """Hold a config to its rules.
+    """Check a config.
 
     Parameters
     ----------
@@ -27,14 +27,14 @@ def check(
     choices : dict
         Group to chosen option, for the messages.
     ours : collection of str
-        Keys that the options have from ``conf/``: only these are held to the ranges of its options.
+        Keys that the options have from ``conf/``: only these have the ranges of its options.
     following : collection of str
-        Keys that have the values of others, which are refused in their place.
+        Keys that take their values from others: the others are reported instead.
 
     Raises
     ------
     InputError
-        With one line for each thing that is wrong.
+        With one line for each mistake.
     """
     plain = asdict(config)
     held = {*(rule.key for rule in SHARED), *ours}
@@ -52,14 +52,14 @@ def check(
         for key, value in leaves(plain)
         if key not in refused and not _is_finite(value)
     ]
-    # Values that are wrong alone are told alone: what follows takes each value for a possible one.
+    # The checks of values together need values that are possible alone.
     lines = lines or [*_cross_check(config, choices, {key: value for key, value in leaves(plain) if key in ours})]
     if lines:
         raise InputError(*lines)
 
 
 def _cross_check(config: Config, choices: Mapping[str, str | None], ours: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what does not fit together; of the options' own arguments, only those of ``ours`` are understood."""
+    """Yield a line for values that do not fit together. An option's arguments count only if they are in ``ours``."""
     federation, local, validation = config.federation, config.local, config.validation
     if (local.epochs is None) == (local.steps is None):
         both = "both null" if local.epochs is None else f"{local.epochs} and {local.steps}"
@@ -79,13 +79,13 @@ def _cross_check(config: Config, choices: Mapping[str, str | None], ours: Mappin
     weighted_by = config.strategy["weighted_by"]
     if config.strategy["server"].get("weighted_by_key", weighted_by) != weighted_by:
         yield (
-            f"strategy.server.weighted_by_key={config.strategy['server']['weighted_by_key']} is not what "
-            f"strategy.weighted_by says; try strategy.weighted_by={weighted_by} alone"
+            f"strategy.server.weighted_by_key={config.strategy['server']['weighted_by_key']} differs "
+            f"from strategy.weighted_by={weighted_by}; try strategy.weighted_by={weighted_by} alone"
         )
     declares, requires = config.dataset["declares"], config.model.get("requires", {})
     if declares["input"] not in requires.get("input", [declares["input"]]):
         yield (
-            f"model={choices['model']} takes {' or '.join(requires['input'])} input, "
+            f"model={choices['model']} needs {' or '.join(requires['input'])} input, "
             f"got dataset={choices['dataset']}, whose input is {declares['input']}; try model=mlp or another dataset"
         )
     elif declares["input"] == "image" and len(declares["input_shape"]) != 3:
@@ -109,7 +109,7 @@ def _cross_check(config: Config, choices: Mapping[str, str | None], ours: Mappin
 
 
 def _check_target(config: Config, choices: Mapping[str, str | None]) -> Iterator[str]:
-    """Refuse an accuracy as a target where there is none."""
+    """Reject a target accuracy for a dataset without classes."""
     target = f"federation.target_accuracy={config.federation.target_accuracy}"
     if config.dataset["declares"]["num_classes"] == 1:
         yield f"{target} needs classes, and dataset={choices['dataset']} has none; try federation.target_accuracy=null"
@@ -119,25 +119,25 @@ def _check_superlink(config: Config) -> Iterator[str]:
     hardware = config.hardware
     if config.federation.num_supernodes is None:
         yield (
-            "hardware=superlink needs to know for how many SuperNodes to wait, got federation.num_supernodes=null; "
+            "hardware=superlink needs the number of SuperNodes to wait for, got federation.num_supernodes=null; "
             "try federation.num_supernodes=10"
         )
     elif hardware["address"] is None and config.federation.num_supernodes > _MAX_SUPERNODES:
         yield (
-            f"hardware=superlink starts a process for each client, at most {_MAX_SUPERNODES:,}, got "
+            f"hardware=superlink starts one process per client, at most {_MAX_SUPERNODES:,}, got "
             f"federation.num_supernodes={config.federation.num_supernodes}; try hardware=workers"
         )
     if hardware["address"] == "auto":
         yield "hardware.address=auto is for hardware=ray; try hardware.address=127.0.0.1:8000"
     if hardware["address"] is not None and hardware["secure"]:
         yield (
-            f"hardware.secure=true is for the SuperLink that is started here, got hardware.address="
+            f"hardware.secure=true is for a SuperLink that is started here, got hardware.address="
             f"{hardware['address']}; try hardware.root_certificates=ca.pem for one with TLS"
         )
     if hardware["address"] is None and hardware["root_certificates"] is not None:
         yield (
-            f"hardware.root_certificates={hardware['root_certificates']} is for a SuperLink at hardware.address, got "
-            "none; try hardware.secure=true"
+            f"hardware.root_certificates={hardware['root_certificates']} needs a SuperLink at hardware.address, got "
+            "null; try hardware.secure=true"
         )
 
 
@@ -147,16 +147,16 @@ def _check_partitions(config: Config, choices: Mapping[str, str | None], ours: M
     columns = declares["columns"]
     by = partitioner.get("partition_by")
     if by is not None and by not in columns:
-        allowed = " or ".join(columns) or "nothing (it has neither labels nor natural ids)"
+        allowed = " or ".join(columns) or "neither labels nor natural ids"
         yield (
             f"partitioner={choices['partitioner']} partitions by {by}, which dataset={choices['dataset']} does not "
-            f"have; it can be partitioned by {allowed}; try "
+            f"have; it has {allowed}; try "
             + ("partitioner.partition_by=label" if "label" in columns and by != "natural_id" else "partitioner=iid")
         )
     num_partitions = partitioner.get("num_partitions")
     if "num_partitions" in partitioner and num_partitions is None:
         yield (
-            f"federation.num_supernodes=null leaves the number to the partitioner, but "
+            f"federation.num_supernodes=null lets the partitioner choose the number, but "
             f"partitioner={choices['partitioner']} needs one; try federation.num_supernodes=10"
         )
     elif num_partitions is not None and num_supernodes is not None and num_supernodes > num_partitions:
@@ -171,7 +171,7 @@ def _check_partitions(config: Config, choices: Mapping[str, str | None], ours: M
             f"partitioner.partition_sizes; try federation.num_supernodes=null"
         )
     for key in ("partitioner.num_classes_per_partition", "partitioner.num_unique_labels_per_partition"):
-        # How many natural ids there are is known when the data are.
+        # The number of natural ids is known only with the data.
         if by == "label" and ours.get(key, 0) > declares["num_classes"]:
             yield (
                 f"{key}={ours[key]} is more than the {declares['num_classes']} classes of "

@@ -1,4 +1,4 @@
-"""How many clients a round has, and how many the strategy's rule needs."""
+"""How many clients train in a round, and how many the strategy's rule needs."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,25 +8,26 @@ from fedresearch.config.schema import Config
 
 
 def cohort_size(num_supernodes: int, fraction: float) -> int:
-    """Return how many of the clients a fraction of them is: rounded down, as in Flower, but at least one.
+    """Return a fraction of the clients as a number: rounded down, as in Flower, but at least one.
 
-    The small addition keeps 0.29 of 100 at 29, which as a product of floats is 28.999...
+    The small addition keeps 0.29 * 100 at 29; as floats it is 28.999...
     """
     return max(1, int(num_supernodes * fraction + 1e-9))
 
 
 def shortages(strategy: Mapping[str, Any], num_clients: int) -> Iterator[tuple[str, str]]:
-    """Yield why a strategy's rule needs more clients than so many, and what to type for them, where there is anything.
+    """Yield why a strategy's rule needs more clients, and an override that would help ("" if none would).
 
-    An option's YAML declares what its rule needs: ``min_cohort`` [a, b] at least ``a * num_malicious_nodes + b``
-    clients, ``trim`` that ``int(trim * clients)``, which it cuts at each end, is not 0; 0 is no trimming by choice.
+    An option's YAML declares what its rule needs. ``min_cohort`` [a, b]: it scores clients against each other, each of
+    them once, and needs at least ``a * num_malicious_nodes + b``. ``trim``: it cuts ``int(trim * clients)`` values at
+    each end, which must not be 0 unless ``trim`` is.
 
     Parameters
     ----------
     strategy : mapping
         The config's section.
     num_clients : int
-        Those of a round, or those whose replies count, each once.
+        How many clients train in a round, or how many replies count; each client counts once.
     """
     server, trim = strategy["server"], strategy.get("trim", 0)
     share = "strategy.server.beta" if server.get("beta") == trim else "strategy.trim"
@@ -55,16 +56,16 @@ def shortages(strategy: Mapping[str, Any], num_clients: int) -> Iterator[tuple[s
 
 
 def unprotected(strategy: Mapping[str, Any], option: str | None) -> Iterator[str]:
-    """Yield a line where a rule against malicious clients is set to expect none."""
+    """Yield a line if a rule against malicious clients is set to expect none."""
     if strategy["server"].get("num_malicious_nodes") == 0:
         yield (
-            f"strategy={option} with strategy.server.num_malicious_nodes=0 protects against no malicious client; "
+            f"strategy={option} with strategy.server.num_malicious_nodes=0 does not protect against malicious clients; "
             "try strategy.server.num_malicious_nodes=1"
         )
 
 
 def check_cohort(config: Config, fixed: Sequence[int] | None) -> Iterator[str]:
-    """Hold a strategy's rule to the clients of a round, as far as they are known before the data are.
+    """Yield a line if a round has too few clients for the strategy's rule, as far as is known without the data.
 
     Parameters
     ----------
@@ -79,7 +80,7 @@ def check_cohort(config: Config, fixed: Sequence[int] | None) -> Iterator[str]:
         num_clients, which, more = 1, "strategy.pooled", "strategy.pooled=false"
     elif fixed is not None:
         num_clients, which = len(set(fixed)), "sampling.partition_ids"
-        more = "more of them"
+        more = "more partition ids"
     elif federation.num_supernodes is not None:
         num_clients = cohort_size(federation.num_supernodes, federation.fraction_train)
         which = "federation.fraction_train of federation.num_supernodes"

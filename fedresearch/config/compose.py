@@ -1,4 +1,4 @@
-"""Composing an experiment without the command line."""
+"""Composes an experiment without the command line."""
 
 import re
 import shlex
@@ -24,7 +24,7 @@ from fedresearch.dotted_keys import leaves
 from fedresearch.errors import InputError
 from fedresearch.masking import MASK
 
-_NAMES = (*GROUPS, "experiment", "tune")  # of which an option is chosen; of the last two none is, by default
+_NAMES = (*GROUPS, "experiment", "tune")  # each takes the name of an option; the last two may be null
 
 
 def compose(
@@ -48,14 +48,14 @@ def compose(
     choices : dict
         Config group to chosen option.
     directory : Path
-        Where Hydra would run it.
+        The run directory that Hydra would choose.
 
     Raises
     ------
     InputError
         If it breaks a rule.
     HydraException, OmegaConfBaseException
-        If it does not compose; :func:`fedresearch.config.explain` has the words.
+        If it does not compose; :func:`fedresearch.config.explain` turns the error into a line.
     """
     refuse_invalid_options(overrides)
     search_path = ",".join(quoted(f"file://{folder.absolute()}") for folder in config_dirs)
@@ -71,7 +71,7 @@ def compose(
 
 
 def checked(composed: DictConfig, hydra: Any) -> tuple[Config, dict[str, str | None]]:
-    """Return what was composed as a config that keeps the rules, and config group to chosen option.
+    """Return a composed config, parsed and checked, and the chosen option of each config group.
 
     Parameters
     ----------
@@ -97,9 +97,9 @@ def checked(composed: DictConfig, hydra: Any) -> tuple[Config, dict[str, str | N
 
 
 def refuse_invalid_options(words: Iterable[str]) -> None:
-    """Refuse overrides without a key, and those of a config group that are no option's name.
+    """Reject overrides without a key, and values of a config group that are not the name of an option.
 
-    Hydra refuses these too, but does not name them.
+    Hydra rejects them too, but without naming them.
 
     Raises
     ------
@@ -111,23 +111,23 @@ def refuse_invalid_options(words: Iterable[str]) -> None:
         try:
             override = OverridesParser.create().parse_override(word)
         except (HydraException, ValueError):
-            continue  # it is Hydra that says why
+            continue  # Hydra explains why
         key, value = override.key_or_group, override.value()
         if not key:
-            lines.append(f"{word!r} has no key; an override is written key=value")
+            lines.append(f"{word!r} has no key; write key=value")
         elif key in _NAMES and not (override.is_sweep_override() or override.is_delete() or _names(key, value)):
-            lines.append(f"{key} takes the name of one option, got {as_written(value)}; see --help for its options")
+            lines.append(f"{key} must be the name of one option, got {as_written(value)}; see --help for its options")
     if lines:
         raise InputError(*lines)
 
 
 def _names(group: str, value: Any) -> bool:
-    """Return whether a value names an option of a group, or is a dict, which sets keys of the option that there is."""
+    """Return whether a value names an option of a group, or is a dict, which sets keys of the chosen option."""
     return isinstance(value, str | dict) or (value is None and group not in GROUPS)
 
 
 def default_key_to_type(conf: Path, key: str, value: str) -> str:
-    """Return what to type for a key, which the default experiment may not have; "" where nothing is like it."""
+    """Return what to type for a key that the default experiment may not have; "" if nothing is similar."""
     with initialize_config_dir(str(conf), version_base="1.3"):
         register()
         composed = hydra_compose("config")
@@ -136,19 +136,19 @@ def default_key_to_type(conf: Path, key: str, value: str) -> str:
 
 
 def merge_overrides(recorded: Sequence[str], typed: Sequence[str]) -> list[str]:
-    """Return recorded overrides and further ones, without the recorded ones whose key, or whole option, is replaced.
+    """Return recorded overrides and new ones, without the recorded ones that a new key or option replaces.
 
     Raises
     ------
     InputError
-        If one held a secret, which is not recorded, and is not typed again.
+        If a kept one held a secret: secrets are not recorded.
     """
     keys = {_key(word) for word in typed}
     replaced = tuple(f"{group}." for group in keys & {"hardware", "tracker"})
     kept = [word for word in recorded if _key(word) not in keys and not _key(word).startswith(replaced)]
     secret = [_key(word) for word in kept if MASK in word]
     if secret:
-        raise InputError(f"{', '.join(secret)} was typed, and no secret is recorded; type it again")
+        raise InputError(f"{', '.join(secret)} held a secret, and secrets are not recorded; type it again")
     return [*kept, *typed]
 
 
@@ -157,16 +157,16 @@ def _key(override: str) -> str:
 
 
 def quoted(text: str, quote: str = "'") -> str:
-    """Return a string as the value of an override, in which nothing but ``${`` is taken for more than itself."""
-    doubled = re.sub(rf"(\\+)(?={quote}|\Z)", r"\1\1", text)  # a backslash is itself, but before a quote
+    """Return a string as the value of an override, in which only ``${`` has a special meaning."""
+    doubled = re.sub(rf"(\\+)(?={quote}|\Z)", r"\1\1", text)  # a backslash is literal, except before a quote
     return quote + doubled.replace(quote, f"\\{quote}") + quote
 
 
 def as_text(word: str) -> str:
-    """Return what to type in a shell such that an override's value is the text after its first ``=``, as it stands."""
+    """Return what to type in a shell to make the text after the first ``=`` the literal value of an override."""
     key, _, value = word.partition("=")
     try:
         grammar_parser.parse(value)
-    except GrammarParseError:  # a ${ that begins no interpolation
+    except GrammarParseError:  # a ${ that does not begin an interpolation
         value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
     return f"{shlex.quote(key)}=" + shlex.quote(quoted(value, '"'))

@@ -1,4 +1,4 @@
-"""What two configs differ in, and which of it changes a run's numbers."""
+"""Where two configs differ, and which differences change the numbers of a run."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from fedresearch.dotted_keys import ABSENT, differing
 
 
 class ConfigDifference(NamedTuple):
-    """One dotted key and its two values, ``dotted_keys.ABSENT`` for none; ``numerical``: they give other numbers."""
+    """A dotted key and its two values (``dotted_keys.ABSENT`` if missing); ``numerical``: they change the numbers."""
 
     key: str
     a: Any
@@ -21,7 +21,7 @@ class ConfigDifference(NamedTuple):
 
     @property
     def override(self) -> str:
-        """What to type, in a shell, where ``b`` is had, to have ``a`` instead."""
+        """What to type in a shell to replace ``b`` with ``a``."""
         if self.a is ABSENT:
             return shlex.quote(f"~{self.key}")
         if isinstance(self.a, str):
@@ -35,7 +35,7 @@ class ConfigDifference(NamedTuple):
 def without_class_paths(
     found: Iterable[ConfigDifference], a: Mapping[str, Any], b: Mapping[str, Any]
 ) -> list[ConfigDifference]:
-    """Return differences without the paths of classes where the names of options say it: those of two records."""
+    """Return the differences of two records without class paths that follow from different options."""
     groups = {
         "optimizer.schedule" if key == "schedule" else key
         for key, *_ in differing(a.get("choices") or {}, b.get("choices") or {})
@@ -48,17 +48,17 @@ def without_class_paths(
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[ConfigDifference]:
-    """Return what two configs differ in. None of it is numerical exactly when their digests are equal.
+    """Return the differences of two configs. None is numerical exactly when the digests are equal.
 
     Parameters
     ----------
     a, b : mapping
         The configs as plain values: ``asdict`` of a ``Config``, or a record's ``config``.
     """
-    a, b = (json.loads(json.dumps(plain)) for plain in (a, b))  # a record's lists were tuples
+    a, b = (json.loads(json.dumps(plain)) for plain in (a, b))  # lists of a record were tuples
     counted = {key for key, *_ in differing(counted_hardware(a.get("hardware")), counted_hardware(b.get("hardware")))}
     if "device" in counted:
-        counted.add("num_gpus")  # which puts the clients on a GPU too
+        counted.add("num_gpus")  # it also puts the clients on a GPU
 
     def numerical(key: str) -> bool:
         return counts(key) or key.removeprefix("hardware.") in counted

@@ -1,4 +1,4 @@
-"""Hydra's, OmegaConf's and the disk's refusals, each as one line that says what to type instead."""
+"""Errors of Hydra, OmegaConf and the disk, each as one line with what to type instead."""
 
 import errno
 import os
@@ -42,14 +42,14 @@ _DISK_TROUBLE = {
 
 
 def explain(error: Exception) -> InputError | None:
-    """Return what the user should read for an error of composing the config or of the disk; None for any other.
+    """Return the line for an error of composing the config or of the disk; None for any other error.
 
     Parameters
     ----------
     error : Exception
         What Hydra, OmegaConf or the operating system raised.
     """
-    # Of a resolver, whose error OmegaConf makes one of its own, and again on the way up.
+    # OmegaConf wraps the error of a resolver in its own, maybe several times.
     raised: BaseException | None = error
     while isinstance(raised, OmegaConfBaseException):
         raised = raised.__context__
@@ -75,7 +75,7 @@ def explain(error: Exception) -> InputError | None:
     elif isinstance(cause, InterpolationResolutionError) and re.match("Recursive|Interpolation to parent", str(cause)):
         section: Any = OmegaConf.to_container(cause.parent_node)
         value = as_written(section[cause.key])
-        line = f"{cause.full_key} refers to itself: its value is {value}; write a value that does not"
+        line = f"{cause.full_key} refers to itself, got {value}; write another value"
     elif isinstance(cause, HydraException | OmegaConfBaseException):
         line = " ".join(str(cause).splitlines()[:2])
     elif isinstance(error, OSError) and error.errno in _DISK_TROUBLE and (key := _place_of(error.filename)):
@@ -86,25 +86,25 @@ def explain(error: Exception) -> InputError | None:
 
 
 def explain_composition(error: Exception, words: Sequence[str] = ()) -> InputError:
-    """Return what the user should read for any error that Hydra raised while it composed the config.
+    """Return the line for any error that Hydra raised while composing the config.
 
     Parameters
     ----------
     error : Exception
         What was raised.
     words : sequence of str
-        The command line, for the errors that do not name what they are about.
+        The command line, for errors that do not name their cause.
     """
     if isinstance(error, RecursionError):
         return InputError(
-            "an option's defaults list leads back to that option; look at `defaults:` in the files of the options typed"
+            "the defaults list of an option leads back to that option; see `defaults:` in the files of these options"
         )
     line = one_line(named(error))
     return explain(error) or InputError(f"cannot compose {shlex.join(words) or 'this command line'}: {line[:500]}")
 
 
 def _place_of(filename: Any) -> str:
-    """Return the key of the directory that Hydra chose, if a file is of it or a folder above it; None: nobody knows."""
+    """Return the key of the directory that Hydra chose, if a file is in or above it; "" if not."""
     if not HydraConfig.initialized():
         return "hydra.run.dir"
     hydra = HydraConfig.get()
@@ -116,20 +116,20 @@ def _place_of(filename: Any) -> str:
 
 
 def words_without_key(error: HydraException, words: Sequence[str]) -> list[str]:
-    """Return the overrides whose key does not exist, if it is for them that Hydra could not compose."""
+    """Return the overrides whose unknown keys are why Hydra could not compose."""
     if not isinstance(cause := error.__cause__, ConfigAttributeError | ConfigKeyError):
         return []
     return [word for word in words if f"{word.partition('=')[0]}.".startswith(f"{cause.full_key}.")]
 
 
-_LONGEST = 2000  # characters of a line, which may have a value in it that is longer
+_LONGEST = 2000  # characters of a line, which may contain a long value
 
-# Set to 1: tracebacks instead of lines. Its own name, since the command sets Hydra's, which worker processes inherit.
+# 1: tracebacks instead of lines. Not Hydra's own variable, which the command sets and worker processes inherit.
 FULL_ERROR = "FEDRESEARCH_FULL_ERROR"
 
 
 def report_error(error: Exception) -> bool:
-    """Print an error's lines if the user can fix it; return whether that is so."""
+    """Print the lines of an error that the user can fix; return whether it is one."""
     explained = error if isinstance(error, InputError) else explain(error)
     if explained is None or os.environ.get(FULL_ERROR) == "1":
         return False
@@ -140,15 +140,15 @@ def report_error(error: Exception) -> bool:
 
 
 def _how_to_type(word: str) -> str:
-    """Return what to type for a word that Hydra's grammar does not read."""
+    """Return what to type instead of a word that Hydra's grammar rejects."""
     key, _, value = word.partition("=")
     try:
         OverridesParser.create().parse_override(f"{key}=0")
     except HydraException:
-        return "an override is written key=value"
+        return "write key=value"
     if not value.isprintable():
-        return "remove what is not printable, such as a line break"
-    return f"try {as_text(word)}" if "=" in word else "an override is written key=value"
+        return "remove characters that are not printable, such as a line break"
+    return f"try {as_text(word)}" if "=" in word else "write key=value"
 
 
 def _sweep_without_m(word: str) -> str:
@@ -161,7 +161,7 @@ def _sweep_without_m(word: str) -> str:
 
 
 def _mistake_in_a_file(text: str) -> str | None:
-    """Return the line for what an option's file sets where there is nothing to set, as one without its package does."""
+    """Return the line for a file that sets unknown keys, as an option without its package line does."""
     found = re.match(
         r"In '(.+?)': (?:Config\w+Error raised while .*full_key: (\S+)|Could not override '\S+@(\S+)')", text, re.S
     )
@@ -180,10 +180,10 @@ def _mistake_in_a_file(text: str) -> str | None:
 def _unknown_option(error: MissingConfigException) -> str:
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
     if not group:
-        return f"there is no config {option}; leave --config-name and --config-path out, and try experiment=NAME"
+        return f"unknown config {option}; remove --config-name and --config-path, and try experiment=NAME"
     options = sorted(name for name in error.options or [] if not name.startswith("_"))
     if not options:
-        return f"there is no config group {group!r}; see --help for the groups"
+        return f"unknown config group {group!r}; see --help for the groups"
     extra = {"hydra/launcher=joblib": "joblib", "hydra/sweeper=optuna": "optuna"}.get(f"{group}={option}")
     if extra:
         return f"{group}={option} needs a package that is not installed; try pip install 'fedresearch[{extra}]'"
@@ -218,5 +218,5 @@ def _wrong_type(error: ValidationError) -> str:
         section = error.full_key
         example = next((r for r in RULES if r.key.startswith(f"{section}.")), None)
         hint = f"; try {example.key}={example.example}" if example else ""
-        return f"{section} is a section of several keys, got {as_written(error.value)}{hint}"
+        return f"{section} must be a section of keys, got {as_written(error.value)}{hint}"
     return f"{error.full_key}: {str(error).splitlines()[0]}"

@@ -5,25 +5,25 @@ from collections.abc import Sequence
 from operator import attrgetter
 from pathlib import Path
 
-# Beside the package in a checkout, inside it when installed from a wheel.
+# Next to the package in a checkout, inside it if installed from a wheel.
 CONF = next(path for path in (Path(__file__).parents[2] / "conf", Path(__file__).parents[1] / "conf") if path.is_dir())
 
 _TEMPLATE = """\
 fedresearch: federated-learning experiments, composed from config groups.
 
     fedresearch [group=option ...] [key=value ...]    run an experiment; with -m, a sweep
-    fedresearch report DIR...                         tables, figures and a page of runs
-    fedresearch sweep status|preflight ...            how a sweep stands, or what one would take
-    fedresearch tune SWEEP_DIR                        the best value of a key for each cell
-    fedresearch compare RUN_DIR OTHER_RUN_DIR         what two runs differ in
-    fedresearch reproduce RUN_DIR                     run a finished run again, and compare
+    fedresearch report DIR...                         make tables, figures and a page of runs
+    fedresearch sweep status|preflight ...            the state of a sweep, or the cost of one
+    fedresearch tune SWEEP_DIR                        choose the best value of a key for each cell
+    fedresearch compare RUN_DIR OTHER_RUN_DIR         show where two runs differ
+    fedresearch reproduce RUN_DIR                     run a finished run again and compare
     fedresearch app PATH                              run any Flower app
 
-Each of these explains itself with --help. `python -m fedresearch.main` is the same command.
+Each has its own --help. `python -m fedresearch.main` is the same command.
 
 Groups and their options (* is the default):
 {groups}
-Keys, with their defaults (those of the chosen options: --cfg job; comments in conf/GROUP/OPTION.yaml):
+Keys and their defaults (for keys of the chosen options: --cfg job, and comments in conf/GROUP/OPTION.yaml):
 {keys}
 Examples:
   fedresearch strategy=fedavg partitioner.alpha=0.1 federation.num_rounds=50
@@ -37,10 +37,10 @@ Examples:
   fedresearch report SWEEP_DIR --baseline strategy=fedavg --targets 0.9
 
   --cfg job --resolve    print the composed config instead of running it
-  --info                 show where each part of it comes from
+  --info                 show where each part of the config comes from
   -m, --multirun         run every combination of comma-separated values
-  --config-dir DIR       find more options in DIR/GROUP/OPTION.yaml
-  --hydra-help           Hydra's own flags, shell completion among them
+  --config-dir DIR       add the options in DIR/GROUP/OPTION.yaml
+  --hydra-help           show Hydra's own flags, such as shell completion
 """
 
 
@@ -50,7 +50,7 @@ def help_text(arguments: Sequence[str] = ()) -> str:
     Parameters
     ----------
     arguments : sequence of str
-        The command line, whose ``--config-dir DIR`` may bring further options.
+        The command line; its ``--config-dir DIR`` may add options.
     """
     parser = ArgumentParser(add_help=False)
     parser.add_argument("--config-dir", "-cd", type=Path, action="append", default=[])
@@ -71,7 +71,7 @@ def help_text(arguments: Sequence[str] = ()) -> str:
 
 
 def _description(path: Path) -> str:
-    """Return a file's first comment, or nothing where it begins with something else."""
+    """Return the comment that a file begins with, or an empty text."""
     lines = (line for line in path.read_text().splitlines() if not line.startswith("# @package"))
     first = next(lines, "")
     return first.removeprefix("# ") if first.startswith("# ") else ""

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from fedresearch.config.help_text import CONF
 from fedresearch.dotted_keys import leaves
 
-SECTIONS = {"schedule": "optimizer.schedule"}  # of a group whose keys are not under its own name
+SECTIONS = {"schedule": "optimizer.schedule"}  # for groups whose keys are not under their own name
 
 
 @functools.cache  # each job of a sweep asks
@@ -22,7 +22,7 @@ def our_keys(option: str, folders: tuple[Path, ...] = ()) -> frozenset[str]:
     option : str
         ``GROUP/OPTION``.
     folders : tuple of Path
-        Folders of further options: theirs have keys of ours where their defaults lists name options of ours.
+        Folders of further options. Those have keys of ``conf/`` only if their defaults lists name its options.
     """
     folder = next((folder for folder in (CONF, *folders) if (folder / f"{option}.yaml").is_file()), None)
     if folder is None:
@@ -40,7 +40,7 @@ def our_keys(option: str, folders: tuple[Path, ...] = ()) -> frozenset[str]:
 
 
 def _parts(defaults: Any, option: str) -> Iterator[str]:
-    """Yield the options that a defaults list takes in, as ``GROUP/OPTION``."""
+    """Yield the options that a defaults list includes, as ``GROUP/OPTION``."""
     for entry in defaults:
         ((name, value),) = entry.items() if isinstance(entry, dict) else ((entry, None),)
         name = str(name).partition("@")[0]

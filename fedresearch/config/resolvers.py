@@ -1,4 +1,4 @@
-"""What ``conf/`` asks of Python: the schema, names of a sweep's directories that are found again, tuned values."""
+"""Registers what ``conf/`` uses from Python: the schema, reproducible names of directories, tuned values."""
 
 import copy
 import hashlib
@@ -19,16 +19,16 @@ from fedresearch.errors import InputError
 
 
 def register() -> None:
-    """Make known to Hydra the schema, as ``base_config``, and the resolvers of this module."""
+    """Register the schema with Hydra, as ``base_config``, and the resolvers of this module."""
     ConfigStore.instance().store(name="base_config", node=Config)
-    # Cached by the text of its arguments: Hydra hands a sweep's cache on to its jobs, whose own overrides are others.
+    # Cached, since the overrides of a job differ from those of its sweep: Hydra passes the sweep's cache to its jobs.
     OmegaConf.register_new_resolver("sweep_digest", sweep_digest, use_cache=True, replace=True)
     OmegaConf.register_new_resolver("job_digest", job_digest, replace=True)
     OmegaConf.register_new_resolver("tuned", tuned, replace=True)
 
 
 def without_hydra(composed: DictConfig) -> DictConfig:
-    """Return a copy of a composed config without Hydra's own section, as a job is given it."""
+    """Return a copy of a composed config without Hydra's own section, as a job receives it."""
     plain = copy.deepcopy(composed)
     with open_dict(plain):
         del plain["hydra"]
@@ -36,14 +36,14 @@ def without_hydra(composed: DictConfig) -> DictConfig:
 
 
 def unresolved_overrides(overrides: Any) -> list[str]:
-    """Return Hydra's list of overrides, interpolations as they are: those of a job are resolved in its own config."""
+    """Return Hydra's list of overrides without resolving interpolations, which a job resolves in its own config."""
     words = OmegaConf.to_container(overrides, resolve=False)
     assert isinstance(words, list)
     return words
 
 
 def job_digest(*, _root_: DictConfig) -> str:
-    """Return the digest of a composed config, or a name by its number for one that has none, and will be refused."""
+    """Return the digest of a composed config; if it is invalid and has none, a name by the number of the job."""
     try:
         return digest(parse(without_hydra(_root_)))
     except Exception:
@@ -53,9 +53,9 @@ def job_digest(*, _root_: DictConfig) -> str:
 def sweep_digest(
     overrides: ListConfig, sweeper: DictConfig, runtime: DictConfig, job: DictConfig, hardware: DictConfig | None
 ) -> str:
-    """Return 12 hexadecimal digits of what was typed to sweep, without what changes no number.
+    """Return 12 hexadecimal digits of the sweep that was typed, ignoring what does not change the numbers.
 
-    Jobs are named by their configs; this only keeps one sweep's together, and different sweeps apart.
+    Jobs are named by their configs; this only keeps the jobs of a sweep together and different sweeps apart.
     """
     words = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
     words += unresolved_overrides(overrides)
@@ -66,18 +66,18 @@ def sweep_digest(
 
 
 def tuned(table: Any, *, _root_: DictConfig, _node_: Node) -> Any:
-    """Return the value that :mod:`fedresearch.study.tune` chose for the cell that a config is of.
+    """Return the value that :mod:`fedresearch.study.tune` chose for the cell of a config.
 
     Parameters
     ----------
     table : Any
-        As text, the file that it wrote, or the name of one in ``conf/tune``.
+        The file that it wrote, or the name of one in ``conf/tune``.
 
     Raises
     ------
     InputError
-        If the file is of another key, has no such cell, cannot be read, or was chosen on runs of this seed, or that
-        differ from this config in what is the same in all of them.
+        If the file is unreadable, is for another key, or has no value for this cell; or if its runs had this seed, or
+        have a common value that differs in this config.
     """
     table = str(table)
     path = Path(table) if table.endswith(".json") else CONF / "tune" / f"{table}.json"
@@ -92,11 +92,11 @@ def tuned(table: Any, *, _root_: DictConfig, _node_: Node) -> Any:
     if asked != key:
         raise InputError(f"{path} holds values of {key}, and {asked} asks for one; try {key}=${{tuned:{table}}}")
     if _root_.seed in seeds:
-        raise InputError(f"{path} was chosen on runs with seed={_root_.seed}; try a fresh one, such as seed=0")
+        raise InputError(f"{path} was chosen on runs with seed={_root_.seed}; try another seed, such as seed=0")
     options = HydraConfig.get().runtime.choices
     cell = as_json([options[name] if name in options else _selected(_root_, name) for name in keys])
     if cell not in values:
-        raise InputError(f"{path} has no value for {', '.join(keys)} = {cell}; it has those of {', '.join(values)}")
+        raise InputError(f"{path} has no value for {', '.join(keys)} = {cell}; it has values for {', '.join(values)}")
     here = {**options, **_resolved(_root_, key, values[cell])}
     differing = [name for name in fixed if name not in here or as_json(here[name]) != as_json(fixed[name])]
     if differing:
@@ -106,7 +106,7 @@ def tuned(table: Any, *, _root_: DictConfig, _node_: Node) -> Any:
         )
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise InputError(
-            f"{path} was tuned with {listed}{more}; tune here too, with fedresearch tune, or write {key}=VALUE"
+            f"{path} was tuned with {listed}{more}; tune this setting with fedresearch tune, or write {key}=VALUE"
         )
     return values[cell]
 
@@ -117,7 +117,7 @@ def _selected(root: DictConfig, key: str) -> Any:
 
 
 def _resolved(root: DictConfig, key: str, value: Any) -> dict[str, Any]:
-    """Return a config's keys and values, flat, with a value in the place of the one that is being resolved."""
+    """Return the dotted keys and values of a config, with a value for the key that is being resolved."""
     plain = copy.deepcopy(root)
     with open_dict(plain):
         plain.pop("hydra", None)
@@ -130,5 +130,5 @@ def _counts(word: str, numbers: dict[str, Any]) -> bool:
     key, _, value = word.lstrip("+~").partition("=")
     key = key.partition("@")[0]
     if key.partition(".")[0] == "hardware":
-        return bool(numbers) or bool({",", "("} & set(value))  # swept, it may come to another
+        return bool(numbers) or bool({",", "("} & set(value))  # a sweep may include another value
     return counts(key)

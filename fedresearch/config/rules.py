@@ -1,4 +1,4 @@
-"""What the value at a key may be, and one that may be typed instead."""
+"""The allowed values of each key, and an example."""
 
 import json
 import shlex
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 
 class Rule(NamedTuple):
-    """What the value at one dotted key must be, in code and in words, and one that may be typed instead."""
+    """The allowed values at one dotted key, in code and in words, and an example to type instead."""
 
     key: str
     holds: Callable[[Any], bool]
@@ -15,13 +15,13 @@ class Rule(NamedTuple):
     example: str
 
     def refusal(self, value: Any) -> str:
-        """Return the line that refuses a value."""
+        """Return the line that rejects a value."""
         hint = shlex.quote(f"{self.key}={self.example}")
         return f"{self.key} must be {self.allowed}, got {as_written(value)}; try {hint}"
 
 
 def as_written(value: Any) -> str:
-    """Return a value as one would type it."""
+    """Return a value as it would be typed."""
     return value or "''" if isinstance(value, str) else json.dumps(value)
 
 
@@ -34,7 +34,7 @@ def _up_to(high: int) -> Callable[[Any], bool]:
 
 
 def _at_most(high: int) -> Callable[[Any], bool]:
-    """Return whether numbers, and those of a list, are within a bound; what is no number is another rule's."""
+    """Return a check that a number, or each number of a list, is at most ``high``; other rules check the type."""
     return lambda v: all(type(one) not in (int, float) or one <= high for one in (v if isinstance(v, list) else [v]))
 
 
@@ -81,7 +81,7 @@ def _some_text(value: Any) -> bool:
 
 
 def _name(max_characters: int, without: str = "") -> Callable[[Any], bool]:
-    """Return whether a value names something: printable text, or a number, of so many characters at most."""
+    """Return a check that a value is a name: printable text or a number, of at most so many characters."""
 
     def holds(value: Any) -> bool:
         text = str(value) if type(value) in (str, int, float) else ""
@@ -91,7 +91,7 @@ def _name(max_characters: int, without: str = "") -> Callable[[Any], bool]:
 
 
 def _tags(value: Any) -> bool:
-    """Return whether a value is a list of W&B tags, or a text with commas between them, empty for none."""
+    """Return whether a value is a list of W&B tags, or a text of tags with commas between them, maybe empty."""
     tags = [tag for tag in value.split(",") if tag] if _text(value) else value
     return isinstance(tags, list) and all(map(_name(64), tags))
 
@@ -112,8 +112,8 @@ def _list_of_text(value: Any) -> bool:
 
 INPUTS = ("image", "vector", "tokens")
 
-# A round's cohort is drawn before its strategy is asked, which has nothing left to draw and nobody to wait for. This
-# holds for a strategy that another one wraps too.
+# The cohort of a round is sampled before the strategy is called, so the strategy must neither sample nor wait. This
+# includes a strategy inside another one.
 _OF_COHORTS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("fraction_train", _real(lambda v: v == 1), "1.0 (see federation.fraction_train)"),
     ("fraction_evaluate", _real(lambda v: v == 1), "1.0 (see federation.fraction_evaluate)"),
@@ -122,7 +122,7 @@ _OF_COHORTS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("min_available_nodes", _up_to(1), "1 (see federation.fraction_train and sampling)"),
 )
 
-# A rule applies where its key exists. These hold for every experiment, whatever its options.
+# A rule applies if its key exists. These apply to every experiment, with any options.
 SHARED = (
     Rule("seed", _integer(0), "an integer >= 0", "0"),
     Rule("name", _or_empty(_name(128)), "a text of 1 to 128 characters, or null", "lr-0.1"),
@@ -190,8 +190,8 @@ SHARED = (
     Rule("hardware.device", _device, "cpu, cuda or cuda:N", "cuda"),
 )
 
-# These hold for the options of ``conf/`` that have the key, and for options that take them in: what an option of the
-# user's own calls `alpha` may have another range.
+# These apply to options of ``conf/`` that have the key, and to options that include them: the `alpha` of a user's own
+# option may have another range.
 OF_OPTIONS = (
     Rule("dataset.seed", _integer(0), "an integer >= 0", "0"),
     Rule("dataset.alpha", _not_negative, ">= 0", "1.0"),
@@ -209,7 +209,7 @@ OF_OPTIONS = (
     Rule("dataset.test_split", _or_null(_some_text), "the name of a split, or null", "test"),
     Rule("dataset.subset", _or_null(_some_text), "the name of a configuration, or null", "null"),
     Rule("dataset.mode", _or_null(_one_of("L", "RGB")), "L, RGB or null", "RGB"),
-    # A list has an entry for each channel, of pixels scaled to [0, 1]; what is no list is an own dataset's.
+    # A list has one entry per channel, for pixels scaled to [0, 1]; other types are for a user's own dataset.
     Rule("dataset.mean", _list_of(_real(lambda v: 0 <= v <= 1)), "a list of numbers in [0, 1]", "[0.1307]"),
     Rule("dataset.std", _list_of(_real(lambda v: 0 < v <= 1)), "a list of numbers in (0, 1]", "[0.3081]"),
     Rule("dataset.num_devices", _integer(1), "an integer >= 1", "30"),
@@ -296,7 +296,7 @@ OF_OPTIONS = (
         "auto, online, offline or disabled",
         "offline",
     ),
-    # Weights & Biases refuses a run, and with it the whole record, for any of these.
+    # Weights & Biases rejects a run, and with it the whole record, for any of these.
     Rule("tracker.project", _name(128, r"/\#?%:"), r"a text of 1 to 128 characters without / \ # ? % :", "fedresearch"),
     Rule("tracker.entity", _or_empty(_name(64, r"/\#?%:")), r"a user or team without / \ # ? % :, or null", "my-team"),
     Rule("tracker.tags", _or_null(_tags), "a list of tags of 1 to 64 characters each", "[paper,v2]"),
@@ -305,9 +305,9 @@ OF_OPTIONS = (
     Rule("tracker.log_model", _boolean, "true or false", "false"),
 )
 
-# What no machine holds or finishes, and would be found out only after minutes, or by running out of memory.
+# Sizes beyond any machine, which would otherwise fail only after minutes, or when memory runs out.
 _MILLION = 1_000_000
-_INT64, _UINT32 = 2**63 - 1, 2**32 - 1  # what generators take as a seed
+_INT64, _UINT32 = 2**63 - 1, 2**32 - 1  # the largest seeds of generators
 _LARGEST = tuple(
     Rule(key, _at_most(most), f"at most {most:,}", example)
     for key, most, example in (
@@ -337,7 +337,7 @@ RULES = (*SHARED, *OF_OPTIONS, *_LARGEST)
 
 
 def rules_of_wrapped(server: Any, key: str = "strategy.server") -> Iterator[Rule]:
-    """Yield the rules of the strategies that a strategy's server wraps."""
+    """Yield the rules for the strategies inside the server's strategy."""
     for name, section in server.items() if isinstance(server, dict) else ():
         if isinstance(section, dict) and "_target_" in section:
             yield from (Rule(f"{key}.{name}.{of}", holds, allowed, "1") for of, holds, allowed in _OF_COHORTS)

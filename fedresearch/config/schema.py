@@ -1,4 +1,4 @@
-"""The config as dataclasses: names and types of all that is the same whatever the groups' options are."""
+"""The config as dataclasses: names and types of the keys that every experiment has, with any options."""
 
 import hashlib
 import json
@@ -14,9 +14,9 @@ from fedresearch.errors import InputError
 
 @dataclass
 class Federation:
-    """Who takes part, and for how long. ``num_supernodes`` None: as many clients as the partitioner makes.
+    """Which clients take part, and for how long. ``num_supernodes`` None: as many as the partitioner makes.
 
-    ``target_accuracy`` None: all rounds are done, whatever is reached.
+    ``target_accuracy`` None: the run does all its rounds.
     """
 
     num_supernodes: int | None = MISSING
@@ -49,7 +49,7 @@ class Validation:
 
 @dataclass
 class Checkpoint:
-    """How often a run is kept, such that it can go on; ``every`` 0: never. ``best`` None: no best model is kept."""
+    """How often to write a checkpoint; ``every`` 0: never. ``best`` None: the best model is not saved."""
 
     every: Any = MISSING
     keep: int = MISSING
@@ -58,7 +58,7 @@ class Checkpoint:
 
 @dataclass
 class Config:
-    """One experiment. The groups' options are free-form: their keys are the arguments of what they build."""
+    """One experiment. The options of the groups are free-form: their keys are arguments of what they build."""
 
     seed: int = MISSING
     name: str | None = MISSING
@@ -92,13 +92,13 @@ GROUPS = (
     "tracker",
 )
 
-_PLACES = ("dataset.root", "dataset.path", "dataset.cache_dir")  # where the same data lie
-# What the numbers of a run do not depend on, but for `counted_hardware`.
+_PLACES = ("dataset.root", "dataset.path", "dataset.cache_dir")  # locations of the same data
+# Sections that do not change the numbers of a run, except by `counted_hardware`.
 _NOT_NUMERICAL = ("name", "cache_dir", "resume", "checkpoint", "hardware", "tracker")
 
 
 def counts(key: str) -> bool:
-    """Return whether a run's numbers may depend on a dotted key of its config, but for `counted_hardware`."""
+    """Return whether a dotted key may change the numbers of a run; for hardware, see `counted_hardware`."""
     return key.partition(".")[0] not in _NOT_NUMERICAL and key not in _PLACES
 
 
@@ -108,7 +108,7 @@ def parse(config: DictConfig) -> Config:
     Raises
     ------
     InputError
-        If a key was added (``+key=value``) to a section whose keys the schema knows, or one of these was removed.
+        If a key was added (``+key=value``) to a section with a schema, or removed from one.
     """
     refuse_added(config)
     if missing := [one.name for one in fields(Config) if one.name not in config]:
@@ -119,14 +119,14 @@ def parse(config: DictConfig) -> Config:
 
 
 def refuse_added(config: DictConfig, prefix: str = "") -> None:
-    """Refuse keys that were added (``+key=value``) to sections whose keys a schema knows: nothing would read them.
+    """Reject keys that were added (``+key=value``) to sections with a schema: nothing would read them.
 
     Raises
     ------
     InputError
         With one line for each.
     """
-    if lines := [f"unknown key {key}; only the options of a group take further keys" for key in _added(config, prefix)]:
+    if lines := [f"unknown key {key}; keys can be added only to options of a group" for key in _added(config, prefix)]:
         raise InputError(*lines)
 
 
@@ -138,7 +138,7 @@ def _added(node: Any, prefix: str) -> Iterator[str]:
     for key in node:
         if key in known:
             yield from _added(node._get_node(key), f"{prefix}{key}.")
-        elif f"{prefix}{key}" != "hydra.env":  # a group of Hydra's that its own schema has no key for
+        elif f"{prefix}{key}" != "hydra.env":  # a group of Hydra that is missing in its own schema
             yield f"{prefix}{key}"
 
 
@@ -149,7 +149,7 @@ def from_plain(plain: Mapping[str, Any]) -> Config:
 
 
 def runs_elsewhere(config: Config) -> bool:
-    """Return whether the hardware runs the whole experiment, as a SuperLink does, and not its clients alone."""
+    """Return whether the hardware runs the whole experiment, as a SuperLink does, and not only its clients."""
     return bool(config.hardware.get("declares", {}).get("runs") == "experiment")
 
 
@@ -159,10 +159,9 @@ def digest(config: Config, *, seeds: bool = True) -> str:
     Parameters
     ----------
     config : Config
-        The experiment. Its name, tracker, paths and cache do not count, nor its hardware, but for what its sums depend
-        on.
+        The experiment. Its name, tracker, paths and cache do not count; of its hardware, only what changes the numbers.
     seeds : bool
-        Whether seeds count: without them it is the digest of an ablation's cell.
+        Whether seeds count; without them it is the digest of a cell of an ablation.
     """
     plain = {k: v for k, v in leaves(asdict(config)) if counts(k) and (seeds or not is_seed(k))}
     plain |= counted_hardware(config.hardware)
@@ -170,16 +169,16 @@ def digest(config: Config, *, seeds: bool = True) -> str:
 
 
 def is_seed(key: str) -> bool:
-    """Return whether a dotted key is a seed: runs that differ in these alone are replicates."""
+    """Return whether a dotted key is a seed: runs that differ only in seeds are replicates."""
     return key.rpartition(".")[2] == "seed"
 
 
 def counted_hardware(hardware: Any) -> dict[str, Any]:
-    """Return what the numbers of a run depend on of its hardware."""
+    """Return the values of the hardware that change the numbers of a run."""
     if not isinstance(hardware, Mapping):
         return {}
     counted = {}
-    if "chunk" in hardware:  # sums are formed in another order, as with several threads
+    if "chunk" in hardware:  # changes the order of sums, as several threads do
         counted["chunk"] = hardware["chunk"]
     if hardware.get("threads", 1) != 1:
         counted["threads"] = hardware["threads"]

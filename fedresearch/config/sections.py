@@ -1,4 +1,4 @@
-"""What the sections of the groups must be, whatever their options, and which of their keys anybody reads."""
+"""Checks the sections of the groups, with any options: that they can be built, and that each key is read."""
 
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
@@ -7,8 +7,8 @@ from typing import Any
 
 from fedresearch.config.schema import GROUPS
 
-# What is built from the config, by the dotted key of its node. A node's other keys are arguments of what it builds,
-# which refuses those that it does not have.
+# The nodes that are built, by dotted key. The other keys of a node are arguments of what it builds, which rejects
+# unknown ones.
 BUILT = (
     "dataset",
     "partitioner",
@@ -21,7 +21,7 @@ BUILT = (
     "hardware",
     "tracker",
 )
-# What the rest relies on, whatever the option.
+# The keys that every option must have.
 NEEDED = (
     "dataset.declares.input",
     "dataset.declares.input_shape",
@@ -32,9 +32,9 @@ NEEDED = (
     "strategy.buffers",
     "strategy.pooled",
 )
-# What options declare in these keys is for the checks, and no argument of what is built.
+# Options declare facts for the checks in these keys, which are not arguments of what is built.
 DECLARATIONS = ("declares", "requires")
-# The sections that nothing is built from: any other key in them would be read by nobody.
+# The sections that are not built, and the keys that are read: nothing would read another key.
 READ = {
     "dataset.declares": ("input", "input_shape", "num_classes", "columns"),
     "model.requires": ("input", "min_side", "usual_side"),
@@ -42,12 +42,12 @@ READ = {
     "strategy": ("weighted_by", "buffers", "pooled", "min_cohort", "trim", "server", "client"),
 }
 _FROM_PARTS = {"strategy": ", as `defaults: [_cohort, _self_]` does"}
-# Hydra's words that the run gives, or that make something else than an object of a section.
+# Hydra's keys that the run sets itself, or that make something else from a section.
 _NOT_OURS = {"_partial_", "_args_", "_convert_"}
 
 
 def check_sections(plain: Mapping[str, Any], choices: Mapping[str, str | None]) -> list[str]:
-    """Return a line for each option that is none, section that cannot be built, and key that is missing or unread."""
+    """Return a line for each invalid option, section that cannot be built, missing key and unread key."""
     lines = [*_options(choices)] or [*_built(plain, choices)]
     lines += [
         f"{key} is missing; its option's YAML must give it{_FROM_PARTS.get(key.partition('.')[0], '')}"
@@ -58,7 +58,7 @@ def check_sections(plain: Mapping[str, Any], choices: Mapping[str, str | None]) 
 
 
 def values_at(node: Any, key: str) -> Iterator[Any]:
-    """Yield the value at a dotted key, if there is one."""
+    """Yield the value at a dotted key, if it exists."""
     for name in key.split("."):
         if not isinstance(node, dict) or name not in node:
             return
@@ -70,7 +70,7 @@ def _options(choices: Mapping[str, str | None]) -> Iterator[str]:
     for group in dict.fromkeys([*GROUPS, *choices]):
         option = choices.get(group)
         if not isinstance(option, str) and (option is not None or group in GROUPS):
-            yield f"{group} takes one option, got several or none; see --help, and write {group}=OPTION"
+            yield f"{group} must be one option, got several or none; see --help, and write {group}=OPTION"
         elif isinstance(option, str) and not _is_name(option):
             stem = PurePosixPath(option).stem
             hint = f"try {group}={stem}" if _is_name(stem) else "see --help for the options"
@@ -81,7 +81,7 @@ def _options(choices: Mapping[str, str | None]) -> Iterator[str]:
 
 
 def _is_name(option: str) -> bool:
-    names = option.split("/")  # an option may be in a folder of its group's
+    names = option.split("/")  # an option may be in a subfolder of its group
     return all(name and name[0] not in "._" for name in names) and "\\" not in option and not option.endswith(".yaml")
 
 

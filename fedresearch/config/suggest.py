@@ -1,4 +1,4 @@
-"""What a mistyped key or option may have meant: the same name elsewhere, the field's other names, or a near one."""
+"""Suggests what a mistyped key or option may mean: the same name elsewhere, a synonym, or a similar name."""
 
 import re
 import shlex
@@ -12,8 +12,8 @@ from fedresearch.config.help_text import CONF
 from fedresearch.config.options import SECTIONS, our_keys
 from fedresearch.dotted_keys import leaves
 
-# Names that other tools and papers have for our keys and groups. Of several those that the config has; where it has
-# none, the option and its key.
+# Names of our keys and groups in other tools and papers. Of several keys, those that the config has are suggested; an
+# option with its key if the config has none.
 _KEYS: Mapping[str, Sequence[str]] = {
     "lr": ["optimizer.lr"],
     "learningrate": ["optimizer.lr"],
@@ -90,18 +90,18 @@ _OPTIONS: Mapping[str, Mapping[str, str]] = {
     "strategy": {"local": "local_only", "fedopt": "fedadam", "median": "fedmedian", "trimmedmean": "fedtrimmedavg"},
     "tracker": {"off": "none", "null": "none", "csv": "none", "tb": "tensorboard"},
 }
-_NEAR = 0.7  # of difflib's ratio; below, most are no slips
+_NEAR = 0.7  # difflib's ratio; below it, most matches are wrong
 
 
 def key_to_type(typed: str, value: str, config: Container) -> str:
-    """Return what to type for a key that a config does not have; "" where nothing is like it.
+    """Return what to type for a key that a config does not have; "" if nothing is similar.
 
     Parameters
     ----------
     typed : str
         The dotted key.
     value : str
-        What was typed behind it.
+        The value that was typed.
     config : Container
         The composed config, or a node of it.
     """
@@ -121,7 +121,7 @@ def key_to_type(typed: str, value: str, config: Container) -> str:
 
 
 def option_to_type(group: str, typed: str, options: Iterable[str]) -> str:
-    """Return the option of a group that a word may have meant, as it is typed; "" where none is like it."""
+    """Return the option of a group that a word may mean, as it is typed; "" if none is similar."""
     named = {_plain(option): option for option in options}
     word = _plain(typed)
     meant = _OPTIONS.get(group, {}).get(word)
@@ -133,7 +133,7 @@ def option_to_type(group: str, typed: str, options: Iterable[str]) -> str:
 
 
 def _alike(name: str, keys: Sequence[str], sections: Sequence[str], others: Iterable[str]) -> list[str]:
-    """Return those of some keys that a name may have meant, the likeliest first."""
+    """Return the keys that a name may mean, the likeliest first."""
     word = _plain(name)
     synonyms = [key for key in _KEYS.get(word, ()) if key in (*keys, *sections, *others)]
     same = [key for key in (*sections, *keys) if _plain(key.rpartition(".")[2]) == word]
@@ -146,7 +146,7 @@ def _alike(name: str, keys: Sequence[str], sections: Sequence[str], others: Iter
 
 
 def _in_an_option(typed: str, value: str) -> str:
-    """Return the option that has a key, or one of its name or meaning, and that key: as both are typed."""
+    """Return an option that has the key, or a key of the same name or meaning, and that key, as they are typed."""
     name = _plain(typed.rpartition(".")[2])
     synonyms = _KEYS.get(name, ())
     usual = {synonym.partition(" ")[0] for several in _KEYS.values() for synonym in several if " " in synonym}
@@ -163,7 +163,7 @@ def _in_an_option(typed: str, value: str) -> str:
                 found.append((unlike, chosen not in usual, len(keys), chosen, key))
     if not found:
         return ""
-    _, _, _, option, key = min(found)  # of several alike the usual option, or the smallest
+    _, _, _, option, key = min(found)  # of equal matches, the usual option or the smallest
     return f"{option} {_word(key, value)}"
 
 
