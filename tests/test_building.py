@@ -54,7 +54,7 @@ def plugin(tmp_path, monkeypatch):
         ("plug.number", "Expected a callable target, got '3' of type 'int'"),
         ("plug.nonne", "plug ({plug}) has no nonne; did you mean none?"),
         ("half.x", "half cannot be imported: ModuleNotFoundError: No module named 'nomod'"),
-        ("nomod.x", "there is no module nomod; run from the folder that holds it, or add that to PYTHONPATH"),
+        ("nomod.x", "module nomod does not exist; run from the folder that holds it, or add that to PYTHONPATH"),
         ("math.pi", "Expected a callable target"),
     ],
 )

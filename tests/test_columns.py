@@ -79,11 +79,11 @@ def test_a_column_that_is_good_neither_way_has_no_best_round(compose):
     with pytest.raises(
         InputError, match=r"^checkpoint.best=update/norm has no .*; try checkpoint.best=clients/eval_acc$"
     ):
-        selection.check_choices(experiment)
+        selection.check_selection(experiment)
 
 
 @pytest.mark.parametrize(("name", "way"), [("clients/gini", "largest"), ("clients/gini_error", "smallest")])
 def test_the_way_of_a_strategys_own_column_is_printed(compose, caplog, monkeypatch, name, way):
     monkeypatch.setattr(selection, "_measures_more", lambda _: True)
-    selection.check_choices(Experiment(*compose(f"checkpoint.best={name}", "tracker=none")))
+    selection.check_selection(Experiment(*compose(f"checkpoint.best={name}", "tracker=none")))
     assert f"checkpoint.best={name} keeps the round with the {way} value" in caplog.text

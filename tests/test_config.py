@@ -62,7 +62,7 @@ MISTAKES = {
     ),
     "weights that contradict each other": (
         ["strategy.server.weighted_by_key=uniform"],
-        "strategy.server.weighted_by_key=uniform differs from strategy.weighted_by=num-examples; try strategy.weighted_by=",
+        "strategy.server.weighted_by_key=uniform differs from strategy.weighted_by=num-examples; try strategy.",
     ),
     "values that refer to each other": (
         ["federation.num_rounds=${seed}", "seed=${federation.num_rounds}"],

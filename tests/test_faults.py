@@ -189,7 +189,7 @@ def test_a_full_disk_is_told_and_the_last_checkpoint_stands(tmp_path, whole, mon
 
         patch.setattr("fedresearch.experiment.checkpoints.write_checkpoint", armed)
         with pytest.raises(
-            InputError, match="cannot be written: No space left on device; fix that, and resume with resume="
+            InputError, match="cannot be written: No space left on device; fix this and resume with resume="
         ):
             conduct(run, *SCAFFOLD)
     assert faults.calls[at] == name

@@ -324,7 +324,7 @@ def test_a_module_that_cannot_be_found(tmp_path):
     done = command(tmp_path, "--config-dir", str(tmp_path), "model=sums", *SHORT)
     assert done.returncode == 1
     where = "run from the folder that holds it, or add that to PYTHONPATH"
-    assert done.stderr == f"error: model=sums: there is no module sums; {where}\n"
+    assert done.stderr == f"error: model=sums: module sums does not exist; {where}\n"
 
 
 def test_divergence_is_said_once_and_stays_valid_json(tmp_path):

@@ -69,7 +69,7 @@ def test_which_parts_stay_on_the_clients_is_recorded(runs):
 def test_a_client_that_never_took_part_has_the_initial_parts(tmp_path):
     options = ["strategy=fedrep", "federation.num_rounds=1", "federation.fraction_train=0.2"]
     directory = conduct(tmp_path / "run", *options)
-    with pytest.warns(UserWarning, match="as they were at the start"):
+    with pytest.warns(UserWarning, match="have their initial values"):
         state = load_model(directory).state_dict()
     others = [load_model(directory, client).state_dict() for client in range(5)]
     differ = [not torch.equal(other["layers.3.weight"], state["layers.3.weight"]) for other in others]
@@ -78,7 +78,7 @@ def test_a_client_that_never_took_part_has_the_initial_parts(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("client", "told"), [(5, "there is no client 5; they are 0 to 4"), (-1, "there is no client -1")]
+    ("client", "told"), [(5, "client 5 does not exist; try one from 0 to 4"), (-1, "client -1 does not exist")]
 )
 def test_a_client_that_there_is_not_is_refused(runs, client, told):
     with pytest.raises(InputError, match=told):
@@ -97,14 +97,14 @@ def test_a_client_may_be_an_integer_of_numpy(runs):
 
 
 def test_where_no_best_model_is_kept_it_is_said(runs):
-    with pytest.raises(InputError, match=r"holds no best.safetensors: a run keeps it with checkpoint.best$"):
+    with pytest.raises(InputError, match=r"holds no best.safetensors: a run saves it with checkpoint.best$"):
         load_model(runs("fedavg"), best=True)
 
 
 @pytest.mark.parametrize(
     ("strategy", "told"),
     [
-        ("fedavg", "no client of .* has a model of its own"),
+        ("fedavg", "the clients of .* have no own models"),
         ("fedbabu", "or its clients train their own models for each evaluation"),
     ],
 )
@@ -134,7 +134,7 @@ def test_the_model_of_another_run_or_round_is_refused(tmp_path, runs):
     directory = shutil.copytree(runs("fedavg"), tmp_path / "run")
     other = conduct(tmp_path / "other", "partitioner=pathological", "seed=1")
     shutil.copy(other / "model.safetensors", directory)
-    with pytest.raises(InputError, match=r"is damaged, or not of round 4: it is not what model/sha256 says"):
+    with pytest.raises(InputError, match=r"is damaged or not of round 4: it differs from model/sha256"):
         load_model(directory)
     mixed = shutil.copytree(runs("fedrep"), tmp_path / "mixed")
     conduct(tmp_path / "longer", "partitioner=pathological", "strategy=fedrep", "federation.num_rounds=2")
@@ -218,7 +218,7 @@ def test_a_model_of_ones_own_is_built_where_it_is_trusted(tmp_path, monkeypatch,
     (tmp_path / "trusted_model.py").write_text("from fedresearch.models.mlp import MLP\n\nclass Own(MLP): ...\n")
     monkeypatch.syspath_prepend(tmp_path)
     directory = hostile(tmp_path / "run", runs("fedavg"), _target_="trusted_model.Own")
-    with pytest.raises(InputError, match=r"trusted_model.Own, which is none of fedresearch.models"):
+    with pytest.raises(InputError, match=r"trusted_model.Own, which is not from fedresearch.models"):
         load_model(directory)
     assert type(load_model(directory, trust=True)).__name__ == "Own"
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from fedresearch.errors import InputError
 from fedresearch.experiment.experiment import Experiment
 from fedresearch.experiment.preparation import prepare
-from fedresearch.experiment.selection import check_choices
+from fedresearch.experiment.selection import check_selection
 from fedresearch.federation.records import values
 from fedresearch.local.train import LocalWork, Task, train
 from fedresearch.local.update import LocalUpdate, Stage
@@ -501,31 +501,29 @@ def test_a_head_that_is_the_whole_model_leaves_nothing_to_train(compose):
     [
         (
             "checkpoint.best=eval/accuracy",
-            r"checkpoint.best goes by eval/accuracy .* try .*checkpoint.best=personal/eval_",
+            r"checkpoint.best uses eval/accuracy .* try .*checkpoint.best=personal/eval_",
         ),
         (
             "checkpoint.best=clients/accuracy_mean",
-            r"checkpoint.best goes by clients/accuracy_mean of a global model that",
+            r"checkpoint.best uses clients/accuracy_mean of a global model that",
         ),
         (
             "federation.target_accuracy=0.9",
-            r"federation.target_accuracy goes by eval/accuracy of a global model that nobo",
+            r"federation.target_accuracy uses eval/accuracy of a global model that no cli",
         ),
     ],
 )
 def test_what_goes_by_a_model_that_nobody_trains_is_refused(compose, strategy, option, told):
     with pytest.raises(InputError, match=told):
-        check_choices(Experiment(*compose(f"strategy={strategy}", option, "tracker=none")))
+        check_selection(Experiment(*compose(f"strategy={strategy}", option, "tracker=none")))
 
 
 def test_of_a_second_model_it_is_said_whose_counts(compose, caplog):
-    check_choices(Experiment(*compose("strategy=ditto", "checkpoint.best=clients/eval_loss", "tracker=none")))
+    check_selection(Experiment(*compose("strategy=ditto", "checkpoint.best=clients/eval_loss", "tracker=none")))
     (told,) = [record.getMessage() for record in caplog.records]
-    assert told.startswith(
-        "checkpoint.best goes by clients/eval_loss, which is of the global model; with strategy=ditto"
-    )
+    assert told.startswith("checkpoint.best uses clients/eval_loss of the global model; with strategy=ditto")
     assert told.endswith("personal/eval_acc")
-    check_choices(Experiment(*compose("strategy=ditto", "checkpoint.best=personal/eval_loss", "tracker=none")))
+    check_selection(Experiment(*compose("strategy=ditto", "checkpoint.best=personal/eval_loss", "tracker=none")))
     assert len(caplog.records) == 1
 
 
@@ -537,7 +535,7 @@ def test_of_a_second_model_it_is_said_whose_counts(compose, caplog):
     ],
 )
 def test_choosing_on_the_test_split_is_named(compose, caplog, option, told):
-    check_choices(Experiment(*compose(option, "tracker=none")))
+    check_selection(Experiment(*compose(option, "tracker=none")))
     (line,) = [record.getMessage() for record in caplog.records]
     assert told in line
 
@@ -556,7 +554,7 @@ def test_choosing_on_the_test_split_is_named(compose, caplog, option, told):
 )
 def test_a_column_that_there_will_not_be_is_refused_before_the_run(compose, options, column, hint):
     with pytest.raises(
-        InputError, match=rf"^checkpoint.best={column} is no column of this run, which has round, .*"
+        InputError, match=rf"^checkpoint.best={column} is not a column of this run, which has round, .*"
     ) as e:
-        check_choices(Experiment(*compose(*options, f"checkpoint.best={column}", "tracker=none")))
+        check_selection(Experiment(*compose(*options, f"checkpoint.best={column}", "tracker=none")))
     assert str(e.value).endswith(hint)

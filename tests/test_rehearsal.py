@@ -65,7 +65,7 @@ def test_a_fork_that_does_not_answer_is_given_up(build, monkeypatch, caplog):
     monkeypatch.setattr(rehearsal, "_FORK_TIMEOUT_S", 0.5)
     build(lambda: os.getpid() == main or signal.pause())
     assert [record.message for record in caplog.records if record.name == "fedresearch"] == [
-        "a client's first step takes more than 0.5 s; it is tried again in the main process"
+        "the first step of a client takes more than 0.5 s; trying again in the main process"
     ]
 
 

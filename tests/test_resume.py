@@ -132,7 +132,7 @@ def test_batched_goes_on_to_the_same_bits(tmp_path, monkeypatch, compiled):
     check_resumed(tmp_path, "hardware=batched", f"hardware.compile={'auto' if compiled else 'false'}", *SCAFFOLD)
     assert len(made) == (2 if compiled else 0)  # each of the two runs its own
     resumed = killed(tmp_path / "whole", tmp_path / "other", checkpoint=2)
-    with pytest.raises(InputError, match=r"was begun with hardware.chunk="):
+    with pytest.raises(InputError, match=r"started with hardware.chunk="):
         conduct(resumed, *SCAFFOLD)
 
 
@@ -207,7 +207,7 @@ def test_without_checkpoints_all_rounds_come_out_again(tmp_path, whole):
 
 def test_another_number_is_refused_and_named(tmp_path, whole):
     resumed = killed(whole, tmp_path / "run", checkpoint=2)
-    with pytest.raises(InputError, match=r"was begun with seed=0 \(now 1\), optimizer.lr=0.1 \(now 0.2\); a run goes"):
+    with pytest.raises(InputError, match=r"started with seed=0 \(now 1\), optimizer.lr=0.1 \(now 0.2\); a resumed run"):
         conduct(resumed, *SCAFFOLD, "optimizer.lr=0.2", "seed=1")
     conduct(resumed, *SCAFFOLD, "name=other", "checkpoint.every=3", "checkpoint.keep=1")
     assert rows_of(resumed) == rows_of(whole)
@@ -230,7 +230,7 @@ def test_more_rounds_are_those_of_a_longer_run(tmp_path, whole):
     conduct(resumed, *SCAFFOLD, "federation.num_rounds=6")
     assert outcome(resumed) == outcome(longer)
     with pytest.raises(
-        InputError, match=r"after 6 rounds, and federation.num_rounds=5 is fewer; try federation.num_rounds=6"
+        InputError, match=r"after 6 rounds, got federation.num_rounds=5, which is fewer; try federation.num_rounds=6"
     ):
         conduct(resumed, *SCAFFOLD, "federation.num_rounds=5")
 
@@ -252,7 +252,7 @@ def test_a_finished_run_stays_as_it_is(tmp_path, whole, capsys):
     before = files_of(run)
     conduct(run, *SCAFFOLD)
     assert files_of(run) == before
-    assert "is finished after 4 rounds: there is nothing to do" in capsys.readouterr().out
+    assert "is finished after 4 rounds: nothing to do" in capsys.readouterr().out
 
 
 def test_a_run_ends_with_the_round_that_reaches_the_target_also_when_it_goes_on(tmp_path, whole):
@@ -374,7 +374,7 @@ def test_a_checkpoint_of_another_format_is_refused(tmp_path, whole, monkeypatch)
 
 
 def test_a_best_round_by_a_column_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"checkpoint.best=eval/acc is no column .*, eval/accuracy"):
+    with pytest.raises(InputError, match=r"checkpoint.best=eval/acc is not a column .*, eval/accuracy"):
         conduct(tmp_path / "run", "checkpoint.best=eval/acc")
 
 

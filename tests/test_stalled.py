@@ -247,7 +247,7 @@ def test_a_rule_that_scores_clients_sees_each_once(compose):
 def test_that_nobody_can_evaluate_is_said(compose, caplog, evaluates, warned):
     data = Experiment(*compose("validation.fraction=0", "federation.fraction_evaluate=0")).data
     _warn_of_small_partitions(data, 1, evaluates)
-    said = "no client holds a validation sample: nobody evaluates; try a larger validation.fraction"
+    said = "no client holds a validation sample, so no client evaluates; try a larger validation.fraction"
     assert (said in caplog.messages) is warned
 
 

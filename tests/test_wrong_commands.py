@@ -274,14 +274,14 @@ def test_a_wrong_command_line_is_refused_in_lines_that_name_it(tmp_path, line):
 
 # What the rules cannot know, and a constructor refuses.
 BUILT = {
-    "model=mlp: there is no module nowhere": ["model._target_=nowhere"],
+    "model=mlp: module nowhere does not exist": ["model._target_=nowhere"],
     "model=mlp: torch.nn": ["model._target_=torch.nn.Nope"],
     "model=mlp: Expected a callable": ["model._target_=math.pi"],
     "model=mlp: Empty path": ["model._target_=''"],
     "model=mlp: model must make a Module": ["model._target_=builtins.dict"],
     "model=mlp: Linear": ["model._target_=torch.nn.Linear"],
     "model=mlp: MLP": ["+model.zzz=1"],
-    "optimizer=sgd: there is no module nope": ["optimizer._target_=nope.Nope"],
+    "optimizer=sgd: module nope does not exist": ["optimizer._target_=nope.Nope"],
     "optimizer=sgd: SGD": ["+optimizer.zzz=1"],
     "schedule=constant: constant": ["+optimizer.schedule.zzz=1"],
     "schedule=step: math.sqrt": ["schedule=step", "optimizer.schedule._target_=math.sqrt"],

@@ -1,4 +1,4 @@
-"""What a user should know of an experiment before it runs, and what a disk must have room for."""
+"""Warnings about an experiment before it runs, and the check of free disk space."""
 
 import logging
 import shutil
@@ -15,12 +15,12 @@ log = logging.getLogger("fedresearch")
 
 
 def advise(experiment: Experiment) -> None:
-    """Warn of small partitions, of what the dataset lacks, and of options that do not fit each other.
+    """Warn about small partitions, missing parts of the dataset, and options that do not suit each other.
 
     Raises
     ------
     InputError
-        If no partition holds any sample.
+        If every partition is empty.
     """
     config, choices = experiment.config, experiment.choices
     _warn_of_small_partitions(experiment.data, config.local.batch_size, config.federation.fraction_evaluate > 0)
@@ -30,35 +30,35 @@ def advise(experiment: Experiment) -> None:
 
 
 def refuse_full_disk(directory: Path, experiment: Experiment) -> None:
-    """Reject a disk that has no room for the run's model and checkpoints.
+    """Reject a disk without room for the run's model and checkpoints.
 
     Raises
     ------
     InputError
-        With what is needed and what is free.
+        With the needed and the free space.
     """
     model = sum(tensor.nbytes for tensor in experiment.model.state_dict().values())
     needed, free = (experiment.config.checkpoint.keep + 2) * model + 1_000_000, shutil.disk_usage(directory).free
     if free < needed:
         raise InputError(
             f"{directory} has {free // 1_000_000} MB free, and the run needs {-(-needed // 1_000_000)} MB or more; "
-            "make room, or try another hydra.run.dir (of a sweep: hydra.sweep.dir)"
+            "free space, or try another hydra.run.dir (for a sweep, hydra.sweep.dir)"
         )
 
 
 def _unusual_model(config: Config, choices: Mapping[str, str | None]) -> Iterator[str]:
-    """Yield a line where the images are smaller than the model is usually given."""
+    """Yield a line if the images are smaller than usual for the model."""
     side, shape = config.model.get("requires", {}).get("usual_side", 0), config.dataset["declares"]["input_shape"]
     if len(shape) == 3 and min(shape[1:]) < side:
         yield (
             f"model={choices['model']} is made for images of {side} x {side} pixels or more, and dataset="
-            f"{choices['dataset']} has {shape[1]} x {shape[2]}: a round may take minutes and gain nothing; a smaller "
-            "model is usual, such as model=mlp"
+            f"{choices['dataset']} has {shape[1]} x {shape[2]}: a round may take minutes without a better result; "
+            "try a smaller model, such as model=mlp"
         )
 
 
 def _warn_of_small_partitions(data: FederatedData, batch_size: int, evaluates: bool) -> None:
-    """Name the partitions without samples to train or validate on, and those with less than one batch."""
+    """Warn about partitions without samples to train or validate on, and those with less than one batch."""
     sizes = [len(rows) for rows in data.train]
     if not any(sizes):
         raise InputError("every partition is empty; see the partitioner.* values")
@@ -69,11 +69,13 @@ def _warn_of_small_partitions(data: FederatedData, batch_size: int, evaluates: b
     if tiny:
         log.warning("%s less than one batch of %d training samples", _partitions(tiny, "holds", "hold"), batch_size)
     if evaluates and not any(len(rows) for rows in data.validation):
-        log.warning("no client holds a validation sample: nobody evaluates; try a larger validation.fraction")
+        log.warning("no client holds a validation sample, so no client evaluates; try a larger validation.fraction")
     elif evaluates:
         unvalidated = [i for i, rows in enumerate(data.validation) if sizes[i] and not len(rows)]
         if unvalidated:
-            log.warning("%s no validation sample: no evaluation there", _partitions(unvalidated, "holds", "hold"))
+            log.warning(
+                "%s no validation sample, so no evaluation happens there", _partitions(unvalidated, "holds", "hold")
+            )
 
 
 def _partitions(ids: Sequence[int], singular: str, plural: str) -> str:

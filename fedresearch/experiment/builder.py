@@ -1,4 +1,4 @@
-"""Objects from config nodes; the only caller of ``hydra.utils.instantiate``."""
+"""Builds objects from config nodes; the only caller of ``hydra.utils.instantiate``."""
 
 import functools
 import importlib
@@ -17,19 +17,19 @@ from fedresearch.errors import InputError, named, one_line
 
 T = TypeVar("T")
 
-# What a constructor raises when it refuses its arguments; anything else is a fault of its own.
+# Errors with which a constructor rejects its arguments; any other error is a bug in it.
 _REFUSALS = (TypeError, ValueError, ImportError, RuntimeError, LookupError, ArithmeticError, MemoryError, OSError)
 
 
 def refuse_foreign(node: Any) -> None:
-    """Refuse a model's node that would run anything but one class of ``fedresearch.models``, with plain values.
+    """Reject a model's node unless it only calls one class of ``fedresearch.models`` with plain values.
 
-    Models are called with ``input_shape`` and ``num_classes``, which no class of torch or torchvision takes.
+    Models are called with ``input_shape`` and ``num_classes``, which no class of torch or torchvision accepts.
 
     Raises
     ------
     InputError
-        With what is foreign.
+        With the foreign part.
     """
     target = node.get("_target_") if isinstance(node, Mapping) else None
     module, _, name = target.rpartition(".") if isinstance(target, str) else ("", "", "")
@@ -39,12 +39,14 @@ def refuse_foreign(node: Any) -> None:
             kind = getattr(importlib.import_module(module), name, None)
     if not isinstance(kind, type) or not kind.__module__.startswith("fedresearch.models."):
         raise InputError(
-            f"the model is made by {target}, which is none of fedresearch.models; load_model(DIR, trust=True) runs it"
+            f"the model is {target}, which is not from fedresearch.models; load_model(DIR, trust=True) runs it"
         )
     for value in _nested({key: value for key, value in node.items() if key != "_target_"}):
-        # Hydra builds what has a _target_, and reads what is between ${ and }.
+        # Hydra builds nodes with a _target_, and resolves text between ${ and }.
         if isinstance(value, str) and (value.startswith("_") or "${" in value):
-            raise InputError(f"the model is given {value}, which may run code; load_model(DIR, trust=True) does")
+            raise InputError(
+                f"the model has the argument {value}, which may run code; load_model(DIR, trust=True) runs it"
+            )
 
 
 def _nested(value: Any) -> Iterator[Any]:
@@ -57,7 +59,7 @@ def _nested(value: Any) -> Iterator[Any]:
 
 
 class Builder:
-    """Builds what config nodes describe; an error names the option that was chosen.
+    """Builds objects from config nodes; an error names the chosen option.
 
     Parameters
     ----------
@@ -83,7 +85,7 @@ class Builder:
         group : str
             The config group.
         what : mapping or callable
-            The node, whose declarations are left out; or what :meth:`partial` returned, or a method of what was built.
+            The node, without its declarations; or the result of :meth:`partial`, or a method of a built object.
         kind : type
             The type that the object must have.
         key : str
@@ -110,7 +112,7 @@ class Builder:
         return made
 
     def partial(self, group: str, node: Mapping[str, Any], given: Collection[str] = ()) -> "functools.partial[Any]":
-        """Return what a node describes as a plain partial: Hydra's own checks its target at each call.
+        """Return the callable that a node describes, with its arguments. Hydra's own checks its target at each call.
 
         Parameters
         ----------
@@ -142,7 +144,7 @@ class Builder:
         return functools.partial(made.func, *made.args, **made.keywords)
 
     def _refusal(self, group: str, error: BaseException) -> InputError:
-        """Return what to say of an error that building a group's option raised."""
+        """Return the line for an error that an option raised while it was built."""
         if isinstance(error, InputError):
             return error
         if isinstance(error, SystemExit):
@@ -171,7 +173,7 @@ def _not_loaded(target: str) -> str:
             if not isinstance(error, ModuleNotFoundError) or error.name != name:
                 return f"{name} cannot be imported: {one_line(named(error))}"
             if found is None:
-                return f"there is no module {part}; run from the folder that holds it, or add that to PYTHONPATH"
+                return f"module {part} does not exist; run from the folder that holds it, or add that to PYTHONPATH"
             if not hasattr(found, part):
                 meant = "".join(f"; did you mean {near}?" for near in get_close_matches(part, dir(found), n=1))
                 where = f" ({found.__file__})" if getattr(found, "__file__", None) else ""

@@ -1,4 +1,4 @@
-"""A run's checkpoints: what of an experiment is kept, how often, and how it is brought back."""
+"""A run's checkpoints: what they hold, when they are written, and how they are restored."""
 
 import math
 import time
@@ -11,7 +11,7 @@ from flwr.app import ArrayRecord
 from fedresearch.errors import InputError
 from fedresearch.experiment.experiment import Experiment
 from fedresearch.experiment.model import BEST, save_clients, save_model
-from fedresearch.experiment.resuming import lasting_digest
+from fedresearch.experiment.resuming import digest_for_resume
 from fedresearch.federation.client_app import own_arrays
 from fedresearch.federation.flower import FIRST_NODE_ID
 from fedresearch.federation.measures import Row
@@ -20,7 +20,7 @@ from fedresearch.runs.checkpoint import read_checkpoints, write_checkpoint
 from fedresearch.runs.columns import larger_is_better
 from fedresearch.runs.directory import History, RunDirectory
 
-# With checkpoint.every=auto, what writing checkpoints may take of the time.
+# With checkpoint.every=auto, the share of the time for writing checkpoints.
 _SHARE = 0.04
 
 
@@ -30,36 +30,36 @@ class Checkpoints:
     Parameters
     ----------
     experiment : Experiment
-        Whose strategy and clients are kept.
+        The experiment, whose strategy and clients are saved.
     run : RunDirectory
-        Where.
+        The run's directory.
     rows : list of dict
-        The rows of the rounds before.
+        The rows of earlier rounds.
     """
 
     def __init__(self, experiment: Experiment, run: RunDirectory, rows: list[Row]) -> None:
         self._experiment, self._run = experiment, run
         self._every, self._keep = experiment.config.checkpoint.every, experiment.config.checkpoint.keep
         self._column = experiment.config.checkpoint.best
-        self._digest = lasting_digest(experiment.config)
+        self._digest = digest_for_resume(experiment.config)
         self._best = -math.inf
         for row in rows:
             self._best = max(self._best, self._score(row))
-        self._next = 0.0  # on the clock
+        self._next = 0.0  # by time.perf_counter
         self._last = run.history.num_rounds
 
     def after(self, row: Row, arrays: ArrayRecord) -> None:
-        """Write what is due after a round.
+        """Write the best model and the checkpoint if they are due after a round.
 
         Raises
         ------
         InputError
-            If the row has no such column as ``checkpoint.best``, of what the strategy measures itself.
+            If the row does not have the column ``checkpoint.best``, one that the strategy measures itself.
         """
         numbers = [name for name, value in row.items() if isinstance(value, int | float)]
         if self._column is not None and "eval/loss" in row and self._column not in numbers:
             columns = ", ".join(numbers)
-            raise InputError(f"checkpoint.best={self._column} is no column of this run, which has {columns}")
+            raise InputError(f"checkpoint.best={self._column} is not a column of this run, which has {columns}")
         if self._score(row) > self._best:
             self._best = self._score(row)
             save_result(self._experiment, self._run.path / BEST, arrays, row)
@@ -73,14 +73,14 @@ class Checkpoints:
         Raises
         ------
         InputError
-            If there is something that no checkpoint can hold.
+            If a checkpoint cannot hold a value.
         """
         if not self._every or self._last == self._run.history.num_rounds:
             return
         started = time.perf_counter()
         packer = Packer()
         with _explaining_unknown():
-            states = dict(sorted(self._experiment.grid.states.items()))  # processes answer in any order
+            states = dict(sorted(self._experiment.grid.states.items()))  # processes reply in any order
             plain = {
                 "history": vars(self._run.history),
                 "arrays": packer.pack(arrays, "arrays"),
@@ -94,7 +94,7 @@ class Checkpoints:
         self._next = ended + (ended - started) / _SHARE
 
     def _score(self, row: Row) -> float:
-        """Return what is to be as large as possible."""
+        """Return the row's score by ``checkpoint.best``; larger is better."""
         if self._column is None:
             return -math.inf
         value = row.get(self._column)
@@ -104,12 +104,12 @@ class Checkpoints:
 
 
 def save_result(experiment: Experiment, path: Path, arrays: ArrayRecord, row: Row) -> None:
-    """Write a round's global model and, before it, what the clients keep of models of their own.
+    """Write the clients' own models, if they keep any, and then the global model of a round.
 
     Raises
     ------
     Unwritable
-        If there is no room for them.
+        If the disk has no room for them.
     """
     state = experiment.state_dict(arrays)
     if experiment.client_app.keeps_own_model:
@@ -119,8 +119,8 @@ def save_result(experiment: Experiment, path: Path, arrays: ArrayRecord, row: Ro
     save_model(path, state, {"round": str(row["round"])} if path.name == BEST else None)
 
 
-def refuse_unkept(experiment: Experiment) -> None:
-    """Refuse a strategy that keeps what no checkpoint can hold, where there are to be any.
+def refuse_unsupported_state(experiment: Experiment) -> None:
+    """Reject a strategy whose state a checkpoint cannot hold, if checkpoints are on.
 
     Raises
     ------
@@ -141,16 +141,16 @@ def _explaining_unknown() -> Iterator[None]:
 
 
 def restore(experiment: Experiment, directory: Path) -> tuple[History, ArrayRecord]:
-    """Bring the strategy's and the clients' states back from the newest checkpoint that is whole.
+    """Restore the states of the strategy and of the clients from the newest intact checkpoint.
 
     Returns
     -------
     history : History
-        After which rounds to go on: none, where there is no checkpoint.
+        The rounds before the checkpoint; empty without a checkpoint.
     arrays : ArrayRecord
         The global model after them.
     """
-    for _, plain, arrays in read_checkpoints(directory, lasting_digest(experiment.config)):
+    for _, plain, arrays in read_checkpoints(directory, digest_for_resume(experiment.config)):
         unpack_object(plain["strategy"], arrays, experiment.strategy)
         experiment.grid.states = unpack(plain["states"], arrays)
         return History(**plain["history"]), unpack(plain["arrays"], arrays)

@@ -46,7 +46,7 @@ _ROUNDS_AHEAD = 1000
 
 
 class Experiment:
-    """An experiment's parts, each built when first asked for and only once.
+    """An experiment's parts, each built at its first use and only once.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ class Experiment:
     nodes : NodeGrid, optional
         SuperNodes that wait for the experiment; None: the config's hardware.
     rows : tuple of two sequences of ndarray, optional
-        The rows that each client trains on, and validates on, where they are known; None: as the partitioner says.
+        The rows that each client trains on and validates on, if they are known; None: from the partitioner.
     """
 
     def __init__(
@@ -88,12 +88,12 @@ class Experiment:
 
     @cached_property
     def facts(self) -> Facts:
-        """What a reader of the run must know of its data."""
+        """Facts about the data that readers of the run need."""
         return gather_facts(self.data)
 
     @cached_property
     def training_data(self) -> FederatedData:
-        """The clients' data; where the strategy pools what they train on, that is all with the first of them."""
+        """The clients' data; if the strategy pools it, all training data is on the first client."""
         return self.data.pooled() if self.config.strategy["pooled"] else self.data
 
     @cached_property
@@ -115,7 +115,7 @@ class Experiment:
 
     @cached_property
     def personal(self) -> Names:
-        """What of the model's ``state_dict`` stays on the clients."""
+        """The names in the model's ``state_dict`` that stay on the clients."""
         personal: Names = self.builder.build("strategy", self.update.personal, frozenset, model=self.model)
         return personal | buffers(self.model) if self.config.strategy["buffers"] == "local" else personal
 
@@ -145,7 +145,7 @@ class Experiment:
 
     @cached_property
     def initial_arrays(self) -> ArrayRecord:
-        """The initial global model: what of the model is shared."""
+        """The initial global model: the shared part of the model."""
         return ArrayRecord({k: v for k, v in self._initial_state.items() if k not in self.personal})
 
     @cached_property
@@ -165,7 +165,7 @@ class Experiment:
         log_row : callable
             Called with each round's row and its new global arrays.
         log_failure : callable
-            Called with the round, the partition id, what the client was doing and what it raised.
+            Called with the round, the partition id, the client's task and its error.
         """
         federation, data = self.config.federation, self.data
         evaluating = federation.fraction_evaluate > 0
@@ -193,19 +193,19 @@ class Experiment:
         )
 
     def state_dict(self, arrays: ArrayRecord) -> dict[str, Tensor]:
-        """Return the whole model of global arrays: what is not shared is as it was at the start."""
+        """Return the whole model for global arrays, with initial values for the part that is not shared."""
         return self._initial_state | dict(arrays.to_torch_state_dict())
 
     def evaluate(self, arrays: ArrayRecord) -> Row:
-        """Return the loss, and the accuracy where there are classes, of global arrays on the dataset's test split."""
+        """Return the loss of global arrays on the test split, and the accuracy if the dataset has classes."""
         self.model.load_state_dict(self.state_dict(arrays))
-        with seeded_generators(derive_seed(self.config.seed, "evaluate")):  # dropout that is never off
+        with seeded_generators(derive_seed(self.config.seed, "evaluate")):  # some models use dropout in evaluation too
             loss, accuracy = evaluate(self.model, self.data.test_x, self.data.test_y)
         return {"eval/loss": loss} | ({} if accuracy is None else {"eval/accuracy": accuracy})
 
     @cached_property
     def device(self) -> torch.device:
-        """Where models and data are; on a GPU, torch computes deterministically from here on."""
+        """The device of models and data; on a GPU, this makes torch deterministic."""
         device = torch.device(self.config.hardware.get("device", "cpu"))
         if device.type == "cuda":
             if not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
@@ -226,7 +226,7 @@ class Experiment:
 
     @cached_property
     def train_cohort(self) -> Sampling:
-        """The clients that train in a round, as the sampling scheme draws them."""
+        """The clients that the sampling scheme selects to train in a round."""
         return Sampling(
             self.builder.partial(
                 "sampling", self.config.sampling, given=("sizes", "eligible", "cohort_size", "server_round", "seed")
@@ -238,17 +238,17 @@ class Experiment:
         )
 
     def _cohort(self, server_round: int) -> Sequence[int]:
-        """Return who trains in a round. For a rule that scores clients, each is there once: twins would be nearest."""
-        drawn = self.train_cohort(server_round)
-        return sorted(set(drawn)) if "min_cohort" in self.config.strategy else drawn
+        """Return the clients that train in a round. A rule that scores clients has each once: twins are nearest."""
+        sampled = self.train_cohort(server_round)
+        return sorted(set(sampled)) if "min_cohort" in self.config.strategy else sampled
 
     def shortages(self, num_clients: int) -> list[tuple[str, str]]:
-        """Return what the strategy's rule needs more clients for than it has, and what to type for each."""
+        """Return why the strategy's rule needs more clients, and an override that would help, for each reason."""
         return [*shortages(self.config.strategy, num_clients)]
 
     @cached_property
     def num_clients(self) -> int:
-        """How many clients have samples to train on."""
+        """Number of clients with samples to train on."""
         return sum(len(rows) > 0 for rows in self.training_data.train)
 
     @cached_property
@@ -264,7 +264,7 @@ class Experiment:
         )
 
     def sampling_sha256(self) -> str:
-        """Return the SHA-256 of who trains in rounds 1 to 10, however many there are."""
+        """Return the SHA-256 of the cohorts of rounds 1 to 10, whatever the number of rounds."""
         cohorts = [sorted(map(int, self.train_cohort(server_round))) for server_round in range(1, 11)]
         return hashlib.sha256(json.dumps(cohorts).encode()).hexdigest()
 
@@ -288,11 +288,11 @@ class Experiment:
         return lr
 
     def client_config(self, server_round: int) -> dict[str, float]:
-        """Return the numbers that a round's clients are sent: the learning rate, and how many clients there are."""
+        """Return the numbers that are sent to the clients of a round: the learning rate and the number of clients."""
         return {LR: self.learning_rate(server_round), NUM_CLIENTS: self.num_clients}
 
     def new_strategy(self) -> Strategy:
-        """Return a new server half of the strategy, which has seen no round."""
+        """Return a new server half of the strategy, before any round."""
         with seeded_generators(derive_seed(self.config.seed, "strategy")):
             strategy = self.builder.build("strategy", self.config.strategy["server"], Strategy, "strategy.server")
         disable_waiting(strategy)
@@ -311,7 +311,7 @@ class Experiment:
         return SeparateBuffers(strategy, apart, None if how == "median" else weighted_by)
 
     def new_client_app(self, model: Module, data: FederatedData, work: LocalWork) -> Clients:
-        """Return a ClientApp that trains a model on some data, for so long."""
+        """Return a ClientApp that trains a model on some data, for some epochs or steps."""
         return self.builder.build(
             "strategy",
             Clients,

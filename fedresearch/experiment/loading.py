@@ -1,4 +1,4 @@
-"""The configured dataset and the rows of each client."""
+"""Loads the dataset, and selects the rows of each client."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ def load_source(config: Config, choices: Mapping[str, str | None], builder: Buil
     Raises
     ------
     InputError
-        If it cannot be loaded, or differs from its declaration.
+        If loading fails, or the dataset differs from its declaration.
     """
     with seeded_generators(derive_seed(config.seed, "dataset")):
         source = builder.build("dataset", config.dataset, Source)
@@ -29,21 +29,21 @@ def load_source(config: Config, choices: Mapping[str, str | None], builder: Buil
 
 
 def partition(config: Config, builder: Builder, source: Source) -> tuple[Sequence[Rows], Sequence[Rows]]:
-    """Return the rows that each client trains on, and those it validates on, in partition order.
+    """Return the rows that each client trains on and validates on, in partition order.
 
     Raises
     ------
     InputError
         If the partitioner cannot be built, or does not divide the dataset into ``federation.num_supernodes``.
     """
-    from flwr_datasets.partitioner import Partitioner  # takes seconds; a client that knows its rows need not wait
+    from flwr_datasets.partitioner import Partitioner  # takes seconds; a client with known rows does not need it
 
     options = dict(config.partitioner)
     has_seed = "seed" in options
     seed = options.pop("seed", None)
     seed = derive_seed(config.seed, "partition") if seed is None else seed
     make = builder.partial("partitioner", options)
-    # A callable without a signature is rejected here, and one that makes no Partitioner below.
+    # A callable without a signature is rejected here, and one that does not return a Partitioner below.
     arguments = builder.build("partitioner", inspect.signature, inspect.Signature, obj=make.func).parameters
     given: dict[str, Any] = {"seed": seed} if has_seed and "seed" in arguments else {}
     if "num_classes" in arguments and "num_classes" not in options:

@@ -1,4 +1,4 @@
-"""A run's model: from its config, and from its directory."""
+"""A run's model, built from its config or loaded from its directory."""
 
 import json
 import operator
@@ -26,12 +26,12 @@ from fedresearch.runs.record import RECORD, read_run
 from fedresearch.runs.record_fields import refuse_invalid_fields
 
 BEST = "best.safetensors"
-# Beside each of the two, what clients keep of models of their own.
+# For each of the two, the file next to it with the clients' own models.
 CLIENTS = {MODEL: "clients.safetensors", BEST: "best_clients.safetensors"}
 
 
 def build_model(config: Config, choices: Mapping[str, str | None]) -> Module:
-    """Build the model for the dataset's declared shape and classes; with dtype float64, all its floats are that."""
+    """Build the model for the dataset's declared shape and classes, in double precision with dtype float64."""
     declared = config.dataset["declares"]
     given = {"input_shape": tuple(declared["input_shape"]), "num_classes": declared["num_classes"]}
     model = Builder(choices).build("model", config.model, Module, **given)
@@ -56,9 +56,9 @@ def load_model(directory: str | Path, client: int | None = None, *, best: bool =
     shared = {name: tensor for name, tensor in tensors.items() if name not in (personal or ())}
     digest = sha256(tensor_record(tensors))
     is_whole = header.get("sha256") in (None, digest)
-    # Older records do not say of what of the model the row's hash is.
+    # Older records do not have the names that the row's hash leaves out.
     if not is_whole or (personal is not None and sha256(tensor_record(shared)) != row.get("model/sha256")):
-        raise InputError(f"{path} is damaged, or not of round {server_round}: it is not what model/sha256 says")
+        raise InputError(f"{path} is damaged or not of round {server_round}: it differs from model/sha256")
     own: Mapping[str, Tensor] = {}
     if client is not None:
         own = _read_client(path, _partition_id(client), digest, record)
@@ -68,22 +68,22 @@ def load_model(directory: str | Path, client: int | None = None, *, best: bool =
     try:
         model.load_state_dict({**tensors, **own})
     except RuntimeError as error:
-        raise InputError(f"{path} is not of the model in {RECORD}: {one_line(error)}") from None
+        raise InputError(f"{path} does not fit the model in {RECORD}: {one_line(error)}") from None
     return model.eval()
 
 
 def _build_as_recorded(record: Mapping[str, Any], expected: Mapping[str, Tensor] | None, path: Path) -> Module:
-    """Build a record's model; first without memory, where it is known what it must be like."""
+    """Build a record's model; if the expected tensors are known, compare their shapes first, without memory."""
     try:
         config = Config(**record["config"])
         if expected is not None:
             with torch.device("meta"):
                 state = build_model(config, record["choices"]).state_dict()
             if {name: t.shape for name, t in state.items()} != {name: t.shape for name, t in expected.items()}:
-                raise InputError(f"{path} is not of the model in {RECORD}")
+                raise InputError(f"{path} does not fit the model in {RECORD}")
         return build_model(config, record["choices"])
     except (KeyError, TypeError, AttributeError, AssertionError, OverflowError) as error:
-        raise InputError(f"the config in {RECORD} describes no model: {named(error)}") from error
+        raise InputError(f"the config in {RECORD} does not describe a model: {named(error)}") from error
 
 
 def _not_the_result(directory: Path, record: Mapping[str, Any]) -> str:
@@ -91,20 +91,20 @@ def _not_the_result(directory: Path, record: Mapping[str, Any]) -> str:
     untrained = ", ".join(personal[:3]) + f" and {len(personal) - 3} more" * (len(personal) > 3)
     return (
         f"the results of {directory} are the clients' own models (personal/... in its rows), and this is the global one"
-        + f", in which {untrained} are as they were at the start" * bool(personal)
+        + f", in which {untrained} have their initial values" * bool(personal)
         + "; load_model(DIR, client=ID) returns a client's"
     )
 
 
 def _read(path: Path, directory: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors of a file, and its header's own fields."""
+    """Return the tensors of a file and the fields in its header."""
     try:
         refuse_irregular(path)
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (FileNotFoundError, NotADirectoryError):
         why = (
-            "a run keeps it with checkpoint.best" if path.name == BEST else "it is not the directory of a finished run"
+            "a run saves it with checkpoint.best" if path.name == BEST else "it is not the directory of a finished run"
         )
         raise InputError(f"{directory} holds no {path.name}: {why}") from None
     except MemoryError as error:
@@ -127,21 +127,21 @@ def _partition_id(client: Any) -> int:
 
 
 def _read_client(path: Path, client: int, model_sha256: str, record: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return what a client keeps of its own model; nothing, if it never took part."""
+    """Return the part of its own model that a client keeps; it is empty if the client never trained."""
     if not record.get("own_models"):
-        raise InputError(f"no client of {path.parent} has a model of its own; leave client out for the global one")
+        raise InputError(f"the clients of {path.parent} have no own models; leave client out for the global one")
     of_clients = path.with_name(CLIENTS[path.name])
     try:
         refuse_irregular(of_clients)
     except FileNotFoundError:
         raise InputError(
-            f"{path.parent} holds no {of_clients.name}: it was removed, or its clients train their own models for each "
-            "evaluation and keep nothing of them"
+            f"{path.parent} holds no {of_clients.name}: it was removed, or its clients train new own models for each "
+            "evaluation"
         ) from None
     try:
         with safe_open(of_clients, framework="pt") as file:
             about = json.loads((file.metadata() or {})["about"])
-            names = [name for name in file.keys() if name.startswith(f"{client}/")]  # noqa: SIM118  # it is no dict
+            names = [name for name in file.keys() if name.startswith(f"{client}/")]  # noqa: SIM118  # not a dict
             own = {name.partition("/")[2]: file.get_tensor(name) for name in names}
         num_clients, of_model, digests = int(about["num_clients"]), about["model"], dict(about["sha256"])
     except MemoryError as error:
@@ -151,16 +151,16 @@ def _read_client(path: Path, client: int, model_sha256: str, record: Mapping[str
     if of_model != model_sha256:
         raise InputError(f"{of_clients} does not belong to {path.name}, or one of them is damaged")
     if not 0 <= client < num_clients:
-        raise InputError(f"there is no client {client}; they are 0 to {num_clients - 1}")
+        raise InputError(f"client {client} does not exist; try one from 0 to {num_clients - 1}")
     if digests.get(str(client)) != (sha256(tensor_record(own)) if own else None):
-        raise InputError(f"{of_clients} is damaged: client {client} is not what its sha256 says")
+        raise InputError(f"{of_clients} is damaged: client {client} differs from its sha256")
     return own
 
 
 def save_model(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write a model's ``state_dict`` as a safetensors file, with one field in its header, or with its SHA-256.
 
-    Of several fields the order would be another each time, and so the file's bytes.
+    With several fields, their order and so the bytes of the file would vary.
     """
     tensors = {name: tensor.contiguous() for name, tensor in state.items()}
     content = safetensors.torch.save(tensors, dict(metadata or {"sha256": sha256(tensor_record(tensors))}))
@@ -168,16 +168,16 @@ def save_model(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, s
 
 
 def save_clients(path: Path, own: Mapping[int, ArrayRecord], num_clients: int, state: Mapping[str, Tensor]) -> None:
-    """Write what clients keep of models of their own as one safetensors file, beside that of the global model.
+    """Write the parts of their own models that clients keep as one safetensors file, next to the global model's.
 
     Parameters
     ----------
     path : Path
         The global model's file.
     own : mapping of int to ArrayRecord
-        By partition id; without clients that keep nothing.
+        By partition id, without clients that keep nothing.
     num_clients : int
-        How many there are.
+        Number of clients.
     state : mapping of str to Tensor
         The ``state_dict`` of the global model that they belong to.
     """

@@ -1,4 +1,4 @@
-"""Everything that can fail, before the run starts."""
+"""Builds everything that can fail before the run starts."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from fedresearch.errors import InputError
 from fedresearch.experiment.experiment import Experiment
 from fedresearch.experiment.rehearsal import rehearse
 
-# Cohorts are drawn ahead for so many rounds.
+# Cohorts are sampled ahead for at most so many rounds.
 _ROUNDS_AHEAD = 1000
 
 
@@ -36,13 +36,13 @@ def prepare(experiment: Experiment) -> None:
 def _refuse_small_cohorts(experiment: Experiment) -> None:
     """Reject an experiment with a cohort smaller than the strategy's rule needs.
 
-    Rounds after the first thousand are left to the round loop, which checks the replies in the same way.
+    The round loop checks the replies of rounds after the first thousand in the same way.
     """
     if not experiment.shortages(0) or not experiment.num_clients:
         return
     for server_round in range(1, min(experiment.config.federation.num_rounds, _ROUNDS_AHEAD) + 1):
-        drawn = experiment.builder.build("sampling", experiment.train_cohort, Sequence, server_round=server_round)
-        num_clients = len(set(drawn))
+        cohort = experiment.builder.build("sampling", experiment.train_cohort, Sequence, server_round=server_round)
+        num_clients = len(set(cohort))
         for needed, instead in experiment.shortages(num_clients):
             which = f"the {num_clients} that train in round {server_round}, of {experiment.num_clients} with samples"
             raise InputError(f"{needed}, got {which}; try {instead or 'more clients a round'}")

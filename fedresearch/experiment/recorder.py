@@ -1,4 +1,4 @@
-"""What a run leaves behind, round by round: rows, trackers, checkpoints and the final model."""
+"""Records a run round by round: rows, trackers, checkpoints and the final model."""
 
 import logging
 from collections.abc import Callable
@@ -39,7 +39,7 @@ class Recorder:
         self._last: Row = dict(rows[-1]) if rows else {}
 
     def after_round(self, row: Row, arrays: ArrayRecord, stopping: Callable[[], bool]) -> None:
-        """Record a round's row and what is due after it.
+        """Record a round's row, and write the checkpoint if it is due.
 
         Parameters
         ----------
@@ -53,7 +53,7 @@ class Recorder:
         Raises
         ------
         KeyboardInterrupt
-            If it must, and rounds are left.
+            If the run must end and rounds are left.
         """
         self._run.log(row)
         self._trackers.log(row)
@@ -77,7 +77,7 @@ class Recorder:
         self._trackers.finish(status, self._last)
 
     def close_after(self, error: BaseException) -> None:
-        """Record the error that has ended the run."""
+        """Record the error that ended the run."""
         status = _status(error)
         what = None if status == "interrupted" else masked(named(error))
         try:
@@ -101,8 +101,8 @@ def _status(error: BaseException) -> str:
     return "diverged" if isinstance(error, Diverged) else "failed"
 
 
-def explained(error: BaseException, directory: Path) -> InputError | None:
-    """Return what the user should read where the experiment ended the run; None: a programming mistake did."""
+def explain_failure(error: BaseException, directory: Path) -> InputError | None:
+    """Return the line for an error of the experiment that ended the run; None for a programming mistake."""
     if isinstance(error, Diverged):
         return InputError(f"{error}; try a smaller optimizer.lr, or federation.nonfinite=drop or keep")
     if isinstance(error, Stalled):
@@ -114,5 +114,5 @@ def explained(error: BaseException, directory: Path) -> InputError | None:
             "or allow some with federation.max_failures=1"
         )
     if isinstance(error, Unwritable):
-        return InputError(f"{error}; fix that, and resume with resume={directory}")
+        return InputError(f"{error}; fix this and resume with resume={directory}")
     return None

@@ -1,4 +1,4 @@
-"""One step of one client before the run, so that what cannot work fails before it costs anything."""
+"""One step of one client before the run, so that a broken experiment fails early."""
 
 import copy
 import logging
@@ -23,12 +23,12 @@ from fedresearch.local.train import LocalWork
 
 log = logging.getLogger("fedresearch")
 
-# Seconds after which a fork is killed: a library that uses threads may wait for ever in one.
+# Seconds before a fork is killed: a library with threads may wait forever in a fork.
 _FORK_TIMEOUT_S = 120
 
 
 class _CannotTakePart(Exception):
-    """A client cannot do its part; ``doing`` says which part, the text says why."""
+    """A client cannot do a task; ``doing`` is the task, and the text is the reason."""
 
     def __init__(self, doing: str, text: str) -> None:
         super().__init__(text)
@@ -36,9 +36,9 @@ class _CannotTakePart(Exception):
 
 
 def rehearse(experiment: Experiment) -> None:
-    """Let a client answer the first message of the run on a copy of the model; nothing of it is kept.
+    """Let a client answer the first message of the run on a copy of the model, and discard the reply.
 
-    The client trains on two samples, and on one where some client has a batch of one. Where possible this happens in a
+    The client trains on two samples, and on one sample if some client has a batch of one. If possible this happens in a
     fork, so that a client that ends its process does not end the run without a message.
 
     Raises
@@ -49,7 +49,7 @@ def rehearse(experiment: Experiment) -> None:
     if not experiment.num_clients:
         return
     message = _first_message(experiment)
-    # Neither a GPU nor a SuperLink's connection survives a fork, nor do some of macOS's own libraries.
+    # A GPU, the connection of a SuperLink and some libraries of macOS do not survive a fork.
     forks = sys.platform == "linux" and experiment.device.type == "cpu" and not isinstance(experiment.grid, NodeGrid)
     try:
         with restored_generators():
@@ -63,33 +63,37 @@ def rehearse(experiment: Experiment) -> None:
 
 def _first_message(experiment: Experiment) -> Message:
     """Return the first message that the strategy sends in round 1."""
-    drawn = experiment.builder.build("sampling", experiment.train_cohort, Sequence, server_round=1)
-    cohort = CohortGrid(experiment.grid, sorted(set(drawn)))
+    sampled = experiment.builder.build("sampling", experiment.train_cohort, Sequence, server_round=1)
+    cohort = CohortGrid(experiment.grid, sorted(set(sampled)))
     config = ConfigRecord(dict(experiment.client_config(1)))
     hooks = Hooks(experiment.new_strategy(), experiment.config.seed)
     messages = hooks.configure_train(1, experiment.initial_arrays, config, cohort)
     if not messages:
-        raise InputError(f"strategy={experiment.choices['strategy']}: it sends no message in round 1, so nobody trains")
+        raise InputError(
+            f"strategy={experiment.choices['strategy']}: it sends no message in round 1, so no client trains"
+        )
     return messages[0]
 
 
 def _answer_in_a_fork(experiment: Experiment, message: Message) -> None:
     """Answer in a fork of this process.
 
-    What fails there without ending the fork is tried again here: some libraries work in a process but not in its fork,
-    such as autograd once its threads have started.
+    If it fails there without ending the fork, try again in this process: some libraries work in a process but not in
+    its fork, such as autograd after its threads have started.
     """
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # other threads may hold locks; the fork needs none of them
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # other threads may hold locks, which the fork does not need
         fork = context.Process(target=_answer_and_report, args=(theirs, experiment, message))
         fork.start()
     theirs.close()
     try:
         if not ours.poll(_FORK_TIMEOUT_S):
             log.warning(
-                "a client's first step takes more than %g s; it is tried again in the main process", _FORK_TIMEOUT_S
+                "the first step of a client takes more than %g s; trying again in the main process", _FORK_TIMEOUT_S
             )
             works = False
         else:
@@ -121,7 +125,7 @@ def _answer_and_report(connection: Connection, experiment: Experiment, message: 
 
 
 def _answer(experiment: Experiment, message: Message) -> None:
-    """Answer a message on two samples, and on one where some client has a batch of one."""
+    """Answer a message on two samples, and on one sample if some client has a batch of one."""
     training_data, data = experiment.training_data, experiment.data
     batch_size = experiment.config.local.batch_size
 
@@ -132,7 +136,7 @@ def _answer(experiment: Experiment, message: Message) -> None:
             samples = training_data.sample(partition_id, num_samples)
             clients = experiment.new_client_app(copy.deepcopy(experiment.model), samples, LocalWork(None, 1, 0))
             experiment.grid.try_out(clients, message, Context(1, 2, {"partition-id": 0}, RecordDict(), {}))
-        except InputError:  # the hardware's, not the client's
+        except InputError:  # from the hardware, not the client
             raise
         except (Exception, SystemExit) as error:
             hint = f" (the last batch of partitions {alone} is one sample; try another local.batch_size)"

@@ -1,4 +1,4 @@
-"""The request for a run: what the command line asks for, also as one string that another process can read."""
+"""The request for a run, which another process can read as one string."""
 
 import json
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from fedresearch.config.schema import Config, from_plain
 
 @dataclass(frozen=True)
 class RunRequest:
-    """What to run, where, and what was typed.
+    """An experiment to run, its directory, and the command for the record.
 
     Attributes
     ----------
@@ -25,9 +25,9 @@ class RunRequest:
     command : list of str
         The command that holds them, for the record.
     config_dirs : list of str
-        The folders of further options that it named, for the record.
+        The folders of further options in the command, for the record.
     may_resume : bool
-        Whether the directory may hold the run already. A finished run stays as it is; an unfinished one continues from
+        Whether the directory may already hold the run. A finished run stays unchanged; an unfinished one continues from
         its last checkpoint.
     """
 
@@ -40,11 +40,11 @@ class RunRequest:
     may_resume: bool = False
 
     def dumps(self) -> str:
-        """Return it as JSON."""
+        """Return the request as JSON."""
         return json.dumps({**vars(self), "config": asdict(self.config), "directory": str(self.directory)})
 
     @classmethod
     def loads(cls, text: str) -> "RunRequest":
-        """Return what :meth:`dumps` wrote."""
+        """Return the request that :meth:`dumps` wrote."""
         plain = json.loads(text)
         return cls(**{**plain, "config": from_plain(plain["config"]), "directory": Path(plain["directory"])})

@@ -1,4 +1,4 @@
-"""Whether a run that was begun may go on, and from where."""
+"""Whether a started run may resume."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -15,22 +15,22 @@ from fedresearch.runs.comparison import format_value
 from fedresearch.runs.record import RECORD, read_run
 from fedresearch.runs.record_fields import NEEDED_TO_RESUME, refuse_invalid_fields
 
-# They change no number of the rounds that are done.
+# They do not change the numbers of finished rounds.
 _MAY_CHANGE = ("federation.num_rounds", "federation.max_failures")
 
 
-def lasting_digest(config: Config) -> str:
-    """Return a config's digest, but for what may change as its run is resumed."""
+def digest_for_resume(config: Config) -> str:
+    """Return the digest of a config without the keys that may change on resume."""
     return digest(replace(config, federation=replace(config.federation, num_rounds=1, max_failures=0)))
 
 
 def is_unfinished(past: Mapping[str, Any], config: Config, directory: Path) -> bool:
-    """Return whether a run has anything left to do; print a line where it has not.
+    """Return whether a run has rounds left to do; print a line if not.
 
     Raises
     ------
     InputError
-        If the config is another than that of the run's beginning, but for what changes no number and more rounds.
+        If a key that changes the numbers differs from the run's record, except for more rounds.
     """
     refuse_invalid_fields(directory / RECORD, past, *NEEDED_TO_RESUME)
     changed = [
@@ -41,42 +41,42 @@ def is_unfinished(past: Mapping[str, Any], config: Config, directory: Path) -> b
     ]
     if changed:
         raise InputError(
-            f"{directory} was begun with {', '.join(changed)}; a run goes on with the numbers that it was begun with, "
-            "so leave these keys as they were, or start a new run"
+            f"{directory} started with {', '.join(changed)}; a resumed run must give the numbers that it started with; "
+            "restore these keys, or start a new run"
         )
     num_rounds, before = config.federation.num_rounds, past["config"]["federation"]["num_rounds"]
     _, rows = read_run(directory)
     done = len(rows)
     if past["status"] == "diverged" or (past["status"] == "finished" and num_rounds == before):
-        print(f"{directory} is {past['status']} after {done} rounds: there is nothing to do")
+        print(f"{directory} is {past['status']} after {done} rounds: nothing to do")
         return False
     least = max(done, before if past["status"] == "finished" else 0)
     if num_rounds < least:
         raise InputError(
-            f"{directory} is {past['status']} with federation.num_rounds={before} after {done} rounds, and "
-            f"federation.num_rounds={num_rounds} is fewer; try federation.num_rounds={least}"
+            f"{directory} is {past['status']} with federation.num_rounds={before} after {done} rounds, got "
+            f"federation.num_rounds={num_rounds}, which is fewer; try federation.num_rounds={least}"
         )
     return True
 
 
-def refuse_other_data(past: Mapping[str, Any], record: Mapping[str, Any]) -> None:
-    """Refuse to go on with other data, initial weights or draws than those of the run's beginning.
+def refuse_changed_data(past: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+    """Reject a resume if the data, the initial weights or the cohorts differ from the start of the run.
 
     Raises
     ------
     InputError
-        With what is other.
+        With the hash that differs.
     """
     for key in ("data_sha256", "partition_sha256", "validation_sha256", "initial_model_sha256", "sampling_sha256"):
         if past.get(key, record[key]) != record[key]:  # an older record may not have it
             raise InputError(
-                f"{key} is {record[key]}, and was {past[key]} when the run was begun: the data, the code or packages "
-                "have changed; bring them back, or start a new run"
+                f"{key} is {record[key]}, and was {past[key]} when the run started: the data, the code or packages "
+                "have changed; restore them, or start a new run"
             )
 
 
-def refuse_other_rates(experiment: Experiment, rows: Sequence[Row]) -> None:
-    """Refuse more rounds where that changes the learning rates of the rounds that are done.
+def refuse_changed_rates(experiment: Experiment, rows: Sequence[Row]) -> None:
+    """Reject more rounds if they would change the learning rates of finished rounds.
 
     Raises
     ------
@@ -87,12 +87,12 @@ def refuse_other_rates(experiment: Experiment, rows: Sequence[Row]) -> None:
         if row["local/lr"] != experiment.learning_rate(row["round"]):
             raise InputError(
                 f"with federation.num_rounds={experiment.config.federation.num_rounds} the learning rate of round "
-                f"{row['round']}, which is done, would be another; leave federation.num_rounds, or start a new run"
+                f"{row['round']}, which is finished, would change; restore federation.num_rounds, or start a new run"
             )
 
 
-def refuse_other_choice(past: Mapping[str, Any], config: Config, num_rounds: int) -> None:
-    """Refuse to choose the best round by another column, where rounds are done: their models were not kept for it.
+def refuse_changed_selection(past: Mapping[str, Any], config: Config, num_rounds: int) -> None:
+    """Reject another ``checkpoint.best`` after the first round: the models of finished rounds are not saved.
 
     Raises
     ------
@@ -103,5 +103,5 @@ def refuse_other_choice(past: Mapping[str, Any], config: Config, num_rounds: int
     if num_rounds and best != before:
         raise InputError(
             f"checkpoint.best is {format_value(best)}, and was {format_value(before)} in the {num_rounds} rounds "
-            "that are done, whose models are gone; leave it as it was, or start a new run"
+            "that are done, whose models are gone; restore it, or start a new run"
         )

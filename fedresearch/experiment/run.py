@@ -1,4 +1,4 @@
-"""One experiment's run, from the first check to the saved model."""
+"""Runs one experiment, from the first check to the saved model."""
 
 import logging
 import uuid
@@ -16,13 +16,18 @@ from fedresearch.config import digest
 from fedresearch.data.federated import FederatedData
 from fedresearch.data.plot import label_distribution_png, partition_csv
 from fedresearch.experiment.advice import advise, refuse_full_disk
-from fedresearch.experiment.checkpoints import refuse_unkept, restore
+from fedresearch.experiment.checkpoints import refuse_unsupported_state, restore
 from fedresearch.experiment.experiment import Experiment
 from fedresearch.experiment.preparation import prepare
-from fedresearch.experiment.recorder import Recorder, explained
+from fedresearch.experiment.recorder import Recorder, explain_failure
 from fedresearch.experiment.request import RunRequest
-from fedresearch.experiment.resuming import is_unfinished, refuse_other_choice, refuse_other_data, refuse_other_rates
-from fedresearch.experiment.selection import check_choices
+from fedresearch.experiment.resuming import (
+    is_unfinished,
+    refuse_changed_data,
+    refuse_changed_rates,
+    refuse_changed_selection,
+)
+from fedresearch.experiment.selection import check_selection
 from fedresearch.experiment.stopping import interruptible, stop_after_the_round
 from fedresearch.federation.measures import Row
 from fedresearch.federation.nodes import NodeGrid
@@ -39,22 +44,22 @@ log = logging.getLogger("fedresearch")
 
 
 def run_experiment(request: RunRequest, nodes: NodeGrid | None = None) -> None:
-    """Run an experiment in a directory of its own, or resume the one in that directory.
+    """Run an experiment in its own directory, or resume the run in that directory.
 
     Parameters
     ----------
     request : RunRequest
-        What to run, and where.
+        The experiment and its directory.
     nodes : NodeGrid, optional
         SuperNodes that wait for the experiment; None: the config's hardware.
 
     Raises
     ------
     InputError
-        If a part cannot be built as configured, the directory holds another run, more clients failed than may, the run
-        diverged, or a round trained nothing.
+        If a part cannot be built as configured, the directory holds another run, too many clients failed, the run
+        diverged, or no client trained in a round.
     Busy
-        If another process is at work in the directory.
+        If another process works in the directory.
     """
     directory = request.directory
     directory.mkdir(parents=True, exist_ok=True)
@@ -70,9 +75,9 @@ def run_experiment(request: RunRequest, nodes: NodeGrid | None = None) -> None:
         experiment = Experiment(request.config, request.choices, nodes)
         prepare(experiment)
         advise(experiment)
-        with experiment.grid:  # an experiment that cannot run claims no directory
-            refuse_unkept(experiment)
-            check_choices(experiment)
+        with experiment.grid:  # an experiment that cannot run leaves no record
+            refuse_unsupported_state(experiment)
+            check_selection(experiment)
             whence, patches = provenance(request.command)
             start = _resume(experiment, request, past, whence) if past else _begin(experiment, request, whence)
             _run_rounds(experiment, start, directory, patches)
@@ -80,7 +85,7 @@ def run_experiment(request: RunRequest, nodes: NodeGrid | None = None) -> None:
 
 @dataclass(frozen=True)
 class _Start:
-    """Where the rounds start: the run's record, and what the rounds before have left."""
+    """The start of the rounds: the run's record, and the results of earlier rounds."""
 
     record: dict[str, Any]
     history: History
@@ -97,24 +102,24 @@ def _begin(experiment: Experiment, request: RunRequest, whence: Mapping[str, Any
 
 
 def _resume(experiment: Experiment, request: RunRequest, past: Mapping[str, Any], whence: Mapping[str, Any]) -> _Start:
-    """Resume a run after its last checkpoint, if its rounds would have the same numbers."""
+    """Resume a run after its last checkpoint, if finished rounds would have the same numbers."""
     record = _record(experiment, request)
-    refuse_other_data(past, record)
+    refuse_changed_data(past, record)
     history, arrays = restore(experiment, request.directory)
     rows = read_rows(request.directory)[: history.num_rounds]
-    refuse_other_rates(experiment, rows)
-    refuse_other_choice(past, experiment.config, history.num_rounds)
+    refuse_changed_rates(experiment, rows)
+    refuse_changed_selection(past, experiment.config, history.num_rounds)
     resumed = [*past.get("resumed", ()), _resumption(past, whence, history)]
     return _Start({**past, **record, "resumed": resumed}, history, arrays, rows, is_resumed=True)
 
 
 def _run_rounds(experiment: Experiment, start: _Start, directory: Path, patches: Mapping[str, str]) -> None:
-    """Run the rounds that are left, and record them."""
+    """Run and record the rounds that are left."""
     run = RunDirectory(directory, start.record, start.history)
     trackers = TrackerGroup([experiment.tracker, Console()])  # a tracker's first lines stand above the progress bar
     recorder = Recorder(experiment, run, start.rows, trackers)
     grid, last = experiment.grid, start.rows[-1] if start.rows else None
-    # On a SuperLink this is in a ServerApp already, and whoever stops that does not wait for a round.
+    # On a SuperLink this already runs in a ServerApp, and whoever stops it does not wait for a round.
     on_nodes = isinstance(grid, NodeGrid)
     try:
         trackers.start(_run_info(experiment, start, directory))
@@ -131,7 +136,7 @@ def _run_rounds(experiment: Experiment, start: _Start, directory: Path, patches:
         trackers.log_model(directory / MODEL)
     except BaseException as error:
         recorder.close_after(error)
-        message = explained(error, directory)
+        message = explain_failure(error, directory)
         if message is None:
             raise
         raise message from error
@@ -139,7 +144,7 @@ def _run_rounds(experiment: Experiment, start: _Start, directory: Path, patches:
 
 
 def _run_info(experiment: Experiment, start: _Start, directory: Path) -> RunInfo:
-    """Return what trackers show of a run."""
+    """Return the information that trackers show about a run."""
     return RunInfo(
         directory=directory,
         run_id=start.record["id"],
@@ -153,7 +158,7 @@ def _run_info(experiment: Experiment, start: _Start, directory: Path) -> RunInfo
 
 
 def _record(experiment: Experiment, request: RunRequest) -> dict[str, Any]:
-    """Return what a run's record holds of the experiment and of what was typed."""
+    """Return the part of a run's record that describes the experiment and the command."""
     config, data = experiment.config, experiment.data
     facts = asdict(experiment.facts)
     return {
@@ -178,11 +183,11 @@ def _record(experiment: Experiment, request: RunRequest) -> dict[str, Any]:
 
 
 def _resumption(past: Mapping[str, Any], whence: Mapping[str, Any], after: History) -> dict[str, Any]:
-    """Return what a record holds of a resumption: when, after which round, and what has changed. Warn of a change."""
+    """Return a record's entry for a resume: its time, its round and the changes; warn about changes."""
     changed = {key: value for key, value in whence.items() if key != "command" and value != past.get(key)}
     other_code = any(_code(whence).get(key) != _code(past).get(key) for key in ("commit", "diff_sha256"))
     if other_code or changed.keys() & {"versions", "processor", "python"}:
-        log.warning("the code, its packages or the machine have changed since this run was begun: see run.json")
+        log.warning("the code, its packages or the machine have changed since this run started; see run.json")
     log.warning("resuming after round %d", after.num_rounds)
     return {"at": now(), "after_round": after.num_rounds, "command": whence["command"], **changed}
 

@@ -1,4 +1,4 @@
-"""What a run chooses by: whether the column is there, whose model it is of, and of which data."""
+"""Checks the columns that select the best round and stop the run: that they exist, for which model, on which data."""
 
 import logging
 from difflib import get_close_matches
@@ -11,15 +11,15 @@ from fedresearch.runs.columns import direction, expected_columns, is_declared
 log = logging.getLogger("fedresearch")
 
 
-def check_choices(experiment: Experiment) -> None:
-    """Hold ``checkpoint.best`` and ``federation.target_accuracy`` to what the experiment measures, before it starts.
+def check_selection(experiment: Experiment) -> None:
+    """Check that the experiment measures ``checkpoint.best`` and ``federation.target_accuracy``, before it starts.
 
-    What goes by the test split is named: whatever is chosen so has been fitted to it.
+    Warn if the test split decides: the result is then fitted to it.
 
     Raises
     ------
     InputError
-        If there is no such column, or it is of a global model that nobody trains.
+        If the column does not exist, or belongs to a global model that no client trains.
     """
     config, own = experiment.config, experiment.client_app.has_own_model
     best = config.checkpoint.best
@@ -44,7 +44,7 @@ def check_choices(experiment: Experiment) -> None:
             )
         if best.startswith("eval/"):
             log.warning(
-                "checkpoint.best=%s chooses the round on the test split, which cannot judge best.safetensors any more; "
+                "checkpoint.best=%s chooses the round on the test split, which can then not judge best.safetensors; "
                 "checkpoint.best=%s/%s chooses on the clients' validation data",
                 *(best, counts, measure),
             )
@@ -53,14 +53,13 @@ def check_choices(experiment: Experiment) -> None:
         chosen_by["federation.target_accuracy"] = "eval/accuracy"
         log.warning(
             "federation.target_accuracy ends the run by eval/accuracy, on the test split: the number of rounds is a "
-            "result, the accuracy of the last one is not"
+            "result, the accuracy of the last round is not"
         )
     for key, column in chosen_by.items():
         if own and column is not None and column.startswith(("eval/", "clients/")):
             _refuse_untrained(experiment, key, column)
             log.warning(
-                "%s goes by %s, which is of the global model; with strategy=%s the clients' own models are the result: "
-                "personal/%s",
+                "%s uses %s of the global model; with strategy=%s the clients' own models are the result: personal/%s",
                 *(key, column, experiment.choices["strategy"], measure),
             )
 
@@ -68,14 +67,14 @@ def check_choices(experiment: Experiment) -> None:
 def _refuse_untrained(experiment: Experiment, key: str, column: str) -> None:
     personal = sorted(experiment.personal)
     if personal:
-        shown = ", ".join(personal[:3]) + f" and {len(personal) - 3} more" * (len(personal) > 3)
+        listed = ", ".join(personal[:3]) + f" and {len(personal) - 3} more" * (len(personal) > 3)
         other = (
             "checkpoint.best=personal/" if key == "checkpoint.best" else "a report's --targets with --metric personal/"
         )
         measure = "eval_acc" if experiment.has_classes else "eval_loss"
         raise InputError(
-            f"{key} goes by {column} of a global model that nobody trains: with strategy="
-            f"{experiment.choices['strategy']} {shown} stay on the clients, and the global model has the initial ones; "
+            f"{key} uses {column} of a global model that no client trains: with strategy="
+            f"{experiment.choices['strategy']} {listed} stay on the clients, and the global model has initial values; "
             f"try {key}=null, and {other}{measure}"
         )
 
@@ -87,12 +86,12 @@ def _refuse_unknown(experiment: Experiment, column: str) -> None:
         own_models=experiment.client_app.has_own_model,
         dropped=experiment.config.federation.nonfinite == "drop",
     )
-    # A strategy that is not ours nor Flower's may measure more, in its aggregations.
+    # A strategy that is neither ours nor Flower's may measure more when it aggregates.
     if column in known or (column.startswith(("train/", "clients/")) and _measures_more(experiment)):
         return
     close = get_close_matches(column, known, n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
-    raise InputError(f"checkpoint.best={column} is no column of this run, which has {', '.join(known)}{hint}")
+    raise InputError(f"checkpoint.best={column} is not a column of this run, which has {', '.join(known)}{hint}")
 
 
 def _measures_more(experiment: Experiment) -> bool:

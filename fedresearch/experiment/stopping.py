@@ -1,4 +1,4 @@
-"""Ctrl-C, and the signals that schedulers and terminals send: once, the run ends after its round; twice, at once."""
+"""Ctrl-C and the signals of schedulers and terminals: the first ends the run after its round, the second at once."""
 
 import os
 import signal
@@ -8,30 +8,30 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-# Ctrl-C; a scheduler's end; a terminal that closes.
-_ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# As Slurm's --signal sends them, where nobody else listens: submitit does, to queue a job again.
-_ASKING_IF_FREE = (signal.SIGUSR1, signal.SIGUSR2)
+# Ctrl-C; the end of a scheduler's job; a closed terminal.
+_STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# Slurm's --signal sends them. Used only if free: submitit requeues jobs by them.
+_STOP_IF_FREE = (signal.SIGUSR1, signal.SIGUSR2)
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let each of the signals do what Ctrl-C does: raise ``KeyboardInterrupt``."""
-    with _heard_by(_interrupt):
+    """Let each signal raise ``KeyboardInterrupt``, as Ctrl-C does."""
+    with _handled_by(_interrupt):
         yield
 
 
 @contextmanager
 def stop_after_the_round() -> Iterator[Callable[[], bool]]:
-    """Give a function that says whether the run must end after its round.
+    """Yield a function that returns whether the run must end after its round.
 
-    In a thread, which the system does not interrupt, nothing changes; nor does a signal that is ignored, as Ctrl-C is
-    in a background job and SIGHUP under ``nohup``.
+    Nothing changes in a thread, which receives no signals. Ignored signals stay ignored: Ctrl-C in a background job,
+    SIGHUP under ``nohup``.
 
     Raises
     ------
     KeyboardInterrupt
-        When the user, or who stops this process, has no patience.
+        At the second signal.
     """
     asked: list[int] = []
 
@@ -41,7 +41,7 @@ def stop_after_the_round() -> Iterator[Callable[[], bool]]:
         asked.append(number)
         _say("stopping after this round; once more to stop at once")
 
-    with _heard_by(ask):
+    with _handled_by(ask):
         yield lambda: bool(asked)
 
 
@@ -50,11 +50,11 @@ def _interrupt(number: int, frame: Any) -> None:
 
 
 @contextmanager
-def _heard_by(handler: Callable[[int, Any], None]) -> Iterator[None]:
+def _handled_by(handler: Callable[[int, Any], None]) -> Iterator[None]:
     heard = []
     if threading.current_thread() is threading.main_thread():
-        heard = [number for number in _ASKING if signal.getsignal(number) not in (signal.SIG_IGN, None)]
-        heard += [number for number in _ASKING_IF_FREE if signal.getsignal(number) in (signal.SIG_DFL, _interrupt)]
+        heard = [number for number in _STOP if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+        heard += [number for number in _STOP_IF_FREE if signal.getsignal(number) in (signal.SIG_DFL, _interrupt)]
     before = {number: signal.signal(number, handler) for number in heard}
     try:
         yield
@@ -64,9 +64,9 @@ def _heard_by(handler: Callable[[int, Any], None]) -> Iterator[None]:
 
 
 def _say(line: str) -> None:
-    """Print a line at once, whatever the signal has interrupted and although the terminal may be closed."""
+    """Print a line at once, even if the signal interrupted another print or the terminal is closed."""
     with suppress(OSError):
         try:
             print(line, file=sys.stderr, flush=True)
-        except RuntimeError:  # in the midst of another line
+        except RuntimeError:  # in the middle of another line
             os.write(2, f"{line}\n".encode())
