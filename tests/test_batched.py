@@ -197,11 +197,11 @@ def test_compiled_and_not_are_one_arithmetic(request, run, overrides):
 @pytest.mark.slow
 def test_one_code_serves_all_rounds(run, monkeypatch, traced):
     """Whatever the learning rate; with a state, the first step's is another."""
-    from fedresearch.local import cohort
+    from fedresearch.local import stacked
 
     made = []
-    compile_code = cohort.compile_code
-    monkeypatch.setattr(cohort, "compile_code", lambda *arguments: made.append(1) or compile_code(*arguments))
+    compile_code = stacked.compile_code
+    monkeypatch.setattr(stacked, "compile_code", lambda *arguments: made.append(1) or compile_code(*arguments))
     run(*COMPILED, "schedule=inverse", "hardware=batched", "optimizer.momentum=0.9")
     assert len(made) == 2
 
@@ -210,14 +210,14 @@ def test_one_code_serves_all_rounds(run, monkeypatch, traced):
 def test_so_it_does_where_each_client_brings_samples_of_its_own(run, monkeypatch, traced):
     """Which are no views of one array, and of other sizes in another round's cohort."""
     from fedresearch.data.federated import FederatedData
-    from fedresearch.local import cohort
+    from fedresearch.local import stacked
 
     options = [*COMPILED, "dtype=float64", "federation.num_rounds=4", "federation.fraction_train=0.5"]
     together = run(*options, "hardware=batched")
     made, pools = [], []
-    compile_code, pool = cohort.compile_code, cohort._pool
-    monkeypatch.setattr(cohort, "compile_code", lambda *arguments: made.append(1) or compile_code(*arguments))
-    monkeypatch.setattr(cohort, "_pool", lambda tasks: pools.append(sum(len(t.y) for t in tasks)) or pool(tasks))
+    compile_code, pool = stacked.compile_code, stacked._pool
+    monkeypatch.setattr(stacked, "compile_code", lambda *arguments: made.append(1) or compile_code(*arguments))
+    monkeypatch.setattr(stacked, "_pool", lambda tasks: pools.append(sum(len(t.y) for t in tasks)) or pool(tasks))
     samples = FederatedData.train_samples
     monkeypatch.setattr(
         FederatedData, "train_samples", lambda self, i: tuple(tensor.clone() for tensor in samples(self, i))

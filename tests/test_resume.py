@@ -18,7 +18,7 @@ from fedresearch.experiment import checkpoints, resuming
 from fedresearch.experiment.experiment import Experiment
 from fedresearch.federation import client_app
 from fedresearch.hardware.cores import num_cores
-from fedresearch.local import cohort
+from fedresearch.local import stacked
 from fedresearch.runs.directory import RunDirectory
 from fedresearch.runs.loaded import load
 from fedresearch.runs.record import dump_record, read_record, read_rows
@@ -127,8 +127,8 @@ def test_hardware_may_change_on_the_way(tmp_path, whole, first, then):
 
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_batched_goes_on_to_the_same_bits(tmp_path, monkeypatch, compiled):
-    made, compile_code = [], cohort.compile_code
-    monkeypatch.setattr(cohort, "compile_code", lambda *arguments: made.append(compile_code(*arguments)) or made[-1])
+    made, compile_code = [], stacked.compile_code
+    monkeypatch.setattr(stacked, "compile_code", lambda *arguments: made.append(compile_code(*arguments)) or made[-1])
     check_resumed(tmp_path, "hardware=batched", f"hardware.compile={'auto' if compiled else 'false'}", *SCAFFOLD)
     assert len(made) == (2 if compiled else 0)  # each of the two runs its own
     resumed = killed(tmp_path / "whole", tmp_path / "other", checkpoint=2)
