@@ -1,0 +1,342 @@
+"""The documents: commands, files and code run as they are written, only shorter, and links lead somewhere."""
+
+import argparse
+import ast
+import importlib
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import ConfigCompositionException
+
+from fedresearch import main
+from fedresearch.errors import InputError
+from fedresearch.flower_app import command as app_command
+from tests import warm
+
+ROOT = Path(__file__).parents[1]
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
+}
+SHORTER = ["federation.num_rounds=1", "local.epochs=1"]
+# Of these, commands that need nothing from elsewhere run; those of the others are composed or parsed.
+RUN = ("README.md", *(f"docs/{name}.md" for name in ("getting-started", "configuration", "extending", "hardware")))
+FOREIGN = ("eval", "flower-superlink", "flower-supernode", "flwr", "git", "source", "wandb")  # not ours
+HYDRAS = re.compile(r"--(help|resolve)|hydra[./].*|.*(\$\{tuned:|interval\().*")
+
+
+def blocks(page, language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", PAGES[page], flags=re.MULTILINE | re.DOTALL)
+
+
+def commands(page):
+    for block in blocks(page, "bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+                words.pop(0)
+            if words:
+                yield words
+
+
+def files(page):
+    """A file is a block whose path is a comment at its beginning; Hydra wants its own comment first."""
+    for block in [*blocks(page, "python"), *blocks(page, "yaml")]:
+        named = re.match(r"(?:# @package .*\n)?# ((?:my_conf/\w+/)?\w+\.(?:py|yaml))\n", block)
+        if named:
+            yield named[1], block
+
+
+def of_ours(words):
+    """Return the arguments of a command of fedresearch, or None."""
+    for name in (["python", "-m", "fedresearch.main"], ["fedresearch"], ["./scripts/run"]):
+        if words[: len(name)] == name:
+            return words[len(name) :]
+    return None
+
+
+def place(page, folder):
+    for path, content in files(page):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(content)
+    return folder
+
+
+def execute(folder, *arguments):
+    env = {**os.environ, "HOME": str(folder)}
+    if arguments[:2] == (sys.executable, "-m"):
+        done = warm.python(*arguments[1:], cwd=folder, env=env)
+    else:
+        done = subprocess.run(arguments, cwd=folder, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout
+
+
+def fedresearch(folder, *arguments):
+    return execute(folder, sys.executable, "-m", "fedresearch.main", *arguments)
+
+
+VERBS = ("report", "sweep", "tune", "compare", "reproduce", "app")
+EVERY = {shlex.join(words): (page, words) for page in PAGES for words in commands(page)}
+RUNNING = {
+    shlex.join(arguments): (page, arguments)
+    for page in RUN
+    for arguments in map(of_ours, commands(page))
+    if arguments and arguments[0] not in (*VERBS, "-sc") and not arguments[0].startswith("resume=")
+}
+
+
+def test_they_are_found():
+    assert len(EVERY) >= 50
+    assert len(RUNNING) >= 15
+    assert [path for page in PAGES for path, _ in files(page)] == [
+        "clipping.py",
+        "my_conf/strategy/clipped.yaml",
+        "clipping.py",
+        "mine.py",
+        "dealing.py",
+        "my_conf/strategy/clipped.yaml",
+        "my_conf/schedule/warmup.yaml",
+        "my_conf/dataset/svhn.yaml",
+        "my_conf/dataset/noise.yaml",
+        "my_conf/model/net.yaml",
+        "my_conf/partitioner/dealt_out.yaml",
+        "my_conf/experiment/first.yaml",
+        "sweep.yaml",
+    ]
+
+
+class Parsed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("command", EVERY)
+def test_commands_are_understood(command, compose, tmp_path, monkeypatch):
+    page, words = EVERY[command]
+    arguments = of_ours(words)
+    if arguments is not None:
+        understand(arguments, place(page, tmp_path), compose, monkeypatch)
+    elif words[:2] == ["python", "-m"]:
+        parse(importlib.import_module(words[2].replace("benchmark", "benchmark.__main__")), words[2:], monkeypatch)
+    elif words[0].startswith("./scripts/"):
+        assert os.access(ROOT / words[0], os.X_OK)
+    elif words[:3] == ["pip", "install", "-e"]:
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        assert re.fullmatch(r"\.\[(\w+)\]", words[3])[1] in project["optional-dependencies"]
+    else:
+        assert words[0] in FOREIGN
+
+
+def understand(arguments, folder, compose, monkeypatch):
+    if arguments[:2] == ["sweep", "status"]:
+        assert len(arguments) == 3
+    elif arguments[:2] == ["sweep", "preflight"]:
+        understand(["-m", *arguments[2:]], folder, compose, monkeypatch)
+    elif arguments and arguments[0] in VERBS:
+        parse(main, ["fedresearch", *arguments], monkeypatch)
+    elif arguments and arguments[0] != "-sc":
+        monkeypatch.chdir(folder)
+        words = [word for word in arguments if not HYDRAS.fullmatch(word) and not word.startswith("resume=")]
+        own = folder / words[1] if words[:1] == ["--config-dir"] else None
+        words = [word for word in words if "=" in word]
+        words += [
+            word for word in own_sweep(words) if word.partition("=")[0] not in [w.partition("=")[0] for w in words]
+        ]
+        jobs = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(words), None)[0]
+        for job in jobs:
+            try:
+                compose(*job, config_dir=own)
+                return
+            except ConfigCompositionException:  # a key that this job's options do not have
+                if job is jobs[-1]:
+                    raise
+
+
+def own_sweep(words):
+    """Return the overrides of a preset that is a sweep of its own."""
+    for word in words:
+        preset = ROOT / "conf" / f"{word.replace('=', '/')}.yaml"
+        if word.startswith(("experiment=", "tune=")) and preset.exists():
+            sweeper = yaml.safe_load(preset.read_text()).get("hydra", {}).get("sweeper", {})
+            yield from (f"{key}={value}" for key, value in sweeper.get("params", {}).items())
+
+
+def parse(module, words, monkeypatch):
+    """Let a command's own parser take the words, and stop there."""
+
+    def parsing(original):
+        def parse_and_stop(*given):
+            original(*given)
+            raise Parsed
+
+        return parse_and_stop
+
+    parser = argparse.ArgumentParser
+    monkeypatch.setattr(app_command, "run", parsing(id))  # which is given what its parser took in
+    for method in ("parse_args", "parse_intermixed_args"):
+        monkeypatch.setattr(parser, method, parsing(getattr(parser, method)))
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(Parsed):
+        module.main()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", RUNNING)
+def test_commands_run(command, tmp_path):
+    page, arguments = RUNNING[command]
+    if "experiment=flower_tutorial" in arguments:  # its data come from the Hub
+        arguments = [*arguments, "--cfg", "job"]
+    elif not {"--help", "--cfg"} & set(arguments):
+        arguments = [*arguments, *(SHORTER if "local.epochs=null" not in arguments else SHORTER[:1])]
+    fedresearch(place(page, tmp_path), *arguments)
+
+
+@pytest.mark.slow
+def test_the_strategy_does_what_it_says(tmp_path):
+    """An outsider's strategy: with nothing to clip and the whole way to the mean it is FedAvg, up to one rounding."""
+    place("docs/extending.md", tmp_path)
+
+    def losses(*overrides):
+        arguments = ["--config-dir", "my_conf", *overrides, "federation.num_rounds=2", "local.epochs=1", "tracker=none"]
+        arguments += ["dtype=float64", f"hydra.run.dir=outputs/{len(list(tmp_path.glob('outputs/*')))}"]
+        rows = Path(fedresearch(tmp_path, *arguments).split()[-1], "metrics.jsonl").read_text().splitlines()
+        return [json.loads(row)["eval/loss"] for row in rows]
+
+    fedavg = losses("strategy=fedavg")
+    same = losses("strategy=clipped", "strategy.server.share=1.0", "strategy.client.max_norm=1e9")
+    assert same == pytest.approx(fedavg, rel=1e-9)
+    for other in ("strategy.server.share=0.5", "strategy.client.max_norm=0.1"):
+        assert losses("strategy=clipped", other) != pytest.approx(fedavg, rel=1e-2)
+
+
+def test_readmes_strategy_is_the_client_half_of_the_one_in_extending():
+    of_readme, of_extending = (
+        ast.parse(dict(files(page))["clipping.py"]) for page in ("README.md", "docs/extending.md")
+    )
+    halves = [next(n for n in m.body if getattr(n, "name", "") == "Clipped") for m in (of_readme, of_extending)]
+    correct = [next(n for n in half.body if getattr(n, "name", "") == "correct") for half in halves]
+    assert ast.dump(correct[0]) == ast.dump(correct[1])
+
+
+def test_another_image_set_of_the_hub_composes(tmp_path, compose):
+    place("docs/extending.md", tmp_path)
+    config, _ = compose("dataset=svhn", "model=lenet", config_dir=tmp_path / "my_conf")
+    assert config.dataset["name"] == "ufldl-stanford/svhn"
+    assert config.partitioner["partition_by"] == "label"
+
+
+@pytest.mark.slow
+def test_the_wandb_sweep_types_overrides(tmp_path):
+    """As W&B's agent does with what the server chose."""
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
+
+    sweep = yaml.safe_load((place("docs/tracking.md", tmp_path) / "sweep.yaml").read_text())
+    chosen = {"optimizer.lr": {"value": 0.25}, "strategy": {"value": "scaffold"}}
+    assert chosen.keys() == sweep["parameters"].keys()
+    assert f"`{sweep['metric']['name']}`" in PAGES["docs/columns.md"]
+    values = {**create_sweep_command_args({"args": chosen}), "env": ["env"], "program": [sweep["program"]]}
+    words = [word for part in sweep["command"] for word in values.get(part.strip("${}"), [part])]
+    assert words[1] == "python"
+    printed = execute(tmp_path, "env", sys.executable, *words[2:], "--cfg", "job")
+    assert yaml.safe_load(printed)["optimizer"]["lr"] == 0.25
+    assert "SCAFFOLD" in printed.upper()
+
+
+@pytest.mark.slow
+def test_the_code_runs_on_a_finished_run(tmp_path):
+    fedresearch(tmp_path, *SHORTER, "tracker=none", "hydra.run.dir=outputs/DATE_TIME")
+    (code,) = blocks("docs/run-directory.md", "python")
+    code += "print(len(curve), sum(p.numel() for p in model.parameters()), len(table))"
+    assert execute(tmp_path, sys.executable, "-c", code).split() == ["1", str(64 * 200 + 200 + 200 * 10 + 10), "1"]
+
+
+def test_the_message_is_the_one_that_is_printed(compose):
+    (message,) = blocks("docs/getting-started.md", "text")
+    with pytest.raises(InputError) as refused:
+        compose("federation.fraction_train=2")
+    assert f"error: {refused.value}\n" == message
+
+
+def test_every_option_is_named():
+    for path in (ROOT / "conf").glob("*/[!_]*.yaml"):
+        if path.parent.name != "partitioner":
+            assert re.search(rf"\b{path.stem}\b", PAGES["docs/configuration.md"]), path
+
+
+def test_readme_is_short():
+    assert len(PAGES["README.md"].splitlines()) <= 150
+
+
+def prose(text):
+    return re.sub(r"^```.*?^```$|`[^`\n]*`", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(text):
+    """Return the anchors of a page's headings, as a forge names them."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(PAGES[page])):
+        if re.match("https?:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (ROOT / page).parent / path if path else ROOT / page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target.read_text()), link
+
+
+def test_every_page_is_in_the_overview_and_on_the_site():
+    nav = (ROOT / ".zensical.toml").read_text()
+    for page in PAGES:
+        name = page.removeprefix("docs/")
+        if name != page and name != "README.md":
+            assert f'"{name}"' in nav
+            assert name == "mcmahan2017_table1_2nn.md" or f"]({name})" in PAGES["docs/README.md"]
+
+
+def test_the_site_builds_without_a_warning(tmp_path):
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    shutil.copy(ROOT / ".zensical.toml", tmp_path)
+    build = [Path(sys.executable).with_name("zensical"), "build", "--strict", "--config-file", ".zensical.toml"]
+    done = subprocess.run(build, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "build/site/index.html").exists()
+
+
+def test_the_walks_lead_through_the_code():
+    """Each `room/file.py:name` of the architecture is there."""
+    places = re.findall(r"`([\w/]+\.py):([\w.]+)`", PAGES["docs/architecture.md"])
+    assert len(places) >= 50
+    for path, name in places:
+        found = ast.parse((ROOT / "fedresearch" / path).read_text())
+        for part in name.split("."):
+            named = [n for n in ast.walk(found) if part in (getattr(n, "name", None), getattr(n, "id", None))]
+            assert named, f"{path}:{name}"
+            found = named[0]
+
+
+def test_every_room_is_described():
+    rooms = {path.stem for path in (ROOT / "fedresearch").iterdir() if path.stem.isidentifier()} - {"__init__"}
+    rooms -= {"__pycache__", "conf"}
+    table = PAGES["docs/architecture.md"].partition("## Rooms")[2].partition("## One round")[0]
+    assert rooms == set(re.findall(r"`(\w+)`(?=[^|\n]*\|.*\|$)", table, re.MULTILINE)) - {"Grid"}
+
+
+@pytest.mark.slow
+def test_run_works_from_any_folder(tmp_path):
+    assert "Examples:" in execute(tmp_path, ROOT / "scripts" / "run", "--help")
