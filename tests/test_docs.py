@@ -36,12 +36,17 @@ FOREIGN = ("eval", "flower-superlink", "flower-supernode", "flwr", "git", "sourc
 HYDRAS = re.compile(r"--(help|resolve)|hydra[./].*|.*(\$\{tuned:|interval\().*")
 
 
+def prose(text):
+    return re.sub(r"^```.*?^```$|`[^`\n]*`", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
 def blocks(page, language):
     return re.findall(rf"^```{language}\n(.*?)^```$", PAGES[page], flags=re.MULTILINE | re.DOTALL)
 
 
 def commands(page):
-    for block in blocks(page, "bash"):
+    indented = re.findall(r"^    ((?:fedresearch|python|pip|\./scripts/).*)$", prose(PAGES[page]), flags=re.MULTILINE)
+    for block in [*blocks(page, "bash"), *indented]:
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
             while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
@@ -277,10 +282,6 @@ def test_every_option_is_named():
 
 def test_readme_is_short():
     assert len(PAGES["README.md"].splitlines()) <= 150
-
-
-def prose(text):
-    return re.sub(r"^```.*?^```$|`[^`\n]*`", "", text, flags=re.MULTILINE | re.DOTALL)
 
 
 def anchors(text):
