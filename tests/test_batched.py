@@ -119,9 +119,9 @@ def test_a_clients_result_does_not_depend_on_the_order_and_the_others_of_its_chu
     [
         (
             ["model=resnet18", "model.norm=batch", "local.batch_size=0"],
-            "hardware=batched cannot train these clients (.*), though one at a time can be trained; try hardware=cpu",
+            "hardware=batched cannot train these clients (.*), which can be trained one at a time; try hardware=cpu",
         ),
-        (["local.keep_optimizer_state=true"], "optimizers start afresh in every round here"),
+        (["local.keep_optimizer_state=true"], "optimizers start anew in every round here"),
     ],
 )
 def test_what_cannot_be_batched_is_refused_before_the_run(compose, overrides, said):
@@ -324,7 +324,8 @@ def test_code_that_others_may_have_written_is_not_run(tmp_path, monkeypatch, no_
         lstat = Path.lstat
         monkeypatch.setattr(Path, "lstat", lambda path: os.stat_result((*lstat(path)[:4], 12345, *lstat(path)[5:])))
     with pytest.raises(
-        InputError, match=rf"{folder} (holds|cannot be written: File exists).*try cache_dir=DIR"
+        InputError,
+        match=rf"{folder} (must be a folder that only you can write|cannot be written: File exists).*try cache_dir=DIR",
     ) as told:
         keep_code_in(tmp_path)
     assert ("without TORCHINDUCTOR_CACHE_DIR" in str(told.value)) == (named and found != "a file")

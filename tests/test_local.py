@@ -160,5 +160,5 @@ def test_the_mean_loss_is_an_evaluations_at_any_parameters():
 
 def test_steps_that_cancel_out_are_refused():
     """With lr 1 and mu 2 each displacement is taken back: 1, 0, 1, 0, ..."""
-    with pytest.raises(ValueError, match=r"the local steps cancel out: lr \* mu must be below 1, got mu=2"):
+    with pytest.raises(ValueError, match=r"lr \* mu must be below 1, or the local steps cancel out, got mu=2"):
         drift(functools.partial(torch.optim.SGD, lr=1.0), 2, 2.0)

@@ -133,7 +133,7 @@ def test_a_head_that_the_model_does_not_have_is_refused(compose, strategy):
     with pytest.raises(InputError) as error:
         prepare(experiment)
     assert str(error.value) == (
-        f"strategy={strategy}: the head may be made of layers, layers.1, layers.3, got nonsense"
+        f"strategy={strategy}: the head may consist of layers, layers.1, layers.3, got nonsense"
     )
 
 

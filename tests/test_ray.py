@@ -68,7 +68,7 @@ def test_a_round_completes_with_the_same_bits_when_a_node_is_killed_in_its_midst
 
         monkeypatch.setattr(_Actor, "result", and_kill_the_node)
         # Nodes of a cluster have the machine's own address, at which conftest lets Python's sockets reach nothing.
-        monkeypatch.setattr("fedresearch.hardware.ray._knock", lambda address: None)
+        monkeypatch.setattr("fedresearch.hardware.ray._check_reachable", lambda address: None)
         with caplog.at_level(logging.WARNING, "fedresearch"):
             rows = run(*options, "hardware=ray", f"hardware.address={cluster.address}").numbers()
     finally:
@@ -84,7 +84,7 @@ def test_a_cluster_that_is_not_there_is_told_in_a_line(compose, monkeypatch, add
     monkeypatch.setattr("ray._private.services.find_gcs_addresses", cache(set))  # it finds those of other tests
     experiment = Experiment(*compose("hardware=ray", "tracker=none", f"hardware.address={address}"))
     with (
-        pytest.raises(InputError, match=f"there is no Ray cluster at hardware.address={address}"),
+        pytest.raises(InputError, match=f"no Ray cluster answers at hardware.address={address}"),
         experiment.grid,
     ):
         pass

@@ -210,14 +210,16 @@ def test_a_client_whose_worker_dies_runs_again_from_the_state_it_had(tmp_path, c
         assert metrics(replies, "partition") == list(range(6))
         assert len(set(metrics(ask(grid), "pid"))) == 2
     said = [record.message for record in caplog.records]
-    assert said == ["a worker died (killed by signal 9, Killed: out of memory?) at the client of partition 3"]
+    assert said == ["a worker died (killed by signal 9, Killed: out of memory?) while it ran the client of partition 3"]
 
 
 def test_a_client_whose_workers_keep_dying_is_an_error_reply():
     with WorkerGrid(Counting(), 4, workers=2) as grid:
         replies = ask(grid, die=2)
         assert [reply.has_error() for reply in replies] == [False, False, True, False]
-        assert replies[2].error.reason == "3 workers died of it (killed by signal 9, Killed: out of memory?)"
+        assert (
+            replies[2].error.reason == "3 workers died while they ran it (killed by signal 9, Killed: out of memory?)"
+        )
         assert metrics(ask(grid), "n") == [2, 2, 1, 2]
 
 

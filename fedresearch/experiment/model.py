@@ -18,7 +18,7 @@ from fedresearch.config.schema import Config
 from fedresearch.errors import InputError, named, one_line
 from fedresearch.experiment.builder import Builder, refuse_foreign
 from fedresearch.federation.records import sha256, tensor_record, view
-from fedresearch.local.state_names import forget_statistics
+from fedresearch.local.state_names import remove_running_statistics
 from fedresearch.runs.checkpoint import write_arrays
 from fedresearch.runs.directory import MODEL, write_whole
 from fedresearch.runs.files import refuse_irregular, unreadable
@@ -36,7 +36,7 @@ def build_model(config: Config, choices: Mapping[str, str | None]) -> Module:
     given = {"input_shape": tuple(declared["input_shape"]), "num_classes": declared["num_classes"]}
     model = Builder(choices).build("model", config.model, Module, **given)
     if config.strategy["buffers"] == "drop":
-        forget_statistics(model)
+        remove_running_statistics(model)
     return model.double() if config.dtype == "float64" else model
 
 

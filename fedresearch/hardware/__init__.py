@@ -1,1 +1,1 @@
-"""Where the ClientApps run: one Flower Grid a module."""
+"""Where the ClientApps run: each module is one Flower Grid, or a part of several."""

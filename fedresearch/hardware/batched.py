@@ -1,4 +1,4 @@
-"""The clients in this process, many at once."""
+"""Clients that train in this process, many at once."""
 
 import logging
 import traceback
@@ -20,25 +20,25 @@ log = logging.getLogger("fedresearch")
 
 
 class BatchedGrid(InProcessGrid):
-    """A Grid whose clients train together, many steps in one call; all else they do one after another.
+    """A Grid whose clients train together, with the steps of many in one call, and evaluate one after another.
 
     Parameters
     ----------
     client_app : Clients
-        What every client runs.
+        The app of every client.
     num_supernodes : int
         Number of clients.
     chunk : int or "auto"
-        Clients a call; auto: as many as fit a core's cache.
+        Clients in one call; auto: as many as fit a core's cache.
     compile : "auto" or False
-        Whether to compile the step, where there is a compiler.
+        Whether to compile the step; auto: if a compiler is installed.
     cache_dir : str
-        Where the compiled code is kept.
+        Folder of the compiled code.
 
     Raises
     ------
     InputError
-        If other users may have written what is kept there.
+        If other users may have written into this folder.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class BatchedGrid(InProcessGrid):
         self._trainer = StackedTrainer(None if chunk == "auto" else chunk, compile == "auto", self._largest)
 
     def _answer(self, messages: Sequence[Message]) -> Iterable[Message]:
-        """Let the clients train together, and do all else one after another."""
+        """Train the clients together, and answer other messages one after another."""
         if any(message.metadata.message_type != MessageType.TRAIN for message in messages):
             return super()._answer(messages)
         contexts = [self._context(message) for message in messages]
@@ -73,7 +73,7 @@ class BatchedGrid(InProcessGrid):
         return replies
 
     def try_out(self, app: ClientApp, message: Message, context: Context) -> None:
-        """Let two clients of an app train together, uncompiled.
+        """Train two clients of an app together, without compiling the step.
 
         Raises
         ------
@@ -85,13 +85,13 @@ class BatchedGrid(InProcessGrid):
         try:
             app.train_clients([message] * 2, [context, _copy(context)], StackedTrainer(2, False, self._largest))
         except Exception as error:
-            why = one_line(error).partition(". ")[0]  # vmap's advice is for who writes it
+            reason = one_line(error).partition(". ")[0]  # without vmap's advice, which is for programmers
             raise InputError(
-                f"hardware=batched cannot train these clients ({why}), though one at a time can be trained; "
+                f"hardware=batched cannot train these clients ({reason}), which can be trained one at a time; "
                 "try hardware=cpu or hardware=workers"
             ) from error
 
 
 def _copy(context: Context) -> Context:
-    """Return a context whose state can be changed without the other's: clients replace records, and change none."""
+    """Return a context with a copy of the state; clients replace its records and never write into them."""
     return Context(context.run_id, context.node_id, context.node_config, context.state.copy(), context.run_config)

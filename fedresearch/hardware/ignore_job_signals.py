@@ -1,6 +1,6 @@
-"""Imported, it lets this process, and what it forks, outlive the signals that are sent to all of a job at once.
+"""Importing this module makes the process and its forks ignore the signals that a scheduler sends to a whole job.
 
-The main process ends its workers; they must not go before it has finished its round.
+The main process stops its workers; they must not end before it has finished its round.
 """
 
 import signal

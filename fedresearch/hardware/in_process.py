@@ -1,4 +1,4 @@
-"""The clients in this process, one after another."""
+"""Clients that run in this process, one after another."""
 
 import pickle
 from collections.abc import Iterable, Sequence
@@ -19,7 +19,7 @@ class InProcessGrid(OrderedGrid):
         context = self._context(message)
         if isinstance(self._client_app, Clients):
             reply, state = answer(self._client_app, message, context), context.state
-        else:  # it may write into what it is given, and go on writing into what it returned
+        else:  # it may write into its arguments, and later into what it returned
             message, context = pickle.loads(pickle.dumps((message, context), protocol=5))
             reply, state = pickle.loads(
                 pickle_reply(message, answer(self._client_app, message, context), context.state)

@@ -1,4 +1,4 @@
-"""What the hardware of one machine or cluster has in common: a Grid in partition order."""
+"""The Grid in partition order that all hardware of one machine or cluster extends."""
 
 import multiprocessing
 import pickle
@@ -19,35 +19,34 @@ from fedresearch.hardware.threads import limit_threads
 
 
 class OrderedGrid(Grid):
-    """A Grid that keeps what clients keep, with node ids, messages and replies all in partition order.
+    """A Grid that stores the clients' states; node ids, messages and replies are in partition order.
 
     It is a context manager: clients answer while it is open. The messages of a round share one content, and a client
-    that fails keeps the state that it had. Our own :class:`Clients` leave a content as it is and replace the records of
-    their state; any other ClientApp is given copies.
+    that fails keeps its previous state. Our own :class:`Clients` never write into a content and replace the records of
+    their state; any other ClientApp receives copies.
 
     Messages that several threads send at once, as Flower's old servers do, are answered together.
 
-    Everything runs on one thread of torch and of NumPy's BLAS, so that sums are formed in one order on any number of
-    cores.
+    Torch and NumPy's BLAS run on one thread each, so that the order of sums does not depend on the number of cores.
 
     Parameters
     ----------
     client_app : ClientApp
-        What every client runs.
+        The app of every client.
     num_supernodes : int
-        Number of clients. One that was never sent a message, or keeps nothing, costs nothing.
+        Number of clients. A client without a state uses no memory.
     run_config : mapping, optional
-        What clients find as ``context.run_config``.
+        The clients' ``context.run_config``.
 
     Attributes
     ----------
     states : dict of int to RecordDict
-        What clients keep from one message to the next, by node id.
+        The clients' nonempty states by node id.
     """
 
     def __init__(self, client_app: ClientApp, num_supernodes: int, run_config: UserConfig | None = None) -> None:
         limit_threads(1)
-        _forget_foreign_start_method()
+        _reset_foreign_start_method()
         self._client_app = client_app
         self._num_supernodes = num_supernodes
         self._run_config = run_config or {}
@@ -60,13 +59,13 @@ class OrderedGrid(Grid):
         be_server(run_id=1)
 
     def __enter__(self) -> Self:
-        """Get ready for messages."""
+        """Prepare for messages."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Let go of whatever the clients run on."""
+        """Release the resources of the clients."""
 
     def set_run(self, run: Run) -> None:
         """Keep the run."""
@@ -88,14 +87,14 @@ class OrderedGrid(Grid):
         return range(FIRST_NODE_ID, FIRST_NODE_ID + self._num_supernodes)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Let the addressed clients work, and return the messages' ids.
+        """Call the addressed clients, and return the ids of the messages.
 
-        An id follows from the node and from how many messages it was sent before, whatever others are sent.
+        An id depends only on the node and on the number of its earlier messages.
 
         Raises
         ------
         ValueError
-            If a message is to no node of :meth:`get_node_ids`, has no time to live, or comes twice; then none is sent.
+            If a message names a node outside :meth:`get_node_ids`, has expired, or occurs twice; then nothing is sent.
         """
         messages = list(messages)
         self._check(messages)
@@ -104,16 +103,16 @@ class OrderedGrid(Grid):
             set_message_id(message, str(self._num_messages[node_id] * self._num_supernodes + node_id))
             self._num_messages[node_id] += 1
         self._waiting.extend(messages)
-        with self._answering:  # whoever comes first answers for all who wait by then
+        with self._answering:  # the first thread answers the messages of all that wait by then
             waiting = [self._waiting.popleft() for _ in range(len(self._waiting))]
             for message, reply in zip(waiting, self._answer(waiting) if waiting else (), strict=True):
                 self._replies[message.metadata.message_id] = reply
         return [message.metadata.message_id for message in messages]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies to messages, in the messages' order; each is given once.
+        """Return the replies to messages, in the messages' order; each reply can be pulled once.
 
-        Of an id that no message has, or whose reply was given, the reply is Flower's error.
+        For an unknown id, or one whose reply was pulled before, the reply is Flower's error.
         """
         return [
             self._replies.pop(id_) if id_ in self._replies else unknown_message(id_, self._run.run_id)
@@ -121,16 +120,16 @@ class OrderedGrid(Grid):
         ]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Push and pull in one; there is nothing to wait for."""
+        """Push messages and pull their replies, without waiting."""
         return self.pull_messages(self.push_messages(messages))
 
     def try_out(self, app: ClientApp, message: Message, context: Context) -> None:
-        """Let an app answer a message as its clients would here, and keep nothing of it."""
+        """Call an app with a message as its clients would here, and discard the reply."""
         app(message, context)
 
     @abstractmethod
     def _answer(self, messages: Sequence[Message]) -> Iterable[Message]:
-        """Return the clients' replies in the messages' order, and keep what they put into their contexts."""
+        """Return the clients' replies in the messages' order, and store the states of their contexts."""
 
     def _context(self, message: Message) -> Context:
         """Return the context of a message's client."""
@@ -144,18 +143,18 @@ class OrderedGrid(Grid):
         )
 
     def _check(self, messages: Sequence[Message]) -> None:
-        """Raise a ``ValueError`` for what a SuperLink would not send."""
+        """Raise a ``ValueError`` for messages that a SuperLink would refuse."""
         node_ids = self.get_node_ids()
         for message in messages:
             if message.metadata.dst_node_id not in node_ids:
                 raise ValueError(
-                    f"no client has the node id {message.metadata.dst_node_id}; "
-                    f"get_node_ids() gives {node_ids[0]} to {node_ids[-1]}"
+                    f"a message must be to a node id from {node_ids[0]} to {node_ids[-1]} (get_node_ids()), "
+                    f"got {message.metadata.dst_node_id}"
                 )
             if message.metadata.ttl <= 0:
                 raise ValueError(f"a message must have a ttl > 0, got {message.metadata.ttl}")
         if len({id(message) for message in messages}) < len(messages):
-            raise ValueError("a message is in the list twice; make one for each time that it is sent")
+            raise ValueError("a message occurs twice in the list; create a new one for each time it is sent")
 
     @staticmethod
     def _partition_of(message: Message) -> int:
@@ -168,17 +167,17 @@ class OrderedGrid(Grid):
             self.states.pop(node_id, None)
 
 
-def _forget_foreign_start_method() -> None:
-    """Let processes be started in Python's default way, where the default is one that Python does not know.
+def _reset_foreign_start_method() -> None:
+    """Restore Python's default start method of processes if the current one is unknown to Python.
 
-    It is in joblib's jobs: neither a worker nor a DataLoader can be started so.
+    In joblib's jobs it is joblib's own, which starts neither a worker nor a DataLoader.
     """
     if multiprocessing.get_start_method(allow_none=True) not in (None, *multiprocessing.get_all_start_methods()):
         multiprocessing.set_start_method(None, force=True)
 
 
 def answer(app: ClientApp, message: Message, context: Context) -> Message:
-    """Return a client's reply; where it raises or ends itself, Flower's error."""
+    """Return a client's reply, or Flower's error if the client raises or exits."""
     try:
         reply = app(message, context)
         if not isinstance(reply, Message):
@@ -189,7 +188,7 @@ def answer(app: ClientApp, message: Message, context: Context) -> Message:
 
 
 def pickle_reply(message: Message, reply: Message, state: RecordDict) -> bytes:
-    """Return a reply and a state as bytes; where they cannot be, Flower's error."""
+    """Return a pickled reply and state, or a pickled Flower error if they cannot be pickled."""
     try:
         return pickle.dumps((reply, state), protocol=5)
     except Exception:

@@ -1,4 +1,4 @@
-"""A Ray cluster of this machine and for one run alone: only who has the run's token can use it."""
+"""A private Ray cluster on this machine for one run; using it requires the run's token."""
 
 import json
 import logging
@@ -24,10 +24,10 @@ _SOCKET = "/fr-12345678/r/session_2026-01-01_00-00-00_000000_1234567/sockets/pla
 
 @contextmanager
 def own_cluster() -> Iterator[None]:
-    """Start a cluster that listens on the loopback interface and wants a token, connect to it, and end it.
+    """Start a cluster that listens on the loopback interface and requires a token, connect to it, and stop it.
 
-    Ray has no option for either within a process: it puts the machine's own address in the place of loopback unless
-    clusters are switched off, as on macOS, and reads how to authenticate when it is imported.
+    ``ray.init`` has no option for either: it replaces loopback by the machine's own address unless clusters are
+    disabled, as on macOS, and reads the way to authenticate when it is imported.
 
     Raises
     ------
@@ -53,9 +53,9 @@ def own_cluster() -> Iterator[None]:
                 logging_level=logging.ERROR,
                 num_cpus=num_cores(),
                 include_dashboard=False,
-                _temp_dir=str(scratch.path / "r"),  # which Ray opens to everybody
+                _temp_dir=str(scratch.path / "r"),  # a folder that Ray makes readable for every user
             )
-        for daemon in _daemons():  # of which some would stay if this process is killed
+        for daemon in _daemons():  # some would survive if this process is killed
             scratch.kill_at_exit(daemon)
         yield
     finally:
@@ -65,7 +65,7 @@ def own_cluster() -> Iterator[None]:
 
 
 def _daemons() -> list[int]:
-    """Return the processes that this one started, and those that they did, but for Ray's workers, which come and go."""
+    """Return the descendants of this process without Ray's workers, which come and go."""
     command = ["ps", "-A", "-o", "pid=,ppid=,args="]
     listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     rows = [line.split(maxsplit=2) for line in listed.splitlines()]
@@ -80,13 +80,13 @@ def _daemons() -> list[int]:
 
 
 def _authenticate() -> None:
-    """Let Ray authenticate as the environment now says."""
+    """Set Ray's authentication from the environment."""
     Config.initialize(json.dumps({"AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled")}))
     AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _parent() -> str:
-    """Return where the cluster's folder goes: RAY_TMPDIR, as Ray has it, or where temporary files are, or /tmp."""
+    """Return the parent of the cluster's folder: RAY_TMPDIR, as for Ray, or that of temporary files, or /tmp."""
     chosen = os.environ.get("RAY_TMPDIR")
     folder = chosen or tempfile.gettempdir()
     if fits_sockets(folder, len(_SOCKET)):
@@ -94,6 +94,6 @@ def _parent() -> str:
     if chosen:
         raise InputError(
             f"RAY_TMPDIR={chosen} is too long for the paths of Ray's sockets; "
-            f"try one of at most {LONGEST_SOCKET - len(_SOCKET)} bytes, or unset it"
+            f"try a folder of at most {LONGEST_SOCKET - len(_SOCKET)} bytes, or unset it"
         )
     return "/tmp"

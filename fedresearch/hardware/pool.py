@@ -1,4 +1,4 @@
-"""The clients on several workers at once: who runs whom, and what happens when a worker dies."""
+"""Clients that run on several workers at once: the assignment of clients, and the replacement of dead workers."""
 
 import logging
 import math
@@ -17,44 +17,44 @@ from fedresearch.hardware.ordered import OrderedGrid
 
 log = logging.getLogger("fedresearch")
 
-# A client's round is given up when this many workers have died of it.
+# A client counts as failed in a round after it has killed this many workers.
 _MAX_DEATHS = 3
 
 
 class WorkerDied(Exception):
-    """A worker is no more; the text says of what."""
+    """A worker has died; the message contains the cause."""
 
 
 class Worker(Protocol):
-    """A process, here or elsewhere, that runs clients one after another in the order in which it is given them."""
+    """A process, here or elsewhere, that runs its tasks one after another in the order of submission."""
 
     name: str
-    """What a user finds it by, such as its process id."""
+    """A description with which a user can find it, such as its process id."""
 
     tasks: deque[int]
-    """What it was given and has not answered; it is at work on the first."""
+    """Its unanswered tasks; it works on the first."""
 
     def submit(self, task: int, metadata: Metadata, content: Any, context: Context) -> None:
-        """Give it a message, whose content was published, or raise :class:`WorkerDied`."""
+        """Submit a message, whose content was published, or raise :class:`WorkerDied`."""
 
     def result(self) -> tuple[Message, RecordDict]:
         """Return the reply to its first task, and the client's state after it, or raise :class:`WorkerDied`."""
 
     def stop(self) -> None:
-        """End it, whatever it is doing."""
+        """Stop it, even during a task."""
 
 
 class PoolGrid(OrderedGrid):
-    """A Grid whose clients run on workers: those that take longest first, each on the first worker that is free.
+    """A Grid whose clients run on workers: the longest first, each on the first free worker.
 
-    A worker that dies is replaced, and its client runs again from the state that it had: the round's numbers are the
-    same. A client whose workers keep dying is an error reply, as one that raises. One that does not answer is named
-    after a while, and waited for.
+    A dead worker is replaced, and its client runs again from its previous state, so that the round's numbers stay the
+    same. A client whose workers die repeatedly gets an error reply, like a client that raises. A warning names a client
+    that does not answer, and the Grid continues to wait for it.
 
     Attributes
     ----------
     warn_after_s : float
-        Seconds of a client's work after which it is named.
+        Seconds after which a warning names a client that has not answered.
     """
 
     warn_after_s: float = 600
@@ -65,69 +65,73 @@ class PoolGrid(OrderedGrid):
         self._workers: list[Any] = []
 
     @abstractmethod
-    def _renew(self) -> None:
-        """Start as many workers as there is room for, and are not there."""
+    def _start_missing(self) -> None:
+        """Start the missing workers, as many as there is room for."""
 
     @abstractmethod
     def _publish(self, content: RecordDict) -> Any:
-        """Put a content where every worker can read it."""
+        """Store a content where every worker can read it."""
 
     @abstractmethod
     def _ready(self) -> Iterable[Worker]:
-        """Wait a while until a worker has a result, or has died, and return those that have."""
+        """Wait for a limited time, and return the workers that have a result or have died."""
 
     def _answer(self, messages: Sequence[Message]) -> Iterable[Message]:
         contents = {id(message.content): message.content for message in messages}
         published = {key: self._publish(content) for key, content in contents.items()}
-        # A client's messages wait for each other: each finds the state that the one before left.
-        of_node: dict[int, deque[int]] = defaultdict(deque)
+        # A client's messages run one after another, each from the state after the previous one.
+        node_tasks: dict[int, deque[int]] = defaultdict(deque)
         for task, message in enumerate(messages):
-            of_node[message.metadata.dst_node_id].append(task)
-        first = [tasks.popleft() for tasks in of_node.values()]
+            node_tasks[message.metadata.dst_node_id].append(task)
+        first = [tasks.popleft() for tasks in node_tasks.values()]
         waiting = deque(sorted(first, key=lambda task: -self._cost(self._partition_of(messages[task]))))
         replies: dict[int, Message] = {}
         deaths: Counter[int] = Counter()
-        begun: dict[int, float] = {}
+        started: dict[int, float] = {}
 
-        def settle(task: int, reply: Message) -> None:
+        def finish(task: int, reply: Message) -> None:
             replies[task] = reply
             node_id = messages[task].metadata.dst_node_id
-            if of_node[node_id]:
-                waiting.appendleft(of_node[node_id].popleft())
+            if node_tasks[node_id]:
+                waiting.appendleft(node_tasks[node_id].popleft())
 
-        def bury(worker: Worker, reason: str) -> None:
+        def replace(worker: Worker, reason: str) -> None:
             self._workers.remove(worker)
-            self._renew()
+            self._start_missing()
             for task in reversed(worker.tasks):
                 waiting.appendleft(task)
             if not worker.tasks:
                 return
             task = worker.tasks[0]
-            begun.pop(task, None)
+            started.pop(task, None)
             deaths[task] += 1
-            log.warning("a worker died (%s) at the client of partition %s", reason, self._partition_of(messages[task]))
+            partition_id = self._partition_of(messages[task])
+            log.warning("a worker died (%s) while it ran the client of partition %s", reason, partition_id)
             if deaths[task] == _MAX_DEATHS:
                 waiting.popleft()
-                settle(task, client_error(f"{_MAX_DEATHS} workers died of it ({reason})", reply_to=messages[task]))
+                finish(
+                    task,
+                    client_error(f"{_MAX_DEATHS} workers died while they ran it ({reason})", reply_to=messages[task]),
+                )
 
-        def give() -> None:
-            # While many wait, a worker has its next task at hand when it is done with one.
-            for ahead in (1, 2):
+        def submit_waiting() -> None:
+            # While many tasks wait, a worker has a second one queued, so that it is never idle.
+            for depth in (1, 2):
                 for worker in list(self._workers):
-                    if len(worker.tasks) < ahead and len(waiting) > (ahead - 1) * len(self._workers):
+                    if len(worker.tasks) < depth and len(waiting) > (depth - 1) * len(self._workers):
                         task = waiting.popleft()
                         worker.tasks.append(task)
                         content = published[id(messages[task].content)]
                         try:
                             worker.submit(task, messages[task].metadata, content, self._context(messages[task]))
                         except WorkerDied as error:
-                            bury(worker, str(error))
+                            replace(worker, str(error))
 
-        def name_the_slow() -> None:
+        def warn_of_slow_clients() -> None:
             now = time.monotonic()
             for worker in self._workers:
-                if worker.tasks and now - begun.setdefault(worker.tasks[0], now) > self.warn_after_s:
-                    begun[worker.tasks[0]] = math.inf  # once
+                if worker.tasks and now - started.setdefault(worker.tasks[0], now) > self.warn_after_s:
+                    started[worker.tasks[0]] = math.inf  # warn once
                     log.warning(
                         "the client of partition %s has not answered for %.0f s (%s); "
                         "wait, or end the run with Ctrl-C twice",
@@ -136,18 +140,18 @@ class PoolGrid(OrderedGrid):
                         worker.name,
                     )
 
-        self._renew()
+        self._start_missing()
         while len(replies) < len(messages):
-            give()
-            name_the_slow()
+            submit_waiting()
+            warn_of_slow_clients()
             for worker in self._ready():
                 try:
                     reply, state = worker.result()
                 except WorkerDied as error:
-                    bury(worker, str(error))
+                    replace(worker, str(error))
                     continue
                 task = worker.tasks.popleft()
                 if not reply.has_error():
                     self._keep(messages[task].metadata.dst_node_id, state)
-                settle(task, reply)
+                finish(task, reply)
         return [replies[i] for i in range(len(messages))]

@@ -1,4 +1,4 @@
-"""The clients on a Ray cluster: actors of our own, on one machine or many."""
+"""Clients that run on a Ray cluster of one machine or many, in actors of our own."""
 
 import logging
 import os
@@ -13,7 +13,9 @@ from flwr.app import Context, Message, Metadata, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what Ray will do anyway, and warns of until then
+os.environ.setdefault(
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
+)  # Ray's future default, about which it warns until then
 
 import ray
 from ray.exceptions import ObjectLostError, RayActorError
@@ -30,26 +32,26 @@ from fedresearch.hardware.threads import be_deterministic, limit_threads
 class RayGrid(PoolGrid):
     """A Grid whose clients run on actors, as many as the cluster has room for.
 
-    What the ClientApp holds, and each round's global arrays, are put into the object store once. Nodes may go: their
-    clients run again elsewhere. Nodes that come are put to use.
+    The ClientApp is put into the object store once, and so are each round's global arrays. The clients of a lost node
+    run again elsewhere. New nodes are used as they join.
 
     Parameters
     ----------
     client_app : ClientApp
-        What every client runs; it must be picklable, and its code be there on every node.
+        The app of every client; it must be picklable, and its code must be installed on every node.
     num_supernodes : int
         Number of clients.
     address : str or None
-        The cluster's, as ``ray.init`` takes it; None: a cluster of this machine alone, for this run alone.
+        The cluster's address, as for ``ray.init``; None: a private cluster on this machine for this run.
     num_cpus, num_gpus : float
-        What an actor takes up; a client runs on the GPU where it has a share of one.
+        The resources of an actor; with a share of a GPU, its clients train there.
     run_config : mapping, optional
-        What clients find as ``context.run_config``.
+        The clients' ``context.run_config``.
 
     Raises
     ------
     InputError
-        On entry, if the cluster cannot be reached or has no room for an actor.
+        On entry, if the cluster cannot be reached or has too few resources for an actor.
     """
 
     def __init__(
@@ -67,12 +69,12 @@ class RayGrid(PoolGrid):
         self._app: ray.ObjectRef[ClientApp] | None = None
 
     def __enter__(self) -> Self:
-        """Connect, and start the actors; they get ready while this process goes on."""
+        """Connect, and start the actors, which prepare while this process continues."""
         with ExitStack() as stack:
             stack.enter_context(own_cluster() if self._address is None else _cluster_at(self._address))
             self._check_room()
             self._app = ray.put(self._client_app)
-            self._renew()
+            self._start_missing()
             self._stack = stack.pop_all()
         return self
 
@@ -86,7 +88,7 @@ class RayGrid(PoolGrid):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End the actors, and the cluster where it is this run's own."""
+        """Stop the actors, and the cluster if this run started it."""
         for worker in (*self._workers, *self._starting):
             worker.stop()
         self._workers.clear()
@@ -95,7 +97,7 @@ class RayGrid(PoolGrid):
         self._stack.close()
 
     def _num_slots(self) -> int:
-        """Return how many actors there is room for, each on one node."""
+        """Return the number of actors for which the cluster has room, each on one node."""
         needs = {"CPU": self._num_cpus, "GPU": self._num_gpus}
         return sum(
             min(int(node["Resources"].get(name, 0) / share) for name, share in needs.items() if share)
@@ -103,7 +105,7 @@ class RayGrid(PoolGrid):
             if node["Alive"]
         )
 
-    def _renew(self) -> None:
+    def _start_missing(self) -> None:
         wanted = min(self._num_slots(), self._num_supernodes) - len(self._workers)
         while len(self._starting) < wanted:
             self._starting.append(_Actor(self._app, self._num_cpus, self._num_gpus))
@@ -114,12 +116,12 @@ class RayGrid(PoolGrid):
         return ray.put(content)
 
     def _ready(self) -> Iterable[Worker]:
-        # One that has just been started may find no room, if a node is gone: it is given clients when it is there.
+        # A new actor may wait for room if a node was lost, so it gets tasks only once it has started.
         awaited = {worker.started: worker for worker in self._starting}
         awaited |= {worker.results[0]: worker for worker in self._workers if worker.results}
         done, _ = ray.wait(list(awaited), num_returns=1, timeout=1) if awaited else ([], [])
         if not done:
-            self._renew()  # nodes may have come or gone
+            self._start_missing()  # nodes may have joined or left
         ready = []
         for worker in (awaited[ref] for ref in done):
             if worker not in self._starting:
@@ -133,14 +135,14 @@ class RayGrid(PoolGrid):
 
 @contextmanager
 def _cluster_at(address: str) -> Iterator[None]:
-    """Connect to a cluster that is there."""
+    """Connect to an existing cluster."""
     try:
-        _knock(address)
+        _check_reachable(address)
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(
-            f"there is no Ray cluster at hardware.address={address} ({reason}); "
+            f"no Ray cluster answers at hardware.address={address} ({reason}); "
             "try hardware.address=null, or ray start --head"
         ) from error
     try:
@@ -149,15 +151,15 @@ def _cluster_at(address: str) -> Iterator[None]:
         ray.shutdown()
 
 
-def _knock(address: str) -> None:
-    """Raise an ``OSError`` where nothing listens at an address; Ray would try for minutes."""
+def _check_reachable(address: str) -> None:
+    """Raise an ``OSError`` if nothing listens at an address; Ray itself retries for minutes."""
     host, _, port = address.rpartition(":")
     if host and port.isdecimal() and "://" not in host:
         socket.create_connection((host, int(port)), timeout=10).close()
 
 
 class _Actor:
-    """An actor, seen from the main process."""
+    """The main process's side of an actor."""
 
     def __init__(self, app: Any, num_cpus: float, num_gpus: float) -> None:
         self.name = "an actor of Ray"
@@ -193,7 +195,7 @@ class _Actor:
 
 
 class _Client:
-    """What an actor is."""
+    """The actor."""
 
     def __init__(self, app: ClientApp) -> None:
         limit_threads(1)
@@ -205,10 +207,10 @@ class _Client:
         self._content: tuple[Any, Any] = None, None
 
     def start(self) -> None:
-        """Say that it is there."""
+        """Return once the actor has started."""
 
     def answer(self, metadata: Metadata, content: list[Any], context: Context) -> tuple[Message, RecordDict]:
-        """Return a client's reply, and its state after it. The content is fetched once, if it is left as it is."""
+        """Return a client's reply and the state after it; our own app shares the fetched content of a round."""
         (ref,) = content
         if ref != self._content[0] or not isinstance(self._app, Clients):
             self._content = ref, ray.get(ref)

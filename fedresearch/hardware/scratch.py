@@ -1,4 +1,4 @@
-"""A folder for one run that only this user can enter, and that is gone when this process is, however it ends."""
+"""A temporary folder that only this user can read, and that is removed however this process ends."""
 
 import os
 import shutil
@@ -7,10 +7,10 @@ import tempfile
 from multiprocessing import util
 from pathlib import Path
 
-# The shorter limit of the path of a Unix socket: macOS's.
+# The longest path of a Unix socket on macOS, whose limit is below Linux's.
 LONGEST_SOCKET = 103
-# Ends when the pipe does, which is when the process that holds it does, and has noted till then what to kill. What is
-# killed may still write for a moment.
+# Reads the processes to kill until the pipe closes, which is when this process ends. A killed process may still write
+# for a moment.
 _WATCH = """\
 trap '' HUP INT TERM
 processes=
@@ -26,14 +26,14 @@ done
 class Scratch:
     """A folder of mode 0700, and processes that must end with this one.
 
-    A shell in a session of its own kills them and removes the folder, should this process be killed.
+    A shell in its own session kills them and removes the folder if this process is killed.
 
     Parameters
     ----------
     prefix : str
-        What its name begins with.
+        The beginning of the folder's name.
     parent : str, optional
-        Where to make it; None: where temporary files are.
+        Folder in which to create it; None: that of temporary files.
 
     Attributes
     ----------
@@ -53,34 +53,34 @@ class Scratch:
         )
 
     def kill_at_exit(self, process: int) -> None:
-        """Let a process, or with the sign changed a process group, end with this process."""
+        """Kill a process, or with a negative id a process group, when this process ends."""
         assert self._watch.stdin is not None
         self._watch.stdin.write(f"{process}\n".encode())
         self._watch.stdin.flush()
 
     def close(self) -> None:
-        """Remove the folder; whoever started the processes has ended them."""
+        """Remove the folder; the processes have been stopped before."""
         self._watch.kill()
         self._watch.communicate()
         shutil.rmtree(self.path, ignore_errors=True)
 
 
 def write_secret(path: Path, content: str) -> None:
-    """Write a file that at no moment anybody else can read."""
+    """Write a file that no other user can read at any moment."""
     path.touch(0o600, exist_ok=False)
     path.write_text(content, encoding="utf-8")
 
 
 def fits_sockets(folder: str, length: int) -> bool:
-    """Return whether a folder's path is short enough for a socket whose path in it has so many bytes."""
+    """Return whether a socket with a path of ``length`` bytes below a folder is within the limit of sockets."""
     return len(os.fsencode(folder)) + length <= LONGEST_SOCKET
 
 
 def shorten_multiprocessing() -> None:
-    """Let multiprocessing put its sockets into /tmp where the path of temporary files is too long for them."""
+    """Put multiprocessing's sockets into /tmp if the path of temporary files is too long for them."""
     if not fits_sockets(tempfile.gettempdir(), len("/pymp-12345678/listener-12345678")):
         usual, tempfile.tempdir = tempfile.tempdir, "/tmp"
         try:
-            util.get_temp_dir()  # which is made once for a process, and inherited
+            util.get_temp_dir()  # created once for a process and its children
         finally:
             tempfile.tempdir = usual

@@ -1,4 +1,4 @@
-"""Objects that several processes read from one piece of memory."""
+"""Objects in memory that several processes map."""
 
 import mmap
 import os
@@ -11,19 +11,19 @@ _ALIGNMENT = 64
 
 
 class SharedObject:
-    """An object, pickled once into memory that has no name: nothing of it can be left behind.
+    """An object, pickled once into anonymous memory, which the system frees with its last process.
 
     Parameters
     ----------
     content : Any
-        The object. NumPy arrays in it are not copied again by those who map it.
+        The object. Processes that map it do not copy its NumPy arrays.
 
     Attributes
     ----------
     fd : int
         The memory's file descriptor, for :func:`map_shared`.
     sizes : list of int
-        Bytes of the parts in it.
+        Sizes of its parts in bytes.
     """
 
     def __init__(self, content: Any) -> None:
@@ -39,12 +39,12 @@ class SharedObject:
                 memory[start : start + part.nbytes] = part
 
     def close(self) -> None:
-        """Let go of the memory; who has mapped it keeps it."""
+        """Release the memory; processes that have mapped it keep it."""
         os.close(self.fd)
 
 
 def map_shared(fd: int, sizes: Sequence[int]) -> list[memoryview]:
-    """Return the parts of shared memory, and close its descriptor; what is written into them stays in this process."""
+    """Map the parts of shared memory, and close its descriptor; writing into a part changes it in this process only."""
     *starts, total = _bounds(sizes)
     memory = memoryview(mmap.mmap(fd, total, access=mmap.ACCESS_COPY))
     os.close(fd)

@@ -1,4 +1,4 @@
-"""The clients on the cores of this machine: persistent processes, one client at a time each."""
+"""Clients that run on the cores of this machine, in persistent processes that run one client at a time."""
 
 import multiprocessing
 import os
@@ -29,28 +29,28 @@ from fedresearch.hardware.scratch import shorten_multiprocessing
 from fedresearch.hardware.shared import SharedObject, load_shared, map_shared
 from fedresearch.hardware.threads import limit_threads
 
-# How long processes may take to end themselves before they are killed.
+# Seconds that processes have to exit before they are killed.
 _STOP_TIMEOUT_S = 5
 
 
 class WorkerGrid(PoolGrid):
-    """A Grid whose clients run in processes of their own.
+    """A Grid whose clients run in worker processes.
 
-    The processes are started once. What the ClientApp holds, and each round's global arrays, are pickled once into
-    memory that all of them map.
+    The processes are started once. The ClientApp is pickled once into memory that all of them map, and so are each
+    round's global arrays.
 
     Parameters
     ----------
     client_app : ClientApp
-        What every client runs; it must be picklable.
+        The app of every client; it must be picklable.
     num_supernodes : int
         Number of clients.
     workers : int or "auto"
-        Number of processes, but no more than clients; auto: the cores that this process may use.
+        Number of processes, at most the number of clients; auto: the cores that this process may use.
     threads : int
-        Torch threads of a process. With more than one, sums may be formed in another order.
+        Torch threads of a process. More than one may change the order of sums.
     run_config : mapping, optional
-        What clients find as ``context.run_config``.
+        The clients' ``context.run_config``.
     """
 
     def __init__(
@@ -65,30 +65,30 @@ class WorkerGrid(PoolGrid):
         self._num_workers = min(max(1, num_cores() // threads) if workers == "auto" else workers, num_supernodes)
         self._threads = threads
         self._starter = multiprocessing.get_context("forkserver")
-        # torch imports its compiler with a process's first optimizer, which would take each worker a second.
+        # torch imports its compiler with a process's first optimizer, which would cost each worker a second.
         self._starter.set_forkserver_preload([__name__, "fedresearch.hardware.ignore_job_signals", "torch._dynamo"])
         shorten_multiprocessing()
-        forkserver.ensure_running()  # imports take seconds: let them begin
+        forkserver.ensure_running()  # its imports take seconds, so start them now
         self._app: SharedObject | None = None
         self._published: list[SharedObject] = []
 
     def __enter__(self) -> Self:
-        """Start the processes; they get ready while this one goes on."""
+        """Start the processes, which prepare while this one continues."""
         self._app = SharedObject(self._client_app)
-        self._renew()
+        self._start_missing()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End the processes, whatever they are doing."""
+        """Stop the processes, even during a task."""
         for worker in self._workers:
-            worker.connection.close()  # at which they end themselves
+            worker.connection.close()  # upon which they exit
         deadline = time.monotonic() + _STOP_TIMEOUT_S
         for worker in self._workers:
             worker.stop(max(0, deadline - time.monotonic()))
         self._workers.clear()
-        self._forget()
+        self._close_published()
         if self._app is not None:
             self._app.close()
 
@@ -96,13 +96,13 @@ class WorkerGrid(PoolGrid):
         try:
             return super()._answer(messages)
         finally:
-            self._forget()
+            self._close_published()
 
-    def _forget(self) -> None:
+    def _close_published(self) -> None:
         while self._published:
             self._published.pop().close()
 
-    def _renew(self) -> None:
+    def _start_missing(self) -> None:
         assert self._app is not None, "the grid is not open"
         while len(self._workers) < self._num_workers:
             self._workers.append(_Process(self._starter, self._app, self._threads))
@@ -117,7 +117,7 @@ class WorkerGrid(PoolGrid):
 
 
 class _Process:
-    """A worker process, seen from the main one."""
+    """The main process's side of a worker process."""
 
     def __init__(self, starter: ForkServerContext, app: SharedObject, threads: int) -> None:
         self.tasks: deque[int] = deque()
@@ -126,7 +126,7 @@ class _Process:
         self._process.start()
         self.name = f"process {self._process.pid}"
         theirs.close()
-        with suppress(OSError):  # it has died already, as will be seen when it is given a client
+        with suppress(OSError):  # it has died already, which the first submission detects
             self._share(app)
 
     def submit(self, task: int, metadata: Metadata, content: SharedObject, context: Context) -> None:
@@ -147,7 +147,7 @@ class _Process:
         return reply, state
 
     def stop(self, timeout_s: float = _STOP_TIMEOUT_S) -> None:
-        self.connection.close()  # at which the process ends itself
+        self.connection.close()  # upon which the process exits
         self._process.join(timeout_s)
         if self._process.is_alive():
             self._process.kill()
@@ -160,17 +160,19 @@ class _Process:
     def _end(self) -> str:
         self.stop()
         code = self._process.exitcode
-        return f"exit code {code}" if code is None or code >= 0 else f"killed by signal {-code}, {_meaning(-code)}"
+        return (
+            f"exit code {code}" if code is None or code >= 0 else f"killed by signal {-code}, {_describe_signal(-code)}"
+        )
 
 
-def _meaning(number: int) -> str:
+def _describe_signal(number: int) -> str:
     return f"{signal.strsignal(number)}" + ": out of memory?" * (number == signal.SIGKILL)
 
 
 def _work(connection: Connection, threads: int) -> None:
-    """Answer messages until the main process closes the connection, or is no more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the main process ends this one
-    multiprocessing.current_process().daemon = False  # seen from here, so that a DataLoader may have workers of its own
+    """Answer messages until the main process closes the connection or ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the main one stops this one
+    multiprocessing.current_process().daemon = False  # in this process, so that a DataLoader may start workers
     limit_threads(threads)
     flower.quieten()
     inbox: SimpleQueue[Any] = SimpleQueue()
@@ -178,7 +180,7 @@ def _work(connection: Connection, threads: int) -> None:
     try:
         app = load_shared(inbox.get())
     except (Exception, SystemExit):
-        with suppress(OSError):  # another one has said so
+        with suppress(OSError):  # another worker has reported it
             connection.send_bytes(pickle.dumps((traceback.format_exc(), None)))
         return
     while True:
@@ -191,14 +193,14 @@ def _work(connection: Connection, threads: int) -> None:
         result = pickle_reply(message, answer(app, message, context), context.state)
         try:
             connection.send_bytes(result)
-        except OSError:  # the main process is no more
+        except OSError:  # the main process has ended
             return
-        if not isinstance(app, Clients):  # which may have written into it
+        if not isinstance(app, Clients):  # the app may have written into it
             content = load_shared(parts)
 
 
 def _receive(connection: Connection, inbox: "SimpleQueue[Any]") -> None:
-    """Take in what is sent while the client is at work, and end the process with the connection."""
+    """Receive messages while the client works, and exit when the connection closes."""
     try:
         while True:
             item = pickle.loads(connection.recv_bytes())

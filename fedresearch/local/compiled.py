@@ -1,4 +1,4 @@
-"""A step as compiled code: traced once, so that a call checks nothing and takes microseconds."""
+"""A training step as compiled code: traced once, so that a call has no checks and takes microseconds."""
 
 import gc
 import logging
@@ -17,31 +17,31 @@ from fedresearch.errors import InputError
 from fedresearch.local.train import MakeOptimizer
 from fedresearch.local.update import Tensors
 
-# Tensors to tensors; their number and shapes are those that it was traced with.
+# From tensors to tensors, with the number and shapes with which it was traced.
 Code = Callable[..., Sequence[Tensor]]
-# By parameter.
+# Optimizer states by parameter.
 States = Mapping[str, Tensors]
 
 
-# What names Inductor's folder.
+# The environment variable of Inductor's cache.
 _FOLDER = "TORCHINDUCTOR_CACHE_DIR"
 
 
 def keep_code_in(cache_dir: str | Path) -> None:
-    """Let Inductor keep its code in a folder that only this user may write: what is found there is run.
+    """Set Inductor's cache to a folder that only this user can write, since its code is executed.
 
-    Inductor's own default is a folder in /tmp that anybody may have made before. Where ``TORCHINDUCTOR_CACHE_DIR`` is
-    set, that folder is used, under the same condition.
+    Inductor's default is a folder in /tmp that any user may have created before. If ``TORCHINDUCTOR_CACHE_DIR`` is set,
+    it is used under the same condition.
 
     Parameters
     ----------
     cache_dir : path
-        Where the folder is, or is made.
+        The parent of the folder, which is created if missing.
 
     Raises
     ------
     InputError
-        If it cannot be made, or another user may have written into it.
+        If it cannot be created, or if another user can write into it.
     """
     folder = Path(os.environ.get(_FOLDER) or Path(cache_dir).expanduser() / f"compiled-{os.geteuid()}").absolute()
     try:
@@ -52,19 +52,19 @@ def keep_code_in(cache_dir: str | Path) -> None:
         raise InputError(f"{folder} cannot be written: {error.strerror}; try cache_dir=DIR") from error
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
         raise InputError(
-            f"{folder} holds compiled code that other users may have written, and is not used; remove it, or try "
+            f"{folder} must be a folder that only you can write, since its code is executed; remove it, or try "
             f"cache_dir=DIR{f' without {_FOLDER}' if os.environ.get(_FOLDER) else ''}, or hardware.compile=false"
         )
     os.environ[_FOLDER] = str(folder)
 
 
 def compile_code(function: Code, arguments: Sequence[Tensor]) -> Code:
-    """Return a function as compiled code for arguments of these shapes; Inductor keeps it on disk between processes.
+    """Return a function compiled for arguments of these shapes; Inductor caches the code on disk.
 
-    ``torch.compile`` checks before each call that nothing has changed, which takes longer than a small model's step.
+    ``torch.compile`` checks its assumptions before each call, which takes longer than a small model's step.
     """
     for name in ("torch.utils.cpp_extension", "torch._inductor.utils"):
-        logging.getLogger(name).setLevel(logging.ERROR)  # that there is no CUDA is no news
+        logging.getLogger(name).setLevel(logging.ERROR)  # they warn of missing CUDA
     graph = make_fx(function)(*arguments)
     for node in reversed(graph.graph.nodes):
         if "record_function" in str(node.target):  # the optimizer's marks for the profiler
@@ -73,18 +73,18 @@ def compile_code(function: Code, arguments: Sequence[Tensor]) -> Code:
     import torch._inductor
     from torch._inductor import codecache
 
-    if _FOLDER in os.environ:  # which Inductor does not heed for the headers that it compiles first
+    if _FOLDER in os.environ:  # Inductor ignores it for its precompiled headers
         codecache._HEADER_DIR = f"{os.environ[_FOLDER]}/precompiled_headers"
         codecache._HEADER_LOCK_DIR = f"{codecache._HEADER_DIR}/locks"
     code = torch._inductor.compile(graph, list(arguments))
-    # The compiler's modules outlive the run; until its end unfreezes them, nobody walks through them for garbage.
+    # The compiler's modules outlive the run, so the garbage collector skips them until the end of the run.
     gc.collect()
     gc.freeze()
     return code
 
 
 def optimize(make_optimizer: MakeOptimizer, params: Tensors, gradients: Tensors, state: States, lr: Tensor) -> States:
-    """Let a fresh optimizer move parameters in place, from a state of the last step, and return the state after.
+    """Update parameters in place by a new optimizer with the state of the last step, and return the new state.
 
     Parameters
     ----------
@@ -93,19 +93,19 @@ def optimize(make_optimizer: MakeOptimizer, params: Tensors, gradients: Tensors,
     params, gradients : mapping of str to Tensor
         The parameters and their gradients.
     state : mapping of str to mapping
-        By parameter; empty before the first step.
+        The optimizer's state by parameter; empty before the first step.
     lr : Tensor
-        The learning rate, ``()``. As a tensor, it is no constant of the traced code.
+        The learning rate, ``()``. It is a tensor so that the traced code does not contain its value.
 
     Raises
     ------
     ValueError
-        If the optimizer keeps what is no tensor.
+        If the optimizer's state contains values that are not tensors.
     """
     for name, gradient in gradients.items():
         params[name].grad = gradient
     dtype = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)  # of the count of steps, from which Adam's corrections follow
+    torch.set_default_dtype(torch.float64)  # for the count of steps, on which Adam's corrections depend
     try:
         optimizer = make_optimizer(list(params.values()))
         optimizer.state.update({params[name]: dict(entries) for name, entries in state.items()})
@@ -125,9 +125,9 @@ def optimize(make_optimizer: MakeOptimizer, params: Tensors, gradients: Tensors,
 
 
 class _TensorsForNumbers(TorchFunctionMode):
-    """Takes 0-dimensional tensors where an optimizer works with numbers, so that a trace does not freeze their values.
+    """Accepts 0-dimensional tensors where an optimizer uses numbers, so that a trace does not contain their values.
 
-    ``item`` returns the tensor, and ``add(x, alpha=tensor)`` multiplies: so does ``addcdiv(x, y, value=tensor)``.
+    ``item`` returns the tensor; ``add(x, alpha=tensor)`` and ``addcdiv(x, y, value=tensor)`` multiply by it.
     """
 
     def __torch_function__(

@@ -9,12 +9,12 @@ from fedresearch.local.update import Tensors
 
 
 class Forward:
-    """A model that computes with the parameters it is given.
+    """A model that computes with given parameters.
 
     Parameters
     ----------
     model : Module
-        The model. Its own parameters, ``params``, take the short way.
+        The model. A call with its own parameters, ``params``, calls it directly.
     """
 
     def __init__(self, model: Module) -> None:
@@ -24,7 +24,7 @@ class Forward:
     def __call__(self, params: Tensors, x: Tensor) -> Tensor:
         """Return the outputs for inputs ``(b, *input_shape)``.
 
-        Only a pass with the model's own parameters moves its running statistics.
+        Only a call with the model's own parameters updates its running statistics.
         """
         if params is self.params:
             return self._model(x)
@@ -32,7 +32,7 @@ class Forward:
         return functional_call(self._model, (dict(params), buffers), (x,))
 
     def features(self, params: Tensors, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the outputs, and what the model's last layer made them from, as ``(b, num_features)``."""
+        """Return the outputs, and the inputs of the model's last layer as ``(b, num_features)``."""
         seen: list[Tensor] = []
         hook = layers(self._model)[-1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         try:
@@ -40,5 +40,5 @@ class Forward:
         finally:
             hook.remove()
         if not seen:
-            raise ValueError("the model does not call its last layer, so that its features cannot be read")
+            raise ValueError("the model must call its last layer, whose inputs are the features; it did not")
         return outputs, seen[-1].flatten(start_dim=1)

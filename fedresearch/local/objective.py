@@ -1,4 +1,4 @@
-"""What a model is trained for and judged by, told by the targets' type."""
+"""The loss and the accuracy of a model, which follow from the type of the targets."""
 
 from collections.abc import Iterator, Mapping
 
@@ -8,7 +8,7 @@ from torch.func import functional_call
 from torch.nn import Module
 from torch.nn import functional as F
 
-# Samples in one forward pass of an evaluation. Fixed, so that sums are formed in one order everywhere.
+# Samples in one forward pass of an evaluation. It is fixed, so that the order of sums is the same everywhere.
 EVALUATION_BATCH = 1024
 
 
@@ -20,12 +20,12 @@ def losses(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def evaluate(model: Module, x: Tensor, y: Tensor) -> tuple[float, float | None]:
-    """Return the mean loss over samples, and the accuracy where the targets are classes.
+    """Return the mean loss over samples, and the accuracy if the targets are classes.
 
     Parameters
     ----------
     model : Module
-        The model, in training or evaluation mode; it is left in evaluation mode.
+        The model; it is in evaluation mode afterwards.
     x, y : Tensor
         Inputs ``(n, *input_shape)`` and targets ``(n, ...)``, with n at least 1.
     """
@@ -51,7 +51,7 @@ def mean_gradient(model: Module, params: Mapping[str, Tensor], x: Tensor, y: Ten
 
 
 def mean_loss(model: Module, params: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-    """Return the mean loss over samples, at given parameters, as ``Start.loss``; the model is left in training mode."""
+    """Return the mean loss over samples, at given parameters, as ``Start.loss``; the model then is in training mode."""
     total = torch.zeros((), dtype=torch.float64, device=x.device)
     model.eval()
     with torch.no_grad():
@@ -62,6 +62,6 @@ def mean_loss(model: Module, params: Mapping[str, Tensor], x: Tensor, y: Tensor)
 
 
 def _parts(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield samples in parts of about equal sizes: BatchNorm without running statistics refuses one sample."""
+    """Yield samples in parts of about equal sizes, since BatchNorm without running statistics refuses one sample."""
     num_parts = -(-len(y) // EVALUATION_BATCH)
     return zip(x.tensor_split(num_parts), y.tensor_split(num_parts), strict=True)

@@ -1,4 +1,4 @@
-"""A cohort's training, many clients' steps in one call: the same ``LocalUpdate`` under ``torch.func.vmap``."""
+"""Training of many clients with stacked parameters: the same ``LocalUpdate`` under ``torch.func.vmap``."""
 
 import functools
 import logging
@@ -20,30 +20,30 @@ from fedresearch.local.train import LocalWork, MakeOptimizer, Task, Trained, dri
 
 log = logging.getLogger("fedresearch")
 
-# Bytes that a chunk's parameters, gradients and what goes with them may take, to stay in a core's cache.
+# Bytes of a chunk's parameters, gradients and optimizer state that stay in a core's cache.
 _CACHE_BYTES = 2_500_000
 _COPIES = 4
 _LARGEST_CHUNK = 64
 
 
 class StackedTrainer:
-    """Trains tasks in chunks of a fixed number of clients, longest first.
+    """Trains tasks in chunks of a fixed number of clients, the longest first.
 
-    Shapes are fixed, so that a client's result does not depend on who else is in its chunk: short batches and short
-    chunks are padded, and what is padded is masked. A client that has taken its last step is left as it is while the
-    others of its chunk go on.
+    Shapes are fixed, so that a client's result does not depend on the other clients of its chunk: short batches and
+    short chunks are padded, and the padding is masked. A client stays unchanged after its last step while the rest of
+    its chunk continues.
 
-    The optimizer is the client's own, on the stacked parameters; it must work element by element, as SGD, Adam, AdamW
-    and Adagrad do.
+    The optimizer is the clients', on the stacked parameters; it must work element by element, as SGD, Adam, AdamW and
+    Adagrad do.
 
     Parameters
     ----------
     chunk : int or None
-        Clients a call; None: as many as fit a core's cache, but no more than the tasks are.
+        Clients in one call; None: as many as fit a core's cache, at most the number of tasks.
     compile : bool
-        Whether to compile the step. The first round then takes some seconds longer; the code is kept on disk.
+        Whether to compile the step. The first round then takes some seconds longer; the code is cached on disk.
     largest : int
-        Samples of the largest client: the size of a full batch.
+        Number of samples of the largest client: the size of a full batch.
     """
 
     def __init__(self, chunk: int | None, compile: bool, largest: int) -> None:
@@ -53,12 +53,12 @@ class StackedTrainer:
     def __call__(
         self, tasks: Sequence[Task], model: Module, *, optimizer: MakeOptimizer, work: LocalWork
     ) -> list[Trained]:
-        """Train all tasks, whose updates, stages and numbers from the server are the same.
+        """Train all tasks, which must share their update, stages and config.
 
         Raises
         ------
         ValueError
-            If an optimizer is to go on from its last round, or keeps what is no tensor.
+            If a task has an optimizer state, or if the optimizer's state contains values that are not tensors.
         RuntimeError
             If the model cannot be batched.
         """
@@ -67,7 +67,7 @@ class StackedTrainer:
         num_bytes = sum(tensor.nbytes for tensor in forward.params.values())
         fitting = max(1, min(_LARGEST_CHUNK, _CACHE_BYTES // (_COPIES * num_bytes), len(tasks)))
         chunk = self._chunk or fitting
-        # In an order that the messages' does not touch.
+        # In an order that does not depend on the order of the messages.
         order = sorted(range(len(tasks)), key=lambda i: (-len(tasks[i].y), tasks[i].batches_seed))
         x, y, starts = _pool(tasks)
         results: dict[int, Trained] = {}
@@ -90,7 +90,7 @@ class StackedTrainer:
     ) -> list[Trained]:
         first = tasks[0]
         if first.optimizer_state is not None:
-            raise ValueError("optimizers start afresh in every round here; try local.keep_optimizer_state=false")
+            raise ValueError("optimizers start anew in every round here; try local.keep_optimizer_state=false")
         make_optimizer = functools.partial(optimizer, lr=first.config["lr"])
         params = {name: _stack([task.start[name] for task in tasks], chunk) for name in forward.params}
         dtype = next(iter(params.values())).dtype
@@ -128,7 +128,7 @@ class StackedTrainer:
         if self._compiles:
             try:
                 return compile_code(function, arguments)
-            except Exception as error:  # of a dozen kinds; what is wrong with the model, the uncompiled step says
+            except Exception as error:  # of a dozen types; an error of the model occurs again in the uncompiled step
                 self._compiles = False
                 reason = str(error).strip().split("\n")[0]
                 log.warning("the step could not be compiled and runs uncompiled: %s", reason)
@@ -140,9 +140,9 @@ def _stack(tensors: Sequence[Tensor], chunk: int) -> Tensor:
 
 
 def _columns(fixed: Sequence[Any], chunk: int, like: Tensor) -> tuple[list[Tensor], list[int | None], TreeSpec]:
-    """Return what stays fixed for each client, leaf by leaf, stacked or, with the axis None, shared by all.
+    """Return the leaves of the clients' fixed values, their axes (None: shared by all, 0: stacked) and their structure.
 
-    Numbers are the same for all, and become tensors.
+    Numbers are the same for all clients, and become tensors.
     """
     flat, (spec, *_) = zip(*map(tree_flatten, fixed), strict=True)
     leaves: list[Tensor] = []
@@ -161,10 +161,10 @@ def _columns(fixed: Sequence[Any], chunk: int, like: Tensor) -> tuple[list[Tenso
 
 
 def _pool(tasks: Sequence[Task]) -> tuple[Tensor, Tensor, list[int]]:
-    """Return all tasks' samples in two arrays, and where in them each task's begin.
+    """Return all tasks' samples in two arrays, and the index of each task's first sample.
 
-    Where they are views of two arrays, as ``FederatedData`` gives them, these are the two: nothing is copied. Where
-    not, they are copied into two whose length is a power of two, so that few shapes are compiled over the rounds.
+    If the samples are views of two arrays, as those of ``FederatedData``, these are returned without a copy. Otherwise
+    the samples are copied into arrays whose length is a power of two, so that few shapes are compiled over the rounds.
     """
     whole = []
     for parts in ([task.x for task in tasks], [task.y for task in tasks]):
@@ -186,9 +186,10 @@ def _pool(tasks: Sequence[Task]) -> tuple[Tensor, Tensor, list[int]]:
 def _draw(
     tasks: Sequence[Task], starts: Sequence[int], chunk: int, works: Sequence[LocalWork], largest: int
 ) -> tuple[list[Tensor], list[list[int]]]:
-    """Return the batches of each stage's work, as indices ``(steps, chunk, batch)``, and how many each client has.
+    """Return each stage's batches as indices ``(steps, chunk, batch)``, and the clients' numbers of batches.
 
-    Where a batch, or a client, has no more, there is ``~start``: a negative number, and the client's own first sample.
+    Short batches and finished clients are padded with ``~start``: negative, and the complement of the client's first
+    index.
     """
     generator = Generator()
     rows: list[list[NDArray[np.int64]]] = [[] for _ in works]
@@ -209,7 +210,7 @@ def _draw(
 
 
 def _rows(work: LocalWork, num_examples: int, start: int, generator: Generator, width: int) -> NDArray[np.int64]:
-    """Return a client's batches, ``(steps, width)``."""
+    """Return a client's batches as indices ``(steps, width)``."""
     own = np.arange(start, start + num_examples)
     epochs = []
     for order in work.orders(num_examples, generator):

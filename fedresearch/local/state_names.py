@@ -1,4 +1,4 @@
-"""Which parts of a model are its head, its normalisation, its statistics: names in its ``state_dict``."""
+"""The names in a model's ``state_dict`` of its parameters, buffers, head and normalisation."""
 
 from collections.abc import Collection, Sequence
 
@@ -9,7 +9,7 @@ Names = frozenset[str]
 
 
 def parameters(model: Module) -> Names:
-    """Return the names of the parameters; of one that has several, the first."""
+    """Return the names of the parameters; a shared parameter has its first name."""
     return frozenset(name for name, _ in model.named_parameters())
 
 
@@ -36,13 +36,13 @@ def head(model: Module, modules: Sequence[str] | None) -> Names:
     model : Module
         The model.
     modules : sequence of str or None
-        The modules that are the head, by their names in the model; none of them: an empty head. None: the last layer
-        that holds parameters.
+        The names of the modules that form the head; an empty sequence: an empty head; None: the last layer with
+        parameters.
 
     Raises
     ------
     ValueError
-        If the model has no such module with parameters.
+        If the model has no module with parameters of such a name.
     """
     if modules is None:
         return _of(model, [layers(model)[-1]])
@@ -50,17 +50,17 @@ def head(model: Module, modules: Sequence[str] | None) -> Names:
     for name in modules:
         if not name or name not in named or not _of(model, [named[name]]):
             allowed = [known for known, module in named.items() if known and _of(model, [module])]
-            raise ValueError(f"the head may be made of {', '.join(allowed)}, got {name or 'nothing'}")
+            raise ValueError(f"the head may consist of {', '.join(allowed)}, got {name or 'nothing'}")
     return _of(model, [named[name] for name in modules])
 
 
 def normalisation(model: Module) -> Names:
-    """Return the names of all that BatchNorm layers hold: scales, shifts and running statistics."""
+    """Return the names of the BatchNorm layers' scales, shifts and running statistics."""
     return _of(model, [module for module in model.modules() if isinstance(module, _NormBase)])
 
 
-def forget_statistics(model: Module) -> None:
-    """Let BatchNorm normalise by the batch's own statistics, in evaluation too, and keep no running ones."""
+def remove_running_statistics(model: Module) -> None:
+    """Make BatchNorm normalise by the batch's statistics, in evaluation too, without running ones."""
     for module in model.modules():
         if isinstance(module, _NormBase):
             module.track_running_stats = False

@@ -1,4 +1,4 @@
-"""A chunk's steps, from one training's first to its last: tensors to tensors."""
+"""All steps of a chunk's training in one stage, as functions of tensors."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,9 +12,9 @@ from fedresearch.local.forward import Forward
 from fedresearch.local.train import MakeOptimizer
 from fedresearch.local.update import LocalUpdate, Tensors
 
-# What a step moves: parameters, the optimizer's state, each client's sum of losses.
+# The values that a step changes: parameters, the optimizer's state, each client's sum of losses.
 Moving = tuple[Tensors, States, Tensor]
-# What stays: the parameters that are not trained, what ``begin`` returned, the learning rate, all samples' x and y.
+# The values that stay: untrained parameters, what ``begin`` returned, the learning rate, all samples' x and y.
 Constant = tuple[Tensors, list[Tensor], Tensor, Tensor, Tensor]
 
 
@@ -30,11 +30,11 @@ class Steps:
     make_optimizer : callable
         ``make_optimizer(parameters)``.
     spec : TreeSpec
-        How what ``begin`` returned is made of the leaves among what stays.
+        The structure of what ``begin`` returned, whose leaves are among the values that stay.
     axes : list of int or None
-        Of each leaf, 0 if each client has its own, None if all share one.
+        For each leaf: 0 if each client has its own, None if all clients share it.
     compile : callable
-        ``compile(function, arguments)`` returns the function, or code that does the same.
+        ``compile(function, arguments)`` returns the function or its compiled code.
     """
 
     def __init__(
@@ -63,20 +63,20 @@ class Steps:
         total : Tensor
             Each client's sum of losses so far, ``(chunk,)``.
         index : Tensor
-            Each step's batches, ``(steps, chunk, batch)``: rows of x and y; of negative ones, the complement is a row
-            that only fills the place.
+            Each step's batches, ``(steps, chunk, batch)``: rows of x and y. The complement of a negative entry is a row
+            that only pads.
         constant
-            What stays.
+            The values that stay.
         """
         moving, spec = tree_flatten((trained, {}, total))
         held = tree_flatten(constant)
         with torch.no_grad():
-            for at in index.unbind():
-                # The first step makes the optimizer's state, which the others are given: where there is one, two codes.
+            for batch in index.unbind():
+                # The first step creates the optimizer's state, if it has one; then later steps need a second code.
                 number = len(moving)
                 if number not in self._code:
-                    self._code[number] = self._make(number, spec, [*moving, at, *held[0]], held[1])
-                moving = list(self._code[number](*moving, at, *held[0]))
+                    self._code[number] = self._make(number, spec, [*moving, batch, *held[0]], held[1])
+                moving = list(self._code[number](*moving, batch, *held[0]))
                 spec = self._after[number]
         after, _, total = tree_unflatten(moving, spec)
         return after, total
@@ -91,10 +91,10 @@ class Steps:
 
         return self._compile(function, arguments)
 
-    def _step(self, moving: Moving, at: Tensor, constant: Constant) -> Moving:
+    def _step(self, moving: Moving, batch: Tensor, constant: Constant) -> Moving:
         (before, state, total), (others, leaves, lr, x, y) = moving, constant
-        is_real = at >= 0
-        rows = torch.where(is_real, at, ~at)
+        is_real = batch >= 0
+        rows = torch.where(is_real, batch, ~batch)
         gradients, losses = vmap(self._gradients, in_dims=(0, 0, 0, 0, 0, self._axes))(
             before, others, x[rows], y[rows], is_real, leaves
         )
@@ -111,7 +111,7 @@ class Steps:
     def _gradients(
         self, trained: Tensors, others: Tensors, x: Tensor, y: Tensor, is_real: Tensor, leaves: list[Tensor]
     ) -> tuple[Tensors, Tensor]:
-        """Return one client's corrected gradients, and its loss."""
+        """Return one client's corrected gradients and its loss."""
         fixed = tree_unflatten(leaves, self._spec)
 
         def objective(trained: Tensors) -> Tensor:

@@ -25,16 +25,16 @@ MakeOptimizer = Callable[..., Optimizer]
 
 @dataclass(frozen=True)
 class LocalWork:
-    """How long a client trains, and on how much at once.
+    """The amount of a client's local training.
 
     Attributes
     ----------
     epochs : int or None
-        Passes over the client's data; None: as many as ``steps`` needs.
+        Passes over the client's data; None: ``steps`` decides.
     steps : int or None
-        Batches; None: as many as ``epochs`` makes.
+        Number of batches; None: ``epochs`` decides.
     batch_size : int
-        Samples a batch; the last of an epoch may hold fewer. 0: all of the client's data.
+        Samples in a batch; the last one of an epoch may be smaller. 0: all of the client's data.
     """
 
     epochs: int | None
@@ -42,13 +42,13 @@ class LocalWork:
     batch_size: int
 
     def for_stage(self, stage: Stage) -> "LocalWork":
-        """Return a stage's, which may have epochs of its own."""
+        """Return the work of a stage, which may set its own epochs."""
         return self if stage.epochs is None else LocalWork(stage.epochs, None, self.batch_size)
 
     def orders(self, num_examples: int, generator: Generator) -> Iterator[Tensor | slice]:
-        """Yield the order of a client's samples in each epoch; the last may be cut short.
+        """Yield the order of a client's samples in each epoch; the last one may be shorter.
 
-        A full batch needs no order: the samples stay as they are.
+        For full batches it is a slice: the samples stay in their order.
         """
         batch_size = self.batch_size or num_examples
         num_batches = -(-num_examples // batch_size)
@@ -60,10 +60,10 @@ class LocalWork:
                 yield torch.randperm(num_examples, generator=generator)[: left * batch_size]
 
     def batches(self, x: Tensor, y: Tensor, generator: Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield a client's batches, its samples in a new order in each epoch."""
+        """Yield a client's batches; each epoch has a new order of the samples."""
         batch_size = self.batch_size or len(y)
         for order in self.orders(len(y), generator):
-            # One gather an epoch; the batches are views of it.
+            # One gather for each epoch; the batches are views of it.
             yield from zip(x[order].split(batch_size), y[order].split(batch_size), strict=True)
 
 
@@ -79,17 +79,17 @@ class Task(NamedTuple):
     update : LocalUpdate
         The client half of the strategy.
     stages : sequence of Stage
-        What is trained, one after another.
+        The stages of the training, in their order.
     config : mapping of str to float
         The numbers that the server sent; ``"lr"`` is the learning rate.
     batches_seed, dropout_seed : int
-        Of the order of the samples, and of the model's own draws.
+        Seeds of the order of the samples, and of the model's own draws such as dropout.
     anchor : mapping, optional
-        The global model's ``state_dict``, where the model starts from another.
+        The global model's ``state_dict``, if the training starts from a different one.
     received, kept : mapping
-        What else the server sent, and what the client kept from its last round.
+        The other records that the server sent, and what the client kept from its last round.
     optimizer_state : mapping, optional
-        The optimizers' state to go on from; None: they start afresh in every round.
+        The optimizers' state from which to continue; None: they start anew in every round.
     """
 
     start: Tensors
@@ -107,20 +107,20 @@ class Task(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """What a client's training came to.
+    """The result of a client's training.
 
     Attributes
     ----------
     state : mapping of str to Tensor
-        The trained model's ``state_dict``; the next training may move its tensors.
+        The trained model's ``state_dict``; the next training may change its tensors.
     loss : float
-        Mean over the steps of the batch's objective before the step.
+        Mean over the steps of the batch's objective before each step.
     num_steps : int
-        Steps taken.
+        Number of steps.
     sent, kept : mapping
         What ``LocalUpdate.end`` returned.
     optimizer_state : mapping
-        The optimizers' state after the last step, for another round to go on from.
+        The optimizers' state after the last step, for the next round.
     """
 
     state: Tensors
@@ -137,19 +137,19 @@ def train(model: Module, task: Task, *, optimizer: MakeOptimizer, work: LocalWor
     Parameters
     ----------
     model : Module
-        The model, with any parameters.
+        The model; its parameters are replaced by the task's.
     task : Task
-        What it is to do.
+        The training.
     optimizer : callable
         ``optimizer(parameters, lr=lr)``.
     work : LocalWork
-        Epochs or steps, and batch size; a stage may have epochs of its own.
+        Epochs or steps, and batch size; a stage may set its own epochs.
 
     Raises
     ------
     ValueError
-        If no stage trains anything; or if the update asks for the steps' drift, which an optimizer that does not start
-        afresh does not tell.
+        If no stage trains a parameter; or if the update needs the steps' drift, which is unknown for an optimizer that
+        continues from an earlier round.
     """
     x, y, update = task.x, task.y, task.update
     make_optimizer = functools.partial(optimizer, lr=task.config["lr"])
@@ -181,13 +181,13 @@ def train(model: Module, task: Task, *, optimizer: MakeOptimizer, work: LocalWor
                 if len(targets) not in shares:
                     shares[len(targets)] = torch.full_like(losses, 1 / len(targets), requires_grad=False)
                 weights = shares[len(targets)]
-                losses.backward(weights)  # of their mean, which autograd need not know
+                losses.backward(weights)  # the gradient of their mean, without the mean in the graph
                 gradients = {name: tensor.grad for name, tensor in trained.items() if tensor.grad is not None}
                 with no_grad:
                     corrected = update.correct(gradients, trained, fixed)
                 if corrected is not gradients:
                     if corrected.keys() != gradients.keys():
-                        raise ValueError(f"correct must return what it is given, {[*gradients]}, got {[*corrected]}")
+                        raise ValueError(f"correct must return the gradients of {[*gradients]}, got {[*corrected]}")
                     for name, gradient_ in corrected.items():
                         trained[name].grad = gradient_
                 stepper.step()
@@ -207,7 +207,7 @@ def train(model: Module, task: Task, *, optimizer: MakeOptimizer, work: LocalWor
 
 
 def starting(task: Task, model: Module, names: Iterable[str]) -> Start:
-    """Return what a client has when its round begins, of the parameters of some names."""
+    """Return what a client has at the beginning of its round, for the named parameters."""
     anchor = {name: (task.anchor or task.start)[name] for name in names}
     gradient = functools.partial(mean_gradient, model, x=task.x, y=task.y)
     loss = functools.partial(mean_loss, model, x=task.x, y=task.y)
@@ -216,15 +216,15 @@ def starting(task: Task, model: Module, names: Iterable[str]) -> Start:
 
 @contextmanager
 def seeded_for_client(device: torch.device, seed: int) -> Iterator[None]:
-    """Seed the global generators for one client, and afterwards put torch's of a device back where it was.
+    """Seed the global generators for one client, and restore torch's generator of a device at the end.
 
-    Python's and NumPy's stay, for that would take longer than many a client: whoever calls clients puts them back.
+    The caller restores Python's and NumPy's once for all clients: this takes longer than a small client's training.
     """
     random.seed(seed)
     np.random.seed(seed % 2**32)
     if device.type == "cpu":
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed takes 100 us: it looks for all devices
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed takes 100 us, since it visits all devices
             yield
     else:
         with torch.random.fork_rng(devices=[device], device_type=device.type):
@@ -244,7 +244,7 @@ def drift(optimizer: MakeOptimizer, num_steps: int, mu: float) -> float:
     ValueError
         If the optimizer is not linear in its gradients, or if its steps cancel out.
     """
-    # Two parameters, one against twice the gradient, with nothing for weight decay to act on.
+    # Two parameters, the second with twice the gradient; both are zero, so that weight decay has no effect.
     parameter, gradient = Parameter(torch.zeros(2, dtype=torch.float64)), torch.tensor([1.0, 2.0], dtype=torch.float64)
     stepper = optimizer([parameter])
     displacement = torch.zeros_like(gradient)
@@ -258,14 +258,14 @@ def drift(optimizer: MakeOptimizer, num_steps: int, mu: float) -> float:
         raise ValueError("the strategy needs an optimizer that is linear in its gradients; try optimizer=sgd")
     if once <= 0:
         raise ValueError(
-            f"the local steps cancel out: lr * mu must be below 1, got mu={mu}; try a smaller optimizer.lr"
+            f"lr * mu must be below 1, or the local steps cancel out, got mu={mu}; try a smaller optimizer.lr"
         )
     return once
 
 
 def _no_drift(optimizer: MakeOptimizer, num_steps: int, mu: float) -> float:
     raise ValueError(
-        "the strategy needs optimizers that start afresh in every round; try local.keep_optimizer_state=false"
+        "the strategy needs optimizers that start anew in every round; try local.keep_optimizer_state=false"
     )
 
 

@@ -1,4 +1,4 @@
-"""The client half of a strategy: what one client does in its round, as functions of tensors."""
+"""The client half of a strategy: one client's round as functions of tensors."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -10,11 +10,11 @@ from torch.nn import Module
 from fedresearch.local.objective import losses
 from fedresearch.local.state_names import Names, trainable
 
-# A model's parameters, or what goes with them, by name.
+# A model's parameters, or values of the same names such as gradients.
 Tensors = Mapping[str, Tensor]
-# Several of these, each under a name of its own: what a message carries beside the model, what a client keeps.
+# Several ``Tensors`` by name: what a message carries in addition to the model, or what a client keeps.
 Groups = Mapping[str, Tensors]
-# What stays the same during a round: tensors and numbers, in mappings of mappings.
+# The values that stay fixed during a round: tensors and numbers, in nested mappings.
 Fixed = Mapping[str, Any]
 
 
@@ -25,27 +25,27 @@ class Model(Protocol):
         """Return the outputs."""
 
     def features(self, params: Tensors, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the outputs and the features, ``(b, num_features)``, that the last layer makes them from."""
+        """Return the outputs and the features ``(b, num_features)``, which are the inputs of the last layer."""
 
 
 class Start(NamedTuple):
-    """What a client has when its round begins.
+    """What a client has at the beginning of its round.
 
     Attributes
     ----------
     anchor : mapping of str to Tensor
-        The global model's parameters; those that the client never shares, its own.
+        The global model's parameters; for those that the client never shares, its own.
     config : mapping of str to float
         The numbers that the server sent, under the keys of its ``ConfigRecord``; ``"lr"`` is the learning rate.
     received : mapping
-        What else the server sent: record name to tensors.
+        The other records that the server sent: record name to tensors.
     kept : mapping
-        What ``end`` returned in the client's last round; empty before.
+        What ``end`` returned as ``kept`` in the client's last round; empty in its first one.
     gradient : callable
         The loss's mean gradient over all of the client's samples, at given parameters.
     loss : callable
-        The mean loss itself, ``()``, as an evaluation has it: in double precision, without dropout and by the running
-        statistics.
+        The mean loss over these samples, ``()``, as in an evaluation: in double precision, without dropout and with the
+        running statistics.
     """
 
     anchor: Tensors
@@ -57,14 +57,14 @@ class Start(NamedTuple):
 
 
 class End(NamedTuple):
-    """What a client leaves when its round ends.
+    """What a client returns at the end of its round.
 
     Attributes
     ----------
     sent : mapping
-        What goes to the server beside the model: record name to tensors.
+        What the client sends in addition to the model: record name to tensors.
     kept : mapping
-        What the client finds again as ``Start.kept``.
+        What the client receives as ``Start.kept`` in its next round.
     """
 
     sent: Groups = MappingProxyType({})
@@ -72,14 +72,14 @@ class End(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """One training within a round.
+    """One part of a round's training.
 
     Attributes
     ----------
     trained : set of str
-        The parameters that move; none: the stage is left out.
+        The parameters that are trained; empty: the stage is skipped.
     epochs : int or None
-        Passes over the client's data; None: what the run's ``local`` section says.
+        Passes over the client's data; None: as in the run's ``local`` section.
     """
 
     trained: Names
@@ -87,35 +87,35 @@ class Stage(NamedTuple):
 
 
 class LocalUpdate:
-    """Plain local training, FedAvg's (McMahan et al. 2017, arXiv:1602.05629, ClientUpdate): minimise the loss.
+    """FedAvg's local training, which minimises the loss (McMahan et al. 2017, arXiv:1602.05629, ClientUpdate).
 
     A strategy overrides what it changes. ``begin``, ``objective``, ``correct`` and ``end`` are pure: they read their
-    arguments and return tensors. ``begin`` and ``end`` are called once a client; ``objective`` and ``correct`` in every
-    step, for one client or, under ``torch.func.vmap``, for many at once. ``personal``, ``stages`` and ``adaptation``
-    say which parts of the model are whose, and are asked once.
+    arguments and return tensors. ``begin`` and ``end`` are called once for each client; ``objective`` and ``correct``
+    in every step, for one client or, under ``torch.func.vmap``, for many at once. ``personal``, ``stages`` and
+    ``adaptation`` are called once for each run, and return names of the model's parts.
     """
 
     own_model: "LocalUpdate | None" = None
-    """How the client trains a second model, of its own, beside the global one; None: it does not."""
+    """The training of a second model that the client keeps, in addition to the global one; None: it does not exist."""
 
     def personal(self, model: Module) -> Names:
-        """Return the names in the ``state_dict`` that a client keeps and neither sends nor receives."""
+        """Return the names in the ``state_dict`` that stay on the client: it neither sends nor receives them."""
         return frozenset()
 
     def stages(self, model: Module) -> tuple[Stage, ...]:
-        """Return what a client trains in its round, one stage after another."""
+        """Return the stages of a client's training in a round, in their order."""
         return (Stage(trainable(model)),)
 
     def adaptation(self, model: Module) -> tuple[Stage, ...]:
-        """Return what a client trains, on its training data, before it evaluates the model as its own."""
+        """Return the stages that a client trains on its training data before it evaluates the model as its own."""
         return ()
 
     def begin(self, start: Start) -> Fixed:
-        """Return what stays fixed during the round."""
+        """Return the values that stay fixed during the round."""
         return {}
 
     def objective(self, model: Model, params: Tensors, x: Tensor, y: Tensor, fixed: Fixed) -> Tensor:
-        """Return, for each sample of a batch, what a local step descends the mean of: ``(b,)``.
+        """Return the objective of each sample of a batch, ``(b,)``; a local step descends its mean.
 
         Parameters
         ----------
@@ -131,24 +131,24 @@ class LocalUpdate:
         return losses(model(params, x), y)
 
     def correct(self, gradients: Tensors, params: Tensors, fixed: Fixed) -> Tensors:
-        """Return what the optimizer is given for the gradients of the objective at ``params``.
+        """Return the gradients for the optimizer from those of the objective at ``params``.
 
-        Terms whose gradient is known belong here rather than in the objective: they cost less, and the training loss
-        that is reported stays the same quantity for every strategy.
+        A term whose gradient is known belongs here and not in the objective: it costs less, and the reported training
+        loss stays the same quantity for every strategy.
         """
         return gradients
 
     def end(self, params: Tensors, fixed: Fixed, drift: Callable[[float], float]) -> End:
-        """Return what is sent beside the trained model, and what is kept.
+        """Return what the client sends in addition to the trained model, and what it keeps.
 
         Parameters
         ----------
         params : mapping of str to Tensor
-            The trained parameters; the next training moves them in place.
+            The trained parameters; the next training changes them in place.
         fixed : mapping
             What ``begin`` returned.
         drift : callable
-            ``drift(mu)`` is how far the local steps would have moved a parameter against the constant gradient 1, with
-            a proximal term of weight mu: ``eta * |a|_1`` of FedNova, ``eta * tau`` for plain SGD.
+            ``drift(mu)`` is the distance that the local steps would move a parameter with the constant gradient 1 and
+            a proximal term of weight mu: FedNova's ``eta * |a|_1``, which is ``eta * tau`` for plain SGD.
         """
         return End()
