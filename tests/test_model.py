@@ -105,7 +105,7 @@ def test_where_no_best_model_is_kept_it_is_said(runs):
     ("strategy", "told"),
     [
         ("fedavg", "the clients of .* have no own models"),
-        ("fedbabu", "or its clients train their own models for each evaluation"),
+        ("fedbabu", "or its clients train new own models for each evaluation"),
     ],
 )
 def test_where_clients_keep_no_model_it_is_said(runs, strategy, told):

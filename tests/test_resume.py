@@ -264,7 +264,9 @@ def test_a_run_ends_with_the_round_that_reaches_the_target_also_when_it_goes_on(
     assert first < 4
     assert rows_of(run) == rows_of(whole)[:first]
     assert read_record(run)["status"] == "finished"
-    with pytest.raises(InputError, match=rf"after {first} rounds, and federation.num_rounds=3 is fewer; .*rounds=4"):
+    with pytest.raises(
+        InputError, match=rf"after {first} rounds, got federation.num_rounds=3, which is fewer; .*rounds=4"
+    ):
         conduct(run, *options, "federation.num_rounds=3")
     again = conduct(killed(run, tmp_path / "again", checkpoint=first), *options)
     assert rows_of(again) == rows_of(run)
@@ -385,7 +387,7 @@ def test_other_data_weights_or_draws_than_at_the_beginning_are_refused(tmp_path,
     run = killed(whole, tmp_path / "run", checkpoint=2)
     (run / "run.json").write_text(dump_record({**read_record(run), key: "0" * 64}))
     before = files_of(run)
-    with pytest.raises(InputError, match=rf"{key} is {read_record(whole)[key]}, and was {'0' * 64} when the run was"):
+    with pytest.raises(InputError, match=rf"{key} is {read_record(whole)[key]}, and was {'0' * 64} when the run st"):
         conduct(run, *SCAFFOLD)
     assert files_of(run) == before
 

@@ -17,29 +17,30 @@ from fedresearch.flower_app.pyproject import MOST_SUPERNODES, AppFolder, node_co
 NUM_SUPERNODES = 10
 
 _NOTES = """\
-The app runs unmodified, from its folder as it is: nothing is copied or installed. The working directory stays the one
-that the command is typed in, which is also where the app's relative paths lead; `import` finds the folder first.
+The app runs unmodified from its folder: nothing is copied or installed. The working directory does not change, and the
+app's relative paths start there; `import` searches the folder first.
 
-With one seed and one number of SuperNodes an app gives the same bits on cpu and workers, as long as its clients draw
-from the global generators of Python, NumPy and torch, or from ones of their own made anew for each message, and carry
-nothing from one message to the next but in Context.state. Apps of Flower's old interface (`server_fn`) are averaged in
-no particular order, and are equal up to rounding.
+With the same seed and number of SuperNodes, an app gives the same bits on cpu and workers, if its clients use the
+global generators of Python, NumPy and torch, or make their own for each message, and keep state only in Context.state.
+Apps of Flower's old interface (`server_fn`) average in any order, and are equal up to rounding.
 
-Time limits of the app (a timeout, a message's ttl) do not count: every client is waited for, so that the numbers do not
-depend on how fast the machine is.
+Time limits of the app (a timeout, a message's ttl) are ignored: the run waits for every client, so that the numbers do
+not depend on the speed of the machine.
 """
 
 
 def run(options: Namespace) -> None:
-    """Run an app on the hardware of choice."""
+    """Run an app on the chosen hardware."""
     folder = AppFolder.read(options.path.resolve())
     config, nodes = run_config(folder.config, options.run_config), node_config(options.node_config)
     num_supernodes = options.num_supernodes or folder.num_supernodes or NUM_SUPERNODES
     if options.workers and options.hardware != "workers":
-        raise InputError(f"--workers is not for --hardware {options.hardware}; try --hardware workers")
+        raise InputError(
+            f"--workers needs --hardware workers, got --hardware {options.hardware}; try --hardware workers"
+        )
     node = _hardware()[options.hardware] | ({"workers": options.workers} if options.workers else {})
 
-    # Only now: torch and Flower take seconds to import.
+    # Only now: importing torch and Flower takes seconds.
     from flwr.app import Context, RecordDict
     from flwr.serverapp import ServerApp
 
@@ -65,7 +66,7 @@ def run(options: Namespace) -> None:
 
 
 def main(words: Sequence[str]) -> None:
-    """Run the command on its arguments. A mistake is reported in one line, without a traceback, with exit code 1."""
+    """Run the command on its arguments. Report a mistake in one line, without a traceback, with exit code 1."""
     try:
         options, unknown = _parser().parse_known_args(words)
         if unknown:
@@ -93,23 +94,23 @@ def _parser() -> ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("path", type=Path, metavar="PATH", help="the app's folder, which holds its pyproject.toml")
+    add("path", type=Path, metavar="PATH", help="the app's folder, with its pyproject.toml")
     add("-c", "--run-config", action="append", default=[], metavar="CONFIG", help="'a=1 b=\"text\"', or a TOML file")
     add(
         "--node-config",
         default="",
         metavar="CONFIG",
-        help="as in 'region=\"north\" power=2': for context.node_config of every client",
+        help="added to context.node_config of every client, such as 'region=\"north\" power=2'",
     )
     add(
         "--num-supernodes",
         type=_num_supernodes,
         metavar="N",
-        help=f"clients; else those of the default federation in pyproject.toml, else {NUM_SUPERNODES}",
+        help=f"number of clients (default: from pyproject.toml's default federation, or {NUM_SUPERNODES})",
     )
     add("--hardware", choices=_hardware(), default="cpu", help="where the clients run; fedresearch --help describes it")
-    add("--workers", type=_positive, metavar="N", help="processes of --hardware workers; else the cores")
-    add("--seed", type=int, default=0, help="what every draw follows from; else 0")
+    add("--workers", type=_positive, metavar="N", help="processes of --hardware workers (default: the number of cores)")
+    add("--seed", type=int, default=0, help="determines all random numbers (default: 0)")
     return parser
 
 
@@ -129,5 +130,5 @@ def _num_supernodes(text: str) -> int:
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or not int(text):
-        raise ArgumentTypeError(f"must be a whole number from 1 on, got {text}")
+        raise ArgumentTypeError(f"must be an integer >= 1, got {text}")
     return int(text)

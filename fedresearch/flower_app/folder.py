@@ -1,4 +1,4 @@
-"""Apps that are read from the folder of a Flower app, and what makes them reproducible."""
+"""Loads the apps in the folder of a Flower app, and makes them reproducible."""
 
 import importlib
 import logging
@@ -21,16 +21,16 @@ from fedresearch.seeding import derive_seed
 
 _App = TypeVar("_App", ClientApp, ServerApp)
 
-# What Strategy.start passes by default, in seconds.
+# The default of Strategy.start, in seconds.
 _DEFAULT_TIMEOUT = 3600
 # Flower's, as its apps log to it.
 _log = logging.getLogger("flwr")
 
 
 class FolderApp(ClientApp):
-    """A folder's ClientApp, loaded in the process that first calls it.
+    """The ClientApp in a folder, loaded in the process that first calls it.
 
-    A message's draws follow from the seed, its client and how many messages that client had before.
+    The random numbers of a message follow from the seed, its client and the number of the client's earlier messages.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ class FolderApp(ClientApp):
     seed : int
         The run's seed.
     node_config : mapping
-        What clients find in ``context.node_config`` beside their partition.
+        Further entries of the clients' ``context.node_config``.
     """
 
     def __init__(self, folder: Path, reference: str, seed: int, node_config: UserConfig) -> None:
@@ -50,11 +50,11 @@ class FolderApp(ClientApp):
         self._app: ClientApp | None = None
 
     def __reduce__(self) -> tuple[type["FolderApp"], tuple[Path, str, int, UserConfig]]:
-        """Pickle where the app is: its functions need not be picklable."""
+        """Pickle the location of the app, whose functions may not be picklable."""
         return FolderApp, self._arguments
 
     def __call__(self, message: Message, context: Context) -> Message:
-        """Let the folder's app answer, with its mods and its lifespan."""
+        """Let the folder's app reply, with its mods and its lifespan."""
         app = self.load()
         context.node_config.update(self._arguments[3])
         with seeded_generators(derive_seed(self._arguments[2], "client-app", int(message.metadata.message_id))):
@@ -66,20 +66,19 @@ class FolderApp(ClientApp):
         Raises
         ------
         InputError
-            If it is not there.
+            If it cannot be loaded.
         """
         if self._app is None:
-            quieten(logging.DEBUG)  # a worker's lines are as welcome as the server's
+            quieten(logging.DEBUG)  # a worker logs as much as the server
             self._app = load_app(*self._arguments[:3], ClientApp)
         return self._app
 
 
 class FolderGrid(DelegatingGrid):
-    """The Grid of a folder's ServerApp: says what of the clients and of the app's wishes is else not seen.
+    """The Grid of a folder's ServerApp, which logs what would be hidden.
 
-    Clients that fail are logged with their traceback. A time limit does not count, for it would make the numbers a
-    matter of the machine's speed: all clients answer before their messages have been pushed. One that is not Flower's
-    default is named, once.
+    It logs the traceback of each client that fails. It ignores time limits, since the numbers would depend on the speed
+    of the machine: pushing messages waits for all replies. A limit that differs from Flower's default is logged once.
     """
 
     def __init__(self, grid: Grid) -> None:
@@ -87,12 +86,12 @@ class FolderGrid(DelegatingGrid):
         self._named: set[str] = set()
 
     def sample_nodes(self, min_available_nodes: int, sample_size: int) -> tuple[list[int], list[int]]:
-        """Draw nodes as Flower does, and return them and all.
+        """Sample nodes as Flower does; return them and all nodes.
 
         Raises
         ------
         InputError
-            If there are fewer than the app's strategy waits for: no more will come.
+            If the app's strategy waits for more nodes than exist.
         """
         node_ids, needed = list(self.get_node_ids()), max(min_available_nodes, sample_size)
         if needed > len(node_ids):
@@ -102,7 +101,7 @@ class FolderGrid(DelegatingGrid):
         return random.sample(node_ids, sample_size), node_ids
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Let the clients answer, and return the messages' ids."""
+        """Let the clients reply, and return the ids of the messages."""
         messages = list(messages)
         for message in messages:
             if message.metadata.ttl != DEFAULT_TTL:
@@ -110,7 +109,7 @@ class FolderGrid(DelegatingGrid):
         return super().push_messages(messages)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies, and log those that are errors."""
+        """Return the replies, and log the errors."""
         replies = list(super().pull_messages(message_ids))
         for reply in replies:
             node_id = reply.metadata.src_node_id
@@ -119,7 +118,7 @@ class FolderGrid(DelegatingGrid):
         return replies
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Push and pull in one."""
+        """Push messages and pull their replies."""
         if timeout not in (None, _DEFAULT_TIMEOUT):
             self._name("timeout", timeout)
         return self.pull_messages(self.push_messages(messages))
@@ -127,16 +126,16 @@ class FolderGrid(DelegatingGrid):
     def _name(self, limit: str, seconds: float | None) -> None:
         if limit not in self._named:
             self._named.add(limit)
-            _log.warning("%s=%s does not count here: every client is waited for, however long it takes", limit, seconds)
+            _log.warning("%s=%s is ignored here: the run waits for every client", limit, seconds)
 
 
 def load_app(folder: Path, reference: str, seed: int, kind: type[_App]) -> _App:
-    """Return what a reference names, imported with seeded generators.
+    """Return the app that a reference names, imported with seeded generators.
 
     Raises
     ------
     InputError
-        If it cannot be imported or is of another kind.
+        If it cannot be imported, or has another type.
     """
     module_name, _, attribute = reference.partition(":")
     where = f'{folder / "pyproject.toml"}: {kind.__name__.lower()} = "{reference}"'

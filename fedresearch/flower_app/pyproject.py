@@ -1,4 +1,4 @@
-"""What the pyproject.toml of a Flower app says, and what the command line changes in it."""
+"""Reads the pyproject.toml of a Flower app, and the changes on the command line."""
 
 import difflib
 import re
@@ -10,15 +10,15 @@ from typing import Any
 
 from fedresearch.errors import InputError
 
-# Of whose ids, and messages, an app makes lists.
+# An app makes lists of this size, of node ids and of messages.
 MOST_SUPERNODES = 10**6
-# As Flower splits what it is given.
+# As Flower splits its arguments.
 _PAIR = re.compile(r"\S+?=('[^']*'|\"[^\"]*\"|\S+)")
 
 
 @dataclass(frozen=True)
 class AppFolder:
-    """What the pyproject.toml of a Flower app says.
+    """The contents of the pyproject.toml of a Flower app.
 
     Parameters
     ----------
@@ -29,7 +29,7 @@ class AppFolder:
     config : mapping
         The run config, its nested keys joined by dots.
     num_supernodes : int or None
-        Of its default federation; None: it has none of its own.
+        Of its default federation; None if that does not set it.
     """
 
     path: Path
@@ -45,14 +45,14 @@ class AppFolder:
         Raises
         ------
         InputError
-            If it is not that of a Flower app.
+            If it is not the pyproject.toml of a Flower app.
         """
         file = path / "pyproject.toml"
         try:
             project = tomllib.loads(file.read_text(encoding="utf-8"))
         except OSError:
             above = next((str(folder) for folder in path.parents if (folder / "pyproject.toml").is_file()), "")
-            raise InputError(f"{path} has no pyproject.toml; try {above or 'the folder that flwr run takes'}") from None
+            raise InputError(f"{path} has no pyproject.toml; try {above or 'the folder that flwr run needs'}") from None
         except tomllib.TOMLDecodeError as error:
             raise InputError(f"{file} is not TOML: {error}") from None
         components = _table(project, "tool", "flwr", "app", "components")
@@ -70,7 +70,7 @@ class AppFolder:
             type(num_supernodes) is not int or not 1 <= num_supernodes <= MOST_SUPERNODES
         ):
             raise InputError(
-                f"{file}: num-supernodes must be a whole number from 1 to {MOST_SUPERNODES}, got {num_supernodes}"
+                f"{file}: num-supernodes must be an integer from 1 to {MOST_SUPERNODES}, got {num_supernodes}"
             )
         return cls(path, components["serverapp"], components["clientapp"], config, num_supernodes)
 
@@ -83,12 +83,12 @@ def run_config(defaults: Mapping[str, Any], overrides: Sequence[str]) -> dict[st
     defaults : mapping
         The app's own.
     overrides : sequence of str
-        ``'a=1 b="text"'`` or the path of a TOML file each; the last one counts.
+        Each ``'a=1 b="text"'`` or the path of a TOML file; the last value of a key counts.
 
     Raises
     ------
     InputError
-        If an override cannot be read or has a key that the app has not.
+        If an override cannot be read, or has a key that the app does not have.
     """
     config = dict(defaults)
     for text in overrides:
@@ -106,7 +106,7 @@ def run_config(defaults: Mapping[str, Any], overrides: Sequence[str]) -> dict[st
 
 
 def node_config(text: str) -> dict[str, Any]:
-    """Return what clients find in their node config beside their partition.
+    """Return further entries of the clients' node config.
 
     Parameters
     ----------
@@ -128,7 +128,7 @@ def node_config(text: str) -> dict[str, Any]:
 
 
 def _table(toml: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
-    """Return a table in a table, empty where there is none."""
+    """Return a table in a table; empty if missing."""
     for key in keys:
         found = toml.get(key)
         toml = found if isinstance(found, dict) else {}
@@ -165,5 +165,5 @@ def _read(file: Path) -> str:
 def _pairs(text: str, option: str) -> list[str]:
     rest = _PAIR.sub("", text).strip()
     if rest:
-        raise InputError(f"{option} has {rest}, which is no key=value; try {option} 'key=value key=value'")
+        raise InputError(f"{option} has {rest}, which is not key=value; try {option} 'key=value key=value'")
     return [pair[0] for pair in _PAIR.finditer(text)]

@@ -1,8 +1,8 @@
-"""Flower's two components, named in ``pyproject.toml``: what a SuperLink and its SuperNodes run.
+"""The ServerApp and ClientApp that ``pyproject.toml`` names, for a SuperLink and its SuperNodes.
 
-The run config holds an experiment in one string: resolved (``experiment``, as ``hardware=superlink`` submits it), or as
-overrides to compose (``overrides``, as ``flwr run . --run-config 'overrides="strategy=fedprox"'`` gives them). A
-SuperNode starts a process for each message, so what a message does not need is not imported.
+The run config holds an experiment in one string: resolved (``experiment``, from ``hardware=superlink``), or as
+overrides to compose (``overrides``, from ``flwr run . --run-config 'overrides="strategy=fedprox"'``). A SuperNode starts
+a process for each message, so it does not import what the message does not need.
 """
 
 import functools
@@ -41,7 +41,7 @@ def serve(grid: Grid, context: Context) -> None:
     with _interruptible():
         try:
             nodes = NodeGrid(grid)
-            nodes.query_new_nodes()  # they answer while this process imports torch
+            nodes.query_new_nodes()  # they reply while this process imports torch
             _one_thread()
             submitted = str(context.run_config.get(EXPERIMENT, ""))
             if submitted:
@@ -85,11 +85,11 @@ def _answer(message: Message, context: Context) -> Message:
         else:
             clients = _composed_clients(str(context.run_config[OVERRIDES]), int(context.node_config["num-partitions"]))
         return clients(message, context)
-    except Exception:  # Flower would send the last line alone
+    except Exception:  # Flower would send only the last line
         return client_error(traceback.format_exc(), reply_to=message)
 
 
-@functools.lru_cache(maxsize=1)  # in Flower's simulation a process answers many messages
+@functools.lru_cache(maxsize=1)  # in Flower's simulation, one process answers many messages
 def _composed_clients(overrides: str, num_partitions: int) -> "Clients":
     from fedresearch.experiment.experiment import Experiment
 
@@ -98,7 +98,7 @@ def _composed_clients(overrides: str, num_partitions: int) -> "Clients":
 
 
 def _submitted_clients(request: RunRequest, context: Context) -> "Clients":
-    """Return the ClientApp of one node, which keeps its rows: partitioning anew takes as long as all else."""
+    """Return the ClientApp of one node. It keeps its rows, since partitioning takes as long as everything else."""
     import numpy as np
 
     from fedresearch.experiment.experiment import Experiment
@@ -120,7 +120,7 @@ def _submitted_clients(request: RunRequest, context: Context) -> "Clients":
 
 
 def _compose(overrides: str, num_supernodes: int) -> RunRequest:
-    """Compose the default experiment with overrides, on so many SuperNodes if the overrides do not say."""
+    """Compose the default experiment with overrides, for this number of SuperNodes unless the overrides set it."""
     from fedresearch.config.help_text import CONF
 
     words = ["hardware=superlink", f"federation.num_supernodes={num_supernodes}", *shlex.split(overrides)]
@@ -130,7 +130,7 @@ def _compose(overrides: str, num_supernodes: int) -> RunRequest:
 
 
 def _one_thread() -> None:
-    """Let sums be formed in one order on any number of cores, as on all other hardware."""
+    """Fix the order of sums on any number of cores, as on all other hardware."""
     from fedresearch.hardware.threads import limit_threads
 
     limit_threads(1)
@@ -138,7 +138,7 @@ def _one_thread() -> None:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Let what stops this process stop the run first, whose record then says so."""
+    """Stop the run before a signal stops this process, so that its record says so."""
     if threading.current_thread() is not threading.main_thread():  # in Flower's simulation
         yield
         return

@@ -1,4 +1,4 @@
-"""Throw-away certificates of a SuperLink and keys of SuperNodes, for one run on one machine."""
+"""Temporary certificates of a SuperLink and keys of SuperNodes, for one run on one machine."""
 
 import ipaddress
 from datetime import UTC, datetime, timedelta
@@ -14,13 +14,13 @@ from fedresearch.hardware.scratch import write_secret
 
 
 def write_certificates(folder: Path, host: str) -> tuple[list[str], list[str]]:
-    """Make an authority and a server certificate of its for an IP address.
+    """Make a certificate authority and its server certificate for an IP address.
 
     Returns
     -------
     tuple of list of str
-        The arguments with which a SuperLink uses them, and those with which its clients trust it; the last of those is
-        the authority's certificate.
+        The arguments of a SuperLink, and those of its clients; the last argument of a client is the certificate of the
+        authority.
     """
     authority_key, server_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
     issuer, subject = (x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]) for name in ("throw-away CA", host))
@@ -48,7 +48,7 @@ def write_certificates(folder: Path, host: str) -> tuple[list[str], list[str]]:
 
 
 def write_node_key(folder: Path, partition_id: int) -> tuple[str, str]:
-    """Make a SuperNode's key pair and return the private and the public key's file."""
+    """Make the key pair of a SuperNode, and return the files of the private and the public key."""
     key = ec.generate_private_key(ec.SECP384R1())
     private, public = folder / f"node-{partition_id}.key", folder / f"node-{partition_id}.pub"
     write_secret(private, _pem(key, PrivateFormat.OpenSSH))

@@ -1,4 +1,4 @@
-"""A SuperLink to submit runs to: one that is there already, or one of this machine's own with its SuperNodes."""
+"""A SuperLink to submit runs to: an existing one, or one that is started here with its SuperNodes."""
 
 import json
 import os
@@ -20,25 +20,25 @@ _FLOWERS_OWN = re.compile(r"(\x1b\[\d+m)?(DEBUG|INFO)\b|Using SuperLink:|Success
 
 
 class SuperLink:
-    """Takes runs while it is open; whatever was started for it has ended when it is closed.
+    """Accepts runs while it is open; closing it ends all processes that were started for it.
 
     Parameters
     ----------
     num_supernodes : int
-        How many SuperNodes to start.
+        Number of SuperNodes to start.
     address : str or None
-        ``HOST:PORT`` of a SuperLink; None: start one, and the SuperNodes, on free ports of the loopback interface.
+        ``HOST:PORT`` of a SuperLink; None: start one and the SuperNodes on free ports of the loopback interface.
     root_certificates : str or None
-        PEM file with the certificate of the authority that signed that of the SuperLink at the address; None: no TLS.
+        PEM file with the CA certificate of the SuperLink at the address; None: no TLS.
     secure : bool
-        Whether what is started uses TLS and SuperNode authentication.
+        Whether the started SuperLink uses TLS and SuperNode authentication.
     timeout_s : float
         How long the ServerApp waits for SuperNodes.
 
     Raises
     ------
     InputError
-        If there is not enough memory for the SuperNodes to start.
+        If the machine does not have enough memory for the SuperNodes.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class SuperLink:
         self._own: OwnSuperLink | None = None
 
     def __enter__(self) -> Self:
-        """Start what must be started."""
+        """Start the SuperLink if needed, and connect to it."""
         self._scratch = Scratch()
         self._home = self._scratch.path
         self._environment = {
@@ -67,10 +67,10 @@ class SuperLink:
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
             "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-            # Seconds; Flower's own is 1. Many SuperNodes together shall not ask more often than few.
+            # Seconds; Flower's default is 1. Many SuperNodes together must not poll more often than few.
             "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": str(min(1, 0.1 * self._num_supernodes)),
             "PYTHONUNBUFFERED": "1",
-            # Flower starts its own programs by name, and a user's modules are found from here.
+            # Flower starts its programs by name, and the user's modules are in the working directory.
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
             "PYTHONPATH": os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")])),
         }
@@ -91,7 +91,7 @@ class SuperLink:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop what was started, and remove its files."""
+        """Stop the started processes and remove their files."""
         self._stop()
 
     def submit(self, experiment: str) -> str:
@@ -100,12 +100,12 @@ class SuperLink:
         Parameters
         ----------
         experiment : str
-            What the apps find in their run config.
+            The experiment in the run config of the apps.
 
         Raises
         ------
         InputError
-            If the SuperLink does not take it.
+            If the SuperLink rejects it.
         """
         app = self._home / "app"
         app.mkdir()
@@ -113,7 +113,7 @@ class SuperLink:
         return str(self._flwr("run", str(app), "run")["run-id"])
 
     def log(self, run_id: str) -> Iterator[str]:
-        """Yield the lines of a run's log as they come, without Flower's own, until the run ends."""
+        """Yield the lines of a run's log until the run ends, without Flower's own."""
         command = [program("flwr"), "log", run_id, "run", "--stream"]
         with subprocess.Popen(
             command, env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -125,16 +125,16 @@ class SuperLink:
                 process.kill()
 
     def status(self, run_id: str) -> str:
-        """Return how a run stands, in Flower's words: ``finished:completed`` where all went well."""
+        """Return the status of a run in Flower's words; ``finished:completed`` is a success."""
         return str(self._flwr("list", "run", "--run-id", run_id)["runs"][0]["status"])
 
     def stop(self, run_id: str) -> None:
-        """Stop a run; one on a SuperLink of our own ends with it."""
+        """Stop a run; a run on a SuperLink that was started here ends with it."""
         if self._address is not None:
             self._flwr("stop", run_id, "run")
 
     def troubles(self) -> list[str]:
-        """Return what processes that have ended said last."""
+        """Return the last words of processes that have ended."""
         return [] if self._own is None else self._own.troubles()
 
     def _connect_to(self, address: str, root_certificates: str | None) -> None:
@@ -147,7 +147,7 @@ class SuperLink:
         self._flwr("supernode", "register", public_key, "run")
 
     def _log_in(self) -> None:
-        """Be who the user is by ``flwr login``."""
+        """Use the login of ``flwr login``."""
         stored = Path(os.environ.get("FLWR_HOME") or Path.home() / ".flwr") / "credentials.yaml"
         if stored.is_file():
             write_secret(self._home / stored.name, stored.read_text(encoding="utf-8"))
@@ -164,7 +164,7 @@ class SuperLink:
                 signal.signal(number, handler)
 
     def _flwr(self, *arguments: str) -> dict[str, Any]:
-        """Return what a command of Flower's answers; its exit code does not say whether it could."""
+        """Return the output of one of Flower's commands; its exit code does not report failures."""
         done = subprocess.run(
             [program("flwr"), *arguments, "--format", "json"],
             env=self._environment,

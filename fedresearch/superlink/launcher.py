@@ -1,4 +1,4 @@
-"""A SuperLink of this machine and for one run alone, with its SuperNodes."""
+"""A SuperLink on this machine for one run, with its SuperNodes."""
 
 import json
 import os
@@ -17,24 +17,24 @@ from fedresearch.hardware.scratch import Scratch, write_secret
 from fedresearch.superlink.certificates import write_certificates, write_node_key
 
 _LOOPBACK = "127.0.0.1"
-# What the ServerApp needs to record that it was interrupted, and to tell its trackers.
+# Seconds for the ServerApp to record its interruption and to finish its trackers.
 _GRACE_S = 15
-# What the kernel needs to end what was killed. Not for ever: where no init reaps, orphans stay as zombies.
+# Seconds for the kernel to end killed processes. Limited: without an init that reaps, orphans stay as zombies.
 _END_S = 5
 _START_S = 60
-# Of a SuperNode and its SuperExec, as measured, without the process that each message starts.
+# Of a SuperNode and its SuperExec (measured), without the process that each message starts.
 _BYTES_PER_SUPERNODE = 250 * 10**6
-# What the ServerApp needs of what is kept from all else: its tracker and the Hub ask for them.
+# Secrets that the ServerApp needs for its tracker and the Hub; other processes do not get them.
 _FOR_THE_SERVER = ("WANDB_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
 def check_size(num_supernodes: int) -> None:
-    """Refuse more SuperNodes than the machine has memory for.
+    """Reject more SuperNodes than the machine has memory for.
 
     Raises
     ------
     InputError
-        Naming how many there is room for.
+        With a number that fits.
     """
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     room = memory // _BYTES_PER_SUPERNODE
@@ -49,8 +49,8 @@ def check_size(num_supernodes: int) -> None:
 class OwnSuperLink:
     """A SuperLink and SuperNodes on free ports of the loopback interface.
 
-    Only who has a token may submit, and only its own executors are given tasks; both secrets are in files that only
-    this user can read. All processes end with this one.
+    Submitting needs a token, and only its own executors receive tasks; both secrets are in files that only this user
+    can read. All processes end with this one.
 
     Parameters
     ----------
@@ -59,9 +59,9 @@ class OwnSuperLink:
     secure : bool
         Whether to use TLS and SuperNode authentication.
     scratch : Scratch
-        Whose folder all files are in: the SuperLink's FLWR_HOME.
+        Its folder holds all files: it is the SuperLink's FLWR_HOME.
     environment : mapping
-        Of all processes, but for what the ServerApp needs beside.
+        Of all processes; the ServerApp gets a few variables more.
     """
 
     def __init__(self, num_supernodes: int, secure: bool, scratch: Scratch, environment: Mapping[str, str]) -> None:
@@ -78,7 +78,7 @@ class OwnSuperLink:
         Parameters
         ----------
         connect : callable
-            Is called with the address and the authority's certificate before anything is registered.
+            Called with the address and the CA certificate before anything is registered.
         register : callable
             Registers a SuperNode's public key.
 
@@ -94,7 +94,7 @@ class OwnSuperLink:
         connect(self.address, client[-1] if self._secure else None)
         token, task_secret = self._write_secrets()
         tasks = ["--superexec-auth-secret-file", task_secret]
-        # The SuperLink would start its SuperExec in a session of its own, out of our reach.
+        # The SuperLink would start its SuperExec in a separate session, out of our reach.
         here = ["--host", _LOOPBACK, "--port", str(self._port), "--isolation", "process"]
         self._run("flower-superlink", _guarded("flower-superlink"), token, *server, *here, *tasks)
         self._wait_for(self._port)
@@ -115,9 +115,9 @@ class OwnSuperLink:
             self._run(f"flower-superexec {i}", superexec, *there, *tasks)
 
     def stop(self) -> None:
-        """End all processes: first the ServerApp, which is given time to record it."""
+        """End all processes: first the ServerApp, with time to record it."""
         executor = self._processes.get("flower-superexec")
-        if executor is not None:  # the ServerApp is in its group
+        if executor is not None:  # its group includes the ServerApp
             _end_groups([executor], signal.SIGTERM, _GRACE_S)
         _end_groups(self._processes.values(), signal.SIGKILL, _END_S)
 
@@ -130,7 +130,7 @@ class OwnSuperLink:
         ]
 
     def _write_secrets(self) -> tuple[str, str]:
-        """Make the token of who submits, known to ``flwr`` too, and the secret of who is given tasks."""
+        """Make the token for submitting, also in a file for ``flwr``, and the secret for receiving tasks."""
         token, task_secret = secrets.token_hex(32), secrets.token_hex(32)
         write_secret(self._home / "token", token)
         write_secret(self._home / "task-secret", task_secret)
@@ -143,7 +143,7 @@ class OwnSuperLink:
         return str(self._home / "token"), str(self._home / "task-secret")
 
     def _run(self, name: str, command: Sequence[str], *arguments: str, **environment: str) -> None:
-        """Start a program in a process group of its own, in which its children are too."""
+        """Start a program in its own process group, which includes its children."""
         with (self._home / f"{name}.log").open("wb") as log:
             process = self._processes[name] = subprocess.Popen(
                 [*command, *arguments],
@@ -180,7 +180,7 @@ def _guarded(name: str) -> list[str]:
 
 
 def _end_groups(leaders: Collection[subprocess.Popen[bytes]], number: int, timeout_s: float) -> None:
-    """Signal process groups, and wait for all in them to end."""
+    """Signal process groups, and wait until all their processes have ended."""
     for leader in leaders:
         _signal_group(leader, number)
     deadline = time.monotonic() + timeout_s
@@ -190,10 +190,10 @@ def _end_groups(leaders: Collection[subprocess.Popen[bytes]], number: int, timeo
 
 
 def _signal_group(leader: subprocess.Popen[bytes], number: int) -> bool:
-    """Signal all of a process group; return whether there is any of it left."""
+    """Signal a process group; return whether any of its processes is left."""
     try:
         os.killpg(leader.pid, number)
-    except (ProcessLookupError, PermissionError):  # gone; on macOS, zombies only
+    except (ProcessLookupError, PermissionError):  # it has ended; on macOS, it has only zombies
         return False
     return True
 

@@ -1,6 +1,6 @@
 """Flower's programs, guarded against other users of the machine: ``python -m fedresearch.superlink.programs NAME ...``.
 
-A SuperLink has its token from the file that follows its name.
+A SuperLink reads its token from the file that follows its name.
 """
 
 import sys

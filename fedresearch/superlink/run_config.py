@@ -1,6 +1,6 @@
-"""The keys of Flower's run config by which an experiment reaches the apps, and how the ServerApp reports a mistake."""
+"""Keys of Flower's run config that carry an experiment to the apps, and the mark of a mistake in the log."""
 
-# An experiment, resolved; or overrides, to compose there.
+# A resolved experiment; or overrides, which the apps compose.
 EXPERIMENT, OVERRIDES = "experiment", "overrides"
-# Begins each line of the log that the launcher reports as the user's mistake.
+# The launcher reports lines of the log that begin with this as the user's mistakes.
 ERROR = "error: "

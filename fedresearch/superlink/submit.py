@@ -1,4 +1,4 @@
-"""Running an experiment elsewhere: it is submitted to a SuperLink, which is waited for."""
+"""Submits an experiment to a SuperLink, and waits for it."""
 
 from fedresearch.errors import InputError
 from fedresearch.experiment.builder import Builder
@@ -9,12 +9,12 @@ from fedresearch.superlink.run_config import ERROR
 
 
 def submit(request: RunRequest) -> None:
-    """Submit an experiment, print what its log says, and return when it has finished.
+    """Submit an experiment, print its log, and return when it has finished.
 
     Raises
     ------
     InputError
-        With what the ServerApp refuses, or where to read why it failed.
+        With the errors that the ServerApp reports, or where to read why it failed.
     """
     if not request.may_resume:
         refuse_used(request.directory)
@@ -24,7 +24,7 @@ def submit(request: RunRequest) -> None:
     refused: list[str] = []
     address = request.config.hardware["address"]
     where = f"submitting to {address}" if address else "starting a SuperLink and its SuperNodes"
-    print(f"{where}; the first round takes a while", flush=True)
+    print(f"{where}; the first round takes longer", flush=True)
     if not address and not request.config.hardware["secure"]:
         print("any user of this machine can join as a SuperNode; hardware.secure=true prevents that", flush=True)
     with superlink:
@@ -33,7 +33,7 @@ def submit(request: RunRequest) -> None:
             for line in superlink.log(run_id):
                 if line.startswith(ERROR):
                     refused.append(line.removeprefix(ERROR))
-                elif not refused:  # after it comes its traceback
+                elif not refused:  # a traceback follows it
                     print(line, flush=True)
         except KeyboardInterrupt:
             superlink.stop(run_id)
