@@ -1,8 +1,8 @@
 """The ServerApp and ClientApp that ``pyproject.toml`` names, for a SuperLink and its SuperNodes.
 
 The run config holds an experiment in one string: resolved (``experiment``, from ``hardware=superlink``), or as
-overrides to compose (``overrides``, from ``flwr run . --run-config 'overrides="strategy=fedprox"'``). A SuperNode starts
-a process for each message, so it does not import what the message does not need.
+overrides to compose (``overrides``, from ``flwr run . --run-config 'overrides="strategy=fedprox"'``). A SuperNode
+starts a process for each message, so it does not import what the message does not need.
 """
 
 import functools
