@@ -5,7 +5,7 @@ import pytest
 from fedresearch.errors import InputError
 from fedresearch.experiment import selection
 from fedresearch.experiment.experiment import Experiment
-from fedresearch.runs.columns import COLUMNS, NEEDS, direction, expected_columns, larger_is_better
+from fedresearch.runs.columns import COLUMNS, NEEDS, direction, expected_columns, is_share, larger_is_better
 
 DIABETES = ["dataset=diabetes", "model=logistic", "partitioner=iid"]
 
@@ -72,6 +72,12 @@ def test_rows_have_the_columns_of_the_table_where_it_says(run, options):
 def test_which_way_is_better(name, expected):
     assert direction(name) == expected
     assert larger_is_better(name) == (expected == "up")
+
+
+def test_shares_are_known_by_declaration_and_not_by_letters():
+    assert is_share("eval/accuracy")
+    assert is_share("clients/accuracy_std")
+    assert not any(map(is_share, ("eval/loss", "update/cosine", "clients/account", "clients/f1")))
 
 
 def test_a_column_that_is_good_neither_way_has_no_best_round(compose):

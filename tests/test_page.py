@@ -48,7 +48,10 @@ DOCUMENT = EMPTY | {
     "warnings": [f"unfair {HOSTILE}"],
     "notes": ["left out"],
     "axes": [{"id": "rounds", "label": "Rounds"}, {"id": "bytes", "label": "Bytes"}],
-    "metrics": [{"id": "eval/accuracy", "label": "Accuracy"}, {"id": "eval/loss", "label": "Loss"}],
+    "metrics": [
+        {"id": "eval/accuracy", "label": "Accuracy", "is_share": True},
+        {"id": "eval/loss", "label": "Loss", "is_share": False},
+    ],
     "targets": [{"metric": "eval/accuracy", "value": value} for value in (0.6, 0.9)],
     "arms": ARMS,
     "tables": [

@@ -167,6 +167,11 @@ def direction(name: str) -> Direction:
     return "down" if re.search(r"(loss|error)(/\d+)?$", name) else "up"
 
 
+def is_share(name: str) -> bool:
+    """Return whether a column is known to lie between 0 and 1."""
+    return name in _DECLARED and _DECLARED[name].unit == _SHARE
+
+
 def larger_is_better(name: str) -> bool:
     """Return whether a column is better the larger it is."""
     return direction(name) == "up"

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fedresearch.dotted_keys import leaves
+from fedresearch.runs.columns import is_share
 from fedresearch.runs.directory import now
 from fedresearch.runs.loaded import DEFAULT_METRICS
 from fedresearch.study.report.axes import AXES
@@ -37,7 +38,7 @@ def document(report: Report, pictures: Mapping[str, bytes]) -> dict[str, Any]:
         "warnings": [*report.warnings],
         "notes": [*report.notes],
         "axes": [{"id": name, "label": axis.label.capitalize()} for name, axis in AXES.items()],
-        "metrics": [{"id": name, "label": name} for name in metrics],
+        "metrics": [{"id": name, "label": name, "is_share": is_share(name)} for name in metrics],
         "targets": [{"metric": metric, "value": target} for target in report.question.targets],
         "arms": [_arm(cell, metrics) for cell in cells],
         "tables": [_table(table) for table in report.tables],

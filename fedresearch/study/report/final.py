@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from fedresearch.runs.columns import larger_is_better
+from fedresearch.runs.columns import is_share
 from fedresearch.runs.comparison import format_value
 from fedresearch.study.report.baseline import Baseline, belongs_to_option
 from fedresearch.study.report.cells import Cell, Study
@@ -148,10 +148,10 @@ def across_table(study: Study, question: Question, outcomes: Mapping[str, Outcom
 
     Tuned keys are not part of a setting. Only settings in which all values share two seeds or more count, and only
     those seeds, so that each setting has the same weight for each value. None where there are fewer than two such
-    settings, or for a loss, which has no common scale across settings.
+    settings, or for what is no share, such as a loss, which has no common scale across settings.
     """
     key = question.baseline.text.partition("=")[0]
-    if not key or not larger_is_better(question.metric):
+    if not key or not is_share(question.metric):
         return None
     cells = [cell for cell in study.cells if key in cell.keys]
     settings: dict[str, dict[str, Mapping[str, float]]] = {}

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, NullLocator
 from numpy.typing import NDArray
 
-from fedresearch.runs.columns import larger_is_better
+from fedresearch.runs.columns import is_share
 from fedresearch.study.report.canvas import (
     CHARACTER,
     LINE,
@@ -238,7 +238,7 @@ def _excess(num_arms: int) -> str | None:
 def _clip_to_fractions(axes: Axes, metric: str, means: Sequence[Column]) -> None:
     """Limit an axis of accuracies to values that an accuracy can have, however wide the intervals are."""
     known = np.concatenate([mean[np.isfinite(mean)] for mean in means])
-    if larger_is_better(metric) and ((known >= 0) & (known <= 1)).all():
+    if is_share(metric) and ((known >= 0) & (known <= 1)).all():
         bottom, top = axes.get_ylim()
         axes.set_ylim(max(bottom, -0.02), min(top, 1.02))
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedresearch.errors import InputError
-from fedresearch.runs.columns import larger_is_better
+from fedresearch.runs.columns import is_share
 from fedresearch.runs.comparison import format_value
 from fedresearch.runs.loaded import default_metric
 from fedresearch.study.report.baseline import NO_BASELINE, Baseline, find_baseline, refuse_constant
@@ -101,7 +101,7 @@ def _refuse_missing(study: Study, metric: str) -> None:
 def _refuse_impossible(study: Study, metric: str, targets: Sequence[float]) -> None:
     largest = max(np.nanmax(run.column(metric), initial=-np.inf) for run in study.runs)
     for target in targets:
-        if larger_is_better(metric) and largest <= 1 < target:
+        if is_share(metric) and largest <= 1 < target:
             raise InputError(f"no {metric} can be {format_value(target)}, the largest is 1; try --targets 0.9")
 
 
