@@ -31,7 +31,7 @@ PAGES = {
 }
 SHORTER = ["federation.num_rounds=1", "local.epochs=1"]
 # Of these, commands that need nothing from elsewhere run; those of the others are composed or parsed.
-RUN = ("README.md", *(f"docs/{name}.md" for name in ("getting-started", "configuration", "extending", "hardware")))
+RUN = ("README.md", *(f"docs/{name}.md" for name in ("getting-started", "extending", "hardware")))
 FOREIGN = ("eval", "flower-superlink", "flower-supernode", "flwr", "git", "source", "wandb")  # not ours
 HYDRAS = re.compile(r"--(help|resolve)|hydra[./].*|.*(\$\{tuned:|interval\().*")
 
