@@ -331,6 +331,13 @@ def test_the_walks_lead_through_the_code():
             found = named[0]
 
 
+def test_the_floors_are_those_of_the_import_contract():
+    contract = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]
+    (picture,) = blocks("docs/architecture.md", "text")
+    floors = [re.split(r" {4,}", line.strip())[0] for line in picture.splitlines()]
+    assert [floor for floor in floors if floor != "|"] == contract["layers"]
+
+
 def test_every_room_is_described():
     rooms = {path.stem for path in (ROOT / "fedresearch").iterdir() if path.stem.isidentifier()} - {"__init__"}
     rooms -= {"__pycache__", "conf"}
