@@ -46,7 +46,8 @@ def main() -> None:
             command.main(arguments)
         case ["sweep", "preflight", *arguments]:
             # Runs the sweep's own command, which composes and checks its jobs, and stops before the first one.
-            _run_overrides(["--multirun", *arguments, "++hydra.callbacks.sweep.preflight=true"])
+            callback = "++hydra.callbacks.sweep._target_=fedresearch.study.sweep.preflight.Preflight"
+            _run_overrides(["--multirun", *arguments, callback])
         case ["sweep", *arguments]:
             from fedresearch.study.sweep import command as sweep_command
 

@@ -1,4 +1,4 @@
-"""Directories of runs that never ran, for what only reads them."""
+"""Directories of runs that never ran, for tests of what only reads them."""
 
 import json
 
@@ -25,7 +25,7 @@ def make(directory, *, seed=0, status="finished", choices=None, rows=(), record=
 
 
 def report(runs, **question):
-    """Return the report of runs that answers a question, as :func:`pose_question` takes it."""
+    """Return the report of runs that answers a question with the arguments of ``pose_question``."""
     from fedresearch.study.report.build import build_report
     from fedresearch.study.report.cells import group_runs
     from fedresearch.study.report.question import pose_question

@@ -1,4 +1,4 @@
-"""The cell that each cell is compared with: equal in all keys but the one that is named."""
+"""The cell that each cell is compared with: equal in all keys except the named one."""
 
 import re
 
@@ -23,12 +23,12 @@ def prox(mu):
 
 
 def matched(folder, text, *tuned):
-    """Return label to its baseline's label, and the warnings."""
+    """Return a mapping of labels to their baselines' labels, and the warnings."""
     found = find_baseline(group_runs(load([folder])), text, tuned)
     return {label: cell.label for label, cell in found.partners.items()}, found.warnings
 
 
-def test_a_cell_is_compared_with_the_one_of_the_same_other_values(tmp_path):
+def test_a_cell_is_compared_with_the_one_that_has_the_same_other_values(tmp_path):
     for alpha in (0.1, 1.0):
         arm(tmp_path, "fedavg", alpha)
         for mu in (0.5, 2):
@@ -41,19 +41,19 @@ def test_a_cell_is_compared_with_the_one_of_the_same_other_values(tmp_path):
     assert matched(tmp_path, "strategy=fedavg") == (expected, [])
 
 
-def test_the_baseline_may_be_any_key_and_then_the_options_keys_count(tmp_path):
+def test_any_key_may_be_the_baseline_and_then_options_keys_count(tmp_path):
     arm(tmp_path, "fedavg", 0.1)
     arm(tmp_path, "fedavg", 1.0)
     for mu in (0.5, 2):
         arm(tmp_path, "fedprox", 1.0, strategy=prox(mu))
     found, (first, second) = matched(tmp_path, "partitioner.alpha=0.1")
     assert found["strategy=fedavg, alpha=1.0"] == "strategy=fedavg, alpha=0.1"
-    ending = "differs from its baseline also in strategy, strategy.server.proximal_mu"
+    ending = "also differs from its baseline in strategy, strategy.server.proximal_mu"
     assert first == f"strategy=fedprox, alpha=1.0, proximal_mu=0.5 {ending}"
     assert second == f"strategy=fedprox, alpha=1.0, proximal_mu=2 {ending}"
 
 
-def test_a_schedules_keys_are_its_own_and_not_the_optimizers(tmp_path):
+def test_a_schedules_keys_do_not_belong_to_the_optimizer(tmp_path):
     for schedule, steps in (("constant", None), ("step", 5), ("step", 9)):
         optimizer = {"lr": 0.1, "schedule": {"_target_": schedule} | ({"steps": steps} if steps else {})}
         for name in ("sgd", "adam"):
@@ -74,29 +74,29 @@ def test_a_schedules_keys_are_its_own_and_not_the_optimizers(tmp_path):
     assert warnings == []
 
 
-def test_a_key_of_both_options_is_told_where_it_differs(tmp_path):
+def test_a_key_of_both_options_is_reported_where_it_differs(tmp_path):
     for strategy, weighted, sections in (("fedavg", "examples", {}), ("fedprox", "uniform", {"mu": 1})):
         record = {"overrides": [f"strategy={strategy}", f"strategy.weighted_by={weighted}"]}
         arm(tmp_path, strategy, 0.1, strategy={"weighted_by": weighted, **sections}, record=record)
     label, only = "strategy=fedprox, weighted_by=uniform", "strategy=fedavg, weighted_by=examples"
-    warning = f"{label} differs from its baseline also in strategy.weighted_by"
+    warning = f"{label} also differs from its baseline in strategy.weighted_by"
     assert matched(tmp_path, "strategy=fedavg") == ({label: only}, [warning])
     assert matched(tmp_path, "strategy=fedavg", "strategy.weighted_by") == ({label: only}, [])
 
 
-def test_what_was_tuned_need_not_be_the_same(tmp_path):
+def test_tuned_keys_may_differ(tmp_path):
     for strategy, alpha, lr in [("fedavg", 0.1, 0.01), ("fedavg", 1.0, 0.1), ("scaffold", 0.1, 1.0)]:
         arm(tmp_path, strategy, alpha, optimizer={"lr": lr, "schedule": {}})
     label = "strategy=scaffold, lr=1.0, alpha=0.1"
     assert matched(tmp_path, "strategy=fedavg", "optimizer.lr") == ({label: "strategy=fedavg, lr=0.01, alpha=0.1"}, [])
-    # Without, neither of two candidates will do.
+    # Otherwise neither of two candidates matches.
     assert matched(tmp_path, "strategy=fedavg") == (
         {},
-        [f"{label} has no baseline: no cell with strategy=fedavg and its other values"],
+        [f"{label} has no baseline: no cell has strategy=fedavg and the same other values"],
     )
 
 
-def test_the_only_candidate_is_taken_and_its_other_differences_told(tmp_path):
+def test_the_only_candidate_is_taken_with_a_warning(tmp_path):
     arm(tmp_path, "fedavg", 0.1, federation={"fraction_train": 1.0, "num_rounds": 1})
     arm(tmp_path, "scaffold", 1.0, federation={"fraction_train": 0.5, "num_rounds": 1})
     arm(tmp_path, "fedprox", 0.1, federation={"fraction_train": 0.5, "num_rounds": 1})
@@ -108,28 +108,28 @@ def test_the_only_candidate_is_taken_and_its_other_differences_told(tmp_path):
     )
     assert found == {scaffold: only, fedprox: only}
     assert sorted(warnings) == [
-        f"{fedprox} differs from its baseline also in federation.fraction_train",
-        f"{scaffold} differs from its baseline also in partitioner.alpha, federation.fraction_train",
+        f"{fedprox} also differs from its baseline in federation.fraction_train",
+        f"{scaffold} also differs from its baseline in partitioner.alpha, federation.fraction_train",
     ]
 
 
-def test_of_several_that_would_do_none_is_taken(tmp_path):
+def test_several_matching_candidates_give_no_baseline(tmp_path):
     for mu in (1, 2):
         arm(tmp_path, "fedprox", 0.1, strategy=prox(mu))
     arm(tmp_path, "fedavg", 0.1)
-    warning = "strategy=fedavg has no baseline: several cells with strategy=fedprox and its other values"
+    warning = "strategy=fedavg has no baseline: several cells have strategy=fedprox and the same other values"
     assert matched(tmp_path, "strategy=fedprox") == ({}, [warning])
 
 
 @pytest.mark.parametrize(
-    ("text", "tuned", "told"),
+    ("text", "tuned", "message"),
     [
         (
             "local.epochs=1",
             [],
-            "local.epochs does not vary among these runs; what varies is strategy, partitioner.alpha",
+            "local.epochs does not vary among these runs; varying keys: strategy, partitioner.alpha",
         ),
-        ("strategy=fedavg", ["lr"], "lr does not vary among these runs; what varies is strategy, partitioner.alpha"),
+        ("strategy=fedavg", ["lr"], "lr does not vary among these runs; varying keys: strategy, partitioner.alpha"),
         ("strategy=fedprox", [], "no run has strategy=fedprox; try --baseline strategy=fedavg or scaffold"),
         (
             "partitioner.alpha",
@@ -139,19 +139,19 @@ def test_of_several_that_would_do_none_is_taken(tmp_path):
         (
             "model.width=1",
             [],
-            "model.width always has the values of partitioner.alpha, which stands for both; name that",
+            "model.width equals partitioner.alpha in every run; use partitioner.alpha",
         ),
     ],
 )
-def test_what_is_not_among_the_runs_is_told(tmp_path, text, tuned, told):
+def test_an_impossible_baseline_is_refused(tmp_path, text, tuned, message):
     for strategy in ("fedavg", "scaffold"):
         for alpha in (0.1, 1.0):
             arm(tmp_path, strategy, alpha, model={"width": alpha})
-    with pytest.raises(InputError, match=f"^{re.escape(told)}$"):
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         matched(tmp_path, text, *tuned)
 
 
-def test_where_nothing_varies_that_is_told(tmp_path):
+def test_a_baseline_needs_a_varying_key(tmp_path):
     make(tmp_path / "run")
-    with pytest.raises(InputError, match="what varies is nothing"):
+    with pytest.raises(InputError, match="varying keys: none"):
         matched(tmp_path, "strategy=fedavg")

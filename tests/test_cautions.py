@@ -1,4 +1,4 @@
-"""What a reader of a comparison is told: what cells do not share, other code, and runs that are in no mean."""
+"""Cautions of a comparison: unshared seeds and data, different code, and runs that no mean includes."""
 
 import json
 
@@ -17,12 +17,12 @@ from tests.records import make
 
 
 def code(commit, diff=None, **versions):
-    """Return what a record says of the code: a commit of ten equal digits or more, and what was changed since."""
+    """Return a record's fields about code: a commit of equal digits, and a digest of uncommitted changes."""
     return {"git": {"fedresearch": {"commit": commit * 40, "diff_sha256": diff and diff * 64}}, "versions": versions}
 
 
 def arm(folder, chosen, *seeds, **fields):
-    """Write a run a seed; sections of the config and fields of the record."""
+    """Write a run for each seed, with further sections of the config and fields of the record."""
     for seed in seeds:
         make(folder / f"{chosen}_{seed}", seed=seed, choices={"strategy": chosen}, **fields)
 
@@ -32,14 +32,14 @@ def held(folder, against="strategy=fedavg"):
     return find_cautions(found, find_baseline(found, against, []) if against else NO_BASELINE, "personal/eval_acc")
 
 
-def test_what_is_as_it_should_be_needs_no_words(tmp_path):
+def test_a_fair_comparison_has_no_cautions(tmp_path):
     record = {**code("a", torch="2.6.0"), "processor": "one", "partition_sha256": "p"}
     for strategy in ("fedavg", "scaffold"):
         arm(tmp_path, strategy, 0, 1, record=record)
     assert vars(held(tmp_path)) == {"warnings": [], "notes": [], "marks": {}, "legend": []}
 
 
-def test_cells_without_a_shared_seed_are_told(tmp_path):
+def test_cells_without_a_shared_seed_are_warned_of(tmp_path):
     arm(tmp_path, "fedavg", 0, 1)
     arm(tmp_path, "fedprox", 1, 2)
     arm(tmp_path, "scaffold", 2, 3)
@@ -48,14 +48,14 @@ def test_cells_without_a_shared_seed_are_told(tmp_path):
     ]
 
 
-def test_what_the_baseline_lacks_is_told_here_too(tmp_path):
+def test_other_differences_to_the_baseline_are_warned_of(tmp_path):
     arm(tmp_path, "fedavg", 0, optimizer={"lr": 1, "schedule": {"_target_": "constant"}})
     arm(tmp_path, "scaffold", 0)
     fair = held(tmp_path)
-    assert fair.warnings == ["strategy=scaffold, lr=0.1 differs from its baseline also in optimizer.lr"]
+    assert fair.warnings == ["strategy=scaffold, lr=0.1 also differs from its baseline in optimizer.lr"]
 
 
-def test_runs_of_other_code_are_marked(tmp_path):
+def test_runs_of_different_code_are_marked(tmp_path):
     arm(tmp_path, "fedavg", 0, 1, record=code("a", torch="2.6.0"))
     arm(tmp_path, "fedprox", 0, record=code("a", torch="2.6.0"))
     arm(tmp_path, "fedprox", 1, 2, record=code("a", "c", torch="2.6.0"))
@@ -63,45 +63,45 @@ def test_runs_of_other_code_are_marked(tmp_path):
     fair = held(tmp_path)
     assert fair.marks == {"strategy=fedprox": "†", "strategy=scaffold": "‡"}
     assert fair.legend == [
-        "unmarked: 3 runs by commit aaaaaaaaaa, torch 2.6.0",
-        "† 2 runs by commit aaaaaaaaaa with uncommitted changes (cccccc), torch 2.6.0",
-        "‡ 1 run by commit bbbbbbbbbb, torch 2.6.0, flwr 1.20",
+        "unmarked, 3 runs: commit aaaaaaaaaa, torch 2.6.0",
+        "† 2 runs: commit aaaaaaaaaa with uncommitted changes (cccccc), torch 2.6.0",
+        "‡ 1 run: commit bbbbbbbbbb, torch 2.6.0, flwr 1.20",
     ]
     assert fair.notes == []
 
 
-def test_marks_do_not_run_out(tmp_path):
+def test_the_last_mark_stands_for_all_further_versions(tmp_path):
     arm(tmp_path, "fedavg", 0, 1, record=code("a"))
     for number, commit in enumerate("bcdef"):
         arm(tmp_path, f"s{number}", 0, record=code(commit))
     fair = held(tmp_path)
     assert fair.marks == {f"strategy=s{number}": mark for number, mark in enumerate("†‡§§§")}
-    assert fair.legend[3] == "§ runs by 3 further versions of the code"
+    assert fair.legend[3] == "§ runs with 3 further versions of the code"
     assert len(fair.legend) == 4
 
 
 @pytest.mark.parametrize(
     ("record", "notes"),
     [
-        (code("a", "c"), ["all runs are by commit aaaaaaaaaa with uncommitted changes (cccccc)"]),
+        (code("a", "c"), ["all runs: commit aaaaaaaaaa with uncommitted changes (cccccc)"]),
         ({"git": {"fedresearch": None}, "versions": {"fedresearch": "1.2"}}, []),
         ({}, []),
     ],
 )
-def test_code_that_all_share_needs_no_mark(tmp_path, record, notes):
+def test_code_that_all_runs_share_has_no_mark(tmp_path, record, notes):
     arm(tmp_path, "fedavg", 0, 1, record=record)
     fair = held(tmp_path, against="")
     assert (fair.marks, fair.legend, fair.notes) == ({}, [], notes)
 
 
-def test_an_installed_version_is_code_too(tmp_path):
+def test_an_installed_version_is_a_version_of_the_code(tmp_path):
     arm(tmp_path, "fedavg", 0, 1, record={"git": {"fedresearch": None}, "versions": {"fedresearch": "1.2"}})
     arm(tmp_path, "scaffold", 0, record={"versions": {"fedresearch": "1.3", "numpy": "2"}})
-    assert held(tmp_path).legend == ["unmarked: 2 runs by fedresearch 1.2", "† 1 run by fedresearch 1.3, numpy 2"]
+    assert held(tmp_path).legend == ["unmarked, 2 runs: fedresearch 1.2", "† 1 run: fedresearch 1.3, numpy 2"]
 
 
 def checkout(commit, **state):
-    """Return what a record says of a checkout."""
+    """Return a record's fields about a checkout."""
     return {"commit": commit * 40, "dirty": False, "diff_sha256": None, **state}
 
 
@@ -121,7 +121,7 @@ def checkout(commit, **state):
         (
             {"resumed": [{"git": {"fedresearch": checkout("b"), "working_directory": None}}, {"at": "now"}]},
             "commit aaaaaaaaaa, torch 2.6.0",
-            "commit aaaaaaaaaa, torch 2.6.0, resumed by commit bbbbbbbbbb, torch 2.6.0",
+            "commit aaaaaaaaaa, torch 2.6.0, resumed with commit bbbbbbbbbb, torch 2.6.0",
         ),
         ({"resumed": [{"at": "now"}]}, None, None),
         ({"versions": {"torch": "2.6.0", "tqdm": "5"}}, None, None),
@@ -142,14 +142,14 @@ def checkout(commit, **state):
         ),
     ],
 )
-def test_whatever_is_other_in_the_code_is_marked(tmp_path, other, plain, marked):
+def test_every_difference_in_code_is_marked(tmp_path, other, plain, marked):
     git = {"fedresearch": checkout("a"), "working_directory": checkout("a")}
     record = {"git": git, "python": "3.11.7", "versions": {"torch": "2.6.0"}}
     arm(tmp_path, "fedavg", 0, 1, record=record)
     arm(tmp_path, "scaffold", 0, 1, record={**record, **other})
     fair = held(tmp_path)
     assert fair.marks == ({"strategy=scaffold": "†"} if marked else {})
-    assert fair.legend == ([f"unmarked: 2 runs by {plain}", f"† 2 runs by {marked}"] if marked else [])
+    assert fair.legend == ([f"unmarked, 2 runs: {plain}", f"† 2 runs: {marked}"] if marked else [])
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_whatever_is_other_in_the_code_is_marked(tmp_path, other, plain, marked)
         ({"git": {"fedresearch": checkout("a", dirty=True)}}, "commit aaaaaaaaaa with untracked files"),
         (
             {**code("a"), "resumed": [{"git": {"fedresearch": checkout("b")}}]},
-            "commit aaaaaaaaaa, resumed by commit bbbbbbbbbb",
+            "commit aaaaaaaaaa, resumed with commit bbbbbbbbbb",
         ),
         (
             {"git": {"working_directory": checkout("b")}, "versions": {"fedresearch": "1"}},
@@ -166,18 +166,18 @@ def test_whatever_is_other_in_the_code_is_marked(tmp_path, other, plain, marked)
         ),
     ],
 )
-def test_code_that_no_commit_tells_is_noted_though_all_share_it(tmp_path, record, words):
+def test_code_that_no_commit_identifies_is_noted_even_if_all_share_it(tmp_path, record, words):
     arm(tmp_path, "fedavg", 0, 1, record=record)
-    assert held(tmp_path, against="").notes == ([f"all runs are by {words}"] if words else [])
+    assert held(tmp_path, against="").notes == ([f"all runs: {words}"] if words else [])
 
 
-def test_other_seeds_are_told_without_a_baseline_too(tmp_path):
+def test_different_seeds_are_reported_without_a_baseline(tmp_path):
     arm(tmp_path, "fedavg", 0, 1)
     arm(tmp_path, "fedprox", 1, 0)
     assert vars(held(tmp_path, against="")) == {"warnings": [], "notes": [], "marks": {}, "legend": []}
     arm(tmp_path, "moon", 0, 1, 2)
     fair = held(tmp_path, against="")
-    assert fair.notes == ["strategy=fedavg and strategy=moon have other seeds (0, 1 against 0, 1, 2)"]
+    assert fair.notes == ["strategy=fedavg and strategy=moon have different seeds (0, 1 against 0, 1, 2)"]
     assert fair.warnings == []
     arm(tmp_path, "scaffold", 5, 6)
     fair = held(tmp_path, against="")
@@ -185,7 +185,7 @@ def test_other_seeds_are_told_without_a_baseline_too(tmp_path):
     assert fair.warnings == ["strategy=fedavg and strategy=scaffold share no seed (0, 1 against 5, 6)"]
 
 
-def test_a_seed_of_the_partitions_is_one_of_the_seeds(tmp_path):
+def test_the_partitioners_seed_is_part_of_a_replicate(tmp_path):
     for number, strategy in enumerate(("fedavg", "scaffold"), start=1):
         arm(tmp_path, strategy, 0, partitioner={"_target_": "iid", "seed": number})
     assert held(tmp_path, against="").warnings == [
@@ -193,35 +193,35 @@ def test_a_seed_of_the_partitions_is_one_of_the_seeds(tmp_path):
     ]
 
 
-def test_runs_that_ended_at_their_target_are_told(tmp_path):
+def test_runs_that_stopped_at_their_target_are_noted(tmp_path):
     federation = {"num_rounds": 9, "target_accuracy": 0.9}
     arm(tmp_path, "fedavg", 0, 1, rows=[{}, {}], federation=federation)
     arm(tmp_path, "scaffold", 0, rows=[{}] * 9, federation=federation)
     arm(tmp_path, "scaffold", 1, rows=[{}], federation=federation, status="failed")
-    (told,) = held(tmp_path, against="").notes
-    assert told.startswith("2 of 3 finished runs ended when they reached federation.target_accuracy")
+    (note,) = held(tmp_path, against="").notes
+    assert note.startswith("2 of 3 finished runs stopped when they reached federation.target_accuracy")
 
 
 def test_processors_are_counted(tmp_path):
     arm(tmp_path, "fedavg", 0, record={"processor": "one"})
     arm(tmp_path, "fedavg", 1, record={"processor": "another", "resumed": [{"processor": "third"}]})
-    assert held(tmp_path, against="").notes == ["the runs are of 3 kinds of processor, which may round differently"]
+    assert held(tmp_path, against="").notes == ["the runs used 3 kinds of processor, which may round differently"]
 
 
-def test_partitions_that_differ_though_nothing_asks_for_it_are_warned_of(tmp_path):
+def test_unexpectedly_different_partitions_are_warned_of(tmp_path):
     for strategy in ("fedavg", "scaffold"):
         for seed in (0, 1):
             other = strategy == "scaffold" and seed == 1
             arm(tmp_path, strategy, seed, record={"partition_sha256": f"{seed}{other}", "sampling_sha256": "s"})
     fair = held(tmp_path)
     assert fair.warnings == [
-        "the partitions differ between runs of one seed, in 1 of 2 cases, such as of strategy=fedavg and "
-        "strategy=scaffold, though their configs do not ask for it: other code, packages or data"
+        "the partitions differ between runs of the same seed and settings in 1 of 2 cases, such as strategy=fedavg and "
+        "strategy=scaffold: their code, packages or data differ"
     ]
-    assert fair.notes == ["the partitions are not the baseline's in 1 of 1 cell, such as strategy=scaffold"]
+    assert fair.notes == ["the partitions differ from the baseline's in 1 of 1 cell, such as strategy=scaffold"]
 
 
-def test_what_the_data_lack_is_said_with_the_first_cell_that_lacks_it(tmp_path):
+def test_facts_about_the_data_are_reported_with_the_first_cell(tmp_path):
     arm(tmp_path, "fedavg", 0, record={"data": {"classes_untrained": [], "num_unheld": 0, "num_test_in_train": 0}})
     arm(tmp_path, "fedprox", 0, record={"data": {"classes_untrained": [5, 6], "num_unheld": 7}})
     arm(tmp_path, "scaffold", 0, record={"data": {"classes_untrained": [4], "num_test_in_train": 3}})
@@ -234,7 +234,7 @@ def test_what_the_data_lack_is_said_with_the_first_cell_that_lacks_it(tmp_path):
     assert fair.notes == ["no client has some of the training samples in 1 of 4 cells, such as strategy=fedprox: 7"]
 
 
-def test_partitions_that_differ_by_config_are_only_noted(tmp_path):
+def test_partitions_that_differ_by_config_are_noted(tmp_path):
     for alpha in (0.1, 1.0, 10.0):
         for seed in (0, 1):
             record = {"partition_sha256": f"{alpha}{seed}", "initial_model_sha256": f"{seed}"}
@@ -242,16 +242,18 @@ def test_partitions_that_differ_by_config_are_only_noted(tmp_path):
             make(tmp_path / f"{alpha}{seed}", seed=seed, partitioner=partitioner, record=record)
     fair = held(tmp_path, against="partitioner.alpha=0.1")
     assert fair.warnings == []
-    assert fair.notes == ["the partitions are not the baseline's in 2 of 2 cells, such as alpha=1.0"]
+    assert fair.notes == ["the partitions differ from the baseline's in 2 of 2 cells, such as alpha=1.0"]
 
 
-def test_a_strategy_that_shares_less_of_the_model_is_no_fault(tmp_path):
+def test_a_strategy_may_share_less_of_the_model(tmp_path):
     arm(tmp_path, "fedavg", 0, record={"initial_model_sha256": "all"})
     strategy = {"server": {"_target_": "FedAvg"}, "client": {"_target_": "FedPer"}}
     arm(tmp_path, "fedper", 0, record={"initial_model_sha256": "some"}, strategy=strategy)
     fair = held(tmp_path)
     assert fair.warnings == []
-    assert fair.notes == ["the initial shared weights are not the baseline's in 1 of 1 cell, such as strategy=fedper"]
+    assert fair.notes == [
+        "the initial shared weights differ from the baseline's in 1 of 1 cell, such as strategy=fedper"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -263,11 +265,11 @@ def test_a_strategy_that_shares_less_of_the_model_is_no_fault(tmp_path):
         ("sampling_sha256", "sampled clients"),
     ],
 )
-def test_whatever_is_derived_is_held_to_the_config(tmp_path, digest, words):
+def test_all_derived_data_are_checked_against_the_config(tmp_path, digest, words):
     for strategy in ("fedavg", "scaffold"):
         arm(tmp_path, strategy, 0, record={digest: strategy})
     (warning,) = held(tmp_path).warnings
-    assert warning.startswith(f"the {words} differ between runs of one seed")
+    assert warning.startswith(f"the {words} differ between runs of the same seed and settings")
 
 
 @pytest.mark.parametrize(
@@ -278,7 +280,7 @@ def test_whatever_is_derived_is_held_to_the_config(tmp_path, digest, words):
         ("initial_model_sha256", {"dtype": "float64"}),
     ],
 )
-def test_what_is_derived_of_another_config_is_no_fault(tmp_path, digest, sections):
+def test_derived_data_of_different_configs_may_differ(tmp_path, digest, sections):
     federation = {"num_supernodes": 9, "fraction_train": 1.0}
     arm(tmp_path, "fedavg", 0, record={digest: "one"}, federation=federation)
     sections = {**sections, "federation": federation | sections.get("federation", {})}
@@ -296,10 +298,10 @@ ROWS = [
 
 @pytest.fixture
 def messy(tmp_path):
-    """Return a sweep in which each arm's seed 0 is well, and others ended in all the ways that there are."""
+    """Return a sweep with a good seed 0 in most arms, and other runs in all possible states."""
     ends = {
         "fedavg": ["finished", "failed"],
-        "fedprox": ["finished", "diverged", "interrupted", "running"],  # by no process: killed
+        "fedprox": ["finished", "diverged", "interrupted", "running"],  # without a process: killed
         "scaffold": ["interrupted"],
     }
     sections = {"federation": {"num_rounds": 8}}
@@ -318,16 +320,16 @@ def messy(tmp_path):
     return tmp_path
 
 
-def test_runs_that_are_left_out_of_cells_are_noted(messy):
+def test_runs_outside_all_cells_are_noted(messy):
     fair = held(messy)
     assert fair.warnings == []
     assert fair.notes == [
         "not in any cell: 1 damaged, 1 refused, 1 missing",
-        "1 run left out, since another of the same cell and seed is further or newer: again",
+        "1 run left out, since another of the same cell and seed has more rounds or is newer: again",
     ]
 
 
-def test_runs_that_are_in_no_mean_are_counted(messy):
+def test_runs_outside_all_means_are_counted(messy):
     found = group_runs(load([messy]))
     selected = select_values(found.runs, QUESTION.selection)
     table = final_table(found, QUESTION, {cell.label: find_outcome(cell, selected) for cell in found.cells}, {})
@@ -339,11 +341,11 @@ def test_runs_that_are_in_no_mean_are_counted(messy):
     assert "Runs that failed, diverged, stalled or are unfinished are not in the mean." in table.caption
 
 
-def test_runs_that_are_in_no_mean_count_for_a_target_as_far_as_they_went(messy):
+def test_unfinished_runs_count_for_a_target_up_to_their_last_round(messy):
     found = group_runs(load([messy]))
     durations = durations_to(found, "eval/accuracy", 0.5)
     table = target_table(found, QUESTION, 0.5, durations, {"strategy=scaffold": "†"})
     assert [row[:2] for row in table.texts] == [["fedavg", "2"], ["fedprox", "2"], ["scaffold †", "2"]]
     table = target_table(found, QUESTION, 0.9, durations_to(found, "eval/accuracy", 0.9), {})
-    # Of fedprox, the diverged run was to go to round 8; two others stopped after round 2: the median is above 2.5.
+    # fedprox: the diverged run had 8 planned rounds, and two others stopped after round 2: the median is above 2.5.
     assert [row[1] for row in table.texts] == ["3, 1/2 seeds", ">2.5, 1/4 seeds", ">2, 0/1 seeds"]

@@ -1,4 +1,4 @@
-"""Runs as the report reads them: cells by what varies, replicates by seed, one number of a curve."""
+"""Cells and replicates of a report's runs, and the selection rules."""
 
 import json
 
@@ -18,7 +18,7 @@ def labels(folder):
     return {cell.label: list(cell.runs) for cell in group_runs(load([folder])).cells}
 
 
-def test_what_varies_is_found_and_seeds_are_replicates(tmp_path):
+def test_varying_keys_make_cells_and_seeds_make_replicates(tmp_path):
     for seed in (10, 9):
         for mu in (0, 1):
             strategy = {"server": {"_target_": "FedProx", "proximal_mu": mu}}
@@ -31,14 +31,14 @@ def test_what_varies_is_found_and_seeds_are_replicates(tmp_path):
     }
 
 
-def test_what_an_option_brings_is_not_a_key_of_its_own(tmp_path):
+def test_keys_of_an_option_are_not_separate_keys(tmp_path):
     make(tmp_path / "a")
     make(tmp_path / "b", choices={"strategy": "fedprox"}, strategy={"server": {"_target_": "FedProx", "mu": 1}})
     assert group_runs(load([tmp_path])).keys == ["strategy"]
 
 
 @pytest.mark.parametrize("word", ["strategy.weighted_by=uniform", "++strategy.weighted_by=uniform", "strategy={}"])
-def test_what_was_typed_is_a_key_though_options_differ(tmp_path, word):
+def test_a_typed_key_counts_even_if_options_differ(tmp_path, word):
     weighted = {"server": {"_target_": "FedAvg"}, "weighted_by": "examples"}
     make(tmp_path / "a", strategy=weighted, record={"overrides": ["strategy=fedavg"]})
     make(
@@ -48,10 +48,10 @@ def test_what_was_typed_is_a_key_though_options_differ(tmp_path, word):
         record={"overrides": ["strategy=fedprox", word, "+strategy.mu=1"]},
     )
     expected = ["strategy"] if word == "strategy={}" else ["strategy", "strategy.weighted_by"]
-    assert group_runs(load([tmp_path])).keys == expected  # mu has one value wherever it is
+    assert group_runs(load([tmp_path])).keys == expected  # mu has a single value
 
 
-def test_a_section_that_was_typed_is_its_keys(tmp_path):
+def test_a_typed_section_stands_for_its_keys(tmp_path):
     for name, lr in (("sgd", 0.1), ("adam", 0.001)):
         record = {"overrides": [f"optimizer={name}", f"optimizer.group={{lr:{lr}}}"]}
         optimizer = {"group": {"lr": lr}, "own": name}
@@ -59,27 +59,27 @@ def test_a_section_that_was_typed_is_its_keys(tmp_path):
     assert group_runs(load([tmp_path])).keys == ["optimizer", "optimizer.group.lr"]
 
 
-def test_the_hardware_that_sums_depend_on_is_a_key(tmp_path):
+def test_hardware_that_changes_sums_is_a_key(tmp_path):
     for chunk in (4, 8):
         make(tmp_path / str(chunk), hardware={"_target_": "batched", "chunk": chunk, "workers": chunk})
     assert group_runs(load([tmp_path])).keys == ["hardware.chunk"]
 
 
-def test_the_schedule_is_no_part_of_the_optimizers_option(tmp_path):
+def test_the_schedule_is_separate_from_the_optimizers_option(tmp_path):
     for name in ("cosine", "step"):
         optimizer = {"lr": 0.1, "schedule": {"_target_": name}}
         make(tmp_path / name, choices={"schedule": name, "optimizer": "sgd"}, optimizer=optimizer)
     assert list(labels(tmp_path)) == ["schedule=cosine", "schedule=step"]
 
 
-def test_a_key_that_is_always_equal_to_another_is_told_apart(tmp_path):
+def test_a_key_that_always_equals_another_is_listed_separately(tmp_path):
     for value in (0.5, 1):
         make(tmp_path / str(value), dataset={"alpha": value, "beta": value})
     found = group_runs(load([tmp_path]))
     assert (found.keys, found.equal) == (["dataset.alpha"], {"dataset.beta": "dataset.alpha"})
 
 
-def test_seeds_that_follow_the_runs_are_not_named(tmp_path):
+def test_seeds_that_equal_the_runs_seed_are_not_named(tmp_path):
     for seed in (0, 1):
         make(tmp_path / str(seed), seed=seed, dataset={"seed": seed}, partitioner={"seed": 7})
     assert labels(tmp_path) == {"all runs": ["0", "1"]}
@@ -89,7 +89,7 @@ def test_seeds_that_follow_the_runs_are_not_named(tmp_path):
     }
 
 
-def test_of_two_runs_of_one_seed_the_finished_one_counts(tmp_path):
+def test_the_finished_one_of_two_runs_with_one_seed_counts(tmp_path):
     make(tmp_path / "a", status="finished", rows=[{}])
     make(tmp_path / "b", status="interrupted", rows=[{}, {}])
     found = group_runs(load([tmp_path]))
@@ -100,18 +100,18 @@ def test_of_two_runs_of_one_seed_the_finished_one_counts(tmp_path):
 @pytest.mark.parametrize(
     ("kept", "left_out"),
     [
-        (("interrupted", 2), ("interrupted", 1)),  # the further, not the newer
+        (("interrupted", 2), ("interrupted", 1)),  # more rounds, though older
         (("finished", 1), ("diverged", 2)),
         (("diverged", 2), ("interrupted", 1)),
     ],
 )
-def test_of_two_runs_of_one_seed_the_further_one_counts(tmp_path, kept, left_out):
+def test_the_run_with_more_rounds_counts_among_unfinished_ones(tmp_path, kept, left_out):
     for name, (status, num_rounds) in {"a": kept, "b": left_out}.items():
         make(tmp_path / name, status=status, rows=[{}] * num_rounds)
     assert [run.directory.name for run in group_runs(load([tmp_path])).repeated] == ["b"]
 
 
-def test_jobs_that_are_no_runs_are_known_too(tmp_path):
+def test_jobs_that_never_became_runs_are_listed(tmp_path):
     make(tmp_path / "done")
     (tmp_path / "refused").mkdir()
     (tmp_path / "refused" / "refused.txt").write_text("first\nunknown key x\n")
@@ -124,10 +124,10 @@ def test_jobs_that_are_no_runs_are_known_too(tmp_path):
     }
 
 
-def test_a_folder_without_runs_is_told(tmp_path):
+def test_a_folder_without_runs_is_refused(tmp_path):
     with pytest.raises(InputError, match="no run in"):
         load([tmp_path])
-    with pytest.raises(InputError, match="is no directory"):
+    with pytest.raises(InputError, match="is not a directory"):
         load([tmp_path / "nowhere"])
 
 
@@ -146,7 +146,7 @@ ROWS = [
         ("best_val", "eval/accuracy", 0.8),
         ("best_test", "eval/accuracy", 0.9),
         ("best_test", "eval/loss", 1.0),
-        ("best_val", "eval/loss", np.nan),  # no clients/eval_loss
+        ("best_val", "eval/loss", np.nan),  # clients/eval_loss is missing
         ("last", "personal/eval_acc", np.nan),
     ],
 )
@@ -156,7 +156,7 @@ def test_a_rule_makes_one_number_of_a_curve(tmp_path, rule, metric, expected):
     assert parse_selection(rule, metric).choose(run) == pytest.approx(expected, nan_ok=True)
 
 
-def test_of_equal_validation_values_the_first_round_is_taken(tmp_path):
+def test_the_first_of_equally_good_rounds_is_selected(tmp_path):
     accuracies = [(0.1, 0.5), (0.2, 0.8), (0.3, 0.8), (0.4, 0.7)]
     rows = [{"eval/accuracy": a, "clients/eval_acc": v, "eval/loss": a, "clients/eval_loss": -v} for a, v in accuracies]
     make(tmp_path / "run", rows=rows)
@@ -166,12 +166,12 @@ def test_of_equal_validation_values_the_first_round_is_taken(tmp_path):
 
 
 @pytest.mark.parametrize("rule", ["best", "mean_last", "mean_last:0", "mean_last:x", "last:3", ""])
-def test_a_rule_that_does_not_exist_is_told(rule):
+def test_an_unknown_rule_is_refused(rule):
     with pytest.raises(InputError, match="try --select"):
         parse_selection(rule, "eval/accuracy")
 
 
-def test_axes_and_the_metric_of_a_report(tmp_path):
+def test_axes_and_the_default_metric(tmp_path):
     totals = [{"comm/bytes_up_total": 5 * n, "comm/bytes_down_total": 7 * n, "time/total_s": n / 2} for n in (1, 2, 3)]
     make(
         tmp_path / "run", rows=[{"local/steps": n, "clients/eval_loss": 1.0, **total} for n, total in enumerate(totals)]

@@ -1,4 +1,4 @@
-"""What two runs differ in, and a run reproduced from its record."""
+"""The differences of two runs, and a run reproduced from its record."""
 
 import hashlib
 import json
@@ -51,7 +51,7 @@ def run(cwd, name, *overrides):
 
 
 def edit_record(directory, **fields):
-    """Write a record anew, with fields that are as much its own as the others."""
+    """Rewrite a record with changed fields and a valid hash."""
     (directory / "run.json").write_text(dump_record({**read_record(directory), **fields}))
 
 
@@ -64,17 +64,17 @@ def edit_row(directory, number, **values):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A finished run of three rounds, to be left as it is."""
+    """A finished run of three rounds; tests must not change it."""
     return run(tmp_path_factory.mktemp("finished"), "one", *SHORT)
 
 
 @pytest.fixture
 def copy(finished, tmp_path):
-    """A copy of it, to be changed."""
+    """A copy of the finished run, which tests may change."""
     return Path(shutil.copytree(finished, tmp_path / "copy"))
 
 
-# What differs, by hand.
+# Differences by hand.
 
 
 def test_leaves_differ_by_their_json():
@@ -103,7 +103,7 @@ def test_leaves_differ_by_their_json():
             {"hardware.threads"},
             {"hardware._target_", "hardware.workers"},
         ),
-        (["hardware=gpu"], {"hardware.device"}, set()),
+        (["hardware=gpu"], {"hardware.device"}, {"hardware.declares.runs"}),
         (
             ["hardware=ray", "hardware.num_gpus=0.5"],
             {"hardware.num_gpus"},
@@ -112,12 +112,12 @@ def test_leaves_differ_by_their_json():
         (
             ["hardware=batched"],
             {"hardware.chunk"},
-            {"hardware._target_", "hardware.cache_dir", "hardware.compile", "hardware.device"},
+            {f"hardware.{key}" for key in ("_target_", "cache_dir", "compile", "device", "declares.runs")},
         ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_what_changes_numbers_is_what_changes_the_digest(compose, overrides, numerical, others):
+def test_a_difference_is_numerical_if_it_changes_the_digest(compose, overrides, numerical, others):
     from dataclasses import asdict
 
     from fedresearch.config import digest
@@ -143,7 +143,7 @@ def test_what_changes_numbers_is_what_changes_the_digest(compose, overrides, num
     ],
     ids=str,
 )
-def test_what_to_type_for_a_recorded_value_gives_it(compose, recorded, now):
+def test_the_override_for_a_recorded_value_restores_it(compose, recorded, now):
     from dataclasses import asdict
 
     base = ["tracker=none", "dataset=mnist", "model=mlp"]
@@ -164,7 +164,7 @@ def test_an_options_name_stands_for_the_path_of_its_class(tmp_path):
     lines, _ = compare(tmp_path / "a", tmp_path / "b")
     assert "  hardware: cpu | workers" in lines
     assert not any(line.startswith("  hardware._target_") for line in lines)
-    assert "  optimizer._target_: (none) | mine" in lines  # of an option that has the same name, and is another
+    assert "  optimizer._target_: (none) | mine" in lines  # a different option of the same name
 
 
 def test_rows_are_compared_until_one_differs():
@@ -194,14 +194,14 @@ def test_rows_are_compared_until_one_differs():
         ((0, 0), "neither has a round, so there are no numbers to compare"),
     ],
 )
-def test_runs_of_other_lengths_are_not_identical(num_rounds, line):
+def test_runs_of_different_lengths_are_not_identical(num_rounds, line):
     rows = [{"round": n} for n in (1, 2, 3)]
     numbers = compare_rows(*(rows[:n] for n in num_rounds))
     assert not numbers.identical
     assert numbers.lines() == [line]
 
 
-def test_what_a_record_does_not_know_is_no_difference():
+def test_a_field_that_one_record_misses_is_not_a_difference():
     a = {"python": "3.11", "git": {"fedresearch": None}, "versions": {"torch": "2.6", "gone": "1"}, "choices": {}}
     b = {
         "platform": "here",
@@ -243,7 +243,7 @@ def test_two_runs_of_one_config_differ_in_nothing(finished):
     assert (done.returncode, done.stdout) == (0, "nothing differs: identical through round 3\n"), done.stderr
 
 
-def test_another_seed_differs_from_the_first_round_on(finished):
+def test_another_seed_differs_from_the_first_round(finished):
     run(finished.parent, "seed", *SHORT, "seed=1")
     done = command(finished.parent, "compare", "one", "seed")
     assert done.returncode == 1
@@ -260,7 +260,7 @@ def first_row(directory):
     return json.loads((directory / "metrics.jsonl").read_text().splitlines()[0])
 
 
-def test_other_hardware_is_said_to_change_no_number(finished):
+def test_hardware_is_reported_to_change_no_number(finished):
     run(finished.parent, "workers", *SHORT, "hardware=workers", "hardware.workers=2")
     done = command(finished.parent, "compare", "one", "workers")
     assert done.returncode == 0, done.stdout
@@ -281,7 +281,7 @@ def test_one_changed_number_is_found(finished, copy):
     ]
 
 
-def test_a_shorter_run_and_another_package_are_told(finished, copy):
+def test_a_shorter_run_and_another_package_are_reported(finished, copy):
     lines = (copy / "metrics.jsonl").read_text().splitlines(keepends=True)
     (copy / "metrics.jsonl").write_text("".join(lines[:2]) + lines[2][:20])  # torn off
     versions = read_record(copy)["versions"]
@@ -295,7 +295,7 @@ def test_a_shorter_run_and_another_package_are_told(finished, copy):
     assert lines[-1] == "identical through round 2, of which B has no further; A has 3"
 
 
-def test_what_cannot_be_compared_is_told_in_a_line(finished, copy):
+def test_what_cannot_be_compared_is_refused_in_one_line(finished, copy):
     def refusal(*paths):
         done = command(copy, "compare", *paths)
         assert (done.returncode, done.stdout) == (1, "")
@@ -328,13 +328,13 @@ def test_comparing_imports_nothing_heavy_and_help_helps():
 
 
 def small_record():
-    """Return what compare reads of a record, small enough that damage hits something."""
+    """Return the fields that compare reads, few enough that random damage hits them."""
     config = {"seed": 0, "hardware": {"threads": 1}, "model": {"widths": [1, 2]}}
     return {"status": "finished", "config": config, "choices": {"model": "mlp"}, "git": None, "versions": {"a": "1"}}
 
 
 def answers(a, b):
-    """Compare two directories, one of them damaged, and check that what comes is lines."""
+    """Compare two directories, one of them damaged, and check that the answer is lines."""
     try:
         lines, identical = compare(a, b)
     except InputError as error:
@@ -410,7 +410,7 @@ def test_a_run_is_reproduced_from_another_folder(finished, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_number_that_was_changed_is_not_reproduced_and_what_changed_since_is_said(copy, tmp_path):
+def test_a_changed_number_is_not_reproduced_and_changed_packages_are_reported(copy, tmp_path):
     edit_row(copy, 3, **{"eval/loss": 0.0})
     pinned = hashlib.sha256((copy / "metrics.jsonl").read_bytes()).hexdigest()
     versions = read_record(copy)["versions"]
@@ -421,13 +421,13 @@ def test_a_number_that_was_changed_is_not_reproduced_and_what_changed_since_is_s
     (out,) = (tmp_path / "outputs").glob("reproduced_*")
     loss = json.loads((out / "metrics.jsonl").read_text().splitlines()[2])["eval/loss"]
     assert done.stdout.splitlines()[-3:] == [
-        f"not as recorded: packages: torch 1.0 (now {versions['torch']})",
+        f"changed since the record: packages: torch=1.0 (now {versions['torch']})",
         "numbers differ from round 3 on, identical through round 2",
         f"  eval/loss: 0.0 | {loss}",
     ]
 
 
-def test_what_would_have_other_numbers_is_refused_before_it_trains(finished, copy, tmp_path):
+def test_a_rerun_with_different_numbers_is_refused_before_training(finished, copy, tmp_path):
     def refusal(*arguments):
         done = command(tmp_path, "reproduce", *arguments, "--out", "again")
         assert (done.returncode, done.stdout) == (1, "")
@@ -436,7 +436,7 @@ def test_what_would_have_other_numbers_is_refused_before_it_trains(finished, cop
         return line
 
     assert refusal(finished, "seed=1") == (
-        f"error: {finished} ran with other values: seed=0 (now 1); leave out the override that changes it, or, "
+        f"error: {finished} ran with different values: seed=0 (now 1); leave out the override that changes it, or, "
         "for a default that has changed since, type seed=0"
     )
     config = read_record(copy)["config"]
@@ -446,13 +446,13 @@ def test_what_would_have_other_numbers_is_refused_before_it_trains(finished, cop
     assert "optimizer.lr=0.25 (now " in line
     assert "local.batch_size=7 (now 10)" in line
     assert line.endswith("type local.batch_size=7 optimizer.lr=0.25")
-    assert "hardware.chunk=(none) (now auto)" in refusal(finished, "hardware=batched")
+    assert "hardware.chunk not set (now auto)" in refusal(finished, "hardware=batched")
     assert refusal(finished, "hydra.run.dir=x").startswith("error: hydra.run.dir=x is not for a rerun; remove it")
     assert refusal(finished, "+resume=x").startswith("error: +resume=x is not for a rerun; remove it")
     assert refusal(finished, "strategy=fedavgg").startswith("error: strategy=fedavgg does not exist, strategy may be ")
     edit_record(copy, status="interrupted")
     assert refusal(copy) == (
-        f"error: {copy} is interrupted, and only a finished run is reproduced; "
+        f"error: {copy} is interrupted, and only finished runs can be reproduced; "
         f"finish it with: fedresearch resume={copy}"
     )
 
@@ -465,7 +465,7 @@ def test_an_existing_directory_is_not_written_to(finished, tmp_path):
     assert not [*(tmp_path / "used").iterdir()]
 
 
-def test_what_was_typed_for_other_hardware_or_a_tracker_is_left_out(finished, copy, tmp_path, monkeypatch, capsys):
+def test_overrides_of_replaced_hardware_or_tracker_are_left_out(finished, copy, tmp_path, monkeypatch, capsys):
     from fedresearch.study import reproduce
 
     reruns = []
@@ -476,7 +476,7 @@ def test_what_was_typed_for_other_hardware_or_a_tracker_is_left_out(finished, co
 
     monkeypatch.setattr(reproduce, "_run", rerun)
     mine = ["seed=0", "tracker=wandb", "tracker.mode=offline", "hardware=superlink", "++hardware.timeout_s=9"]
-    config = read_record(copy)["config"] | {"hardware": {"root_certificates": None}}
+    config = read_record(copy)["config"] | {"hardware": {"declares": {"runs": "experiment"}}}
     edit_record(copy, config=config, overrides=[*SHORT[:4], *mine], working_directory="/no/longer/there")
     assert reproduce.reproduce(copy, ["hardware=cpu"], tmp_path / "again")
     where = ["hydra.mode=RUN", f"hydra.run.dir='{tmp_path}/again'"]
@@ -485,7 +485,7 @@ def test_what_was_typed_for_other_hardware_or_a_tracker_is_left_out(finished, co
     shutil.rmtree(tmp_path / "again")
     assert reproduce.reproduce(copy, ["hardware.timeout_s=8"], tmp_path / "again")
     assert reruns[1][4:-2] == ["seed=0", mine[3], "tracker=none", "hardware.timeout_s=8"]
-    hint = "this run was on a SuperLink; its numbers are the same with hardware=workers\n"
+    hint = "this run uses a SuperLink; hardware=workers gives the same numbers\n"
     assert capsys.readouterr().out == f"{hint}identical through round 3\n"
 
 
@@ -505,13 +505,13 @@ def test_an_interrupted_rerun_is_waited_for(finished, copy, tmp_path):
     stopping, resumes, *interrupted = err.splitlines()
     assert stopping == "stopping after this round; once more to stop at once"
     assert resumes == f"fedresearch resume={tmp_path / 'again'}"
-    assert interrupted == ["interrupted", "interrupted"]  # the rerun, and what waited for it
+    assert interrupted == ["interrupted", "interrupted"]  # the rerun and its parent
     assert read_record(tmp_path / "again")["status"] == "interrupted"
 
 
 @pytest.mark.slow
-def test_options_of_ones_own_and_an_experiment_are_reproduced_on_other_hardware(tmp_path):
-    """From where it was typed: the options, and the code that they name, in a process of their own and its workers."""
+def test_a_users_options_and_experiment_are_reproduced_on_other_hardware(tmp_path):
+    """Options, and the code that they name, are found from the original folder, in the rerun and its workers."""
     there = tmp_path / "there"
     for name, text in {
         "conf/model/mine.yaml": "# Mine\n_target_: mine.Mine\n",
@@ -539,7 +539,7 @@ def test_options_of_ones_own_and_an_experiment_are_reproduced_on_other_hardware(
 def test_a_rerun_that_fails_says_so(finished, copy, tmp_path):
     config = read_record(copy)["config"]
     overrides = [*read_record(copy)["overrides"], "+optimizer.fused_how=no"]
-    config["optimizer"]["fused_how"] = "no"  # a record of code that knew it
+    config["optimizer"]["fused_how"] = "no"  # recorded by code that had this argument
     edit_record(copy, config=config, overrides=overrides)
     done = command(tmp_path, "reproduce", copy, "--out", "again")
     assert done.returncode == 1

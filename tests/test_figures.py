@@ -1,4 +1,4 @@
-"""The report's figures: what is drawn is what was given, arms are told apart, and equal figures are equal files."""
+"""A report's figures: they show the given data, arms are distinguishable, and equal figures are equal files."""
 
 import io
 from itertools import pairwise
@@ -46,7 +46,7 @@ def extents(texts):
     return [text.get_window_extent() for text in texts]
 
 
-def test_a_curve_is_its_mean_where_known_and_the_band_about_it():
+def test_a_curve_is_the_known_mean_with_a_band_around_it():
     mean = np.array([0.1, np.nan, 0.3, np.nan, 0.5])
     (axes,) = plot_learning_curves([curve(mean=mean)], "rounds", "eval/accuracy").axes
     np.testing.assert_array_equal(axes.lines[0].get_xydata(), [(1, 0.1), (3, 0.3), (5, 0.5)])
@@ -61,7 +61,7 @@ def test_a_curve_is_its_mean_where_known_and_the_band_about_it():
 @pytest.mark.parametrize(
     ("metric", "mean", "top"), [("eval/accuracy", 0.9, 1.02), ("eval/loss", 0.9, 1.9), ("eval/accuracy", 50.0, 51.0)]
 )
-def test_the_axis_leaves_out_what_no_accuracy_can_be(metric, mean, top):
+def test_the_axis_ends_where_accuracies_end(metric, mean, top):
     (axes,) = plot_learning_curves([curve(mean=np.full(5, mean), half_width=1.0)], "rounds", metric).axes
     assert axes.get_ylim()[1] == pytest.approx(top, rel=0.1)
     (axes,) = plot_sensitivity([line([1, 2], mean=mean, half_width=1.0)], "lr", metric).axes
@@ -69,7 +69,7 @@ def test_the_axis_leaves_out_what_no_accuracy_can_be(metric, mean, top):
     assert axes.get_ylim()[1] >= top or top == 1.02
 
 
-def test_a_partition_is_stacked_class_upon_class():
+def test_a_partition_is_a_stack_of_classes():
     counts = np.array([[3, 1, 0], [0, 2, 5]])
     figure = plot_partition(counts, "iid, seed 0")
     bars = [[(bar.get_y(), bar.get_height()) for bar in of] for of in figure.axes[0].containers]
@@ -78,7 +78,7 @@ def test_a_partition_is_stacked_class_upon_class():
     assert figure.axes[0].get_xlabel() == "client"
 
 
-def test_of_many_clients_and_classes_the_first_are_drawn_and_a_scale_tells_the_classes():
+def test_many_clients_are_cut_and_many_classes_have_a_colour_scale():
     figure = plot_partition(np.ones((120, 62), np.int64), "femnist")
     assert figure.axes[0].get_xlabel() == "client, 100 of 120"
     assert (len(figure.legends), figure.axes[1].get_ylabel()) == (0, "class")
@@ -89,7 +89,7 @@ def test_a_single_run_has_no_band():
     assert not axes.collections
 
 
-def test_all_arms_are_told_apart_without_colours_too():
+def test_arms_are_distinguishable_without_colours():
     figure = plot_learning_curves([curve(f"arm {n}") for n in range(MAX_ARMS)], "rounds", "eval/accuracy")
     lines = figure.axes[0].lines
     assert legend(figure) == [f"arm {n}" for n in range(MAX_ARMS)]
@@ -97,10 +97,10 @@ def test_all_arms_are_told_apart_without_colours_too():
     assert len({(each.get_marker(), filling) for each, filling in zip(lines, fillings, strict=True)}) == MAX_ARMS
     assert len({(each.get_color(), str(each._unscaled_dash_pattern)) for each in lines}) == MAX_ARMS
     starts = [each.get_markevery()[0] for each in lines]
-    assert max(starts) < len(ROUNDS)  # a marker each
+    assert max(starts) < len(ROUNDS)  # so that each has a marker
 
 
-def test_of_forty_arms_sixteen_are_drawn_and_the_figure_says_so():
+def test_sixteen_of_forty_arms_are_drawn_and_the_legend_says_so():
     figures = [
         plot_learning_curves([curve(f"{LONG} {n}") for n in range(40)], "rounds", "accuracy"),
         plot_sensitivity([line([1, 2], f"{LONG} {n}") for n in range(40)], "epochs", "accuracy"),
@@ -117,7 +117,7 @@ def test_of_forty_arms_sixteen_are_drawn_and_the_figure_says_so():
 
 
 @pytest.mark.parametrize(("targets", "name"), [([0.95], "target 0.95"), ([0.6, 0.95], "targets 0.6, 0.95")])
-def test_a_target_is_a_line_of_its_own(targets, name):
+def test_a_target_is_a_separate_line(targets, name):
     figure = plot_learning_curves([curve()], "rounds", "eval/accuracy", targets)
     assert legend(figure) == ["fedavg", name]
     assert [set(line.get_ydata()) for line in figure.axes[0].lines[1:]] == [{target} for target in targets]
@@ -156,7 +156,7 @@ def test_a_sensitivity_is_a_line_with_error_bars_and_ticks_at_the_values():
     assert [label.get_text() for label in axes.get_xticklabels()] == ["0.001", "0.01", "0.1"]
 
 
-def test_ticks_that_have_no_room_are_left_out():
+def test_ticks_without_room_are_left_out():
     figure = plot_sensitivity([line(np.geomspace(0.00123, 1, 40))], "lr", "accuracy")
     boxes = extents(figure.axes[0].get_xticklabels())
     assert len(boxes) > 3
@@ -181,7 +181,7 @@ def test_a_heat_map_has_a_number_on_each_colour_and_a_dash_on_hatching():
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
 
 
-def test_long_labels_of_columns_are_turned_and_whole():
+def test_long_labels_of_columns_are_rotated_and_complete():
     columns = [f"dirichlet_partitioner alpha=0.{n} min_partition_size=10" for n in range(8)]
     figure = table(np.ones((1, 8)), rows=[LONG], columns=columns)
     labels = figure.axes[0].get_xticklabels()
@@ -196,7 +196,7 @@ def test_long_labels_of_columns_are_turned_and_whole():
         assert box.y0 >= 0
 
 
-def test_labels_of_columns_that_have_room_stay_upright():
+def test_labels_of_columns_with_room_stay_horizontal():
     labels = table(np.ones((1, 2)), rows=["a"], columns=["dirichlet, alpha=0.1, min_size=10", "iid"]).axes[0]
     assert {label.get_rotation() for label in labels.get_xticklabels()} == {0}
 
@@ -209,7 +209,7 @@ def test_numbers_in_a_heat_map_stay_in_their_cells():
 
 
 @pytest.mark.parametrize(("p10", "worst", "name"), [(0.3, 0.1, "10th percentile"), (0.8, 0.9, "90th percentile")])
-def test_a_spread_is_mean_deviation_tenth_and_worst(p10, worst, name):
+def test_a_spread_shows_mean_deviation_tenth_percentile_and_worst(p10, worst, name):
     figure = plot_client_spread([Spread("a", 0.5, 0.1, p10, worst), Spread("b", 0.6, 0.2, p10, worst)], "clients/x")
     (axes,) = figure.axes
     assert [list(each.get_xdata()) for each in axes.lines] == [[0.5, 0.6], [p10, p10], [worst, worst]]
@@ -235,14 +235,14 @@ ODD = {
 
 
 @pytest.mark.parametrize("draw", ODD.values(), ids=ODD.keys())
-def test_what_is_odd_is_drawn_without_a_warning(draw):
+def test_odd_data_are_drawn_without_a_warning(draw):
     figure = draw()
     pixels = image.imread(io.BytesIO(png(figure)))
     assert pixels.shape[:2] == tuple(int(150 * inches) for inches in (figure.get_figheight(), 6.3))
     assert pixels.min() < 0.2
 
 
-def test_names_are_no_formulas():
+def test_names_are_not_formulas():
     name = "$x_1$ _y_ $\\frac{"
     figures = [
         plot_learning_curves([curve(name)], name, name),
@@ -258,7 +258,7 @@ def test_names_are_no_formulas():
     assert legend(plot_learning_curves([curve("_a")], "x", "y")) == ["_a"]
 
 
-def test_files_are_whole_and_equal_whatever_the_settings(tmp_path):
+def test_files_are_equal_whatever_the_users_settings(tmp_path):
     def draw():
         return plot_learning_curves([curve(), curve("fedprox", half_width=0.1)], "rounds", "eval/accuracy")
 
@@ -275,13 +275,13 @@ def test_files_are_whole_and_equal_whatever_the_settings(tmp_path):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == first
 
 
-def test_a_figure_is_drawn_the_same_each_time():
+def test_a_figure_is_drawn_equally_each_time():
     figure = table([[1, np.nan], [2, 3]], columns=["c" * 50, "d"])
     first = png(figure)
-    figure.savefig(io.BytesIO(), dpi=72)  # as PDF does; another layout for it would move the axes
+    figure.savefig(io.BytesIO(), dpi=72)  # as for PDF; a second layout would move the axes
     assert png(figure) == first
 
 
-def test_a_figure_that_cannot_be_written_is_told(tmp_path):
+def test_a_figure_that_cannot_be_written_is_an_error(tmp_path):
     with pytest.raises(Unwritable, match="cannot be written"):
         save(table([[1, 2], [3, 4]]), tmp_path / "missing" / "table")

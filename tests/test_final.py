@@ -1,4 +1,4 @@
-"""The tables of final performance: what is in a mean, how far it is known, and how cells differ."""
+"""The tables of final performance: means, intervals, and differences between cells."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ SCORES = {
 
 
 def arm(folder, chosen, scores, alpha=1.0, **sections):
-    """Write a finished run of a strategy a seed, with its score in the last round; of None none is written."""
+    """Write a finished run of a strategy for each seed, with its score in the last round; None skips a seed."""
     partitioner = {"_target_": "dirichlet", "alpha": alpha}
     for seed, score in enumerate(scores):
         if score is not None:
@@ -59,7 +59,7 @@ def test_a_mean_has_its_interval(tmp_path):
     assert final(tmp_path).texts == [["all runs", "0.803 ± 0.038", "3"]]
 
 
-def test_one_seed_has_no_interval_and_equal_ones_have_none_of_rounding(tmp_path):
+def test_one_seed_has_no_interval_and_equal_seeds_have_a_zero_interval(tmp_path):
     arm(tmp_path, "fedavg", [0.8])
     arm(tmp_path, "scaffold", [0.1, 0.1, 0.1])
     table = final(tmp_path)
@@ -68,7 +68,7 @@ def test_one_seed_has_no_interval_and_equal_ones_have_none_of_rounding(tmp_path)
     assert table.records[0]["half_width_95"] is None
 
 
-def test_what_is_not_in_the_mean_is_counted(tmp_path):
+def test_runs_left_out_of_the_mean_are_counted(tmp_path):
     arm(tmp_path, "fedavg", [0.8, 0.9])
     ends = ["failed", "diverged", "stalled", "interrupted", "running", "finished"]
     for seed, status in enumerate(ends, start=2):
@@ -83,7 +83,7 @@ def test_what_is_not_in_the_mean_is_counted(tmp_path):
     assert {key: table.records[0][key] for key in expected} == pytest.approx(expected)
 
 
-def test_without_any_finished_run_there_is_a_table_too(tmp_path):
+def test_a_table_needs_no_finished_run(tmp_path):
     for strategy in ("fedavg", "scaffold"):
         make(tmp_path / strategy, choices={"strategy": strategy}, status="failed", rows=[{METRIC: 0.5}])
     table = final(tmp_path, "strategy=fedavg")
@@ -91,13 +91,13 @@ def test_without_any_finished_run_there_is_a_table_too(tmp_path):
     assert [row[4] for row in table.texts] == ["baseline", "no shared seed"]
 
 
-def test_differences_are_of_pairs_and_their_p_values_of_the_whole_table(tmp_path):
+def test_differences_are_paired_and_p_values_corrected_for_the_table(tmp_path):
     for strategy, scores in SCORES.items():
         arm(tmp_path, strategy, scores)
     table = final(tmp_path, "strategy=fedavg")
     base, *others = (np.array(scores) for scores in SCORES.values())
     t_p = [stats.ttest_rel(scores, base).pvalue for scores in others]
-    # Holm, of two: the smaller is doubled, the larger is not below that.
+    # Holm for two p-values: the smaller is doubled, and the larger is at least as large as that.
     assert t_p[1] < t_p[0]
     t_p = [max(t_p[0], 2 * t_p[1]), 2 * t_p[1]]
     for record, scores, p in zip(table.records[1:], others, t_p, strict=True):
@@ -106,14 +106,14 @@ def test_differences_are_of_pairs_and_their_p_values_of_the_whole_table(tmp_path
         assert record["difference_half_width_95"] == pytest.approx(width)
         assert record["p_t_holm"] == pytest.approx(p)
         assert record["shared_seeds"] == 4
-    # All four above zero: 2 of the 16 signs, twice as much for the first of two comparisons. Of ranks 2, 2 and 4 above
-    # zero and 2 below, the sum of 8 is reached by 4 of the signs, and 2 or less by as many.
+    # All four above zero: 2 of 16 signs, doubled for the first of two comparisons. With ranks 2, 2 and 4 above
+    # zero and 2 below, 4 of 16 signs give the sum 8 or more, and as many give 2 or less.
     assert [record["p_wilcoxon_holm"] for record in table.records] == [None, 8 / 16, 2 * 2 / 16]
     texts = [row[table.columns.index("difference") :] for row in table.texts]
     assert texts[0] == ["baseline", "", ""]
     assert texts[1][0] == "+0.010 ± 0.026"
-    assert "Differences to strategy=fedavg are of shared seeds" in table.caption
-    assert table.caption.endswith("Before Holm, no signed-rank test of 4 seeds has p below 0.125.")
+    assert "Differences to strategy=fedavg use shared seeds" in table.caption
+    assert table.caption.endswith("Before this correction, p of a signed-rank test of 4 seeds is at least 0.125.")
 
 
 def test_only_shared_seeds_are_compared(tmp_path):
@@ -125,7 +125,7 @@ def test_only_shared_seeds_are_compared(tmp_path):
     assert differences == [["baseline", "", ""], ["-0.1 (n=1)", "–", "–"], ["no shared seed", "–", "–"]]
     assert [record["shared_seeds"] for record in table.records] == [None, 1, 0]
     assert table.records[1]["difference"] == pytest.approx(-0.1)
-    assert table.caption.endswith("each after Holm for all of the table's comparisons.")
+    assert table.caption.endswith("each with Holm's correction for all comparisons of the table.")
 
 
 def test_a_cell_without_a_baseline_is_not_compared(tmp_path):
@@ -133,7 +133,7 @@ def test_a_cell_without_a_baseline_is_not_compared(tmp_path):
         arm(tmp_path, "fedavg", [0.8, 0.9], alpha)
     arm(tmp_path, "scaffold", [0.8, 0.9], 10.0)
     table = final(tmp_path, "strategy=fedavg")
-    # Nor is what is no other's baseline one.
+    # A cell that is nobody's baseline is not marked as one either.
     assert [row[table.columns.index("difference")] for row in table.texts] == ["–", "–", "–"]
 
 
@@ -162,7 +162,7 @@ def test_four_seeds_have_an_interquartile_mean(tmp_path):
         (
             "best_test",
             0.99,
-            "best on test: eval/accuracy in its own best round, which no one knows without the test data",
+            "best on test: eval/accuracy in its best round, which is unknown without the test data",
         ),
     ],
 )
@@ -177,7 +177,7 @@ def test_settings_that_all_arms_have_are_pooled(tmp_path):
     scores = {
         ("fedavg", 0.1): [0.1, 0.2],
         ("fedavg", 1.0): [0.5, 0.6],
-        ("fedavg", 10.0): [0.9, 0.9],  # scaffold has but one seed here
+        ("fedavg", 10.0): [0.9, 0.9],  # scaffold has only one seed here
         ("scaffold", 0.1): [0.3, 0.4],
         ("scaffold", 1.0): [0.7, 0.8, 0.6, 0.5],
         ("scaffold", 10.0): [0.9],
@@ -192,27 +192,27 @@ def test_settings_that_all_arms_have_are_pooled(tmp_path):
     assert [(record["arm"], record["n"], record["settings"]) for record in table.records] == [
         ("fedavg", 4, 2),
         ("fedprox", 4, 2),
-        ("scaffold", 4, 2),  # its other two seeds in one setting would weigh that more than the other
+        ("scaffold", 4, 2),  # its other two seeds would give one setting more weight
     ]
-    # A quarter from both ends of four scores is one.
+    # A quarter of four scores, at both ends, is one score.
     expected = [(0.2 + 0.5) / 2, (0.3 + 0.5) / 2, (0.4 + 0.7) / 2]
     assert [record["value"] for record in table.records] == pytest.approx(expected)
-    assert "over 2 settings of the other keys and the seeds that all have in them" in table.caption
+    assert "over 2 settings of the other keys and the seeds that all values share there" in table.caption
 
 
-def test_an_options_own_keys_tell_arms_apart_and_are_no_setting(tmp_path):
+def test_an_options_own_keys_distinguish_arms_and_not_settings(tmp_path):
     for alpha in (0.1, 1.0):
         arm(tmp_path, "fedavg", [0.1, 0.2], alpha)
         for mu in (1, 2):
             arm(tmp_path, "fedprox", [0.1, 0.2], alpha, strategy={"server": {"_target_": "FedProx", "proximal_mu": mu}})
     table = across(tmp_path, "strategy=fedavg")
     assert [row[0] for row in table.texts] == ["fedavg", "fedprox, proximal_mu=1", "fedprox, proximal_mu=2"]
-    # Of a key that only some options have, there are only their cells.
+    # A key that only some options have compares only their cells.
     table = across(tmp_path, "strategy.server.proximal_mu=1")
     assert [row[0] for row in table.texts] == ["1", "2"]
 
 
-def test_what_was_tuned_is_no_setting(tmp_path):
+def test_tuned_keys_are_not_part_of_a_setting(tmp_path):
     rates = {("fedavg", 0.1): 0.01, ("fedavg", 1.0): 0.1, ("scaffold", 0.1): 1.0, ("scaffold", 1.0): 0.1}
     for (strategy, alpha), lr in rates.items():
         arm(tmp_path, strategy, [0.1, 0.2], alpha, optimizer={"lr": lr, "schedule": {}})
@@ -246,7 +246,7 @@ def test_one_key_goes_down_and_one_across(tmp_path):
     assert table.records[1] == {"strategy": "scaffold", "partitioner.alpha=1.0": None, "partitioner.alpha=10.0": 0.3}
 
 
-def test_further_keys_have_columns_of_their_own(tmp_path):
+def test_other_keys_have_separate_columns(tmp_path):
     for epochs in (1, 5):
         for strategy in ("fedavg", "scaffold"):
             for alpha in (0.1, 1.0):
@@ -261,7 +261,7 @@ def test_further_keys_have_columns_of_their_own(tmp_path):
     ]
 
 
-def test_a_tuned_key_needs_no_column_where_the_others_tell_cells_apart(tmp_path):
+def test_a_tuned_key_needs_no_column_if_other_keys_identify_cells(tmp_path):
     for strategy, alpha, lr in [("fedavg", 0.1, 1.0), ("fedavg", 1.0, 2.0), ("scaffold", 0.1, 3.0)]:
         arm(tmp_path, strategy, [lr / 10], alpha, optimizer={"lr": lr, "schedule": {}})
     tuned = grid(tmp_path, "strategy", "partitioner.alpha", ["optimizer.lr"])
@@ -270,7 +270,7 @@ def test_a_tuned_key_needs_no_column_where_the_others_tell_cells_apart(tmp_path)
     assert grid(tmp_path, "strategy", "partitioner.alpha", ["optimizer.lr"]).columns[0] == "lr"
 
 
-def test_a_small_interval_is_no_zero():
+def test_a_small_interval_is_not_zero():
     assert format_mean(1.0, 5e-4) == "1.00000 ± 0.00050"
     assert format_mean(1.0, 5e-13) == "1 ± 0"
 
@@ -291,7 +291,7 @@ def test_values_of_any_kind_are_keys(tmp_path):
     assert [row[0] for row in table.texts] == ["null", "true", "3", "[1, 2]", '[{"a": 1}]', "x|y"]
 
 
-def test_many_arms_are_a_table_too(tmp_path):
+def test_many_arms_fit_in_a_table(tmp_path):
     for number in range(40):
         for seed in (0, 1):
             rows = [{METRIC: 0.5 + seed / 10 + number / 100 * (seed + 1)}]

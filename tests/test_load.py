@@ -1,4 +1,4 @@
-"""Runs as the report finds them: through links, while they go on, unreadable, and with rows of no numbers."""
+"""Runs as a report finds them: through links, while they run, unreadable, and with rows that are not numbers."""
 
 import errno
 import json
@@ -16,7 +16,7 @@ from fedresearch.study.report.load import load
 from fedresearch.study.report.question import Question
 from fedresearch.study.report.selection import parse_selection
 from fedresearch.study.report.targets import durations_to, target_table
-from fedresearch.study.sweep.status import listed
+from fedresearch.study.sweep.status import list_jobs
 from tests.records import make
 
 
@@ -33,7 +33,7 @@ def test_links_are_followed_and_do_not_loop(tmp_path, monkeypatch):
     assert len(scanned) == 6  # each folder and each link once
 
 
-def test_a_run_is_one_whatever_it_is_called(tmp_path):
+def test_a_run_with_several_paths_is_loaded_once(tmp_path):
     make(tmp_path / "sweep" / "done")
     jobs = [{"overrides": [], "directory": "done"}]
     (tmp_path / "sweep" / "sweep.json").write_text(json.dumps(jobs))
@@ -42,7 +42,7 @@ def test_a_run_is_one_whatever_it_is_called(tmp_path):
         assert len(load([tmp_path / path for path in paths])) == 1
 
 
-def test_a_folder_that_cannot_be_read_is_told(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_read_is_an_error(tmp_path, monkeypatch):
     make(tmp_path / "run")
     closed = tmp_path / "closed"
     closed.mkdir()
@@ -79,7 +79,7 @@ def test_a_run_that_ends_while_it_is_read_is_running(tmp_path, monkeypatch):
     assert run.state == "finished"
 
 
-def test_another_users_run_goes_on(tmp_path, monkeypatch):
+def test_another_users_run_is_running(tmp_path, monkeypatch):
     make(tmp_path / "run", status="running")
 
     def refused(path, **_):
@@ -108,13 +108,13 @@ def test_a_refusal_need_not_be_utf8(tmp_path):
         "[" * 100_000,
     ],
 )
-def test_a_damaged_list_of_jobs_is_told(tmp_path, content):
+def test_a_damaged_list_of_jobs_is_an_error(tmp_path, content):
     (tmp_path / "sweep.json").write_text(content)
-    with pytest.raises(InputError, match=r"sweep.json is damaged \(.*\); the sweep's command writes it anew"):
-        listed(tmp_path)
+    with pytest.raises(InputError, match=r"sweep.json is damaged \(.*\); type the sweep's command again to rewrite it"):
+        list_jobs(tmp_path)
 
 
-def test_a_column_with_words_is_none_of_numbers(tmp_path):
+def test_a_column_with_words_is_left_out(tmp_path):
     rows = [{"a": 1, "b": None, "c": 1, "d": "x", "e": None}, {"a": 0.5, "b": 2, "c": "x", "d": 1, "e": None}]
     make(tmp_path / "run", rows=[*rows, {"f": [1]}])
     (run,) = load([tmp_path])
@@ -122,7 +122,7 @@ def test_a_column_with_words_is_none_of_numbers(tmp_path):
     np.testing.assert_array_equal(run.column("a"), [1, 0.5, np.nan])
 
 
-def test_an_axis_that_a_run_does_not_tell_is_unknown(tmp_path):
+def test_an_axis_that_a_run_does_not_record_is_unknown(tmp_path):
     make(tmp_path / "run", rows=[{"eval/accuracy": 0.5, "comm/bytes_up_total": 1}, {"eval/accuracy": 0.9}])
     make(tmp_path / "none", seed=1)
     runs = {run.directory.name: run for run in load([tmp_path])}

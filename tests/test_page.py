@@ -86,7 +86,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def show(browser, tmp_path_factory):
-    """Return a function that opens a document's page, and notes in ``page.faults`` what it must not do."""
+    """Return a function that opens a document's page, and collects errors and requests in ``page.faults``."""
 
     def show_(document):
         file = tmp_path_factory.mktemp("page") / "report.html"
@@ -121,29 +121,29 @@ def report(opened):
 
 
 def curves(report):
-    """Return the lines that are drawn, as name to their points."""
+    """Return a mapping of the drawn lines' names to their points."""
     lines = report.evaluate("document.getElementById('plot').data.filter((trace) => trace.name)")
     return {line["name"]: list(zip(line["x"], line["y"], strict=True)) for line in lines}
 
 
 def rows(report, selector):
-    """Return the first cells' texts of a table's visible rows."""
+    """Return the texts in the first column of a table's visible rows."""
     return report.locator(f"{selector} tbody tr:visible > :first-child").all_inner_texts()
 
 
-def test_a_page_of_empty_lists_is_whole(show):
+def test_a_page_of_empty_lists_is_valid(show):
     report = show(EMPTY)
     assert report.locator("h1").text_content() == "Report"
     assert report.locator("section, dialog, table, ul").count() == 0
     assert report.faults == []
 
 
-def test_a_number_that_json_does_not_have_is_refused():
+def test_a_number_that_is_not_json_is_refused():
     with pytest.raises(ValueError, match="JSON compliant"):
         page(EMPTY | {"base": {"lr": float("nan")}})
 
 
-def test_what_is_wrong_comes_first(report):
+def test_warnings_come_first(report):
     texts = report.locator("main").inner_text()
     order = [texts.index(text) for text in ("Report", "unfair", "left out", "Curves", "What is best", "† differs")]
     assert order == sorted(order)
@@ -151,7 +151,7 @@ def test_what_is_wrong_comes_first(report):
     assert report.evaluate("getSelection().toString()") == DOCUMENT["command"]
 
 
-def test_only_arms_that_are_on_are_drawn(report):
+def test_only_checked_arms_are_drawn(report):
     labels = [arm["label"] for arm in ARMS]
     report.reload()
     assert list(curves(report)) == labels[:12]
@@ -205,7 +205,7 @@ def test_a_band_is_the_interval(report):
     assert band["y"] == pytest.approx([4.25, 4.45, 4.55, 4.175, 4.075, 3.875])
 
 
-def test_hovering_tells_the_arm_the_point_and_the_interval(report):
+def test_hovering_shows_the_arm_the_point_and_the_interval(report):
     report.get_by_role("button", name="None").click()
     report.get_by_label(HOSTILE).check()
     x, y = report.evaluate("""() => {
@@ -220,7 +220,7 @@ def test_hovering_tells_the_arm_the_point_and_the_interval(report):
     expect(report.locator("#plot .hovertext")).to_have_text(f"{HOSTILE}Rounds: 3Accuracy: 1.2 (1.075 to 1.45)")
 
 
-def test_no_button_of_the_plot_sends_it_away(report):
+def test_no_button_uploads_the_plot(report):
     titles = report.locator("#plot .modebar-btn").evaluate_all("all => all.map((it) => it.dataset.title)")
     assert titles == ["Zoom", "Pan", "Zoom in", "Zoom out", "Reset axes", "Download plot as a PNG"]
     with report.expect_download() as download:
@@ -233,12 +233,12 @@ def test_labels_are_text(report):
     assert report.locator(".warnings li").text_content() == f"unfair {HOSTILE}"
 
 
-def test_figures_are_there_with_their_captions(report):
+def test_figures_have_captions(report):
     assert report.get_by_alt_text("Partition").evaluate("(image) => image.complete && image.naturalWidth") == 900
     assert report.locator("figcaption").all_text_contents() == [f"Who holds what {HOSTILE}"]
 
 
-def test_a_table_is_sorted_with_what_is_unknown_last(report):
+def test_a_table_is_sorted_with_unknown_values_last(report):
     number = report.locator("#table-final th").nth(1)
     number.get_by_role("button").click()
     assert rows(report, "#table-final") == ["is a", "is c", "is b", "is d"]
@@ -266,7 +266,7 @@ def test_runs_are_filtered_and_sorted(report):
     assert report.locator("#runs-count").text_content() == "1 of 30"
 
 
-def test_a_run_opens_with_what_is_its_own_first(report):
+def test_a_runs_own_values_come_first(report):
     report.get_by_label("Filter runs").fill("run07")
     report.get_by_role("button", name="run07").press("Enter")
     dialog = report.get_by_role("dialog")
@@ -288,7 +288,7 @@ def test_a_phone_scrolls_tables_but_not_the_page(report):
     assert report.evaluate("document.documentElement.scrollWidth") == 360
     table = report.locator("#table-final")
     assert table.evaluate("(table) => table.parentElement.scrollWidth") > 360
-    # The first column stays, above what goes by below it.
+    # The first column stays in place, above the columns that scroll below it.
     for first in (table.locator("th").first, table.locator("td").first):
         before = first.bounding_box()
         table.evaluate("(table) => { table.parentElement.scrollLeft = 200; }")
@@ -303,7 +303,7 @@ def test_a_phone_scrolls_tables_but_not_the_page(report):
     report.set_viewport_size({"width": 1280, "height": 900})
 
 
-def test_the_dark_scheme_has_colours_of_its_own(report):
+def test_the_dark_scheme_has_its_own_colours(report):
     def colours(scheme):
         report.emulate_media(color_scheme=scheme)
         body = report.locator("body")

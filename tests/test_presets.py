@@ -1,4 +1,4 @@
-"""Presets of published experiments: short, sourced, the paper's grid, the published numbers."""
+"""Presets of published experiments: short files, sources, the papers' grids and published numbers."""
 
 import csv
 import math
@@ -26,7 +26,7 @@ PRESETS = sorted(path.stem for path in (CONF / "experiment").glob("[!_]*.yaml"))
 PUBLISHED = sorted((ROOT / "fedresearch" / "study" / "report" / "published").glob("*.csv"))
 NIID_BENCH = {("fedavg",), ("fedprox",), ("scaffold",), ("fednova",)}
 SEEDS = {(0,), (1,), (2,)}
-# Of each paper's table or figure what is crossed: keys to the values that they have together.
+# The grid of each paper's table or figure: keys to the combinations of their values.
 GRIDS = {
     "mcmahan2017_table1_2nn": {
         "partitioner": {("iid",), ("pathological_mcmahan",)},
@@ -81,12 +81,12 @@ def jobs(preset):
         loader = GlobalHydra.instance().config_loader()
         sweep = loader.load_configuration("config", [f"experiment={preset}"], RunMode.MULTIRUN)
         assert sweep.hydra.mode == RunMode.MULTIRUN
-        assert sweep.hydra.sweep.dir  # is named of the sweep's words, once, before it is asked for in a job
+        assert sweep.hydra.sweep.dir  # it depends on the sweep's overrides, and is resolved once, before a job needs it
         return compose_jobs(sweep)
 
 
 def values(job, keys):
-    """Return the values of keys, options for groups' names, in a job; None where its options have no such key."""
+    """Return the values of keys in a job, options for groups' names; None where the job does not have the key."""
     found = []
     for key in keys:
         node = asdict(job.config)
@@ -106,7 +106,7 @@ def test_presets_are_short_and_name_their_source(preset):
     assert len(lines) < 15
     assert max(map(len, lines)) <= 120
     author, year = re.match(r"([a-z]+)(\d{4})?", preset).groups()
-    if year:  # else it is no paper's
+    if year:  # otherwise the preset is not from a paper
         assert re.match(
             rf"# {author} et al\. {year}, arXiv:\d{{4}}\.\d{{5}}, (Table|Figure) \d", lines[2], re.IGNORECASE
         )
@@ -120,7 +120,7 @@ def test_presets_compose_into_the_papers_grid(preset):
     keys = " ".join(axes).split()
     assert {values(job, keys) for job in jobs(preset)} == expected
     assert len(jobs(preset)) == math.prod(map(len, axes.values()))
-    parts = ("dataset", "model", "strategy")  # are the same in many jobs
+    parts = ("dataset", "model", "strategy")  # many jobs share these
     different = {str([asdict(job.config)[part] for part in parts]): job for job in jobs(preset) if not job.config.seed}
     for job in different.values():
         experiment = Experiment(job.config, job.choices)
@@ -131,7 +131,7 @@ def test_presets_compose_into_the_papers_grid(preset):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
-def test_published_numbers_are_of_cells_of_their_preset(path):
+def test_published_numbers_belong_to_cells_of_their_preset(path):
     with path.open() as file:
         rows = [*csv.DictReader(file)]
     keys = [*rows[0]][: [*rows[0]].index("measure")]
@@ -141,7 +141,7 @@ def test_published_numbers_are_of_cells_of_their_preset(path):
 
 @pytest.mark.slow
 def test_one_job_of_a_preset_is_reproduced_and_resumed(tmp_path):
-    """Not its whole sweep, though its options say that they are one."""
+    """Only that job and not the whole sweep, although its preset is a sweep."""
 
     def run(module, *arguments):
         done = warm.python(

@@ -32,11 +32,11 @@ def table(folder, marks=None):
 
 
 def ours(folder):
-    """Return measure and partitioner, to published, ours, ratio, accepted and within, of the rows there are."""
+    """Return a mapping of each row's first three entries to the others."""
     return {tuple(row[:3]): row[3:] for row in table(folder).texts}
 
 
-def test_ours_stand_beside_the_papers(tmp_path):
+def test_our_numbers_stand_beside_the_papers(tmp_path):
     for seed, reached in enumerate((300, 320, 340)):
         arm(tmp_path, 0.01, reached, seed=seed)
     arm(tmp_path, 0.1, 160)
@@ -62,7 +62,7 @@ def test_ours_stand_beside_the_papers(tmp_path):
     assert "McMahan et al. 2017, Table 1" in made.caption
 
 
-def test_a_bound_is_within_nothing(tmp_path):
+def test_a_bound_is_not_within_an_open_decision(tmp_path):
     arm(tmp_path, 0.01, None, num_rounds=250)  # its median is above 250, and up to 379.2 is accepted
     arm(tmp_path, 0.1, None, num_rounds=250)  # up to 104.4 is
     arm(tmp_path, 0.2, 77)
@@ -76,7 +76,7 @@ def test_a_bound_is_within_nothing(tmp_path):
     assert (records[speed_up]["ours"], records[speed_up]["ours_text"]) == (None, ">3.2×")
 
 
-def test_an_arm_that_is_certainly_too_slow_is_not_within(tmp_path):
+def test_an_arm_that_is_too_slow_is_not_within(tmp_path):
     arm(tmp_path, 0.01, 100)
     arm(tmp_path, 0.2, None, num_rounds=250)
     rows = ours(tmp_path)
@@ -93,7 +93,7 @@ def test_a_speed_up_needs_the_baseline_of_the_same_setting(tmp_path):
     assert rows["iid", "0.1", speed_up] == ["3.6", "–", "–", "2.34–4.86", "–"]
 
 
-def test_further_keys_have_rows_of_their_own(tmp_path):
+def test_other_keys_have_separate_rows(tmp_path):
     for epochs in (1, 5):
         arm(tmp_path, 0.1, 60 * epochs, local={"epochs": epochs})
     arm(tmp_path, 0.01, 300, local={"epochs": 1})
@@ -108,14 +108,14 @@ def test_further_keys_have_rows_of_their_own(tmp_path):
     ]
 
 
-def test_runs_of_other_code_are_marked(tmp_path):
+def test_runs_of_different_code_are_marked(tmp_path):
     arm(tmp_path, 0.1, 100)
     arm(tmp_path, 0.2, 70)
     texts = table(tmp_path, {"fraction_train=0.2": "†"}).texts
     assert {row[1]: row[4] for row in texts if row[2].startswith("rounds")} == {"0.1": "100", "0.2": "70 †"}
 
 
-def test_accuracies_last_and_best_are_told_apart(tmp_path):
+def test_last_and_best_accuracies_differ(tmp_path):
     for seed, (best, last) in enumerate([(0.995, 0.99), (0.993, 0.98)]):
         rows = [{"eval/accuracy": best}, {"eval/accuracy": last}]
         choices = {"experiment": "li2022_niid_bench_mnist", "strategy": "fedavg"}
@@ -141,7 +141,7 @@ def test_without_a_finished_run_nothing_is_within(tmp_path):
     assert [row[4:] for row in table(tmp_path).texts] == [["–", "–", "0.993–1", "–"]]
 
 
-def test_runs_with_other_settings_than_the_presets_are_not_judged(tmp_path):
+def test_runs_that_differ_from_the_preset_are_not_judged(tmp_path):
     words = [f"experiment={TABLE1}", "federation.fraction_train=0.1", "seed=1", "tracker=none", "dataset.root=x"]
     arm(tmp_path, 0.1, 40, record={"overrides": words})
     judged = table(tmp_path)
@@ -149,10 +149,12 @@ def test_runs_with_other_settings_than_the_presets_are_not_judged(tmp_path):
     arm(tmp_path, 0.1, 40, seed=1, record={"overrides": [*words, "federation.num_rounds=3", "+local.steps=1"]})
     other = table(tmp_path)
     assert other.texts[0][-1] == "–"
-    assert other.notes == ["Not judged, since runs are not the preset's: +local.steps=1, federation.num_rounds=3."]
+    assert other.notes == [
+        "Not judged, since some runs differ from the preset: +local.steps=1, federation.num_rounds=3."
+    ]
 
 
-def test_a_speed_up_over_one_of_several_is_none(tmp_path):
+def test_a_speed_up_over_several_baselines_is_unknown(tmp_path):
     for lr in (0.1, 0.2):
         arm(tmp_path, 0.01, 40, optimizer={"lr": lr, "schedule": {"_target_": "constant"}})
     arm(tmp_path, 0.1, 10)
@@ -169,7 +171,7 @@ def test_a_speed_up_over_one_of_several_is_none(tmp_path):
         [{"experiment": TABLE1, "partitioner": "not_in_the_paper"}],
     ],
 )
-def test_runs_that_are_not_the_presets_have_no_such_table(tmp_path, others):
+def test_runs_of_no_preset_have_no_table(tmp_path, others):
     for fields in others:
         arm(tmp_path, 0.1, 5, **fields)
     assert table(tmp_path) is None

@@ -1,4 +1,4 @@
-"""The report as files and as a command: what is written, that LaTeX takes it, and what a mistake is told."""
+"""The report as files and as a command: contents, LaTeX that compiles, and messages for mistakes."""
 
 import csv
 import json
@@ -58,7 +58,7 @@ def rows(*accuracies):
 
 
 def messy(folder):
-    """Write a sweep with arms that are well and runs that are not."""
+    """Write a sweep with finished arms and with runs that are not finished."""
     sections = {"federation": {"num_rounds": 8}}
     for alpha in (0.1, 1.0):
         more = {**sections, "partitioner": {"_target_": "dirichlet", "alpha": alpha}}
@@ -96,7 +96,7 @@ ARGUMENTS = ("--baseline", "strategy=fedavg", "--targets", "0.5,0.9")
 
 
 @pytest.mark.slow
-def test_the_command_tells_and_writes_all_and_again_the_same(tmp_path, monkeypatch, capsys):
+def test_the_command_prints_and_writes_everything_reproducibly(tmp_path, monkeypatch, capsys):
     messy(tmp_path / "runs")
     words = [sys.executable, "-m", "fedresearch.main", "report", tmp_path / "runs", *ARGUMENTS]
     done = subprocess.run(words, capture_output=True, text=True)
@@ -110,10 +110,10 @@ def test_the_command_tells_and_writes_all_and_again_the_same(tmp_path, monkeypat
     assert "## Final performance" in done.stdout
     assert "| fedavg " in done.stdout
     assert "1 refused" in done.stdout
-    told = written["report.md"].decode()
-    assert told.startswith("# eval/accuracy of 12 runs in 6 cells\n")
-    assert "![curves_rounds](curves_rounds.png)\n\neval/accuracy over rounds: mean over" in told
-    *same, last = told.splitlines()
+    text = written["report.md"].decode()
+    assert text.startswith("# eval/accuracy of 12 runs in 6 cells\n")
+    assert "![curves_rounds](curves_rounds.png)\n\neval/accuracy over rounds: mean over" in text
+    *same, last = text.splitlines()
     assert re.fullmatch(f"Generated [0-9-]{{10}}T.* by `fedresearch report .*{' '.join(ARGUMENTS)}`", last)
 
     code, _, error = run(monkeypatch, capsys, tmp_path / "runs", *ARGUMENTS, "--out", tmp_path / "again" / "here")
@@ -134,49 +134,52 @@ def few(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
-        (["--metric", "eval/f1"], "no run has eval/f1; they have clients/eval_acc, comm/bytes_down_total, "),
-        (["--targets", "0.4,95"], "no eval/accuracy can be 95.0, the largest is 1; try --targets 0.9"),
-        (["--rows", "strategy", "--cols", "strategy"], "--rows and --cols are both strategy; name two keys"),
+        (
+            ["--metric", "eval/f1"],
+            "no run has eval/f1; try --metric with one of clients/eval_acc, comm/bytes_down_total, ",
+        ),
+        (["--targets", "0.4,95"], "--targets 95.0 is above the largest eval/accuracy, 1; try --targets 0.9"),
+        (["--rows", "strategy", "--cols", "strategy"], "--rows and --cols are both strategy; name two different keys"),
         (["--rows", "", "--cols", "strategy"], "--rows and --cols go together; "),
         (["--baseline", "=x"], "--baseline must be KEY=VALUE, got =x; try --baseline strategy=fedavg"),
         (["--baseline", "scaffold"], "--baseline must be KEY=VALUE, got scaffold; try --baseline strategy=scaffold"),
         (["--baseline", "strategy"], "--baseline must be KEY=VALUE, got strategy; try --baseline strategy=fedavg"),
-        (["--targets", "0.5,x"], "--targets takes numbers, got x; try --targets 0.9,0.97"),
+        (["--targets", "0.5,x"], "--targets must be numbers, got x; try --targets 0.9,0.97"),
         (["--rows", "strategy"], "--rows and --cols go together; try --rows strategy --cols partitioner.alpha"),
-        (["--rows", "strategy", "--cols", "seed"], "seed does not vary among these runs; what varies is strategy"),
+        (["--rows", "strategy", "--cols", "seed"], "seed does not vary among these runs; varying keys: strategy"),
         (
             ["--select", "nonsense"],
-            "no selection rule nonsense; try --select last, best_val, mean_last:10 or best_test",
+            "unknown selection rule nonsense; try --select last, best_val, mean_last:10 or best_test",
         ),
         (["--baseline", "strategy=x"], "no run has strategy=x; try --baseline strategy=fedavg or scaffold"),
         (
             ["--baseline", "strategy=fedavg", "--tuned", "lr"],
-            "lr does not vary among these runs; what varies is strategy",
+            "lr does not vary among these runs; varying keys: strategy",
         ),
     ],
 )
-def test_what_cannot_be_asked_is_told(few, monkeypatch, capsys, arguments, told):
+def test_impossible_questions_are_refused(few, monkeypatch, capsys, arguments, message):
     code, out, (error,) = run(monkeypatch, capsys, few, *arguments)
     assert (code, out) == (1, "")
-    assert error.startswith(f"error: {told}")
+    assert error.startswith(f"error: {message}")
     assert not (few / "report").exists()
 
 
-def test_folders_without_runs_are_told(tmp_path, monkeypatch, capsys):
+def test_folders_without_runs_are_refused(tmp_path, monkeypatch, capsys):
     code, _, (error,) = run(monkeypatch, capsys, tmp_path / "nowhere")
     assert code == 1
-    assert error.startswith(f"error: {tmp_path / 'nowhere'} is no directory; ")
+    assert error.startswith(f"error: {tmp_path / 'nowhere'} is not a directory; ")
     code, _, (error,) = run(monkeypatch, capsys, tmp_path)
     assert code == 1
     assert error.startswith(f"error: no run in {tmp_path}; ")
     make(tmp_path / "run")
     code, _, (error,) = run(monkeypatch, capsys, tmp_path)
-    assert (code, error) == (1, "error: no run has eval/accuracy; they have no round yet")
+    assert (code, error) == (1, "error: no run has a round yet")
 
 
-def test_a_place_that_cannot_be_written_is_told(few, monkeypatch, capsys):
+def test_a_folder_that_cannot_be_written_is_an_error(few, monkeypatch, capsys):
     (few.parent / "file").write_text("mine")
     for place in ("file", "file/below"):
         code, _, (error,) = run(monkeypatch, capsys, few, "--out", few.parent / place)
@@ -186,7 +189,7 @@ def test_a_place_that_cannot_be_written_is_told(few, monkeypatch, capsys):
     assert (few.parent / "file").read_text() == "mine"
 
 
-def test_what_an_earlier_report_left_stays_and_is_told(few, monkeypatch, capsys):
+def test_files_of_an_earlier_report_stay_and_are_named(few, monkeypatch, capsys):
     arguments = (few, "--targets", "0.3", "--out", few.parent / "out")
     _, out, _ = run(monkeypatch, capsys, *arguments)
     assert "of an earlier report" not in out
@@ -196,12 +199,12 @@ def test_what_an_earlier_report_left_stays_and_is_told(few, monkeypatch, capsys)
     arguments = (few, "--targets", "0.4", "--out", few.parent / "out")
     _, out, _ = run(monkeypatch, capsys, *arguments)
     left = "heat_map.pdf, heat_map.png, target_0.3.csv, target_0.3.tex"
-    assert f"of an earlier report, not of this one: {left}" in out.splitlines()
+    assert f"files of an earlier report, not of this one: {left}" in out.splitlines()
     assert before < {path.name for path in (few.parent / "out").iterdir()}
 
 
 @pytest.mark.slow
-def test_a_directory_whose_name_is_no_text_is_reported(few):
+def test_a_directory_whose_name_is_not_utf8_is_reported(few):
     (few / "scaffold").rename(few / os.fsdecode(b"\xff"))
     words = [sys.executable, "-m", "fedresearch.main", "report", few, "--out", few.parent / os.fsdecode(b"out\xff")]
     done = subprocess.run(words, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "utf-8"})
@@ -210,7 +213,7 @@ def test_a_directory_whose_name_is_no_text_is_reported(few):
 
 
 @pytest.mark.slow
-def test_numbers_beyond_all_bounds_are_reported(tmp_path):
+def test_huge_numbers_are_reported(tmp_path):
     for seed, value in enumerate((1e200, -2e200, 3e200)):
         make(tmp_path / "runs" / f"{seed}", seed=seed, rows=[{**row, "eval/accuracy": value} for row in rows(0, 0)])
     words = [sys.executable, "-m", "fedresearch.main", "report", tmp_path / "runs"]
@@ -247,7 +250,7 @@ def some_without(folder):
     ],
     ids=["a single run", "no finished run", "metric in some", "any values", "many arms"],
 )
-def test_whatever_there_is_makes_a_report(tmp_path, fill, num_cells):
+def test_any_runs_make_a_report(tmp_path, fill, num_cells):
     fill(tmp_path)
     made = report(load([tmp_path]), targets=[0.55])
     final, target = made.tables
@@ -258,7 +261,7 @@ def test_whatever_there_is_makes_a_report(tmp_path, fill, num_cells):
         assert markdown(table).count("\n| ") == num_cells + 1
 
 
-def test_keys_that_no_run_has_together_make_no_grid(tmp_path, monkeypatch, capsys):
+def test_keys_that_never_occur_together_make_no_grid(tmp_path, monkeypatch, capsys):
     for name in ("mu", "momentum"):
         for value in (1, 2):
             server = {"server": {name: value}}
@@ -276,7 +279,7 @@ def test_marks_are_in_every_table_of_cells(tmp_path):
         assert any(note.startswith("† ") for note in table.notes)
 
 
-def test_a_grid_of_a_target_is_of_that_target(tmp_path):
+def test_each_target_has_its_own_grid(tmp_path):
     for strategy in ("fedavg", "scaffold"):
         for alpha in (0.1, 1.0):
             partitioner = {"partitioner": {"_target_": "dirichlet", "alpha": alpha}}
@@ -298,7 +301,7 @@ def partitioned(folder, name, alpha, seed, **more):
 PARTITION = "client,train,val,test,class 0,class 1\n0,5,0,0,2,3\n1,4,0,0,4,0\n"
 
 
-def test_a_partition_is_named_by_what_it_depends_on(tmp_path):
+def test_a_partitions_title_has_the_settings_it_depends_on(tmp_path):
     for strategy in ("fedavg", "scaffold"):
         for alpha in (0.1, 1.0):
             partitioned(tmp_path, f"{strategy}{alpha}", alpha, 3, choices={"strategy": strategy})
@@ -308,7 +311,7 @@ def test_a_partition_is_named_by_what_it_depends_on(tmp_path):
     assert titles == ["alpha=0.1, pooled, seed 3", "alpha=0.1, seed 3", "alpha=1.0, seed 3"]
 
 
-def test_figures_say_what_they_show(tmp_path):
+def test_figures_have_captions(tmp_path):
     for seed in (0, 1):
         for alpha in (0.1, 1.0, 2.0):
             for lr in (0.1, 0.2):
@@ -317,7 +320,9 @@ def test_figures_say_what_they_show(tmp_path):
         spread = dict.fromkeys((f"clients/accuracy_{part}" for part in ("mean", "std", "p10", "worst")), 0.5)
         path.write_text("".join(f"{json.dumps(json.loads(line) | spread)}\n" for line in path.read_text().splitlines()))
     captions = {name: picture.caption for name, picture in report(load([tmp_path])).figures.items()}
-    of_curves = "mean over the seeds of the finished runs, or of all where none is, with the 95 % t-interval as a band."
+    of_curves = (
+        "mean over the seeds of finished runs, or of all runs if none is finished, with the 95 % t-interval as a band."
+    )
     last = "eval/accuracy after the last round, by"
     assert captions == {
         "curves_rounds": f"eval/accuracy over rounds: {of_curves}",
@@ -327,21 +332,21 @@ def test_figures_say_what_they_show(tmp_path):
         "clients_accuracy": "Accuracy of the global model on clients after the last round that has it: mean, standard "
         "deviation, 10th percentile and worst over the clients, each a mean over seeds.",
         **{
-            f"partition_{number}": f"How many samples of each class each client holds: alpha={alpha}, seed 0."
+            f"partition_{number}": f"Samples of each class on each client: alpha={alpha}, seed 0."
             for number, alpha in enumerate((0.1, 1.0, 2.0), start=1)
         },
     }
 
 
 @pytest.mark.parametrize("text", ["", PARTITION.splitlines()[0], "x\n\n"])
-def test_an_empty_partition_is_none(tmp_path, text):
+def test_an_empty_partition_file_is_ignored(tmp_path, text):
     make(tmp_path / "run")
     (tmp_path / "run" / "partition.csv").write_text(text)
     with warnings.catch_warnings(action="error"):
         assert class_counts(load([tmp_path])[0]) is None
 
 
-def test_curves_are_of_finished_runs_and_clients_of_the_last_round_that_has_them(tmp_path):
+def test_curves_use_finished_runs_and_spreads_the_last_evaluated_round(tmp_path):
     columns = [f"clients/accuracy_{part}" for part in ("mean", "std", "p10", "worst")]
     of_clients = [dict(zip(columns, values, strict=True)) for values in ([0.1] * 4, [0.5, 0.1, 0.3, 0.2], [None] * 4)]
     for seed, status in enumerate(("finished", "failed", "finished")):
@@ -362,7 +367,7 @@ def test_three_numbers_make_a_sensitivity(tmp_path):
     assert numeric_keys(group_runs(load([tmp_path]))) == ["optimizer.lr"]
 
 
-def test_a_run_differs_first_in_what_tells_cells_apart(tmp_path):
+def test_keys_that_distinguish_cells_come_first_in_a_runs_differences(tmp_path):
     for number, (strategy, lr) in enumerate((("fedavg", 0.1), ("fedavg", 0.2), ("scaffold", 0.1), ("scaffold", 0.2))):
         server = {"server": {"_target_": strategy}}
         record = {"git": {"fedresearch": {"commit": f"{number}"}}}
@@ -387,7 +392,7 @@ def test_a_run_differs_first_in_what_tells_cells_apart(tmp_path):
 def test_markdown_is_a_table(tmp_path):
     title, _, caption, _, head, line, *body = markdown(TABLE).splitlines()
     assert (title, caption) == ("## Title", TABLE.caption)
-    # Of a bar in a text, none is left.
+    # Bars in texts are escaped.
     bars = [row.replace("\\|", "").count("|") for row in (head, line, *body[: len(HOSTILE)])]
     assert bars == [4] * (len(HOSTILE) + 2)
     assert [mark.strip("-") for mark in line.strip("|").split("|")] == [":", ":", ":"]
@@ -401,16 +406,16 @@ def test_csv_has_numbers_in_full():
     assert {row["none"] for row in read} == {""}
 
 
-def test_no_text_is_a_formula_a_tag_or_a_link():
+def test_texts_cannot_be_formulas_tags_or_links():
     texts = ["=1+1", "+cmd", "-x", "@a", "-0.5", "<script>", "[a](javascript:b)", "\x1b[31m", "a<b", "<0.001"]
     table = Table("t", "T", "c", ["a"], [[Entry(text)] for text in texts], [{"a": text} for text in texts])
     assert comma_separated(table).splitlines()[1:6] == ["'=1+1", "'+cmd", "'-x", "'@a", "-0.5"]
-    told = [line.strip("| ") for line in markdown(table).splitlines() if line.startswith("| ")][1:]
-    assert told[5:] == ["\\<script>", "[a\\](javascript:b)", "[31m", "a\\<b", "<0.001"]
+    texts_read = [line.strip("| ") for line in markdown(table).splitlines() if line.startswith("| ")][1:]
+    assert texts_read[5:] == ["\\<script>", "[a\\](javascript:b)", "[31m", "a\\<b", "<0.001"]
 
 
 @pytest.mark.slow
-def test_a_reader_may_leave_and_the_terminal_be_ascii(few):
+def test_a_closed_pipe_and_an_ascii_terminal_are_fine(few):
     words = f"{sys.executable} -m fedresearch.main report {few} --out {few.parent / 'out'}"
     done = subprocess.run(
         ["bash", "-c", f"set -o pipefail; {words} | true"],
@@ -440,7 +445,7 @@ def test_a_reader_may_leave_and_the_terminal_be_ascii(few):
         (float("nan"), float("nan"), "–"),
     ],
 )
-def test_a_mean_is_told_to_the_digits_that_are_known(mean, half_width, text):
+def test_a_mean_has_the_digits_of_its_interval(mean, half_width, text):
     assert format_mean(mean, half_width) == text
 
 
@@ -454,7 +459,7 @@ def test_a_mean_is_told_to_the_digits_that_are_known(mean, half_width, text):
         (1e20, 0.0, 2e20, "1e+20 [0, 2e+20]"),
     ],
 )
-def test_an_interval_is_told_to_the_digits_that_are_known(value, low, high, text):
+def test_an_interval_has_two_significant_digits(value, low, high, text):
     assert format_interval(value, low, high) == text
 
 
@@ -477,7 +482,7 @@ def test_p_values_have_two_digits():
         ("∞ ← -1 \x1b", "$\\infty$ $\\leftarrow$ $-$1 U+001B"),
     ],
 )
-def test_latex_has_what_it_knows_and_code_points(text, source):
+def test_latex_has_commands_or_code_points(text, source):
     assert f" & {source} & " in latex(Table(**{**vars(TABLE), "rows": [[Entry(text)] * 3]}))
 
 

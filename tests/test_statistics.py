@@ -1,4 +1,4 @@
-"""The numbers of a report against SciPy, definitions and small cases by hand."""
+"""The statistics of a report against SciPy, definitions and small cases by hand."""
 
 import math
 from fractions import Fraction
@@ -44,7 +44,7 @@ def test_an_interval_covers_the_mean_as_often_as_it_says():
 
 
 def permuted_p(differences):
-    """Return the signed-rank test's p by its definition: all signs, on the average ranks of those that are not 0."""
+    """Return the signed-rank test's p by its definition: over all signs of the average ranks of nonzero differences."""
     ranks = stats.rankdata([abs(difference) for difference in differences if difference])
     centre = ranks.sum() / 2
     found = abs(sum(rank for rank, d in zip(ranks, filter(None, differences), strict=True) if d > 0) - centre)
@@ -70,8 +70,8 @@ def test_values_are_compared_seed_by_seed():
     [
         ([1, 2, 3, 4, 5], 2 / 32),  # all of one sign: one of the signs, and its opposite
         ([-1, -2, -3, -4, -5], 2 / 32),
-        ([-1, 1, 2, 3], 6 / 16),  # ranks 1.5, 1.5, 3, 4: sums of at most 1.5 are none, either 1.5; two sides
-        ([0, -1, -2, 3, 4], 10 / 16),  # without the 0, ranks 1 to 4: at most 3 are none, 1, 2, 3, 1 + 2; two sides
+        ([-1, 1, 2, 3], 6 / 16),  # ranks 1.5, 1.5, 3, 4: sums up to 1.5: empty, either 1.5; two sides
+        ([0, -1, -2, 3, 4], 10 / 16),  # without the 0, ranks 1 to 4: sums up to 3: empty, 1, 2, 3, 1 + 2; two sides
         ([1, -1], 1),
         ([0, 0, 5], 1),
         ([0, 0, 0], 1),
@@ -81,7 +81,7 @@ def test_signed_ranks_by_hand(differences, signs):
     assert paired(differences, [0] * len(differences)).wilcoxon_p == signs
 
 
-def test_differences_that_are_equal_in_decimals_are_a_tie():
+def test_differences_that_are_equal_in_decimals_are_ties():
     # In floating point 0.8 - 0.7 is larger than 0.9 - 0.8, which without a tie would be 4 of 16 signs.
     assert paired([0.8, 0.8, 0.4, 0.5], [0.7, 0.9, 0.2, 0.2]).wilcoxon_p == 6 / 16
     assert paired([800, 800, 400, 500], [700, 900, 200, 200]).wilcoxon_p == 6 / 16
@@ -92,7 +92,7 @@ def test_differences_that_are_equal_in_decimals_are_a_tie():
 
 @few
 @given(st.lists(st.integers(-4, 4), min_size=2, max_size=9))
-def test_signed_ranks_are_those_of_all_signs_whatever_the_ties(differences):
+def test_signed_ranks_with_ties_match_the_definition(differences):
     assert paired(differences, [0] * len(differences)).wilcoxon_p == pytest.approx(permuted_p(differences))
 
 
@@ -106,7 +106,7 @@ def test_signed_ranks_without_ties_are_scipys(sizes, signs):
 
 @few
 @given(st.lists(st.tuples(st.integers(-9, 9), st.integers(-9, 9)), min_size=2, max_size=8).flatmap(st.permutations))
-def test_the_order_of_seeds_does_not_matter_and_sides_are_alike(pairs):
+def test_the_order_of_seeds_does_not_matter_and_sides_are_symmetric(pairs):
     first = paired(*zip(*pairs, strict=True))
     again = paired(*zip(*sorted(pairs), strict=True))
     swapped = paired(*reversed(list(zip(*pairs, strict=True))))
@@ -116,7 +116,7 @@ def test_the_order_of_seeds_does_not_matter_and_sides_are_alike(pairs):
     assert (swapped.t_p, swapped.wilcoxon_p) == pytest.approx((first.t_p, first.wilcoxon_p), rel=1e-15, nan_ok=True)
 
 
-def test_a_pair_of_huge_values_does_not_make_the_others_ties():
+def test_a_pair_of_huge_values_does_not_make_ties_of_others():
     values, baseline = [1.5, 1.25, 1.0, 1.125, 1.75, 1e14], [2.25, 2.5, 2.0, 2.0, 2.875, 2.5]
     expected = stats.wilcoxon(values, baseline, method="exact").pvalue
     assert paired(values, baseline).wilcoxon_p == pytest.approx(expected)
@@ -124,7 +124,7 @@ def test_a_pair_of_huge_values_does_not_make_the_others_ties():
     assert paired(*zip(*[*small, (1e9, 1e9)], strict=True)).wilcoxon_p == pytest.approx(expected)
 
 
-def test_ties_are_told_by_the_pairs_that_differ_not_by_the_baseline_alone():
+def test_ties_depend_on_both_values_of_a_pair():
     assert paired([0.0, 3e9], [1e-5, 3e9 + 1e-5]).wilcoxon_p == 1.0
     assert paired([0.8, 0.9, 0.5], [0.7, 0.8, 0.7]).wilcoxon_p == permuted_p([1, 1, -2])
 
@@ -134,7 +134,7 @@ def test_seeds_without_spread_and_too_few():
     assert (same.mean, same.half_width, same.t_p, same.wilcoxon_p) == (0, 0, 1, 1)
     constant = paired([2.0, 3.0, 4.0], [1.0, 2.0, 3.0])
     assert (constant.mean, constant.half_width, constant.wilcoxon_p) == (1, 0, 2 / 8)
-    assert np.isnan(constant.t_p)  # no number of equal differences says how they spread
+    assert np.isnan(constant.t_p)  # equal differences have an unknown spread
     rounded = paired([0.1 + 0.2] * 2, [0.3] * 2)
     assert (rounded.mean, rounded.t_p, rounded.wilcoxon_p) == (0, 1, 1)
     one = paired([3.0], [1.0])
@@ -180,7 +180,9 @@ def test_too_few_scores_have_no_interquartile_mean():
 
 
 def test_the_bootstrap_draws_within_strata():
-    assert iqm([[0, 0, 0], [10, 10, 10]]) == IQM(5, 5, 5)  # over all six at once, some draws would be of one kind
+    assert iqm([[0, 0, 0], [10, 10, 10]]) == IQM(
+        5, 5, 5
+    )  # drawn from all six at once, some samples would have one value
     # The middle two are max(0 or 1 twice) and min(10 or 20 twice): 5 and 10.5 in 3 of 16 draws each, the extremes.
     assert iqm([[0, 1], [10, 20]]) == IQM((1 + 10) / 2, (0 + 10) / 2, (1 + 20) / 2)
 
@@ -207,17 +209,17 @@ def test_a_curve_crosses_between_evaluated_points():
 
 
 def test_a_curve_is_made_monotone_first():
-    # 0.5, 0.5, 0.7 from 0.5, 0.3, 0.7, so that 0.6 is half way between the last two, and not three quarters.
+    # 0.5, 0.5, 0.7 from 0.5, 0.3, 0.7, so that 0.6 is half way between the last two, not at three quarters.
     assert crossing([1, 2, 3], [0.5, 0.3, 0.7], 0.6) == pytest.approx(2.5)
     assert crossing([1, 2, 3], [0.5, 0.7, 0.3], 0.4, rising=False) == pytest.approx(2.5)
     assert crossing([1, 2, 3, 4], [0.0, 1.0, 0.0, 1.0], 0.5) == pytest.approx(1.5)  # the first of two crossings
 
 
-def test_a_curve_that_is_there_at_once_or_never():
+def test_a_target_reached_at_the_start_or_never():
     assert crossing([5, 6], [0.7, 0.9], 0.7) == 5
     assert crossing([5, 6, 7], [math.nan, 0.7, 0.9], 0.6) == 6
     assert crossing([5, 6], [0.5, 0.9], 0.9) == 6
-    assert crossing([5, 6], [math.inf, 0.5], 0.6, rising=False) == 6  # a loss that was no number
+    assert crossing([5, 6], [math.inf, 0.5], 0.6, rising=False) == 6  # an infinite loss
     assert math.isnan(crossing([5, 6], [0.7, 0.9], 0.91))
     assert math.isnan(crossing([5, 6], [0.7, 0.9], 0.69, rising=False))
     assert math.isnan(crossing([5, 6], [math.nan, math.nan], 0.5))
@@ -226,7 +228,7 @@ def test_a_curve_that_is_there_at_once_or_never():
 
 @few
 @given(st.lists(st.integers(0, 50), min_size=2, max_size=12), st.integers(0, 50), st.booleans())
-def test_a_crossing_is_where_the_monotone_curve_has_the_target(y, target, rising):
+def test_the_monotone_curve_equals_the_target_at_the_crossing(y, target, rising):
     x = np.arange(len(y)) * 3.0
     best = (np.maximum if rising else np.minimum).accumulate(y)
     found = crossing(x, y, target, rising)
@@ -263,7 +265,7 @@ def test_a_median_of_censored_times_by_hand(times, censored, median):
     assert (found.reached, found.total) == (censored.count(False), len(times))
 
 
-def test_a_duration_knows_its_range_and_a_bound():
+def test_a_duration_has_a_range_and_a_bound():
     nan = math.nan
     assert median_duration([50, 30, 200, 40, 200], [False, False, True, False, True]) == Duration(50, 30, 50, 3, 5, 50)
     found = median_duration([30, 200, 200], [False, True, True])
@@ -288,7 +290,7 @@ def test_without_censoring_a_median_is_the_ordinary_one(times):
 
 @few
 @given(seeds)
-def test_survival_is_scipys_on_both_sides_of_the_median(pairs):
+def test_survival_matches_scipys_around_the_median(pairs):
     times, censored = zip(*pairs, strict=True)
     found = median_duration(times, censored).median
     if all(censored):
@@ -306,7 +308,7 @@ def test_survival_is_scipys_on_both_sides_of_the_median(pairs):
 
 @few
 @given(seeds, st.data())
-def test_a_bound_is_below_whatever_the_censored_seeds_would_have_done(pairs, data):
+def test_a_bound_holds_whatever_the_censored_seeds_would_have_done(pairs, data):
     times, censored = zip(*pairs, strict=True)
     later = [time + data.draw(st.integers(0, 9)) if never else time for time, never in pairs]
     found = median_duration(times, censored)
@@ -316,7 +318,7 @@ def test_a_bound_is_below_whatever_the_censored_seeds_would_have_done(pairs, dat
 
 
 def duration(*times):
-    """Return the duration of seeds, of which those above 200 stop there."""
+    """Return the duration for seeds that are censored at 200."""
     return median_duration([min(time, 200) for time in times], [time > 200 for time in times])
 
 
@@ -332,7 +334,7 @@ def duration(*times):
         ((), "–"),
     ],
 )
-def test_a_duration_is_told(times, text):
+def test_a_duration_has_a_text(times, text):
     assert format_duration(duration(*times), lambda time: f"{time:.0f}") == text
 
 
@@ -347,10 +349,10 @@ def test_one_seed_of_several_has_no_range():
         ((20,), (90,), 20 / 90, "0.2×"),
         ((199,), (40,), 199 / 40, "5.0×"),
         ((999,), (40,), 200 / 40, ">5.0×"),
-        ((999,), (34,), 200 / 34, ">5.8×"),  # 5.88: more than 5.9 is not known
+        ((999,), (34,), 200 / 34, ">5.8×"),  # 5.88: above 5.9 is unknown
         ((999, 999, 50), (40,), 200 / 40, ">5.0×"),
         ((30, 40, 999, 999), (40,), 120 / 40, ">3.0×"),
-        ((144,), (999,), 144 / 200, "<0.8×"),  # 0.72: less than 0.7 is not known
+        ((144,), (999,), 144 / 200, "<0.8×"),  # 0.72: below 0.7 is unknown
         ((160,), (999,), 160 / 200, "<0.8×"),
         ((999,), (999,), math.nan, "–"),
         ((), (40,), math.nan, "–"),
@@ -359,6 +361,6 @@ def test_one_seed_of_several_has_no_range():
     ],
 )
 def test_a_speed_up_is_a_ratio_or_a_bound(baseline, arm, ratio, text):
-    found, told = speed_up(duration(*baseline), duration(*arm))
+    found, found_text = speed_up(duration(*baseline), duration(*arm))
     assert found == pytest.approx(ratio, nan_ok=True)
-    assert told == text
+    assert found_text == text

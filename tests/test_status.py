@@ -1,4 +1,4 @@
-"""What a sweep's table says of jobs that never ran."""
+"""The table of a sweep's jobs, for jobs that never ran."""
 
 import re
 
@@ -14,7 +14,7 @@ GLOBAL, PERSONAL = {"eval/accuracy": 0.25}, {"eval/accuracy": 0.25, "personal/ev
 
 @pytest.fixture
 def shown(tmp_path, capsys):
-    """Return a function from each job's overrides, row and record to the lines that are printed of the sweep."""
+    """Return a function that writes jobs (overrides, row, record fields) and returns the printed lines."""
 
     def shown_(*jobs):
         for number, (words, row, record) in enumerate(jobs):
@@ -25,13 +25,13 @@ def shown(tmp_path, capsys):
     return shown_
 
 
-def test_jobs_whose_results_are_the_clients_own_models_show_these(shown):
+def test_jobs_with_personal_models_show_their_metric(shown):
     head, *jobs, _ = shown((["strategy=fedrep"], PERSONAL, OWN), (["strategy=fedbn"], PERSONAL, OWN))
     assert head.split()[-1] == "personal/eval_acc"
     assert [line.split()[-1] for line in jobs] == ["0.7500", "0.7500"]
 
 
-def test_a_table_of_global_models_names_the_jobs_of_which_these_are_no_result(shown):
+def test_a_table_of_global_models_warns_of_jobs_with_personal_models(shown):
     head, *_, line = shown((["strategy=fedavg"], GLOBAL, {}), (["strategy=fedrep"], PERSONAL, OWN))
     assert head.split()[-1] == "eval/accuracy"
     assert line == (
@@ -40,7 +40,7 @@ def test_a_table_of_global_models_names_the_jobs_of_which_these_are_no_result(sh
     )
 
 
-def test_a_table_of_global_models_that_are_the_results_says_no_more(shown):
+def test_a_table_of_jobs_with_global_models_has_no_warning(shown):
     assert shown((["seed=0"], GLOBAL, {}), (["seed=1"], GLOBAL, {}))[-1].startswith("2 finished in ")
 
 
@@ -52,4 +52,4 @@ def test_sweeps_in_the_folder_are_named(shown, tmp_path):
     ):
         show(tmp_path)
     *_, last = shown((["seed=0"], GLOBAL, {}))
-    assert last == f"{tmp_path / 'sweep_a'} is a sweep of its own: 2 finished, 1 failed"
+    assert last == f"{tmp_path / 'sweep_a'} is a separate sweep: 2 finished, 1 failed"

@@ -1,4 +1,4 @@
-"""Sweeps that continue: each job runs once, whatever happens to the processes, and no failure hides."""
+"""Sweeps that continue: each job runs once, whatever happens to the processes, and every failure is reported."""
 
 import json
 import os
@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from fedresearch.errors import InputError
+from fedresearch.study.sweep import preflight
+from fedresearch.study.sweep.compose import Job
 from fedresearch.study.sweep.job import report_failure
 from tests import warm
 
@@ -18,7 +20,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 SMALL = ["dataset=digits", "model=logistic", "federation.num_rounds=2", "federation.num_supernodes=4"]
 SMALL += ["local.epochs=1", "tracker=none"]
-# Stands in for the run, and says where it would have been.
+# Replaces the run, and prints its directory.
 NO_RUN = """
 import sys, types
 stub = types.ModuleType("fedresearch.experiment.run")
@@ -28,7 +30,7 @@ from fedresearch import main
 sys.argv = ["main", *sys.argv[1:]]
 main.main()
 """
-# A strategy that fails in one job while there is a file `broken`, and never ends in another while there is one `hold`.
+# A strategy that fails in one job while the file `broken` exists, and waits in another while `hold` exists.
 MOODY = """
 import time
 from pathlib import Path
@@ -76,12 +78,12 @@ def status(cwd, directory):
 
 
 def records(directory):
-    """Return the record of each job that became a run, by its directory."""
+    """Return a mapping of directories to records, for jobs that became runs."""
     return {path.parent: json.loads(path.read_text()) for path in directory.glob("*/run.json")}
 
 
 def states(directory):
-    """Return how many jobs are in which state."""
+    """Return the number of jobs in each state."""
     found = [record["status"] for record in records(directory).values()]
     return {state: found.count(state) for state in found}
 
@@ -91,13 +93,13 @@ def times(directory):
 
 
 def no_torch(folder):
-    """Return a folder that, in front of the path, makes importing torch fail."""
+    """Return a folder that makes the import of torch fail if it comes first in the path."""
     folder.mkdir()
     (folder / "torch.py").write_text("raise RuntimeError('torch was imported')")
     return folder
 
 
-def test_the_same_command_runs_exactly_what_is_missing(tmp_path):
+def test_the_same_command_runs_exactly_the_missing_jobs(tmp_path):
     (tmp_path / "conf" / "strategy").mkdir(parents=True)
     (tmp_path / "conf" / "strategy" / "moody.yaml").write_text(MOODY_OPTION)
     (tmp_path / "moody.py").write_text(MOODY)
@@ -147,8 +149,8 @@ def test_the_same_command_runs_exactly_what_is_missing(tmp_path):
     assert status(tmp_path, directory).returncode == 0
 
 
-def test_of_two_sweeps_at_once_each_job_is_run_by_one(tmp_path):
-    """On compiled code, after which no fork of the process can train: that is no reason for a job to fail."""
+def test_two_sweeps_at_once_share_the_jobs(tmp_path):
+    """With compiled code, after which no fork of the process can train; jobs must not fail from it."""
     sweep = ["-m", *SMALL, "hardware=batched", "seed=range(3)"]
     both = [finish(process) for process in [start(tmp_path, *sweep), start(tmp_path, *sweep)]]
     assert [done.returncode for done in both] == [0, 0], both
@@ -168,13 +170,13 @@ def test_jobs_run_side_by_side_under_joblib(tmp_path):
     assert done.returncode == 1
     assert "2 jobs run at once, on " in done.stdout
     assert "2 finished, 2 refused in outputs/sweep_" in done.stdout
-    again = command(tmp_path, *sweep)  # the launcher changes no number
+    again = command(tmp_path, *sweep)  # the launcher does not change numbers
     assert again.stdout.count("is finished: skipped") == 2
     assert len(list((tmp_path / "outputs").iterdir())) == 1
 
 
 @pytest.mark.parametrize("n_jobs", ["0", "null", "two"])
-def test_a_number_of_jobs_at_once_that_is_none_is_refused(tmp_path, n_jobs):
+def test_an_invalid_number_of_jobs_at_once_is_refused(tmp_path, n_jobs):
     launcher = ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={n_jobs}"]
     done = command(tmp_path, "-m", *SMALL, "seed=0,1", *launcher, path=[no_torch(tmp_path / "none")])
     assert done.returncode == 1
@@ -182,26 +184,26 @@ def test_a_number_of_jobs_at_once_that_is_none_is_refused(tmp_path, n_jobs):
     assert "n_jobs" in done.stderr
 
 
-def test_a_job_that_cannot_become_a_run_is_told_and_kept(tmp_path):
+def test_the_error_of_a_job_that_cannot_start_is_printed_and_kept(tmp_path):
     sweep = ["-m", *SMALL, "partitioner.min_partition_size=1000,1"]
     done = command(tmp_path, *sweep, "hydra.sweep.dir=s")
     assert done.returncode == 1
     assert states(tmp_path / "s") == {"finished": 1}
     (refused,) = (tmp_path / "s").glob("*/refused.txt")
-    (told,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
-    assert told == "error: " + refused.read_text().strip()
-    assert done.stdout.splitlines()[-2:] == ["1 refused, 1 finished in s", f"{refused.parent.name}: {told[7:]}"]
+    (printed,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert printed == "error: " + refused.read_text().strip()
+    assert done.stdout.splitlines()[-2:] == ["1 refused, 1 finished in s", f"{refused.parent.name}: {printed[7:]}"]
     shown = status(tmp_path, "s")
     assert shown.returncode == 1
     assert shown.stdout in done.stdout
-    # Without the list of jobs it is shown what is there.
+    # Without the list of jobs, the jobs on disk are shown.
     (tmp_path / "s" / "sweep.json").unlink()
     assert {"1 refused", "1 finished"} == set(
         status(tmp_path, "s").stdout.splitlines()[-2].split(" in ")[0].split(", ")
     )
 
 
-def test_preflight_says_what_is_done_and_estimates_the_rest(tmp_path):
+def test_preflight_lists_finished_jobs_and_estimates_the_others(tmp_path):
     sweep = [*SMALL, "seed=0,1", "optimizer.lr=0.1,0.01", "local.batch_size=10,1000"]
     assert command(tmp_path, "-m", *SMALL, "seed=0", "optimizer.lr=0.1", "hydra.sweep.dir=s").returncode == 0
     before = times(tmp_path / "s")
@@ -212,7 +214,7 @@ def test_preflight_says_what_is_done_and_estimates_the_rest(tmp_path):
     (finished,) = (row for row in rows if row.startswith("seed=0 optimizer.lr=0.1 local.batch_size=10 "))
     assert finished.split()[3:] == [past.name, "finished"]
     assert sum(row.rstrip().endswith(f"past run {past.name}") for row in rows) == 3
-    assert sum(row.rstrip().endswith("a run of 2 rounds") for row in rows) == 4  # they share what is measured once
+    assert sum(row.rstrip().endswith("a run of 2 rounds") for row in rows) == 4  # they share one measurement
     assert done.stderr.count("running two rounds of") == 1
     # Two of the four clients train in each of two rounds: 64 * 10 + 10 parameters of four bytes, down and up.
     last = done.stdout.splitlines()[-1]
@@ -233,22 +235,25 @@ def test_preflight_says_what_is_done_and_estimates_the_rest(tmp_path):
     ],
     ids=lambda words: " ".join(words) if isinstance(words, list) else "",
 )
-def test_a_scale_is_what_time_depends_on(compose, words, same):
-    from fedresearch.study.sweep.preflight import _scale
-
-    assert (_scale(compose()[0]) == _scale(compose(*words)[0])) is same
+def test_a_scale_has_all_that_time_depends_on(compose, words, same):
+    assert (preflight._scale(compose()[0]) == preflight._scale(compose(*words)[0])) is same
 
 
 @pytest.mark.parametrize("key", ["head_epochs", "head"])
-def test_local_epochs_of_a_strategy_are_of_its_scale(compose, key):
-    from fedresearch.study.sweep.preflight import _scale
-
+def test_a_strategys_local_epochs_belong_to_the_scale(compose, key):
     values = {"head_epochs": ("1", "2"), "head": ("null", "[fc1]")}[key]
     one, other = (compose("strategy=fedrep", f"strategy.client.{key}={value}")[0] for value in values)
-    assert _scale(one) != _scale(other)
+    assert preflight._scale(one) != preflight._scale(other)
 
 
-def test_a_mistake_in_any_job_is_told_before_the_first_starts(tmp_path):
+def test_a_short_run_has_this_processs_import_path(compose, tmp_path, monkeypatch):
+    (tmp_path / "json.py").write_text("raise RuntimeError('this is not the standard library')")
+    monkeypatch.chdir(tmp_path)
+    config, choices = compose(*SMALL)
+    assert preflight._measure(Job(SMALL, "job", config, choices)).source == "a run of 2 rounds"
+
+
+def test_a_mistake_in_any_job_is_reported_before_the_first_starts(tmp_path):
     for runs, verb in ((False, ["-m"]), (True, ["sweep", "preflight"])):
         done = command(tmp_path, *verb, *SMALL, "seed=0,1", "optimizer.lr=0.1,-3", runs=runs, preload=warm.LIGHT)
         assert done.returncode == 1
@@ -270,37 +275,37 @@ def test_a_mistake_in_any_job_is_told_before_the_first_starts(tmp_path):
         (["seed=0,1"], False),
     ],
 )
-def test_a_sweep_has_the_directory_of_what_changes_its_numbers(tmp_path, words, same):
-    sweeps = [start(tmp_path, "-m", "model=logistic", *more, runs=False) for more in ([], words)]  # in one second
+def test_a_sweeps_directory_depends_on_what_changes_its_numbers(tmp_path, words, same):
+    sweeps = [start(tmp_path, "-m", "model=logistic", *more, runs=False) for more in ([], words)]  # within one second
     for done in map(finish, sweeps):
         assert done.returncode == 0, done.stderr
         assert "would run" in done.stdout
     assert len(list((tmp_path / "outputs").iterdir())) == (1 if same else 2)
 
 
-def test_a_sweep_is_found_again_whatever_the_order_of_its_words(tmp_path):
+def test_the_order_of_overrides_does_not_change_a_sweeps_directory(tmp_path):
     words = ["model=logistic", "optimizer.lr=0.1"]
     for done in map(finish, [start(tmp_path, "-m", *order, runs=False) for order in (words, words[::-1])]):
         assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "outputs").iterdir())) == 1
 
 
-def test_a_sweep_goes_on_by_its_own_command(tmp_path):
+def test_a_sweep_is_continued_by_its_own_command(tmp_path):
     (tmp_path / "run").mkdir()
     done = command(tmp_path, "-m", "resume=run", "seed=0,1", preload=warm.LIGHT)
     assert done.returncode == 1
     assert done.stderr == "error: resume continues one run; to continue a sweep, type its own command again\n"
 
 
-def test_jobs_that_differ_in_no_number_run_once(tmp_path):
+def test_jobs_with_the_same_numbers_run_once(tmp_path):
     done = command(tmp_path, "-m", "hardware=cpu,workers", "seed=0,1", runs=False)
-    assert "4 jobs, of which 2 differ in what changes a number" in done.stdout
+    assert "4 jobs, but only 2 with different numbers" in done.stdout
     assert done.stdout.splitlines()[-1].startswith("2 missing in outputs/sweep_")
 
 
-def test_an_ablation_of_strategies_has_the_values_of_each(tmp_path):
+def test_a_sweep_of_strategies_applies_each_value_where_its_key_exists(tmp_path):
     words = ["-m", "model=logistic", "strategy=fedavg,fedprox,scaffold", "strategy.server.proximal_mu=0.01,0.1"]
-    rate = "strategy.server.server_learning_rate=0.5"  # SCAFFOLD's alone, and no sweep
+    rate = "strategy.server.server_learning_rate=0.5"  # only SCAFFOLD has it, and it is not swept
     first, again = (command(tmp_path, *words, rate, runs=False) for _ in range(2))
     assert first.returncode == 0, first.stderr
     assert first.stdout == again.stdout
@@ -337,7 +342,7 @@ def test_a_directory_of_another_job_is_refused(tmp_path):
     assert "would run" not in done.stdout
 
 
-def test_a_failure_that_cannot_be_kept_is_told_all_the_same(tmp_path, capsys):
+def test_a_failure_that_cannot_be_kept_is_printed(tmp_path, capsys):
     report_failure(tmp_path / "gone", InputError("no such model"))
     first, second = capsys.readouterr().err.splitlines()
     assert first == "error: no such model"
@@ -345,7 +350,7 @@ def test_a_failure_that_cannot_be_kept_is_told_all_the_same(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("arguments", [["status", "nowhere"], ["status"], []])
-def test_what_status_cannot_show_is_told(tmp_path, arguments):
+def test_status_refuses_what_it_cannot_show(tmp_path, arguments):
     done = command(tmp_path, "sweep", *arguments, preload=warm.LIGHT)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr

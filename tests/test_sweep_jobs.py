@@ -1,4 +1,4 @@
-"""Which jobs a sweep has: composed, checked and listed before any starts, in process and without running one."""
+"""The jobs of a sweep: composed, checked and listed before any starts, in this process and without a run."""
 
 import pytest
 from hydra import initialize_config_dir
@@ -18,7 +18,7 @@ SMALL = ["model=logistic", "tracker=none"]
 
 @pytest.fixture
 def compose(tmp_path):
-    """Return a function from what is typed after ``-m`` to the overrides of each job, less what all share."""
+    """Return a function that composes the jobs of what is typed after ``-m``."""
 
     def compose_(*words):
         with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -47,18 +47,18 @@ def test_a_value_applies_to_the_jobs_whose_options_have_its_key(compose, capsys)
     assert [line.strip() for line in listed] == expected
 
 
-def test_keys_of_several_groups_apply_where_they_are(compose):
+def test_keys_of_several_groups_apply_where_they_exist(compose):
     jobs = compose(
         f"{MU}=choice(0.5)", "strategy=fedavg,fedprox", "optimizer=sgd,adam", "optimizer.momentum=0,0.9", "seed=0,1"
     )
-    assert len(jobs) == 2 * (2 + 1) * 2  # Adam has no momentum
+    assert len(jobs) == 2 * (2 + 1) * 2  # Adam does not have momentum
     for job in jobs:
         proximal, momentum = job.choices["strategy"] == "fedprox", job.choices["optimizer"] == "sgd"
         assert (MU in " ".join(job.overrides)) == proximal
         assert ("momentum" in " ".join(job.overrides)) == momentum
 
 
-def test_a_key_of_a_section_that_one_option_alone_has(compose):
+def test_a_key_in_a_section_that_only_one_option_has(compose):
     jobs = compose(
         "partitioner=iid,distribution", "partitioner.distribution_array.sigma=1,2", "federation.num_supernodes=10"
     )
@@ -74,26 +74,26 @@ def test_a_key_that_no_job_has_is_refused(compose):
     ]
 
 
-def test_what_is_added_is_added_to_every_job(compose):
+def test_an_added_key_is_added_to_every_job(compose):
     with pytest.raises(InputError, match=r"job strategy=fedavg .* and 3 more: unknown key strategy\.server\.nope"):
         compose("strategy=fedavg,fedprox", "strategy.server.nope.more=1,2")
     jobs = compose("strategy=fedavg,fedprox", f"++{MU}=0.1")
     assert [job.config.strategy["server"]["proximal_mu"] for job in jobs] == [0.1, 0.1]
 
 
-def test_jobs_have_the_numbers_that_they_run_with(compose):
+def test_jobs_are_numbered_as_they_run(compose):
     jobs = compose("strategy=fedavg,fedprox", f"{MU}=0.01,0.1", "hydra.sweep.subdir=${hydra.job.num}")
     assert [job.directory for job in jobs] == ["0", "1", "2"]
 
 
-def test_jobs_that_differ_in_no_number_are_one(compose, capsys):
+def test_jobs_with_the_same_numbers_are_one(compose, capsys):
     jobs = compose("hardware=cpu,workers", "seed=0,1")
     assert overrides(jobs) == ["hardware=cpu seed=0", "hardware=cpu seed=1"]
-    assert "4 jobs, of which 2 differ in what changes a number" in capsys.readouterr().out
+    assert "4 jobs, but only 2 with different numbers" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("group", ["strategy", "dataset", "experiment"])
-def test_globs_leave_parts_of_options_out(compose, group):
+def test_globs_leave_out_files_that_begin_with_an_underscore(compose, group):
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     from fedresearch.study.sweep.compose import _refuse_impossible_numbers
@@ -124,7 +124,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("word", "said"), REFUSED.items(), ids=[word[:30] for word in REFUSED])
-def test_no_jobs_and_too_many_are_refused_before_any_is_composed(compose, word, said):
+def test_zero_or_too_many_jobs_are_refused_before_any_is_composed(compose, word, said):
     with pytest.raises(InputError, match=said):
         compose(word)
 
@@ -135,7 +135,7 @@ def test_the_product_of_all_values_counts(compose):
 
 
 @pytest.mark.parametrize("preset", ["li2022_fcube,li2020_fedprox_synthetic", "flower_tutorial,li2022_fcube"])
-def test_presets_that_are_sweeps_are_not_swept(compose, preset):
+def test_presets_that_are_sweeps_cannot_be_swept(compose, preset):
     with pytest.raises(InputError, match=r"one of its options sets hydra.sweeper, .* type a command for each"):
         compose(f"experiment={preset}")
 
@@ -159,7 +159,7 @@ def test_hydra_runs_the_composed_jobs_in_batches(compose, monkeypatch):
     assert len(ComposedJobs.split_arguments([], None)) == 1
 
 
-def test_an_interrupted_sweep_names_what_continues_it(monkeypatch):
+def test_an_interrupted_sweep_says_how_to_continue(monkeypatch):
     def interrupted(self, arguments):
         raise KeyboardInterrupt
 
@@ -168,7 +168,7 @@ def test_an_interrupted_sweep_names_what_continues_it(monkeypatch):
         ComposedJobs(max_batch_size=None).sweep([])
 
 
-def test_a_job_that_does_not_compose_is_told(compose):
+def test_a_job_that_does_not_compose_is_refused(compose):
     with pytest.raises(InputError, match="job strategy=nope: strategy=nope does not exist"):
         compose("strategy=fedavg,nope")
 

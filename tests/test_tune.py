@@ -1,4 +1,4 @@
-"""Tuning: the best value of a key for each cell, by validation data, and where the final runs find it."""
+"""Tuning: the best value of a key for each cell by validation data, and its use in final runs."""
 
 import json
 import os
@@ -52,14 +52,14 @@ def test_the_best_mean_over_seeds_of_the_validation_data_is_chosen_for_each_cell
         ],
     }
     assert warnings == [
-        "0.1: optimizer.lr=0.01 was tried on the seeds 1000, optimizer.lr=0.1 on 1000, 1001, so luck has a say; "
-        "try all on the same",
-        "1.0: optimizer.lr=0.01 is the smallest that was tried; try smaller ones too",
+        "0.1: optimizer.lr=0.01 was tried on seeds 1000, but optimizer.lr=0.1 on seeds 1000, 1001, so luck matters; "
+        "try all values on the same seeds",
+        "1.0: optimizer.lr=0.01 is the smallest value tried; try smaller values too",
     ]
 
 
 def test_clients_own_models_are_tuned_in_the_cells_that_have_them(tmp_path):
-    """Of Ditto, the global model is FedAvg's, and the best rate for it says nothing of the clients' own models."""
+    """Ditto's global model is FedAvg's, and the best rate for it may be bad for the clients' own models."""
     for lr, shared, personal in [(0.01, 0.5, 0.9), (0.1, 0.8, 0.6)]:
         for strategy in ("fedavg", "ditto"):
             own = strategy == "ditto"
@@ -77,7 +77,7 @@ def test_clients_own_models_are_tuned_in_the_cells_that_have_them(tmp_path):
     }
 
 
-def test_a_value_of_which_one_seed_diverged_is_not_chosen(tmp_path):
+def test_a_value_with_a_diverged_seed_is_not_chosen(tmp_path):
     sweep(tmp_path, {**ACCURACIES, (0.1, 0.1, 1001): [0.9, 0.9]})
     make(
         tmp_path / "diverged",
@@ -91,7 +91,7 @@ def test_a_value_of_which_one_seed_diverged_is_not_chosen(tmp_path):
     assert chosen["cells"][0] == {"cell": [0.1], "value": 1.0, "tried": [[0.01, 0.3], [0.1, None], [1.0, 0.35]]}
 
 
-def test_how_long_runs_are_tells_a_cell_only_where_nothing_else_does(tmp_path):
+def test_the_number_of_rounds_identifies_a_cell_only_if_no_other_key_does(tmp_path):
     for num_rounds, alpha in ((5, 0.1), (9, 1.0)):
         accuracies = {(alpha, lr, 1000): [accuracy] for lr, accuracy in ((0.1, 0.2), (0.2, 0.4), (0.3, 0.1))}
         sweep(tmp_path, accuracies, federation={"num_rounds": num_rounds})
@@ -112,16 +112,16 @@ def test_the_lowest_loss_is_the_best(tmp_path):
     assert not warnings
 
 
-def test_what_cannot_be_tuned_is_told(tmp_path):
+def test_impossible_tuning_is_refused(tmp_path):
     sweep(tmp_path / "good", ACCURACIES)
     with pytest.raises(
-        InputError, match=r"local.epochs does not vary .*; what varies is optimizer.lr, partitioner.alpha"
+        InputError, match=r"local.epochs does not vary .*; varying keys: optimizer.lr, partitioner.alpha"
     ):
         choose(load([tmp_path / "good"]), "local.epochs", "last")
-    with pytest.raises(InputError, match=r"--select best_test takes the best round of each, .* try --select last"):
+    with pytest.raises(InputError, match=r"--select best_test takes the best round of each run, .* try --select last"):
         choose(load([tmp_path / "good"]), "optimizer.lr", "best_test")
     make(tmp_path / "good" / "half", seed=7, status="interrupted", rows=[{}])
-    with pytest.raises(InputError, match=r"1 of 7 runs are not at their end, .*half is interrupted"):
+    with pytest.raises(InputError, match=r"1 of 7 runs are unfinished: .*half is interrupted"):
         choose(load([tmp_path / "good"]), "optimizer.lr", "last")
     for lr in (0.1, 0.2):
         make(tmp_path / "blind" / str(lr), rows=[{"eval/accuracy": 0.5}], optimizer={"lr": lr, "schedule": {}})
@@ -129,7 +129,7 @@ def test_what_cannot_be_tuned_is_told(tmp_path):
         choose(load([tmp_path / "blind"]), "optimizer.lr", "last")
 
 
-def test_the_config_finds_what_was_chosen(tmp_path, compose):
+def test_the_config_resolves_the_chosen_value(tmp_path, compose):
     path = tmp_path / "rates.json"
     cells = [{"cell": ["dirichlet", 0.5], "value": 0.02}, {"cell": ["iid", 0.5], "value": 0.3}]
     path.write_text(
@@ -166,7 +166,7 @@ def test_the_config_finds_what_was_chosen(tmp_path, compose):
     assert "holds no tuned values" in explain(raised.value).args[0]
 
 
-def test_what_all_runs_agree_in_is_kept_but_for_what_final_runs_may_do_otherwise(tmp_path):
+def test_shared_settings_are_kept_except_those_that_final_runs_may_change(tmp_path):
     federation = {
         "num_supernodes": 10,
         "num_rounds": 5,
@@ -196,7 +196,7 @@ def test_what_all_runs_agree_in_is_kept_but_for_what_final_runs_may_do_otherwise
 
 
 def table(path, key="optimizer.lr", value=0.02, **fields):
-    """Write a file of one value for all runs; return the override that asks for it."""
+    """Write a file with one value for all runs; return the override that uses it."""
     chosen = {"key": key, "keys": [], "seeds": [], "cells": [{"cell": [], "value": value}], **fields}
     path.write_text(json.dumps(chosen))
     return f"{key}=${{tuned:{path}}}"
@@ -208,7 +208,7 @@ def refusal(compose, *overrides):
     return explain(raised.value).args[0]
 
 
-def test_a_value_that_was_tuned_elsewhere_is_refused(tmp_path, compose):
+def test_a_value_tuned_with_other_settings_is_refused(tmp_path, compose):
     path = tmp_path / "rates.json"
     fixed = {
         "model": "logistic",
@@ -226,20 +226,20 @@ def test_a_value_that_was_tuned_elsewhere_is_refused(tmp_path, compose):
         "partitioner.alpha=0.5 (here 1) and 1 more; tune this setting with fedresearch tune, "
         "or write optimizer.lr=VALUE"
     )
-    told = {
+    differences = {
         ("schedule=cosine",): "schedule=constant (here cosine)",
         ("local.steps=3", "local.epochs=null"): "local.steps=null (here 3)",
         ("partitioner=iid",): "partitioner.alpha=0.5 (here unset)",
         ("partitioner.num_partitions=${local.epochs}",): "partitioner.num_partitions=10 (here 5)",
         ("dataset.declares.input_shape=[1,8,9]",): "dataset.declares.input_shape=[1, 8, 8] (here [1, 8, 9])",
     }
-    for overrides, difference in told.items():
+    for overrides, difference in differences.items():
         assert refusal(compose, rate, "model=logistic", *overrides) == (
             f"{path} was tuned with {difference}; tune this setting with fedresearch tune, or write optimizer.lr=VALUE"
         )
 
 
-def test_tuned_values_may_ask_for_one_another(tmp_path, compose):
+def test_tuned_values_may_refer_to_each_other(tmp_path, compose):
     epochs = table(tmp_path / "epochs.json", "local.epochs", 3, fixed={"optimizer.lr": 0.02})
     rate = table(tmp_path / "rates.json", fixed={"local.epochs": 3, "optimizer.weight_decay": 0.02})
     config, _ = compose(rate, epochs, "optimizer.weight_decay=${optimizer.lr}")
@@ -248,48 +248,48 @@ def test_tuned_values_may_ask_for_one_another(tmp_path, compose):
     assert "was tuned with local.epochs=5 (here 3)" in refusal(compose, rate, epochs)
 
 
-def test_a_cell_may_be_told_by_a_list(tmp_path, compose):
+def test_a_list_may_identify_a_cell(tmp_path, compose):
     rate = table(tmp_path / "rates.json", keys=["model.widths"], cells=[{"cell": [[8, 8]], "value": 0.3}])
     assert compose(rate, "model.widths=[8,8]")[0].optimizer["lr"] == 0.3
 
 
-def test_a_key_that_always_equals_another_is_told(tmp_path):
+def test_a_key_that_always_equals_another_is_refused(tmp_path):
     for lr in (0.1, 0.2):
         make(tmp_path / str(lr), rows=[{"clients/eval_acc": lr}], optimizer={"lr": lr}, strategy={"alias": {"lr": lr}})
-    with pytest.raises(InputError, match=r"strategy.alias.lr always has the values of optimizer.lr, .*; name that"):
+    with pytest.raises(InputError, match=r"strategy.alias.lr equals optimizer.lr in every run; use optimizer.lr"):
         choose(load([tmp_path]), "strategy.alias.lr", "last")
 
 
-def test_values_that_were_tried_on_different_seeds_are_told(tmp_path):
+def test_values_tried_on_different_seeds_are_warned_of(tmp_path):
     accuracies = {(0.1, lr, seed): [0.5 - abs(lr - 2)] for lr, seed in ((1, 0), (1, 1), (2, 0), (2, 1), (3, 0), (3, 1))}
     sweep(tmp_path / "same", accuracies)
     assert choose(load([tmp_path / "same"]), "optimizer.lr", "last")[1] == []
     del accuracies[0.1, 3, 0], accuracies[0.1, 3, 1]
     sweep(tmp_path / "other", {**accuracies, (0.1, 3, 2): [0.1]})
     assert choose(load([tmp_path / "other"]), "optimizer.lr", "last")[1] == [
-        "all runs: optimizer.lr=1 was tried on the seeds 0, 1, optimizer.lr=3 on 2, so luck has a say; "
-        "try all on the same"
+        "all runs: optimizer.lr=1 was tried on seeds 0, 1, but optimizer.lr=3 on seeds 2, so luck matters; "
+        "try all values on the same seeds"
     ]
 
 
 @pytest.mark.parametrize("metric", ["clients/eval_acc", "clients/eval_loss"])
-def test_of_equally_good_values_the_first_is_chosen(tmp_path, metric):
+def test_the_first_of_equally_good_values_is_chosen(tmp_path, metric):
     of = metric.replace("clients/eval_acc", "eval/accuracy").replace("clients/eval_loss", "eval/loss")
     for lr in (0.1, 0.2, 0.3):
         make(tmp_path / str(lr), rows=[{metric: 0.5, of: 0.5}], optimizer={"lr": lr})
     assert choose(load([tmp_path]), "optimizer.lr", "last")[0]["cells"][0]["value"] == 0.1
 
 
-def test_numbers_are_compared_with_numbers_alone(tmp_path):
+def test_numbers_are_compared_only_with_numbers(tmp_path):
     for number, (width, accuracy) in enumerate(((None, 0.1), ("1", 0.2), (1, 0.3), (2, 0.4), (True, 0.3))):
         make(tmp_path / str(number), rows=[{"clients/eval_acc": accuracy}], model={"width": width})
     chosen, warnings = choose(load([tmp_path]), "model.width", "last")
     tried = chosen["cells"][0]["tried"]
     assert sorted(map(json.dumps, tried)) == ['["1", 0.2]', "[1, 0.3]", "[2, 0.4]", "[null, 0.1]", "[true, 0.3]"]
-    assert warnings == ["all runs: model.width=2 is the largest that was tried; try larger ones too"]
+    assert warnings == ["all runs: model.width=2 is the largest value tried; try larger values too"]
 
 
-def test_values_that_are_no_numbers_are_tuned_too(tmp_path):
+def test_values_that_are_not_numbers_can_be_tuned(tmp_path):
     for number, (widths, accuracy) in enumerate((([8], 0.5), ([8, 8], 0.7), (None, 0.1))):
         make(
             tmp_path / str(number),
@@ -301,14 +301,14 @@ def test_values_that_are_no_numbers_are_tuned_too(tmp_path):
     assert not warnings
 
 
-def test_a_key_that_not_all_options_have_is_told(tmp_path):
+def test_a_key_that_some_options_do_not_have_is_refused(tmp_path):
     for mu in (0.1, 1):
         server = {"_target_": "FedProx", "proximal_mu": mu}
         make(
             tmp_path / f"{mu}", choices={"strategy": "fedprox"}, strategy={"server": server}, rows=[{"eval/loss": 1.0}]
         )
     make(tmp_path / "fedavg", rows=[{"eval/loss": 1.0}])
-    with pytest.raises(InputError, match=r"strategy=fedavg has no strategy.server.proximal_mu"):
+    with pytest.raises(InputError, match=r"strategy=fedavg does not have strategy.server.proximal_mu"):
         choose(load([tmp_path]), "strategy.server.proximal_mu", "last")
 
 

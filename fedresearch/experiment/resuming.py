@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from fedresearch.config import Config, differences, digest
-from fedresearch.dotted_keys import ABSENT
 from fedresearch.errors import InputError
 from fedresearch.experiment.experiment import Experiment
 from fedresearch.federation.measures import Row
 from fedresearch.masking import masked_tree
-from fedresearch.runs.comparison import format_value
+from fedresearch.runs.comparison import format_changes, format_value
 from fedresearch.runs.record import RECORD, read_run
 from fedresearch.runs.record_fields import NEEDED_TO_RESUME, refuse_invalid_fields
 
@@ -34,15 +33,14 @@ def is_unfinished(past: Mapping[str, Any], config: Config, directory: Path) -> b
     """
     refuse_invalid_fields(directory / RECORD, past, *NEEDED_TO_RESUME)
     changed = [
-        f"{key}{' not set' if theirs is ABSENT else f'={format_value(theirs)}'} "
-        f"(now {'not set' if ours is ABSENT else format_value(ours)})"
+        (key, theirs, ours)
         for key, theirs, ours, numerical in differences(past["config"], masked_tree(asdict(config)))
         if numerical and key not in _MAY_CHANGE
     ]
     if changed:
         raise InputError(
-            f"{directory} started with {', '.join(changed)}; a resumed run must give the numbers that it started with; "
-            "restore these keys, or start a new run"
+            f"{directory} started with {format_changes(changed)}; a resumed run must give the numbers that it "
+            "started with; restore these keys, or start a new run"
         )
     num_rounds, before = config.federation.num_rounds, past["config"]["federation"]["num_rounds"]
     _, rows = read_run(directory)

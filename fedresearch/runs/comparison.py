@@ -108,6 +108,15 @@ def difference_lines(differences: Iterable[Difference]) -> list[str]:
     return [f"  {format_value(key)}: {format_value(a)} | {format_value(b)}" for key, a, b in differences]
 
 
+def format_changes(differences: Iterable[Difference]) -> str:
+    """Return keys with both values, such as ``seed=0 (now 1), local.steps not set (now 3)``."""
+    return ", ".join(
+        f"{key}{' not set' if before is ABSENT else f'={format_value(before)}'} "
+        f"(now {'not set' if now is ABSENT else format_value(now)})"
+        for key, before, now in differences
+    )
+
+
 def format_value(value: Any) -> str:
     """Return a value as one line of printable text; of a digest or a commit its first 12 digits."""
     if value is ABSENT:

@@ -1,1 +1,1 @@
-"""Many runs: sweeps of them, and what compares, tunes, reproduces and reports them."""
+"""Studies of many runs: sweeps, reports, tuning, comparison and reproduction."""

@@ -1,4 +1,4 @@
-"""The command ``fedresearch compare A B``: what two runs differ in. Imports neither torch nor flwr."""
+"""The command ``fedresearch compare A B``: the differences of two runs. Imports neither torch nor flwr."""
 
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
@@ -12,13 +12,13 @@ from fedresearch.runs.comparison import compare_rows, difference_lines, format_v
 from fedresearch.runs.record import Edited, Row, read_record, read_rows, read_run
 
 _DESCRIPTION = """\
-Say what two runs differ in: config, options, code, packages, machine, what was
-derived of it (partition, validation split, initial weights, sampling), and the
-numbers of their rounds, with the first round that differs. Times are left out.
+Print the differences of two runs: config, options, code, packages, machine,
+what they derived (partition, validation split, initial weights, sampling), and
+the first round with different numbers. Times are left out.
 """
 _EPILOG = """\
-A value is told as A's | B's. Exit code: 0 when both have the same rounds with
-the same numbers, to the last bit; 1 when not, or when a run cannot be read.
+Values are printed as A's | B's. Exit code: 0 if both have the same rounds with
+the same numbers, to the last bit; 1 if not, or if a run cannot be read.
 
 example:
   fedresearch compare outputs/one outputs/other
@@ -31,14 +31,14 @@ def compare(first: Path, second: Path) -> tuple[list[str], bool]:
     Returns
     -------
     lines : list of str
-        What they differ in.
+        Their differences.
     identical : bool
         Whether both have the same rounds with the same numbers.
 
     Raises
     ------
     InputError
-        If a directory holds no run, or a damaged one.
+        If a directory does not hold a run, or the run is damaged.
     """
     records, rows = zip(*map(_read, (first, second)), strict=True)
     config = differences(*(record["config"] if isinstance(record.get("config"), dict) else {} for record in records))
@@ -52,14 +52,14 @@ def compare(first: Path, second: Path) -> tuple[list[str], bool]:
     if not lines and numbers.identical:
         return [f"nothing differs: {', '.join(numbers.lines())}"], True
     heads = [
-        f"{letter}  {path}: {format_value(record.get('status'))}, {len(its)} round{'s' * (len(its) != 1)}"
-        for letter, path, record, its in zip("AB", (first, second), records, rows, strict=True)
+        f"{letter}  {path}: {format_value(record.get('status'))}, {len(own)} round{'s' * (len(own) != 1)}"
+        for letter, path, record, own in zip("AB", (first, second), records, rows, strict=True)
     ]
     return [*heads, *lines, *numbers.lines()], numbers.identical
 
 
 def _read(directory: Path) -> tuple[dict[str, Any], list[Row]]:
-    """Return a run's record and rows; of rows that were edited, say so, for what was edited is what can be found."""
+    """Return a run's record and rows; of edited rows, warn only, since the comparison can find the edit."""
     try:
         return read_run(directory)
     except Edited as edited:
@@ -76,7 +76,7 @@ def main(words: Sequence[str]) -> None:
         formatter_class=RawDescriptionHelpFormatter,
     )
     parser.add_argument("A", type=Path, help="a run's directory")
-    parser.add_argument("B", type=Path, help="another")
+    parser.add_argument("B", type=Path, help="another run's directory")
     arguments = parser.parse_args(words)
     with printing():
         try:

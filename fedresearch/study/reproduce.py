@@ -1,4 +1,4 @@
-"""The command ``fedresearch reproduce RUN_DIR``: run a finished run again, and compare round by round."""
+"""The command ``fedresearch reproduce RUN_DIR``: rerun a finished run, and compare the rounds' numbers."""
 
 import os
 import subprocess
@@ -14,17 +14,17 @@ from fedresearch import config
 from fedresearch.config.help_text import CONF
 from fedresearch.errors import InputError, printing
 from fedresearch.masking import masked_tree
-from fedresearch.runs.comparison import compare_rows, format_value, record_differences
+from fedresearch.runs.comparison import compare_rows, format_changes, record_differences
 from fedresearch.runs.files import is_folder
 from fedresearch.runs.record import FINAL, RECORD, read_record, read_rows, read_run, state_of
 from fedresearch.runs.record_fields import NEEDED_TO_RERUN, refuse_invalid_fields
 
 _DESCRIPTION = """\
-Run a finished run again, from its own record, and compare the rounds' numbers.
-Refused before anything trains where the config would give other numbers now.
+Rerun a finished run from its record, and compare the rounds' numbers. If the
+config would give different numbers now, the command stops before any training.
 """
 _EPILOG = """\
-Exit code: 0 when all rounds have the same numbers, to the last bit; 1 when not.
+Exit code: 0 if all rounds have the same numbers, to the last bit; 1 if not.
 
 examples:
   fedresearch reproduce outputs/one
@@ -33,12 +33,12 @@ examples:
 
 
 def reproduce(directory: Path, typed: Sequence[str], out: Path) -> bool:
-    """Run a run again in another directory, say how far the numbers are the same, and return whether all are.
+    """Rerun a run in a new directory, print how many rounds have the same numbers, and return whether all do.
 
     Parameters
     ----------
     directory : Path
-        The finished run's.
+        The finished run's directory.
     typed : sequence of str
         Overrides that change no number.
     out : Path
@@ -47,61 +47,57 @@ def reproduce(directory: Path, typed: Sequence[str], out: Path) -> bool:
     Raises
     ------
     InputError
-        If the run is not finished, would have other numbers now, or its rerun does not finish.
+        If the run is not finished, its config gives different numbers now, or its rerun does not finish.
     """
     record, rows = read_run(directory)
     refuse_invalid_fields(directory / RECORD, record, *NEEDED_TO_RERUN)
     if (state := state_of(directory)) not in FINAL:
         raise InputError(
-            f"{directory} is {state}, and only a finished run is reproduced; "
+            f"{directory} is {state}, and only finished runs can be reproduced; "
             f"finish it with: fedresearch resume={directory}"
         )
     if out.exists():
         raise InputError(f"{out} exists, and nothing is overwritten; try another --out, or leave it out")
-    if others := [word for word in typed if word.lstrip("+").startswith(("hydra.", "resume="))]:
-        raise InputError(f"{others[0]} is not for a rerun; remove it, and choose the rerun's directory with --out")
+    if misplaced := [word for word in typed if word.lstrip("+").startswith(("hydra.", "resume="))]:
+        raise InputError(f"{misplaced[0]} is not for a rerun; remove it, and choose the rerun's directory with --out")
     typed_in = Path(record["working_directory"])
     folder = typed_in if is_folder(typed_in) else Path.cwd()
     config_dirs = [folder / path for path in record["config_dirs"]]
     overrides = config.merge_overrides(record["overrides"], ["tracker=none", *typed])
-    _refuse_other_numbers(record, overrides, config_dirs, directory)
-    if "root_certificates" in record["config"]["hardware"] and not any(word.startswith("hardware=") for word in typed):
-        print("this run was on a SuperLink; its numbers are the same with hardware=workers", flush=True)
+    rerun, _, _ = config.compose(CONF, overrides, config_dirs)
+    _refuse_different_numbers(record, rerun, directory)
+    if config.runs_elsewhere(rerun):
+        print("this run uses a SuperLink; hardware=workers gives the same numbers", flush=True)
     flags = [word for path in config_dirs for word in ("--config-dir", str(path))]
-    # Its experiment may be a sweep, of which it was one job.
+    # Its experiment may be a sweep, of which this run was one job.
     words = [*overrides, "hydra.mode=RUN", f"hydra.run.dir={config.quoted(str(out.absolute()))}"]
     _run([*flags, *words], folder)
     if (state := state_of(out)) not in FINAL:
         raise InputError(f"the rerun in {out} is {state}; see above")
-    notes = [
-        f"{heading}: {', '.join(f'{key} {format_value(a)} (now {format_value(b)})' for key, a, b in found)}"
+    changes = {
+        heading: format_changes(found)
         for heading, found in record_differences(record, read_record(out)).items()
-        if heading != "options"  # of which none that changes a number has changed
-    ]
-    if notes:
-        print(f"not as recorded: {'; '.join(notes)}")
+        if heading != "options"  # none of them changes a number
+    }
+    if changes:
+        print(f"changed since the record: {'; '.join(f'{heading}: {found}' for heading, found in changes.items())}")
     numbers = compare_rows(rows, read_rows(out))
     print("\n".join(numbers.lines(("the record", "the rerun"))))
     return numbers.identical
 
 
-def _refuse_other_numbers(
-    record: Mapping[str, Any], overrides: Sequence[str], config_dirs: Sequence[Path], directory: Path
-) -> None:
-    composed, _, _ = config.compose(CONF, overrides, config_dirs)
-    changed = [
-        found for found in config.differences(record["config"], masked_tree(asdict(composed))) if found.numerical
-    ]
+def _refuse_different_numbers(record: Mapping[str, Any], rerun: config.Config, directory: Path) -> None:
+    changed = [found for found in config.differences(record["config"], masked_tree(asdict(rerun))) if found.numerical]
     if changed:
-        listed = ", ".join(f"{key}={format_value(a)} (now {format_value(b)})" for key, a, b, _ in changed)
         raise InputError(
-            f"{directory} ran with other values: {listed}; leave out the override that changes it, or, "
+            f"{directory} ran with different values: {format_changes((key, a, b) for key, a, b, _ in changed)}; "
+            "leave out the override that changes it, or, "
             f"for a default that has changed since, type {' '.join(found.override for found in changed)}"
         )
 
 
 def _run(arguments: Sequence[str], folder: Path) -> None:
-    """Run the command line in a folder, with this package and not one that lies there."""
+    """Run the command line in a folder, with this package even if the folder holds another copy."""
     paths = [str(Path(__file__).parents[2]), str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, "-P", "-m", "fedresearch.main", *arguments]
@@ -109,7 +105,7 @@ def _run(arguments: Sequence[str], folder: Path) -> None:
         try:
             process.wait()
         except KeyboardInterrupt:
-            process.wait()  # it was interrupted too, and says so in its record
+            process.wait()  # it was interrupted too, and records it
             raise
 
 

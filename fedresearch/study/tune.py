@@ -1,9 +1,10 @@
-"""The command ``fedresearch tune SWEEP_DIR``: the best value of a key for each cell, on validation data."""
+"""The command ``fedresearch tune SWEEP_DIR``: the best value of a key for each cell, by validation data."""
 
 import json
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,9 @@ from fedresearch.study.report.load import LoadedRun, load
 from fedresearch.study.report.selection import parse_selection, validation_column
 
 _DESCRIPTION = """\
-Choose the best value of a key, of those that a sweep tried, for each cell: for
-each combination of the other keys that vary. Judged by the clients' validation
-data, as the mean over seeds; the test data is not looked at.
+Choose the best value of a key among those that a sweep tried, for each cell: a
+combination of the other keys that vary. Values are judged by the mean over seeds
+on the clients' validation data; test data is not used.
 """
 _EPILOG = """\
 example:
@@ -35,9 +36,9 @@ example:
   fedresearch -m partitioner.alpha=0.1,1 seed=0,1,2 'optimizer.lr=${tuned:rates.json}'
 """
 
-# Short runs may tune long ones: this does not tell a cell, but where nothing else does.
+# Short runs may tune long ones: their length identifies a cell only where no other key does.
 _LENGTH = "federation.num_rounds"
-# Beside seeds, what tuning and final runs may rightly differ in: keys, or what they begin with.
+# Besides seeds, keys or prefixes of keys in which tuning and final runs may differ.
 _MAY_DIFFER = (
     _LENGTH,
     "federation.evaluate_every",
@@ -45,8 +46,37 @@ _MAY_DIFFER = (
     "federation.target_accuracy",
     "validation.",
     "hardware.",
-    "dataset.path",  # where the same data lie
+    "dataset.path",  # another copy of the same data
 )
+
+
+@dataclass(frozen=True)
+class _Trials:
+    """The cells that share all keys but the tuned one.
+
+    Parameters
+    ----------
+    values : list
+        The shared values.
+    metric : str
+        The validation column that judges them.
+    caption : str
+        The selection rule in words.
+    scores : list of tuple
+        Each tried value with its mean over seeds; NaN if a seed diverged.
+    seeds : dict
+        Seeds to the first value that was tried on them.
+    """
+
+    values: list[Any]
+    metric: str
+    caption: str
+    scores: list[tuple[Any, float]]
+    seeds: dict[str, str]
+
+    @property
+    def label(self) -> str:
+        return ", ".join(map(format_value, self.values)) or "all runs"
 
 
 def choose(runs: Sequence[LoadedRun], key: str, rule: str) -> tuple[dict[str, Any], list[str]]:
@@ -54,8 +84,8 @@ def choose(runs: Sequence[LoadedRun], key: str, rule: str) -> tuple[dict[str, An
 
     Parameters
     ----------
-    runs : sequence of Run
-        Those of the sweep, all at their end.
+    runs : sequence of LoadedRun
+        The runs of the sweep, all finished or diverged.
     key : str
         The key to tune, such as ``optimizer.lr``.
     rule : str
@@ -64,91 +94,111 @@ def choose(runs: Sequence[LoadedRun], key: str, rule: str) -> tuple[dict[str, An
     Returns
     -------
     chosen : dict
-        ``key``; ``keys``, which tell the cells; ``fixed``, what else is to be as in these runs; ``selection``, the rule
-        in words; ``seeds`` of the runs; ``cells``: of each the ``cell``, the ``value`` chosen, and all that was
-        ``tried``, each with its validation metric, null where a run diverged.
+        ``key``; ``keys``, which identify the cells; ``fixed``, the settings that final runs must share with these;
+        ``selection``, the rule in words; ``seeds`` of the runs; ``cells``: for each the ``cell``, the chosen ``value``,
+        and all ``tried`` values, each with its validation metric, null if a run diverged.
     warnings : list of str
-        Where the best is the smallest or largest value that was tried, or values were tried on different seeds.
+        Cells whose best value is the smallest or largest tried, or whose values were tried on different seeds.
 
     Raises
     ------
     InputError
-        If the rule picks a round, a run is not at its end, the key does not vary, or there is no validation data.
+        If the rule picks a round, a run is unfinished, the key does not vary, or there is no validation data.
     """
     if rule.startswith("best"):
-        raise InputError(
-            f"--select {rule} takes the best round of each, which is luck for the most part; try --select last"
-        )
-    undone = [run for run in runs if run.state not in FINAL]
-    if undone:
-        raise InputError(
-            f"{len(undone)} of {len(runs)} runs are not at their end, {undone[0].directory} is {undone[0].state}; "
-            "type the sweep's command again to go on with it"
-        )
+        raise InputError(f"--select {rule} takes the best round of each run, which is mostly luck; try --select last")
+    _refuse_unfinished(runs)
     found = group_runs(runs)
     refuse_constant(found, key)
-    keys = [other for other in found.keys if other != key]
-    if _tells_apart(found.cells, [other for other in keys if other != _LENGTH]):
-        keys = [other for other in keys if other != _LENGTH]
     without = [cell.label for cell in found.cells if key not in cell.keys]
     if without:
-        raise InputError(f"{without[0]} has no {key}; tune the runs that have it")
-    groups: dict[str, list[Cell]] = {}
-    for cell in found.cells:
-        groups.setdefault(as_json([cell.keys.get(other) for other in keys]), []).append(cell)
-    # Where all of a cell's clients have models of their own, these are tuned, whatever other cells have.
-    metrics = {
-        of: validation_column(default_metric([(run, run.columns) for cell in group for run in cell.runs.values()]))
-        for of, group in groups.items()
-    }
-    captions = dict.fromkeys(parse_selection(rule, metric).caption for metric in metrics.values())
-    cells: dict[str, list[tuple[Any, float]]] = {}
-    seeds: dict[str, dict[str, str]] = {}  # of each cell, to the first value that was tried on them
-    for of, group in groups.items():
-        choose_of = parse_selection(rule, metrics[of]).choose
-        for cell in group:
-            values = [choose_of(run) if run.state == "finished" else np.nan for run in cell.runs.values()]
-            cells.setdefault(of, []).append((cell.keys[key], float(np.mean(values))))
-            seeds.setdefault(of, {}).setdefault(", ".join(cell.runs), format_value(cell.keys[key]))
-    if all(np.isnan(score) for tried in cells.values() for _, score in tried):
-        listed = " or ".join(dict.fromkeys(metrics.values()))
-        raise InputError(f"no run has {listed}; try validation.fraction=0.1 and federation.fraction_evaluate=1")
-    entries, warnings = [], []
-    for of, tried in cells.items():
-        cell_values = json.loads(of)
-        label = ", ".join(map(format_value, cell_values)) or "all runs"
-        scores = np.array([score for _, score in tried]) * (1 if larger_is_better(metrics[of]) else -1)
-        if np.isnan(scores).all():
-            raise InputError(f"{label}: every {key} that was tried diverged; try smaller ones")
-        value, _ = tried[int(np.nanargmax(scores))]
-        numbers = [other for other, _ in tried if type(other) in (int, float)]
-        if type(value) in (int, float) and value in (min(numbers), max(numbers)):
-            smallest = value == min(numbers)
-            warnings.append(
-                f"{label}: {key}={format_value(value)} is the {'smallest' if smallest else 'largest'} that was tried; "
-                f"try {'smaller' if smallest else 'larger'} ones too"
-            )
-        if len(seeds[of]) > 1:
-            (first, a), (second, b), *_ = seeds[of].items()
-            warnings.append(
-                f"{label}: {key}={a} was tried on the seeds {first}, {key}={b} on {second}, so luck has a say; "
-                "try all on the same"
-            )
-        measured = [[tried_value, None if np.isnan(score) else score] for tried_value, score in tried]
-        entries.append({"cell": cell_values, "value": value, "tried": measured})
+        raise InputError(f"{without[0]} does not have {key}; tune only runs that have it")
+    keys = [other for other in found.keys if other != key]
+    without_length = [other for other in keys if other != _LENGTH]
+    keys = without_length if _determine_length(found.cells, without_length) else keys
+    trials = _group_trials(found.cells, key, keys, rule)
+    if all(np.isnan(score) for trial in trials for _, score in trial.scores):
+        metrics = " or ".join(dict.fromkeys(trial.metric for trial in trials))
+        raise InputError(f"no run has {metrics}; try validation.fraction=0.1 and federation.fraction_evaluate=1")
+    entries: list[dict[str, Any]] = []
+    warnings: list[str] = []
+    for trial in trials:
+        value = _best(trial, key)
+        warnings += _warnings(trial, key, value)
+        tried = [[other, None if np.isnan(score) else score] for other, score in trial.scores]
+        entries.append({"cell": trial.values, "value": value, "tried": tried})
     chosen = {
         "key": key,
         "keys": keys,
-        "fixed": _fixed(runs),
-        "selection": "; ".join(captions),
+        "fixed": _shared_settings(runs),
+        "selection": "; ".join(dict.fromkeys(trial.caption for trial in trials)),
         "seeds": sorted({run.record["config"]["seed"] for run in runs}),
         "cells": entries,
     }
     return chosen, warnings
 
 
-def _fixed(runs: Sequence[LoadedRun]) -> dict[str, Any]:
-    """Return what all runs agree in, and final runs are to agree with."""
+def _refuse_unfinished(runs: Sequence[LoadedRun]) -> None:
+    unfinished = [run for run in runs if run.state not in FINAL]
+    if unfinished:
+        first = unfinished[0]
+        raise InputError(
+            f"{len(unfinished)} of {len(runs)} runs are unfinished: {first.directory} is {first.state}; "
+            "type the sweep's command again to continue it"
+        )
+
+
+def _determine_length(cells: Sequence[Cell], keys: Sequence[str]) -> bool:
+    """Return whether some keys determine the number of rounds of a cell's runs."""
+    lengths: dict[str, set[Any]] = {}
+    for cell in cells:
+        lengths.setdefault(as_json([cell.keys.get(key) for key in keys]), set()).add(cell.keys.get(_LENGTH))
+    return all(len(each) == 1 for each in lengths.values())
+
+
+def _group_trials(cells: Sequence[Cell], key: str, keys: Sequence[str], rule: str) -> list[_Trials]:
+    groups: dict[str, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(as_json([cell.keys.get(other) for other in keys]), []).append(cell)
+    trials = []
+    for values, group in groups.items():
+        # Where clients' own models are the result of all runs of a group, these models are judged.
+        runs = [run for cell in group for run in cell.runs.values()]
+        metric = validation_column(default_metric([(run, run.columns) for run in runs]))
+        selection = parse_selection(rule, metric)
+        scores: list[tuple[Any, float]] = []
+        seeds: dict[str, str] = {}
+        for cell in group:
+            numbers = [selection.choose(run) if run.state == "finished" else np.nan for run in cell.runs.values()]
+            scores.append((cell.keys[key], float(np.mean(numbers))))
+            seeds.setdefault(", ".join(cell.runs), format_value(cell.keys[key]))
+        trials.append(_Trials(json.loads(values), metric, selection.caption, scores, seeds))
+    return trials
+
+
+def _best(trial: _Trials, key: str) -> Any:
+    """Return the tried value with the best score, of equal ones the first."""
+    scores = np.array([score for _, score in trial.scores]) * (1 if larger_is_better(trial.metric) else -1)
+    if np.isnan(scores).all():
+        raise InputError(f"{trial.label}: runs with every tried {key} diverged; try smaller values")
+    return trial.scores[int(np.nanargmax(scores))][0]
+
+
+def _warnings(trial: _Trials, key: str, best: Any) -> Iterator[str]:
+    numbers = [value for value, _ in trial.scores if type(value) in (int, float)]
+    if type(best) in (int, float) and best in (min(numbers), max(numbers)):
+        end, further = ("smallest", "smaller") if best == min(numbers) else ("largest", "larger")
+        yield f"{trial.label}: {key}={format_value(best)} is the {end} value tried; try {further} values too"
+    if len(trial.seeds) > 1:
+        (first, a), (second, b), *_ = trial.seeds.items()
+        yield (
+            f"{trial.label}: {key}={a} was tried on seeds {first}, but {key}={b} on seeds {second}, so luck matters; "
+            "try all values on the same seeds"
+        )
+
+
+def _shared_settings(runs: Sequence[LoadedRun]) -> dict[str, Any]:
+    """Return the settings that all runs share, and that final runs must share too."""
     first, *others = [settings_of(run.record) for run in runs]
     return {
         key: value
@@ -157,14 +207,6 @@ def _fixed(runs: Sequence[LoadedRun]) -> dict[str, Any]:
         and not key.startswith(_MAY_DIFFER)
         and all(as_json(other.get(key, ABSENT)) == as_json(value) for other in others)
     }
-
-
-def _tells_apart(cells: Sequence[Cell], keys: Sequence[str]) -> bool:
-    """Return whether some keys are enough to tell how long a cell's runs are."""
-    lengths: dict[str, set[Any]] = {}
-    for cell in cells:
-        lengths.setdefault(as_json([cell.keys.get(key) for key in keys]), set()).add(cell.keys.get(_LENGTH))
-    return all(len(of) == 1 for of in lengths.values())
 
 
 def main(words: Sequence[str]) -> None:
@@ -196,7 +238,7 @@ def main(words: Sequence[str]) -> None:
 
 
 def _print(chosen: dict[str, Any], warnings: Sequence[str]) -> None:
-    """Print what was chosen for each cell, of what was tried."""
+    """Print the chosen value and all tried values of each cell."""
     for entry in chosen["cells"]:
         tried = ", ".join(
             f"{format_value(value)}: {'diverged' if score is None else f'{score:.4f}'}"

@@ -1,1 +1,1 @@
-"""From the directories of runs to tables, figures and a page. Reads run directories only, never a tracker."""
+"""Tables, figures and a page from the directories of runs. Reads run directories only, never a tracker."""

@@ -80,10 +80,10 @@ def find_baseline(study: Study, text: str, tuned: Sequence[str]) -> Baseline:
         elif len(candidates) == 1:
             (only,) = candidates
             partners[cell.label] = only
-            warnings.append(f"{cell.label} differs from its baseline also in {', '.join(differing[only.label])}")
+            warnings.append(f"{cell.label} also differs from its baseline in {', '.join(differing[only.label])}")
         else:
-            found = "several cells" if matching else "no cell"
-            warnings.append(f"{cell.label} has no baseline: {found} with {text} and its other values")
+            found = "several cells have" if matching else "no cell has"
+            warnings.append(f"{cell.label} has no baseline: {found} {text} and the same other values")
     return Baseline(text, partners, warnings)
 
 
@@ -106,10 +106,9 @@ def refuse_constant(study: Study, key: str) -> None:
         If the key is not among the study's keys.
     """
     if key in study.equal:
-        raise InputError(f"{key} always has the values of {study.equal[key]}, which stands for both; name that")
+        raise InputError(f"{key} equals {study.equal[key]} in every run; use {study.equal[key]}")
     if key not in study.keys:
-        varying = ", ".join(study.keys) or "nothing"
-        raise InputError(f"{key} does not vary among these runs; what varies is {varying}")
+        raise InputError(f"{key} does not vary among these runs; varying keys: {', '.join(study.keys) or 'none'}")
 
 
 def _is_set(record: Mapping[str, Any], key: str) -> bool:

@@ -1,4 +1,4 @@
-"""Cautions for a comparison: seeds or derived data that cells do not share, other code, runs that are left out."""
+"""Cautions for a comparison: seeds and derived data that cells do not share, different code, runs left out."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -89,8 +89,8 @@ def _unexpected_differences(study: Study) -> Iterator[str]:
             first, second, *_ = differing[0].values()
             where = first if first == second else f"{first} and {second}"
             yield (
-                f"the {words} differ between runs of one seed, in {len(differing)} of {len(cases)} cases, such as of "
-                f"{where}, though their configs do not ask for it: other code, packages or data"
+                f"the {words} differ between runs of the same seed and settings in {len(differing)} of {len(cases)} "
+                f"cases, such as {where}: their code, packages or data differ"
             )
 
 
@@ -120,7 +120,7 @@ def _configured_differences(study: Study, baseline: Baseline) -> Iterator[str]:
         cells = dict.fromkeys(differing)
         if cells:
             number = f"{len(cells)} of {counted(len(baseline.partners), 'cell')}"
-            yield f"the {words} are not the baseline's in {number}, such as {next(iter(cells))}"
+            yield f"the {words} differ from the baseline's in {number}, such as {next(iter(cells))}"
 
 
 def _differs(name: str, record: Mapping[str, Any], baseline: Mapping[str, Any]) -> bool:
@@ -136,8 +136,8 @@ def _stopped_at_target(study: Study) -> Iterator[str]:
     early = [run for run in with_target if run.num_rounds < (run.planned_rounds or 0)]
     if early:
         yield (
-            f"{len(early)} of {counted(len(runs), 'finished run')} ended when they reached federation.target_accuracy "
-            "on the test split: what they have after the last round says little, how long they took says more"
+            f"{len(early)} of {counted(len(runs), 'finished run')} stopped when they reached "
+            "federation.target_accuracy on the test split; compare how long they took, not their last rounds"
         )
 
 
@@ -173,7 +173,7 @@ def _different_seeds(study: Study) -> tuple[list[str], list[str]]:
         if not one.runs.keys() & other.runs.keys():
             return [f"{one.label} and {other.label} share no seed ({_both_seeds(one, other)})"], []
     return [], [
-        f"{one.label} and {other.label} have other seeds ({_both_seeds(one, other)})" for one, other in pairs[:1]
+        f"{one.label} and {other.label} have different seeds ({_both_seeds(one, other)})" for one, other in pairs[:1]
     ]
 
 
@@ -188,7 +188,7 @@ def _code(study: Study) -> tuple[dict[str, str], list[str], list[str]]:
     packages = [*_PACKAGES]
     packages += [name for name in _FURTHER if len({_versions(source).get(name) for source in all_sources}) > 1]
     codes = {
-        directory: ", resumed by ".join(dict.fromkeys(_describe_source(source, packages) for source in of_run))
+        directory: ", resumed with ".join(dict.fromkeys(_describe_source(source, packages) for source in of_run))
         for directory, of_run in sources.items()
     }
     (commonest, num_runs), *rarer = Counter(codes.values()).most_common() or [("", 0)]
@@ -198,16 +198,16 @@ def _code(study: Study) -> tuple[dict[str, str], list[str], list[str]]:
         codes_of_cell = [codes[run.directory] for run in cell.runs.values()]
         if mark := "".join(dict.fromkeys(signs[code] for code in codes_of_cell if code != commonest)):
             marks[cell.label] = mark
-    legend = [f"{signs[code]} {counted(count, 'run')} by {code}" for code, count in rarer[: len(_DAGGERS)]]
+    legend = [f"{signs[code]} {counted(count, 'run')}: {code}" for code, count in rarer[: len(_DAGGERS)]]
     if len(rarer) > len(_DAGGERS):
-        legend[-1] = f"{_DAGGERS[-1]} runs by {len(rarer) - len(_DAGGERS) + 1} further versions of the code"
+        legend[-1] = f"{_DAGGERS[-1]} runs with {len(rarer) - len(_DAGGERS) + 1} further versions of the code"
     if signs:
-        legend.insert(0, f"unmarked: {counted(num_runs, 'run')} by {commonest}")
+        legend.insert(0, f"unmarked, {counted(num_runs, 'run')}: {commonest}")
     is_committed = not any(word in commonest for word in ("uncommitted", "untracked", "resumed"))
-    notes = [] if signs or is_committed else [f"all runs are by {commonest}"]
+    notes = [] if signs or is_committed else [f"all runs: {commonest}"]
     processors = {source["processor"] for source in all_sources if "processor" in source}
     if len(processors) > 1:
-        notes.append(f"the runs are of {len(processors)} kinds of processor, which may round differently")
+        notes.append(f"the runs used {len(processors)} kinds of processor, which may round differently")
     return marks, legend, notes
 
 
@@ -253,11 +253,11 @@ def _left_out(study: Study) -> Iterator[str]:
     if study.repeated:
         names = ", ".join(run.directory.name for run in study.repeated[:5])
         yield (
-            f"{counted(len(study.repeated), 'run')} left out, since another of the same cell and seed is further or "
-            f"newer: {names}{', ...' * (len(study.repeated) > 5)}"
+            f"{counted(len(study.repeated), 'run')} left out, since another of the same cell and seed has more rounds "
+            f"or is newer: {names}{', ...' * (len(study.repeated) > 5)}"
         )
     for key, other in study.equal.items():
-        yield f"{key} varies too, and always has the values of {other}"
+        yield f"{key} varies too, and equals {other} in every run"
 
 
 def _runs(study: Study) -> Iterator[LoadedRun]:

@@ -11,13 +11,13 @@ from fedresearch.config import report_error
 from fedresearch.errors import InputError, printing, readable
 
 _DESCRIPTION = """\
-Make tables, figures and a page of the runs in some directories, finished or not.
-Which keys vary among them is found; runs that differ in seeds alone are
-replicates. Reads run directories only; no tracker and no network is needed.
+Make tables, figures and a page from the runs in some directories, finished or
+not. The command finds the keys that vary; runs that differ in seeds alone are
+replicates. It reads only run directories, and needs no tracker or network.
 """
 _EPILOG = """\
-Files, in --out: report.html (all of it, in one file), report.md, each table as
-.csv (numbers in full) and .tex (booktabs, graphicx), each figure as .png and .pdf.
+Files in --out: report.html (everything in one file), report.md, each table as
+.csv (all digits) and .tex (booktabs, graphicx), each figure as .png and .pdf.
 
 examples:
   fedresearch report outputs/sweep_DIGEST
@@ -34,24 +34,29 @@ def main(words: Sequence[str]) -> None:
         epilog=_EPILOG,
         formatter_class=RawDescriptionHelpFormatter,
     )
-    parser.add_argument("directories", metavar="DIR", type=Path, nargs="+", help="of runs, of sweeps, or of both")
-    parser.add_argument("--metric", help="a column of metrics.jsonl (default: eval/accuracy, or what there is)")
+    parser.add_argument("directories", metavar="DIR", type=Path, nargs="+", help="a directory of runs, sweeps or both")
+    parser.add_argument("--metric", help="a column of metrics.jsonl (default: eval/accuracy, or another usual metric)")
     parser.add_argument(
         "--select",
         default="last",
         metavar="RULE",
-        help="the number of a run: last, best_val (the round that is best on the clients' validation data), "
-        "mean_last:K, or best_test, which selects on the data that it reports (default: last)",
+        help="the rule that gives each run one number: last, best_val (the best round on the clients' validation "
+        "data), mean_last:K, or best_test, which selects on the data that it reports (default: last)",
     )
     parser.add_argument("--targets", default="", metavar="A,B", help="values of the metric to reach")
-    parser.add_argument("--baseline", default="", metavar="KEY=VALUE", help="what all else is compared with")
+    parser.add_argument("--baseline", default="", metavar="KEY=VALUE", help="the cells that others are compared with")
     parser.add_argument(
-        "--tuned", default="", metavar="KEY,KEY", help="keys chosen for each arm, which need not be the baseline's"
+        "--tuned", default="", metavar="KEY,KEY", help="keys chosen for each cell, which may differ from the baseline's"
     )
-    parser.add_argument("--x", choices=["rounds", "bytes", "steps", "seconds"], default="rounds", help="of the curves")
-    parser.add_argument("--rows", metavar="KEY", help="with --cols: a table with one key down and one across")
-    parser.add_argument("--cols", metavar="KEY")
-    parser.add_argument("--out", type=Path, help="where to (default: report, in the first DIR)")
+    parser.add_argument(
+        "--x",
+        choices=["rounds", "bytes", "steps", "seconds"],
+        default="rounds",
+        help="the axis of curves and speed-ups (default: rounds)",
+    )
+    parser.add_argument("--rows", metavar="KEY", help="the key down in a further table, with --cols")
+    parser.add_argument("--cols", metavar="KEY", help="the key across")
+    parser.add_argument("--out", type=Path, help="the folder to write (default: report, in the first DIR)")
     arguments = parser.parse_args(words)
     gc.disable()  # saves a seventh of the time for 1,000 runs: nearly all objects live to the end
     with printing():
@@ -102,5 +107,5 @@ def _number(word: str) -> float:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise InputError(f"--targets takes numbers, got {word}; try --targets 0.9,0.97")
+        raise InputError(f"--targets must be numbers, got {word}; try --targets 0.9,0.97")
     return number

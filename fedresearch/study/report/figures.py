@@ -71,8 +71,8 @@ def _curves(cells: list[Cell], question: Question) -> Iterator[tuple[str, Pictur
     for axis in dict.fromkeys((question.x_axis, "bytes")):
         curves = [mean_curve(cell, axis, question.metric) for cell in cells]
         caption = (
-            f"{question.metric} over {AXES[axis].label}: mean over the seeds of the finished runs, or of all where "
-            "none is, with the 95 % t-interval as a band."
+            f"{question.metric} over {AXES[axis].label}: mean over the seeds of finished runs, or of all runs if "
+            "none is finished, with the 95 % t-interval as a band."
         )
         figure = plots.plot_learning_curves(curves, AXES[axis].label, question.metric, question.targets)
         yield f"curves_{axis}", Picture(figure, caption)
@@ -126,7 +126,7 @@ def _partitions(study: Study) -> Iterator[tuple[str, Picture]]:
         if counts is not None:
             plotted.add(digest)
             title = ", ".join(_partition_settings(study, cell, run, replicate))
-            caption = f"How many samples of each class each client holds: {title}."
+            caption = f"Samples of each class on each client: {title}."
             yield f"partition_{len(plotted)}", Picture(plots.plot_partition(counts, title), caption)
 
 

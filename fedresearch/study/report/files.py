@@ -45,7 +45,7 @@ def _leftovers(report: Report, out: Path) -> Iterator[str]:
     own |= {f"{name}{suffix}" for name in report.figures for suffix in (".png", ".pdf")}
     others = {path.name for path in out.iterdir() if path.suffix in (".csv", ".tex", ".png", ".pdf")} - own
     if others:
-        yield f"of an earlier report, not of this one: {', '.join(sorted(others))}"
+        yield f"files of an earlier report, not of this one: {', '.join(sorted(others))}"
 
 
 def _write(path: Path, content: str | bytes) -> None:

@@ -71,13 +71,15 @@ def _caption(question: Question, some_left_out: bool, most_shared_seeds: int) ->
         caption += " Runs that failed, diverged, stalled or are unfinished are not in the mean."
     if question.baseline.text:
         caption += (
-            f" Differences to {question.baseline.text} are of shared seeds, with their 95 % t-interval; p-values are "
-            "of the paired t-test (none without spread) and of the exact signed-rank test, each after Holm for all of "
-            "the table's comparisons."
+            f" Differences to {question.baseline.text} use shared seeds, with their 95 % t-interval; p-values are from "
+            "the paired t-test (none without spread) and the exact signed-rank test, each with Holm's correction for "
+            "all comparisons of the table."
         )
         if 1 < most_shared_seeds < 6:
             smallest = f"{2.0 ** (1 - most_shared_seeds):g}"
-            caption += f" Before Holm, no signed-rank test of {most_shared_seeds} seeds has p below {smallest}."
+            caption += (
+                f" Before this correction, p of a signed-rank test of {most_shared_seeds} seeds is at least {smallest}."
+            )
     return caption
 
 
@@ -179,8 +181,8 @@ def across_table(study: Study, question: Question, outcomes: Mapping[str, Outcom
         records.append({"arm": arm, "metric": question.metric, "n": n, "settings": len(common)} | vars(middle))
     caption = (
         f"Interquartile mean of {question.selection.caption}, over {len(common)} settings of the other keys and the "
-        "seeds that all have in them, with the 95 % interval of a bootstrap stratified by setting (Agarwal et al. "
-        "2021)."
+        "seeds that all values share there, with the 95 % interval of a bootstrap stratified by setting "
+        "(Agarwal et al. 2021)."
     )
     return Table("across", "Across settings", caption, [study.short_name(key), "IQM [95 %]", "n"], rows, records)
 

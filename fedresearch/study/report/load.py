@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fedresearch.errors import InputError
 from fedresearch.runs import loaded
 from fedresearch.runs.record import RECORD, REFUSED, Row
-from fedresearch.study.sweep.status import JOBS, listed
+from fedresearch.study.sweep.status import JOBS, list_jobs
 
 Column = NDArray[np.float64]
 
@@ -49,7 +49,7 @@ def load(paths: Sequence[Path]) -> list[LoadedRun]:
     """
     for path in paths:
         if not path.is_dir():
-            raise InputError(f"{path} is no directory; give those of runs or of sweeps, such as outputs/sweep_DIGEST")
+            raise InputError(f"{path} is not a directory; name one with runs or sweeps, such as outputs/sweep_DIGEST")
     walked: set[Path] = set()
     directories = {os.path.realpath(directory): directory for path in paths for directory in _directories(path, walked)}
     if not directories:
@@ -70,7 +70,7 @@ def _directories(path: Path, walked: set[Path]) -> Iterator[Path]:
             yield Path(folder)
             subfolders.clear()
         elif JOBS in files:
-            yield from (directory for _, directory in listed(Path(folder)))
+            yield from (directory for _, directory in list_jobs(Path(folder)))
 
 
 def _refuse(error: OSError) -> None:

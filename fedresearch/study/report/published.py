@@ -52,12 +52,12 @@ def published_table(study: Study, marks: Mapping[str, str]) -> Table | None:
         return None
     sources = "; ".join(dict.fromkeys(line["source"] for line in lines))
     caption = (
-        f"Beside ours: {sources}. The accepted band is of ours; where there is none, the numbers are for comparison. "
+        f"Published: {sources}. Our number should lie in the accepted interval; rows without one are for comparison. "
         "± is the source's spread over its runs, and half our 95 % t-interval."
     )
     if any(line[_MEASURE].startswith("best ") for line in lines):
-        caption += " Best: of all rounds, which is chosen on the test split."
-    notes = [f"Not judged, since runs are not the preset's: {', '.join(deviations)}."] if deviations else []
+        caption += " Best is the best of all rounds, chosen on the test split."
+    notes = [f"Not judged, since some runs differ from the preset: {', '.join(deviations)}."] if deviations else []
     return Table("published", "Published and ours", caption, columns, rows, records, notes)
 
 

@@ -95,20 +95,22 @@ def _refuse_missing(study: Study, metric: str) -> None:
     damaged = [run.error for run in study.runs if run.state == "damaged"]
     if damaged and not columns:
         raise InputError(f"no run can be read: {damaged[0]}")
-    raise InputError(f"no run has {metric}; they have {', '.join(columns) or 'no round yet'}")
+    if not columns:
+        raise InputError("no run has a round yet")
+    raise InputError(f"no run has {metric}; try --metric with one of {', '.join(columns)}")
 
 
 def _refuse_impossible(study: Study, metric: str, targets: Sequence[float]) -> None:
     largest = max(np.nanmax(run.column(metric), initial=-np.inf) for run in study.runs)
     for target in targets:
         if is_share(metric) and largest <= 1 < target:
-            raise InputError(f"no {metric} can be {format_value(target)}, the largest is 1; try --targets 0.9")
+            raise InputError(f"--targets {format_value(target)} is above the largest {metric}, 1; try --targets 0.9")
 
 
 def _refuse_grid(study: Study, rows: str, cols: str) -> None:
     for key in (rows, cols):
         refuse_constant(study, key)
     if rows == cols:
-        raise InputError(f"--rows and --cols are both {rows}; name two keys")
+        raise InputError(f"--rows and --cols are both {rows}; name two different keys")
     if not any({rows, cols} <= cell.keys.keys() for cell in study.cells):
         raise InputError(f"no run has both {rows} and {cols}")

@@ -60,7 +60,7 @@ def parse_selection(rule: str, metric: str) -> Selection:
             lambda values, validated: values[best(validated)],
         ),
         "best_test": (
-            f"best on test: {metric} in its own best round, which no one knows without the test data",
+            f"best on test: {metric} in its best round, which is unknown without the test data",
             lambda values, _: values[best(values)],
         ),
     }
@@ -68,7 +68,7 @@ def parse_selection(rule: str, metric: str) -> Selection:
         caption = f"{metric}, mean of the last {argument} evaluated rounds, or of all where there are fewer"
         rules[rule] = caption, lambda values, _: values[-int(argument) :].mean()
     if rule not in rules:
-        raise InputError(f"no selection rule {rule}; try --select last, best_val, mean_last:10 or best_test")
+        raise InputError(f"unknown selection rule {rule}; try --select last, best_val, mean_last:10 or best_test")
     caption, pick = rules[rule]
 
     def choose(run: LoadedRun) -> float:

@@ -108,14 +108,14 @@ def _speed_up(
 def _caption(question: Question, target: float, all_reached: bool) -> str:
     way = "rises" if larger_is_better(question.metric) else "falls"
     caption = (
-        f"What it takes until {question.metric} first {way} to {format_value(target)}: the monotone curve, linear "
-        "between evaluated rounds (McMahan et al. 2017); median over seeds (range)."
+        f"What it takes until {question.metric} first {way} to {format_value(target)}: median over seeds (range). "
+        "Curves are made monotone, and are linear between evaluated rounds (McMahan et al. 2017)."
     )
     if not all_reached:
         caption += (
-            " Seeds that do not get there count as longer than they ran, those that diverged as longer than they were "
-            "to run (Kaplan and Meier 1958); > is of a median that is not reached."
+            " A seed that does not reach the target counts as longer than its run or, if it diverged, than its planned "
+            "run (Kaplan and Meier 1958); > marks a median that is not reached."
         )
     if question.baseline.text:
-        caption += f" Speed-up in {question.x_axis}: the ratio of the medians to those of {question.baseline.text}."
+        caption += f" Speed-up in {question.x_axis}: the median of {question.baseline.text} over that of the row."
     return caption

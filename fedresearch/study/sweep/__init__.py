@@ -1,1 +1,1 @@
-"""Sweeps: what Hydra's multirun lacks. Jobs are checked before any starts, found again and accounted for at the end."""
+"""Sweeps beyond Hydra's multirun: jobs are checked before any starts, continued, and counted at the end."""

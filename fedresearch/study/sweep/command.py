@@ -1,4 +1,4 @@
-"""The command ``fedresearch sweep status DIR``: how a sweep stands. ``sweep preflight`` is the run command's own."""
+"""The command ``fedresearch sweep status DIR``: the states of a sweep's jobs. ``main`` runs ``sweep preflight``."""
 
 import sys
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ USAGE = """\
 fedresearch sweep status DIR
     the state of each job in a sweep's directory; exit code 1 if any failed
 fedresearch sweep preflight ARGUMENTS
-    what `fedresearch -m ARGUMENTS` would run, and an estimate of time, memory and bytes communicated
+    the jobs of `fedresearch -m ARGUMENTS`, and an estimate of their time, memory and communication
 """
 
 

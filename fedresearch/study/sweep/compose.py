@@ -1,4 +1,4 @@
-"""The jobs of a sweep of Hydra's basic sweeper, composed and checked before any starts."""
+"""The jobs of a sweep with Hydra's basic sweeper, composed and checked before any starts."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,16 +23,16 @@ from fedresearch.errors import InputError
 from fedresearch.study.sweep.job import refuse_other
 from fedresearch.study.sweep.status import ONLY_JOB, job_names
 
-# Each takes some 50 ms to compose: ten minutes before the first one starts.
+# A job takes about 50 ms to compose: ten minutes before the first one starts.
 MAX_JOBS = 10_000
 
-# What Hydra reads of the sweep's config alone, and never of a job's.
-_OF_THE_SWEEP = ("hydra.sweeper", "hydra.launcher", "hydra.sweep.dir")
+# Keys that Hydra reads from the sweep's config and never from a job's.
+_SWEEP_KEYS = ("hydra.sweeper", "hydra.launcher", "hydra.sweep.dir")
 
 
 @dataclass(frozen=True)
 class Job:
-    """One job as it is before it starts: its overrides, its directory in the sweep's, its checked config."""
+    """A job before it starts: its overrides, its directory in the sweep's, its checked config, its options."""
 
     overrides: list[str]
     directory: str
@@ -40,16 +40,34 @@ class Job:
     choices: dict[str, str | None]
 
 
-def compose_jobs(sweep: DictConfig) -> list[Job]:
-    """Return the jobs of a sweep, checked, each once.
-
-    A value applies to the jobs whose options have its key: where some do and some do not, it is left out of the others'
-    overrides, and the jobs are listed. Jobs that come out the same are one.
+def sweep_directory(sweep: DictConfig) -> Path:
+    """Return the directory of a sweep.
 
     Raises
     ------
     InputError
-        With one line for each mistake, naming the first job that has it.
+        If it is empty.
+    """
+    if not sweep.hydra.sweep.dir:
+        raise InputError("hydra.sweep.dir is empty; leave it out for one that the same command finds again")
+    return Path(sweep.hydra.sweep.dir)
+
+
+def knows_its_jobs(sweep: DictConfig) -> bool:
+    """Return whether a sweep's jobs are known before they start: other sweepers choose them one after another."""
+    return bool(sweep.hydra.runtime.choices["hydra/sweeper"] == "basic")
+
+
+def compose_jobs(sweep: DictConfig) -> list[Job]:
+    """Return the checked jobs of a sweep, each once.
+
+    A value applies to the jobs whose options have its key. It is left out of the overrides of the other jobs; in that
+    case the jobs are printed. Jobs with the same remaining overrides are one job.
+
+    Raises
+    ------
+    InputError
+        With one line for each mistake that names the first job with it.
     """
     loader = GlobalHydra.instance().config_loader()
     words = [f"{key}={value}" for key, value in (sweep.hydra.sweeper.params or {}).items()]
@@ -58,10 +76,10 @@ def compose_jobs(sweep: DictConfig) -> list[Job]:
     _refuse_impossible_numbers(overrides)
     (batch,) = BasicSweeper.split_arguments(overrides, None)
     jobs: dict[str, Job] = {}
-    left_out: dict[str, list[str]] = {}  # by key, what is said of it in each job whose options do not have it
+    left_out: dict[str, list[str]] = {}  # key to the messages of the jobs whose options do not have it
     mistakes: dict[str, list[str]] = {}
     distinct = set()
-    for words, shown in zip(batch, job_names(batch), strict=True):
+    for words, name in zip(batch, job_names(batch), strict=True):
         try:
             composed, kept, unknown = _load(loader, sweep, words)
             for key, line in unknown.items():
@@ -70,26 +88,26 @@ def compose_jobs(sweep: DictConfig) -> list[Job]:
                 distinct.add((*kept,))
                 _add(jobs, composed, kept, sweep)
         except Exception as error:
-            told = error if isinstance(error, InputError) else config.explain(error)
-            if told is None:
+            explained = error if isinstance(error, InputError) else config.explain(error)
+            if explained is None:
                 raise
-            for line in told.args:
-                mistakes.setdefault(line, []).append(shown)
+            for line in explained.args:
+                mistakes.setdefault(line, []).append(name)
     mistakes |= {lines[0]: job_names(batch) for lines in left_out.values() if len(lines) == len(batch)}
     if mistakes:
-        raise InputError(*(f"{_of_jobs(of)}{line}" for line, of in mistakes.items()))
+        raise InputError(*(f"{_first_of(names)}: {line}" for line, names in mistakes.items()))
     if len(jobs) < len(distinct):
-        print(f"{len(distinct)} jobs, of which {len(jobs)} differ in what changes a number: each of these runs once")
+        print(f"{len(distinct)} jobs, but only {len(jobs)} with different numbers: each of these runs once")
     if left_out:
-        _list(list(jobs.values()), left_out)
+        _print_jobs(list(jobs.values()), left_out)
     return list(jobs.values())
 
 
 def _refuse_impossible_numbers(overrides: Sequence[Override]) -> None:
-    """Refuse a sweep without jobs, or with more than can be composed; leave parts of options out of globs."""
+    """Refuse a sweep without jobs, or with too many; leave files that begin with _ out of globs."""
     numbers = {override.get_key_element(): (_num_values(override), override.input_line) for override in overrides}
-    if none := [word for number, word in numbers.values() if not number]:
-        raise InputError(f"{none[0]} has no values, so that there would be no job; give it some, or leave it out")
+    if empty := [word for number, word in numbers.values() if not number]:
+        raise InputError(f"{empty[0]} has no values, so the sweep would have no job; give it values, or leave it out")
     total = prod(number for number, _ in numbers.values())
     if total > MAX_JOBS:
         _, longest = max(numbers.values())
@@ -104,7 +122,7 @@ def _num_values(override: Override) -> int:
         value.exclude.append("_*")
     if not override.is_sweep_override():
         return 1
-    if any(isinstance(one, Sweep) for one in getattr(value, "list", ())):
+    if any(isinstance(item, Sweep) for item in getattr(value, "list", ())):
         raise InputError(f"{override.input_line} is a sweep of sweeps; write each value, with commas between them")
     if not override.is_discrete_sweep():
         raise InputError(
@@ -122,37 +140,37 @@ def _num_values(override: Override) -> int:
 def _load(
     loader: ConfigLoader, sweep: DictConfig, words: Sequence[str]
 ) -> tuple[DictConfig, list[str], dict[str, str]]:
-    """Return a job's config, the words that apply to it, and for the keys of the others what is said of them."""
+    """Return a job's config, the words that apply to it, and the messages for the keys that do not."""
     config.refuse_invalid_options(words)
     kept, unknown = [*words], dict[str, str]()
     while True:
         try:
             return loader.load_sweep_config(sweep, kept), kept, unknown
         except HydraException as error:
-            if not (without := config.words_without_key(error, kept)):
+            if not (inapplicable := config.words_without_key(error, kept)):
                 raise
-            unknown |= {word.partition("=")[0]: str(config.explain(error)) for word in without}
-            kept = [word for word in kept if word not in without]
+            unknown |= {word.partition("=")[0]: str(config.explain(error)) for word in inapplicable}
+            kept = [word for word in kept if word not in inapplicable]
         except Exception as error:
             raise config.explain_composition(error, words) from error
 
 
 def _add(jobs: dict[str, Job], composed: DictConfig, words: list[str], sweep: DictConfig) -> None:
-    """Add a job to those before it, by its directory, unless it is one of them.
+    """Add a job by its directory, unless it is there already.
 
     Raises
     ------
     InputError
-        If it breaks a rule, or cannot be had beside the others.
+        If its config breaks a rule, or its directory conflicts with another job's.
     """
     with open_dict(composed.hydra):
-        composed.hydra.job.num = len(jobs)  # its place among those that run
+        composed.hydra.job.num = len(jobs)  # its place among the jobs that run
         composed.hydra.job.id = str(len(jobs))
     HydraConfig.instance().set_config(composed)  # for the config's ${hydra:...}, as it is set when the job runs
-    for key in _OF_THE_SWEEP:
+    for key in _SWEEP_KEYS:
         if OmegaConf.select(composed, key, default=None) != OmegaConf.select(sweep, key, default=None):
             raise InputError(
-                f"one of its options sets {key}, as a preset does that is a sweep of its own; such options cannot be "
+                f"one of its options sets {key}, as presets do that are sweeps themselves; such options cannot be "
                 "swept: type a command for each"
             )
     parsed, choices = config.checked(without_hydra(composed), composed.hydra)
@@ -173,13 +191,13 @@ def _add(jobs: dict[str, Job], composed: DictConfig, words: list[str], sweep: Di
     jobs.setdefault(directory, Job(words, directory, parsed, choices))
 
 
-def _of_jobs(jobs: Sequence[str]) -> str:
-    first = jobs[0] if jobs[0] == ONLY_JOB else f"job {jobs[0]}"
-    return f"{first}{f' and {len(jobs) - 1} more' if len(jobs) > 1 else ''}: "
+def _first_of(names: Sequence[str]) -> str:
+    first = names[0] if names[0] == ONLY_JOB else f"job {names[0]}"
+    return f"{first}{f' and {len(names) - 1} more' if len(names) > 1 else ''}"
 
 
-def _list(jobs: Sequence[Job], left_out: Mapping[str, object]) -> None:
-    """Print which jobs have the keys that not all have."""
+def _print_jobs(jobs: Sequence[Job], left_out: Mapping[str, object]) -> None:
+    """Print the jobs, and the number of jobs that have each key that was left out of others."""
     having = Counter(word.partition("=")[0] for job in jobs for word in job.overrides)
     for key in left_out:
         print(f"{key} applies to {having[key]} of {len(jobs)} jobs: the others' options do not have it")

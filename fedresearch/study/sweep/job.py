@@ -1,4 +1,4 @@
-"""One job of a sweep, around its run: whether anything is left to do, and where its failure is kept."""
+"""What a sweep does with one job before and after its run: skip it, keep its failure, read its objective."""
 
 import sys
 import traceback
@@ -11,29 +11,29 @@ from fedresearch.runs.directory import Unwritable, write_whole
 from fedresearch.runs.loaded import PERSONAL_METRICS, load
 from fedresearch.runs.record import FINAL, REFUSED, Busy, read_record, read_run, state_of
 
-# The first of these that a job has; test data choose nothing.
+# The first of these that a job has. Test data must not choose jobs.
 _OBJECTIVES = ("clients/eval_acc", "clients/eval_loss")
 
 
 def is_settled(directory: Path, digest: str) -> bool:
-    """Return whether a job is done or another process is at it, and say so; what was told of it before is forgotten.
+    """Return whether a job is done or runs in another process, and print so; else remove the error of its last try.
 
     Raises
     ------
     InputError
-        If its directory holds the run of another job.
+        If its directory holds another job's run.
     """
     refuse_other(directory, digest)
-    state = load(directory)[0].state  # damaged, too, where a finished run has lost rows
+    state = load(directory)[0].state  # "damaged" also where a finished run has lost rows
     if state in (*FINAL, "running"):
-        _skipped(directory, state)
+        _print_skipped(directory, state)
         return True
     (directory / REFUSED).unlink(missing_ok=True)
     return False
 
 
 def refuse_other(directory: Path, digest: str) -> None:
-    """Refuse a directory that holds the run of another job, as only a ``hydra.sweep.subdir`` of the user's can.
+    """Refuse a directory that holds another job's run, which only a typed ``hydra.sweep.subdir`` can cause.
 
     Raises
     ------
@@ -41,17 +41,17 @@ def refuse_other(directory: Path, digest: str) -> None:
         If it does.
     """
     try:
-        found = read_record(directory).get("digest")
+        recorded = read_record(directory).get("digest")
     except InputError:
-        return  # none, or a damaged one
-    if found != digest:
+        return  # the record is missing or damaged
+    if recorded != digest:
         raise InputError(f"{directory} holds the run of another config; try another hydra.sweep.subdir")
 
 
 def report_failure(directory: Path, error: Exception) -> None:
-    """Print a job's error, with its traceback if no user can mend it, and keep it where the run's record does not."""
+    """Print a job's error, with its traceback unless users can fix it, and keep it if the run's record does not."""
     if isinstance(error, Busy):
-        _skipped(directory, "running")
+        _print_skipped(directory, "running")
         return
     if not report_error(error):
         traceback.print_exception(error, file=sys.stderr)
@@ -59,19 +59,19 @@ def report_failure(directory: Path, error: Exception) -> None:
         recorded = read_record(directory).get("error")
     except InputError:
         recorded = None
-    # A run's record has what was raised in it, which may be the cause of what is told.
+    # A run's record has the error that was raised in it, which may be the cause of this one.
     if recorded not in [masked(named(cause)) for cause in (error, error.__cause__) if cause]:
         kept = masked(str(error) if isinstance(error, InputError) else named(error))
         try:
             write_whole(directory / REFUSED, lambda path: path.write_text(f"{kept}\n", encoding="utf-8"))
-        except Unwritable as unwritable:  # the other jobs, and the sweep's table, are not to be lost for it
+        except Unwritable as unwritable:  # the other jobs and the sweep's table matter more
             report_error(unwritable)
 
 
 def objective(directory: Path) -> float | None:
-    """Return what a sweeper optimises of a job: the clients' validation accuracy or, without classes, their loss.
+    """Return a job's number that a sweeper optimises: the clients' validation accuracy or, without classes, their loss.
 
-    It is that of the last round that was evaluated on the clients; None if there is none, or the job has not finished.
+    It belongs to the last round that was evaluated on the clients. None if no round was, or the job has not finished.
 
     Raises
     ------
@@ -88,6 +88,6 @@ def objective(directory: Path) -> float | None:
     return None
 
 
-def _skipped(directory: Path, state: str) -> None:
+def _print_skipped(directory: Path, state: str) -> None:
     where = " in another process" if state == "running" else ""
     print(f"{directory.name} is {state}{where}: skipped", flush=True)

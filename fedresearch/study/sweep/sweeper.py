@@ -1,4 +1,4 @@
-"""Hydra's basic sweeper, but for the jobs that it runs: those that were composed, not the product of what was typed."""
+"""Hydra's basic sweeper, which runs the composed jobs and not the product of the typed values."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from fedresearch.study.sweep.compose import Job
 
-Plugins.instance()  # imports Hydra's plugins anew: a class that was imported before is not the one that it uses
+Plugins.instance()  # imports Hydra's plugins again: it does not use a class that was imported before
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # noqa: E402
 
 
@@ -25,17 +25,17 @@ class ComposedJobs(BasicSweeper):
         return [*BasicSweeper.split_overrides_to_chunks(jobs, max_batch_size)]
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
-        """Do nothing, for each job was composed and checked."""
+        """Do nothing: each job was composed and checked."""
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Run the jobs; a sweep that is interrupted names what continues it."""
+        """Run the jobs; if interrupted, say how to continue the sweep."""
         try:
             return super().sweep(arguments)
         except KeyboardInterrupt:
             raise KeyboardInterrupt("interrupted; the same command continues the sweep") from None
 
 
-def run_these(jobs: Sequence[Job], sweep: DictConfig) -> None:
-    """Let Hydra run these jobs, whatever basic sweeper the sweep's config names."""
+def replace_jobs(jobs: Sequence[Job], sweep: DictConfig) -> None:
+    """Make Hydra run these jobs in place of those of the basic sweeper that the sweep's config names."""
     ComposedJobs.jobs = jobs
     Plugins.instance().class_name_to_class[sweep.hydra.sweeper._target_] = ComposedJobs

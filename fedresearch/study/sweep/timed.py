@@ -1,6 +1,6 @@
-"""Run the experiment that standard input holds, as :class:`fedresearch.experiment.request.RunRequest` writes it.
+"""Run the experiment on standard input, as :class:`fedresearch.experiment.request.RunRequest` writes it.
 
-Its last line is the peak memory of the largest of its processes, in bytes.
+The last line on standard output is the peak memory of the largest of its processes, in bytes.
 """
 
 import sys
@@ -9,6 +9,8 @@ from fedresearch.experiment.request import RunRequest
 from fedresearch.experiment.run import run_experiment
 from fedresearch.runs.provenance import peak_memory_bytes
 
-if __name__ == "__main__":
+
+def main() -> None:
+    """Run it."""
     run_experiment(RunRequest.loads(sys.stdin.read()))
     print(peak_memory_bytes())
