@@ -22,7 +22,7 @@ _IS_NAME = re.compile(rf"(?:{_NAME})", re.IGNORECASE)
 _ASSIGNED = re.compile(
     rf"((?<![\w-])(?:{_NAME})['\"]?\s*[=:]\s*)(?!\$\{{)('[^']*'|\"[^\"]*\"|[^\s,;&{{}}\[\]'\"]+)", re.IGNORECASE
 )
-# In code, a literal value; a computed one is no secret.
+# In code, a literal value; a computed one is not a secret.
 _LITERAL = re.compile(rf"((?<![\w-])(?:{_NAME})['\"]?\s*[=:]\s*)(['\"])[^'\"\s]{{8,}}\2", re.IGNORECASE)
 _FORMS = re.compile(
     r"\b(?:sk-[\w-]{20,}|hf_\w{20,}|gh[pousr]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{20,}|AKIA[0-9A-Z]{16}"

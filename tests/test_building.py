@@ -1,4 +1,4 @@
-"""What a plug-in may do instead of returning its object: each gets one line that names the option."""
+"""Every mistake of a plug-in gives one line that names the option."""
 
 import pytest
 from torch.nn import Module
@@ -25,7 +25,7 @@ def refuses(**_): raise ValueError("too\\nlarge")
 
 @pytest.fixture
 def plugin(tmp_path, monkeypatch):
-    """A module of the user's, `plug`, and one that imports what is not there, `half`."""
+    """The user's module `plug`, and `half`, which imports a missing module."""
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "plug.py").write_text(PLUGIN)
     (tmp_path / "half.py").write_text("import nomod")
@@ -58,16 +58,16 @@ def plugin(tmp_path, monkeypatch):
         ("math.pi", "Expected a callable target"),
     ],
 )
-def test_what_a_plugin_does_wrong_is_one_line_with_the_option(plugin, target, line):
+def test_a_mistake_of_a_plugin_is_one_line_with_the_option(plugin, target, line):
     with pytest.raises(InputError) as raised:
         Builder({"model": "mine"}).build("model", {"_target_": target}, Module)
-    (told,) = raised.value.args
-    assert told.startswith("model=mine")
-    assert line.format(plug=plugin) in told
-    assert "\n" not in told
+    (reported,) = raised.value.args
+    assert reported.startswith("model=mine")
+    assert line.format(plug=plugin) in reported
+    assert "\n" not in reported
 
 
-def test_a_call_is_held_to_its_kind_too(plugin):
+def test_the_result_of_a_call_has_its_type_checked_too(plugin):
     builder = Builder({"schedule": "mine"})
     make = builder.partial("schedule", {"_target_": "plug.none"})
     with pytest.raises(InputError, match="schedule=mine: schedule must make a float"):

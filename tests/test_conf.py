@@ -1,4 +1,4 @@
-"""Every option of every group is composed, checked and built: an option without a test cannot exist."""
+"""Every option of every group is composed, checked and built, so every option has a test."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ GROUPS = (
     "tune",
 )
 
-# What an option needs beside it; the others go with the defaults.
+# The other overrides that an option needs; the rest work with the defaults.
 WITH = {
     "dataset=diabetes": ["partitioner=iid"],
     "dataset=shakespeare": ["model=char_lstm"],
@@ -35,7 +35,7 @@ WITH = {
     "hardware=gpu": [] if torch.cuda.is_available() else ["hardware.device=cpu"],
     "strategy=fedbn": ["model=resnet18", "model.norm=batch", "local.batch_size=0"],
 }
-# What these load is tested in test_hub.py, on fixtures of the Hub's shape.
+# test_hub.py tests their loading, with fixtures that look like the Hub.
 FROM_THE_HUB = {"mnist", "fashion_mnist", "cifar10", "cifar100", "femnist", "shakespeare"}
 
 
@@ -68,7 +68,7 @@ def test_every_option_composes_is_checked_and_built(compose, group, option, tmp_
     assert outputs.shape == (2, declares["num_classes"])
     assert experiment.strategy.summary
     assert experiment.tracker.log
-    if option == "superlink":  # not a Grid but where to submit to: tests/test_superlink.py
+    if option == "superlink":  # not a Grid: tests/test_superlink.py
         assert Builder(choices).build("hardware", config.hardware, SuperLink, num_supernodes=2)
     elif choices["dataset"] not in FROM_THE_HUB:
         prepare(experiment)
@@ -76,7 +76,7 @@ def test_every_option_composes_is_checked_and_built(compose, group, option, tmp_
         assert all(len(rows) for rows in experiment.data.train)
 
 
-def test_a_dataset_that_holds_something_else_than_it_declares(compose):
+def test_a_dataset_that_differs_from_its_declaration_is_rejected(compose):
     from fedresearch.errors import InputError
     from fedresearch.experiment.experiment import Experiment
 
@@ -85,7 +85,7 @@ def test_a_dataset_that_holds_something_else_than_it_declares(compose):
         _ = experiment.data
 
 
-def test_a_dataset_that_declares_nothing(compose, tmp_path):
+def test_a_dataset_without_a_declaration_is_rejected(compose, tmp_path):
     from fedresearch.errors import InputError
 
     (tmp_path / "dataset").mkdir()
@@ -94,7 +94,7 @@ def test_a_dataset_that_declares_nothing(compose, tmp_path):
         compose("dataset=mine", config_dir=tmp_path)
 
 
-def test_images_smaller_than_a_models_usual_ones_are_remarked_on(compose):
+def test_images_smaller_than_usual_for_a_model_cause_a_warning(compose):
     from fedresearch.experiment.advice import _unusual_model
 
     (line,) = _unusual_model(*compose("model=resnet18", "dataset=digits"))

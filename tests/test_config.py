@@ -1,4 +1,4 @@
-"""What the user reads when the command line asks for something that cannot be."""
+"""The messages for mistakes on the command line."""
 
 import os
 import re
@@ -20,7 +20,7 @@ from tests import warm
 
 ROOT = Path(__file__).parents[1]
 
-# Stands in for the run: whatever reaches it has passed every check, and must not have imported anything heavy.
+# Replaces the run: a command that reaches it has passed every check, and must not have imported anything heavy.
 GUARD = """
 import sys, types
 stub = types.ModuleType("fedresearch.experiment.run")
@@ -199,12 +199,12 @@ MISTAKES = {
         "strategy.server.beta=0.2 needs 5 clients to cut one at each end, got the 4 clients of a round (federation.frac"
         "tion_train of federation.num_supernodes); try strategy.server.beta=0.25 or a larger federation.num_supernodes",
     ),
-    "labels where there are none": (
+    "missing labels": (
         ["dataset=diabetes"],
         "partitioner=dirichlet partitions by label, which dataset=diabetes does not have; it has "
         "neither labels nor natural ids; try partitioner=iid",
     ),
-    "natural ids where there are none": (
+    "missing natural ids": (
         ["partitioner=natural_id"],
         "partitioner=natural_id partitions by natural_id, which dataset=digits does not have; it has "
         "label; try partitioner=iid",
@@ -268,7 +268,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize(("overrides", "said"), MISTAKES.values(), ids=MISTAKES)
-def test_a_mistake_is_told_in_a_line(tmp_path, overrides, said):
+def test_a_mistake_is_reported_in_one_line(tmp_path, overrides, said):
     done = command(tmp_path, *overrides)
     lines = done.stderr.splitlines()
     assert done.returncode == 1
@@ -289,7 +289,7 @@ def test_a_mistake_is_told_in_a_line(tmp_path, overrides, said):
         (["local.epochs=-1", "local.steps=-1"], {"local.epochs", "local.steps"}),
     ],
 )
-def test_a_value_is_refused_at_the_key_that_was_typed_and_not_at_those_that_follow_it(compose, words, refused):
+def test_a_value_is_rejected_at_the_typed_key_and_not_at_keys_that_follow_it(compose, words, refused):
     with pytest.raises(InputError) as raised:
         compose(*words)
     assert {line.partition(" ")[0] for line in raised.value.args} == refused
@@ -298,7 +298,7 @@ def test_a_value_is_refused_at_the_key_that_was_typed_and_not_at_those_that_foll
 @pytest.mark.parametrize(
     "option", ["../strategy/fedavg", "./fedavg", "fedavg.yaml", "a/../fedavg", "../../conf/strategy/fedavg"]
 )
-def test_an_option_is_a_name_and_no_path(compose, tmp_path, option):
+def test_an_option_must_be_a_name_and_not_a_path(compose, tmp_path, option):
     (tmp_path / "strategy" / "a").mkdir(parents=True)
     with pytest.raises(InputError, match=r"strategy must be the name of an option, .*; try strategy=fedavg$"):
         compose(f"strategy={option}", config_dir=tmp_path)
@@ -316,12 +316,12 @@ CANNOT_COMPOSE = {
 
 
 @pytest.mark.parametrize("path", CANNOT_COMPOSE)
-def test_a_file_that_does_not_compose_is_told_in_a_line(compose, tmp_path, path):
+def test_a_file_that_does_not_compose_is_reported_in_one_line(compose, tmp_path, path):
     content, said = CANNOT_COMPOSE[path]
     (tmp_path / path).parent.mkdir()
     (tmp_path / path).write_text(content)
     (tmp_path / path).with_stem("b").write_text("defaults: [a, _self_]")
-    with pytest.raises(Exception) as raised:  # noqa: PT011, what it is is Hydra's affair
+    with pytest.raises(Exception) as raised:  # noqa: PT011, its type is up to Hydra
         compose(path.removesuffix(".yaml").replace("/", "="), config_dir=tmp_path)
     (line,) = explain_composition(raised.value).args
     assert re.match(said, line)
@@ -342,23 +342,23 @@ def test_a_file_that_does_not_compose_is_told_in_a_line(compose, tmp_path, path)
     ],
     ids=lambda words: words[-1],
 )
-def test_sizes_beyond_any_machine_are_refused(compose, words):
+def test_sizes_beyond_any_machine_are_rejected(compose, words):
     key = words[-1].partition("=")[0]
     with pytest.raises(InputError, match=rf"{re.escape(key)} must be at most 1(0,000|,000,000), got .*1000000000"):
         compose(*words)
 
 
-def test_a_superlink_of_too_many_processes_is_refused(compose):
+def test_a_superlink_with_too_many_processes_is_rejected(compose):
     with pytest.raises(InputError, match=r"at most 1,000, got federation.num_supernodes=100000; try hardware=workers"):
         compose("hardware=superlink", "federation.num_supernodes=100000")
 
 
-def test_hardware_runs_the_whole_experiment_only_where_it_declares_so(compose):
+def test_hardware_runs_the_whole_experiment_only_if_it_declares_so(compose):
     assert runs_elsewhere(compose("hardware=superlink")[0])
     assert not runs_elsewhere(compose("+hardware.root_certificates=ca.pem")[0])
 
 
-def test_an_option_may_be_in_a_folder_of_its_group(compose, tmp_path):
+def test_an_option_may_be_in_a_subfolder_of_its_group(compose, tmp_path):
     (tmp_path / "strategy" / "mine").mkdir(parents=True)
     (tmp_path / "strategy" / "mine" / "mean_v0.1.yaml").write_text("defaults: [/strategy/fedavg@_here_]")
     assert compose("strategy=mine/mean_v0.1", config_dir=tmp_path)[1]["strategy"] == "mine/mean_v0.1"
@@ -375,7 +375,7 @@ def test_an_option_may_be_in_a_folder_of_its_group(compose, tmp_path):
         "+model@other=mlp": "Key 'other' not in 'Config'",
     }.items(),
 )
-def test_an_added_key_that_nothing_reads_is_refused(compose, word, said):
+def test_an_added_key_that_nothing_reads_is_rejected(compose, word, said):
     with pytest.raises((InputError, HydraException), match=said):
         compose(word)
 
@@ -391,7 +391,7 @@ def test_an_added_key_that_nothing_reads_is_refused(compose, word, said):
         "+hardware.num_supernodes=3",
     ],
 )
-def test_an_argument_that_the_run_gives_is_refused(compose, word):
+def test_an_argument_that_the_run_sets_is_rejected(compose, word):
     from fedresearch.experiment.experiment import Experiment
     from fedresearch.experiment.preparation import prepare
 
@@ -400,7 +400,7 @@ def test_an_argument_that_the_run_gives_is_refused(compose, word):
         prepare(Experiment(*compose(word, "model=logistic", "tracker=none")))
 
 
-# What a shell or Hydra could take for something else, and a few letters.
+# Characters with a meaning for a shell or Hydra, and a few letters.
 ODD = st.text("ab0 =#(),:;'\"\\$@%&*!?|<>~^`/.-_+\u6570\u00e9\u1f600{}[]", min_size=1, max_size=12)
 
 
@@ -410,7 +410,7 @@ ODD = st.text("ab0 =#(),:;'\"\\$@%&*!?|<>~^`/.-_+\u6570\u00e9\u1f600{}[]", min_s
 @example('it\'s (a) "b"\\')
 @example("\\")
 @example("a${b#")
-def test_what_hydra_cannot_read_is_shown_as_it_must_be_typed(value):
+def test_an_override_that_hydra_cannot_read_is_shown_as_it_must_be_typed(value):
     parser = OverridesParser.create()
     try:
         parser.parse_overrides([f"name={value}"])
@@ -419,11 +419,11 @@ def test_what_hydra_cannot_read_is_shown_as_it_must_be_typed(value):
         (word,) = shlex.split(line.partition("; try ")[2])
         (override,) = parser.parse_overrides([word])
         assert override.key_or_group == "name"
-        # As it was typed; but a ${ that begins no interpolation is escaped, which makes it text.
+        # As typed, except that a ${ that does not begin an interpolation is escaped to be text.
         assert override.value() == value or OmegaConf.create({"name": override.value()}).name == value
 
 
-def test_each_of_several_mistakes_is_told(tmp_path):
+def test_each_of_several_mistakes_is_reported(tmp_path):
     done = command(tmp_path, "seed=-1", "federation.fraction_train=3", "local.batch_size=-5")
     assert done.stderr.splitlines()[:3] == [
         "error: seed must be an integer >= 0, got -1; try seed=0",
@@ -432,7 +432,7 @@ def test_each_of_several_mistakes_is_told(tmp_path):
     ]
 
 
-def test_a_sweep_with_a_bad_job_starts_none(tmp_path):
+def test_a_sweep_with_a_bad_job_does_not_start(tmp_path):
     done = command(tmp_path, "-m", "seed=0,-1,2")
     assert done.returncode == 1
     assert done.stdout.count("would run") == 0
@@ -450,7 +450,7 @@ def test_a_sweep_with_a_bad_job_starts_none(tmp_path):
         (["--version"], "fedresearch 0."),
     ],
 )
-def test_what_only_prints_is_light(tmp_path, arguments, printed):
+def test_commands_that_only_print_import_nothing_heavy(tmp_path, arguments, printed):
     done = command(tmp_path, *arguments)
     assert done.returncode == 0, done.stderr
     assert printed in done.stdout
@@ -470,7 +470,7 @@ def test_help_shows_every_option_with_a_description(tmp_path):
         assert len(line) <= 120, option
 
 
-def test_the_traceback_is_there_for_who_asks(tmp_path):
+def test_the_traceback_is_available_on_request(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "fedresearch.main", "strategy=fedavgg"],
         cwd=tmp_path,
@@ -524,17 +524,17 @@ OWN = {
 
 
 @pytest.mark.parametrize("group", OWN)
-def test_an_option_of_ones_own_has_none_of_our_options_ranges(compose, tmp_path, group):
+def test_a_users_own_option_does_not_have_the_ranges_of_our_options(compose, tmp_path, group):
     text, refused = OWN[group]
     (tmp_path / group).mkdir()
     (tmp_path / group / "mine.yaml").write_text(text)
     assert compose(f"{group}=mine", config_dir=tmp_path)
-    for word in refused:  # what every option of the group, or a part that it takes in, is held to
+    for word in refused:  # the rules of every option of the group, or of a part that it includes
         with pytest.raises(InputError, match=rf"^{word.partition('=')[0]} must be "):
             compose(f"{group}=mine", word, config_dir=tmp_path)
 
 
-def test_an_option_that_takes_in_one_of_ours_has_its_ranges(compose, tmp_path):
+def test_an_option_that_includes_one_of_ours_has_its_ranges(compose, tmp_path):
     (tmp_path / "strategy").mkdir()
     (tmp_path / "strategy" / "mine.yaml").write_text("defaults: [feddyn, _self_]\nserver: {alpha: 0.1}")
     line = r"^strategy\.server\.alpha must be > 0 and below 1e38, got -5; try strategy\.server\.alpha=0\.01$"

@@ -1,4 +1,4 @@
-"""Files that are read back damaged: a line that says so, a repair, or the right result, and nothing else.
+"""Damaged files cause a line that reports it, a repair, or the right result, and nothing else.
 
 ``./scripts/test --long`` tries more.
 """
@@ -56,7 +56,7 @@ def damages(draw):
     return damaged
 
 
-# Where a header says what is what, most damage is of one byte of few.
+# In formats with a header, most damage is to one of a few bytes.
 AT_THE_BEGINNING = st.tuples(st.integers(0, 700), st.integers(0, 255))
 
 
@@ -91,7 +91,7 @@ def check_checkpoint(run, path, content):
 
 @ONE_FOLDER
 @given(damages())
-def test_a_damaged_checkpoint_is_told_or_another_is_read(run, damage):
+def test_a_damaged_checkpoint_is_reported_or_another_is_read(run, damage):
     path = run / FOLDER / "round_000002.safetensors"
     intact = path.read_bytes()
     try:
@@ -113,7 +113,7 @@ def test_a_damaged_header_of_a_checkpoint(run, damage):
 
 @ONE_FOLDER
 @given(damages())
-def test_a_damaged_record_is_told(run, damage):
+def test_a_damaged_record_is_reported(run, damage):
     path = run / RECORD
     intact, expected = path.read_bytes(), read_record(run)
     try:
@@ -130,8 +130,8 @@ def test_a_damaged_record_is_told(run, damage):
 
 @ONE_FOLDER
 @given(damages(), st.integers(0, 2))
-def test_damaged_rows_are_told_or_come_out_again(tmp_path, run, damage, after):
-    """What is taken over is what a checkpoint knows; what is beyond it is compared with what comes out again."""
+def test_damaged_rows_are_reported_or_recomputed(tmp_path, run, damage, after):
+    """Rows that a checkpoint covers are kept; later ones are compared with those that the rounds give again."""
     copy = copy_of(run, tmp_path)
     (copy / METRICS).write_bytes(damage((run / METRICS).read_bytes()))
     resumed = None
@@ -174,7 +174,7 @@ def test_damaged_failures_are_left_out(tmp_path, run, damage, after):
 
 
 @pytest.mark.parametrize("line", ["[" * 100_000, '{"round": ' + "9" * 5000 + "}", "null", '{"round": "1"}', "{}"])
-def test_a_line_that_is_no_failure_is_left_out(run, line):
+def test_a_line_that_is_not_a_failure_is_left_out(run, line):
     (run / FAILURES).write_text(line + "\n")
     history = History(**next(read_checkpoints(run))[1]["history"])
     RunDirectory(run, {}, history).close("finished")
@@ -182,7 +182,7 @@ def test_a_line_that_is_no_failure_is_left_out(run, line):
 
 
 @pytest.mark.parametrize("line", ["[" * 100_000, '{"round": ' + "9" * 5000 + "}", "null", '{"round": true}'])
-def test_a_line_that_is_no_row_is_told(run, line):
+def test_a_line_that_is_not_a_row_is_reported(run, line):
     rows = (run / METRICS).read_text().splitlines(keepends=True)
     (run / METRICS).write_text(line + "\n" + "".join(rows[1:]))
     with pytest.raises(InputError, match="is damaged: line 1 is not the row of round 1"):
@@ -210,7 +210,7 @@ def test_a_damaged_cache_is_made_again(tmp_path, damage):
     entry.unlink()
 
 
-def test_a_row_may_have_many_brackets_but_not_be_nested_deep(tmp_path):
+def test_a_row_may_have_many_brackets_but_not_deep_nesting(tmp_path):
     many = {"round": 1, **{f"layers[{number}]": [number] for number in range(100)}}
     rows, _ = parse_rows(json.dumps(many).encode() + b"\n", tmp_path)
     assert rows == [many]
@@ -220,7 +220,7 @@ def test_a_row_may_have_many_brackets_but_not_be_nested_deep(tmp_path):
 
 
 @pytest.mark.parametrize("fields", [{"config": {"x": {"eval/\ud800": 1}}}, {"config_dirs": ["conf\udfff"]}])
-def test_text_that_is_no_unicode_is_no_record(tmp_path, fields):
+def test_a_record_with_invalid_unicode_is_rejected(tmp_path, fields):
     (tmp_path / "run.json").write_text(dump_record({"status": "finished", "choices": {}, **fields}))
     with pytest.raises(InputError, match=r"run.json is damaged: it has text that is no Unicode"):
         read_record(tmp_path)

@@ -1,4 +1,4 @@
-"""What may go wrong with a checkpoint, at each call that writes it and on the disk: a run goes on to the same bits."""
+"""Faults of a checkpoint, at each call that writes it and on the disk: the run resumes to the same bits."""
 
 import errno
 import json
@@ -54,7 +54,7 @@ def test_a_damaged_checkpoint_does_not_take_the_place_of_a_new_one(tmp_path, who
 
 
 class Stopped(BaseException):
-    """As if the process had ended here."""
+    """Simulates the end of the process."""
 
 
 def stop_after(monkeypatch, server_round):
@@ -165,7 +165,7 @@ def test_a_process_may_end_at_any_call_of_writing_a_checkpoint(tmp_path, whole, 
         assert newest == (3 if at > REPLACE or (at, when) == (REPLACE, "after") else 2)
         assert resolved(plain, arrays) == resolved(*expected)
         left = tuple(sorted(path.name for path in (run / "checkpoints").iterdir()))
-        if left not in seen:  # what there is to go on from
+        if left not in seen:  # the checkpoints to resume from
             seen.add(left)
             conduct(run, *SCAFFOLD, f"checkpoint.keep={keep}")
             assert outcome(run) == outcome(whole)
@@ -174,7 +174,7 @@ def test_a_process_may_end_at_any_call_of_writing_a_checkpoint(tmp_path, whole, 
 
 
 @pytest.mark.parametrize(("at", "name"), [(at, CALLS[at]) for at in (0, 1, 2, 4, 6, 8)])
-def test_a_full_disk_is_told_and_the_last_checkpoint_stands(tmp_path, whole, monkeypatch, at, name):
+def test_a_full_disk_is_reported_and_the_last_checkpoint_stays(tmp_path, whole, monkeypatch, at, name):
     run, write = tmp_path / "run", module.write_checkpoint
     killed(whole, run, checkpoint=2)
     with monkeypatch.context() as patch:
@@ -200,7 +200,7 @@ def test_a_full_disk_is_told_and_the_last_checkpoint_stands(tmp_path, whole, mon
     assert outcome(run) == outcome(whole)
 
 
-def test_a_disk_with_no_room_for_a_row_or_the_record_is_told(tmp_path, whole, monkeypatch, caplog):
+def test_a_disk_without_room_for_a_row_or_the_record_is_reported(tmp_path, whole, monkeypatch, caplog):
     run = killed(whole, tmp_path / "run", checkpoint=2)
 
     def full(*_, **__):
@@ -225,7 +225,7 @@ def test_a_disk_with_no_room_for_a_row_or_the_record_is_told(tmp_path, whole, mo
 
 
 class Short:
-    """A file on a disk that has room for half a line."""
+    """A file on a disk with room for half a line."""
 
     def __init__(self, file):
         self._file = file

@@ -1,4 +1,4 @@
-"""The contract with what Flower keeps private (``fedresearch.federation.flower``), and its log lines."""
+"""The contract with Flower's private parts (``fedresearch.federation.flower``), and its log lines."""
 
 import importlib
 import logging
@@ -55,8 +55,8 @@ def test_every_module_of_flower_samples_by_the_grid():
     assert {"strategy_utils", "fedavg"} <= {name.rpartition(".")[2] for name, function in held.items() if function}
 
 
-def test_a_grid_that_knows_no_cohort_is_sampled_as_flower_does():
-    """Of nine nodes three are drawn from Python's global generator, as without us."""
+def test_a_grid_without_a_cohort_is_sampled_as_flower_does():
+    """Three of nine nodes are sampled with Python's global generator, as without this package."""
     grid = InProcessGrid(ClientApp(), 9)
     with seeded_generators(5):
         drawn, connected = strategy_utils.sample_nodes(grid, 9, 3)
@@ -64,13 +64,13 @@ def test_a_grid_that_knows_no_cohort_is_sampled_as_flower_does():
     assert drawn == random.Random(5).sample(connected, 3)
 
 
-def test_an_untried_release_is_refused(monkeypatch):
+def test_an_untested_release_is_rejected(monkeypatch):
     monkeypatch.setattr(flower, "version", lambda _: "1.99.0")
     with pytest.raises(InputError, match=r"^flwr 1\.99\.0 is installed, fedresearch works with 1\.41\.\*"):
         flower.check_version()
 
 
-def test_the_bounds_in_pyproject_are_the_releases_tried():
+def test_the_bounds_in_pyproject_are_the_tested_releases():
     bounds = re.search(r'"flwr\[simulation\]>=1\.(\d+),<1\.(\d+)"', (PACKAGE.parent / "pyproject.toml").read_text())
     assert [f"1.{minor}" for minor in range(int(bounds[1]), int(bounds[2]))] == list(flower.TESTED)
 

@@ -1,4 +1,4 @@
-"""A Flower app runs as it is: the same bits on any hardware, Flower's errors, and mistakes told in a line."""
+"""A Flower app runs unmodified: the same bits on any hardware, Flower's errors, and mistakes reported in one line."""
 
 import logging
 import os
@@ -40,7 +40,7 @@ def command(folder, *arguments, app=APP, **env):
 
 
 @pytest.mark.timeout(30)
-def test_an_app_that_waits_for_nodes_that_will_not_come_is_refused():
+def test_an_app_that_waits_for_more_nodes_than_exist_is_rejected():
     flower.be_server(run_id=1)
     grid = FolderGrid(InProcessGrid(ClientApp(), 4))
     with seeded_generators(3):
@@ -92,7 +92,7 @@ def test_any_number_of_workers(tmp_path):
 
 
 def test_the_run_config_and_the_state_reach_the_clients(tmp_path):
-    """All clients train in all rounds, so each counts to three in its state; a rate of 0 leaves the model alone."""
+    """All clients train in all rounds, so each counts to three in its state; a rate of 0 does not change the model."""
     (tmp_path / "more.toml").write_text("lr = 0.0\n[optimizer]\nmomentum = 0\n")
     arguments = ["-c", "num-server-rounds=3 fraction-train=1.0", "--run-config", "more.toml", "--num-supernodes", "3"]
     printed, _ = run(tmp_path, *arguments)
@@ -111,7 +111,7 @@ def test_a_client_that_raises_is_an_error_reply(tmp_path):
 
 @pytest.fixture
 def grid():
-    """The Grid of an app whose three clients answer with their partitions; those that are asked to, raise."""
+    """The Grid of an app whose three clients reply with their partitions, or raise an error on request."""
     app = ClientApp()
 
     @app.query()
@@ -129,8 +129,8 @@ def query(node_id, *names, **options):
 
 
 @pytest.mark.parametrize("node_id", [0, 1, 5, 123456789])
-def test_a_message_to_a_node_that_is_not_there_is_refused_before_any_is_answered(grid, node_id):
-    """Made-up clients took the numbers of real ones' messages: node 5's first would be that of node 2's second."""
+def test_a_message_to_a_missing_node_is_rejected_before_any_reply(grid, node_id):
+    """Messages to missing clients would share numbers with real ones: node 5's first with node 2's second."""
     with pytest.raises(
         ValueError, match=rf"^a message must be to a node id from 2 to 4 \(get_node_ids\(\)\), got {node_id}$"
     ):
@@ -140,7 +140,7 @@ def test_a_message_to_a_node_that_is_not_there_is_refused_before_any_is_answered
     assert not set(ids) & set(grid.push_messages([query(2), query(4)]))
 
 
-def test_what_a_superlink_would_not_send_is_refused(grid):
+def test_a_message_that_a_superlink_would_not_send_is_rejected(grid):
     message = query(2)
     with pytest.raises(ValueError, match="a message occurs twice in the list"):
         grid.push_messages([message, message])
@@ -148,7 +148,7 @@ def test_what_a_superlink_would_not_send_is_refused(grid):
         grid.push_messages([query(2, ttl=-1)])
     with pytest.raises(
         ValueError, match=r"a message must be to a node id from 2 to 4 \(get_node_ids\(\)\), got 1"
-    ):  # the server, which replies are to
+    ):  # the server, to which replies go
         grid.push_messages([Message(RecordDict(), reply_to=message)])
 
 
@@ -166,7 +166,7 @@ def test_an_unknown_id_and_one_that_was_pulled_have_flowers_error(grid):
 
 @pytest.fixture
 def logged(caplog, monkeypatch):
-    """What is logged to Flower's logger, which hands nothing on."""
+    """The records of Flower's logger, which does not propagate."""
     logger = logging.getLogger("flwr")
     monkeypatch.setattr(logger, "handlers", [caplog.handler])
     monkeypatch.setattr(logger, "propagate", False)
@@ -174,7 +174,7 @@ def logged(caplog, monkeypatch):
     return caplog
 
 
-def test_a_client_that_raises_is_shown_with_its_traceback(grid, logged):
+def test_the_traceback_of_a_client_is_shown(grid, logged):
     ok, failed = grid.send_and_receive([query(2), query(3, "fail")])
     assert not ok.has_error()
     assert failed.has_error()
@@ -183,7 +183,7 @@ def test_a_client_that_raises_is_shown_with_its_traceback(grid, logged):
     assert 'raise ValueError("this client cannot")' in line
 
 
-def test_time_limits_are_said_not_to_count(grid, logged):
+def test_ignored_time_limits_are_reported(grid, logged):
     grid.send_and_receive([query(2)], timeout=3600)  # Strategy.start's default
     assert not logged.messages
     for _ in range(2):
@@ -228,7 +228,7 @@ def old_app(tmp_path):
 
 
 def test_old_apps_run(tmp_path, old_app):
-    """Their server sums in the order of a set of objects, so their sums are equal up to rounding."""
+    """Their server sums in the order of a set of objects, so the sums are equal up to rounding."""
     printed, model = run(tmp_path, app=old_app)
     assert printed.count("aggregate_fit: received 4 results and 0 failures") == 2
     _, close_model = run(tmp_path, "--hardware", "workers", "--workers", "2", app=old_app)
@@ -260,47 +260,49 @@ def test_an_interrupted_run_says_so_and_leaves_no_process(tmp_path):
 
 
 @pytest.fixture
-def told(monkeypatch, tmp_path):
-    """Return a function from the command line to what is told."""
+def error_of(monkeypatch, tmp_path):
+    """Return a function from the command line to its error."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
 
-    def told(*arguments):
+    def error_of(*arguments):
         with pytest.raises(SystemExit) as exit_:
             flower_app.main([*map(str, arguments)])
         return exit_.value.code
 
-    return told
+    return error_of
 
 
-def test_a_mistyped_command_line_is_told_in_a_line(told, tmp_path):
-    assert told() == "error: the following arguments are required: PATH; try --help"
-    assert told(APP, "--hardware", "gpu").startswith("error: argument --hardware: invalid choice: 'gpu' (choose from ")
-    assert told(APP, "--num-supernodes", "0") == (
+def test_a_mistyped_command_line_is_reported_in_one_line(error_of, tmp_path):
+    assert error_of() == "error: the following arguments are required: PATH; try --help"
+    assert error_of(APP, "--hardware", "gpu").startswith(
+        "error: argument --hardware: invalid choice: 'gpu' (choose from "
+    )
+    assert error_of(APP, "--num-supernodes", "0") == (
         "error: argument --num-supernodes: must be an integer >= 1, got 0; try --help"
     )
-    assert told(APP, "--num-supernodes", "1000000000") == (
+    assert error_of(APP, "--num-supernodes", "1000000000") == (
         "error: argument --num-supernodes: must be at most 1000000, got 1000000000; try --help"
     )
     assert (
-        told(APP, "--workers", "2")
+        error_of(APP, "--workers", "2")
         == "error: --workers needs --hardware workers, got --hardware cpu; try --hardware workers"
     )
-    assert told(tmp_path) == f"error: {tmp_path} has no pyproject.toml; try the folder that flwr run needs"
+    assert error_of(tmp_path) == f"error: {tmp_path} has no pyproject.toml; try the folder that flwr run needs"
     (tmp_path / "app" / "client").mkdir(parents=True)
     (tmp_path / "app" / "pyproject.toml").touch()
     within = tmp_path / "app" / "client"
-    assert told(within) == f"error: {within} has no pyproject.toml; try {tmp_path / 'app'}"
-    assert told(APP, "--run-config", "lr=1", "num-server-rounds=2") == (
+    assert error_of(within) == f"error: {within} has no pyproject.toml; try {tmp_path / 'app'}"
+    assert error_of(APP, "--run-config", "lr=1", "num-server-rounds=2") == (
         "error: unrecognized arguments: num-server-rounds=2; try --run-config 'lr=1 num-server-rounds=2', "
         "with the quotes"
     )
-    assert told(APP, "--lr", "1") == "error: unrecognized arguments: --lr 1; try --help"
-    assert told(APP, "--node-config", "a=b") == (
+    assert error_of(APP, "--lr", "1") == "error: unrecognized arguments: --lr 1; try --help"
+    assert error_of(APP, "--node-config", "a=b") == (
         "error: --node-config cannot read a=b; values are numbers, true, false and quoted text, "
         """as in --node-config 'lr=0.1 name="text"'"""
     )
-    assert told(APP, "--node-config", "partition-id=1") == (
+    assert error_of(APP, "--node-config", "partition-id=1") == (
         "error: --node-config must not have partition-id, which follows from --num-supernodes"
     )
 
@@ -319,8 +321,8 @@ def test_a_mistyped_command_line_is_told_in_a_line(told, tmp_path):
         ("none.toml", "--run-config cannot read none.toml: No such file or directory"),
     ],
 )
-def test_a_run_config_that_cannot_be_is_told_in_a_line(told, text, line):
-    said = told(APP, "--run-config", text)
+def test_an_invalid_run_config_is_reported_in_one_line(error_of, text, line):
+    said = error_of(APP, "--run-config", text)
     assert said.startswith("error: ")
     assert line in said
     assert "\n" not in said
@@ -346,18 +348,18 @@ def test_the_run_config_is_read_as_flower_reads_it():
         ("there", 'clientapp = "there" must be a module and an attribute; try "package.there:app"'),
     ],
 )
-def test_an_app_that_is_not_there_is_told_in_a_line(told, tmp_path, monkeypatch, client, line):
+def test_a_missing_app_is_reported_in_one_line(error_of, tmp_path, monkeypatch, client, line):
     (tmp_path / "pyproject.toml").write_text(f'[tool.flwr.app.components]\nserverapp = "s:app"\nclientapp = "{client}"')
     (tmp_path / "broken.py").write_text("import not_installed")
     (tmp_path / "there.py").write_text("text = 'an app'")
     monkeypatch.delitem(sys.modules, "there", raising=False)
-    said = told(tmp_path)
+    said = error_of(tmp_path)
     assert said.startswith(f"error: {tmp_path}")
     assert line in said
     assert "\n" not in said
 
 
-def test_a_pyproject_that_is_no_flower_apps(tmp_path):
+def test_a_pyproject_of_another_project_is_rejected(tmp_path):
     pyproject = tmp_path / "pyproject.toml"
     pyproject.write_text('[tool.flwr.app.components]\nserverapp = "s:app"')
     with pytest.raises(InputError, match=r'names no clientapp in \[tool.*; try clientapp = "package.client_app:app"$'):

@@ -1,4 +1,4 @@
-"""What a run leaves behind that is interrupted or killed: its directory, and nothing else on the machine."""
+"""An interrupted or killed run leaves its directory, and nothing else on the machine."""
 
 import json
 import os
@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(not Path("/proc").exists(), r
 
 @pytest.fixture
 def start(tmp_path):
-    """Return a function that starts a long run and, after two rounds, returns it and the processes that are of it."""
+    """Return a function that starts a long run and, after two rounds, returns it and its processes."""
     processes = []
 
     def start_(hardware):
@@ -43,7 +43,7 @@ def start(tmp_path):
 
 
 def mapped(pid):
-    """Return the shared memory of a process that has a name, and would stay if nobody removed it."""
+    """Return the named shared memory of a process, which stays until it is removed."""
     try:
         lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
     except OSError:
@@ -60,7 +60,7 @@ def are_gone(pids, within_s=120):
     return False
 
 
-def test_a_run_that_is_stopped_as_it_starts_says_so_and_leaves_nothing(tmp_path):
+def test_a_run_that_is_stopped_at_its_start_reports_it_and_leaves_nothing(tmp_path):
     command = [sys.executable, "-m", "fedresearch.main", "tracker=none", f"hydra.run.dir={tmp_path / 'run'}"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "run" / ".lock").exists():

@@ -1,4 +1,4 @@
-"""Locks between processes, on file systems that have none too."""
+"""Locks between processes, also on file systems without flock."""
 
 import errno
 import fcntl
@@ -20,7 +20,7 @@ WITHOUT_FLOCK = [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK]
 
 @pytest.fixture(params=[None, *WITHOUT_FLOCK], ids=lambda number: errno.errorcode.get(number, "flock"))
 def flock(request, monkeypatch):
-    """Let the file system have flock, or answer that it has not."""
+    """A file system with flock, or without."""
     if request.param is not None:
 
         def refuse(*_):
@@ -30,7 +30,7 @@ def flock(request, monkeypatch):
     return request.param
 
 
-def test_a_directory_is_one_process_own(tmp_path, flock):
+def test_a_directory_belongs_to_one_process(tmp_path, flock):
     with locked(tmp_path):
         with pytest.raises(Busy) as busy, locked(tmp_path):
             pass
@@ -54,7 +54,7 @@ os._exit(7)
 """
 
 
-def test_a_dead_process_holds_nothing(tmp_path, flock):
+def test_a_dead_process_holds_no_lock(tmp_path, flock):
     died = subprocess.run([sys.executable, "-c", DIES, tmp_path / LOCK, str(flock)])
     assert died.returncode == 7
     assert (tmp_path / LOCK).exists()
@@ -62,7 +62,7 @@ def test_a_dead_process_holds_nothing(tmp_path, flock):
         pass
 
 
-def test_a_file_system_that_fails_otherwise_is_told(tmp_path, monkeypatch):
+def test_another_error_of_the_file_system_is_reported(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
@@ -71,7 +71,7 @@ def test_a_file_system_that_fails_otherwise_is_told(tmp_path, monkeypatch):
         file_lock(tmp_path / LOCK)
 
 
-def test_who_waits_for_arrays_says_so(tmp_path, monkeypatch, caplog, flock):
+def test_waiting_for_arrays_is_reported(tmp_path, monkeypatch, caplog, flock):
     monkeypatch.setattr(cache, "_WARN_AFTER_S", 0.1)
     making, made = threading.Event(), threading.Event()
 
@@ -86,11 +86,11 @@ def test_who_waits_for_arrays_says_so(tmp_path, monkeypatch, caplog, flock):
     other = threading.Thread(target=cache.cached_arrays, args=(tmp_path, "name", "key", make))
     other.start()
     assert making.wait(60)
-    told = threading.Timer(0.5, made.set)
-    told.start()
+    timer = threading.Timer(0.5, made.set)
+    timer.start()
     np.testing.assert_array_equal(cache.cached_arrays(tmp_path, "name", "key", refuse)["x"], [0, 1, 2])
     other.join()
-    told.join()
+    timer.join()
     (record,) = caplog.records
     assert "waiting for another process" in record.message
     assert ".npz.lock" in record.message

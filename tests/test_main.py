@@ -1,4 +1,4 @@
-"""The command, end to end, in processes of its own."""
+"""The command, end to end, in separate processes."""
 
 import csv
 import json
@@ -116,7 +116,7 @@ def test_a_directory_without_a_model_is_named(tmp_path):
         load_model(tmp_path)
 
 
-def test_a_used_directory_is_refused_and_left_as_it_is(finished, tmp_path):
+def test_a_used_directory_is_rejected_and_stays_unchanged(finished, tmp_path):
     directory, _ = finished
     before = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
     done = command(tmp_path, *SHORT, f"hydra.run.dir={directory}")
@@ -129,33 +129,33 @@ def test_a_used_directory_is_refused_and_left_as_it_is(finished, tmp_path):
 
 
 @pytest.mark.parametrize("words", [["hydra.run.dir="], ["-m", "seed=0,1", "hydra.sweep.dir="]], ids=" ".join)
-def test_an_empty_directory_is_refused_and_nothing_is_written(tmp_path, words):
+def test_an_empty_directory_name_is_rejected_and_nothing_is_written(tmp_path, words):
     done = command(tmp_path, *SHORT, *words)
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {words[-1].rstrip('=')} is empty; leave it out for")
     assert [*tmp_path.iterdir()] == []
 
 
-def test_a_run_goes_on_in_its_own_directory_alone(finished, tmp_path):
+def test_a_run_resumes_only_in_its_own_directory(finished, tmp_path):
     directory, _ = finished
     done = command(tmp_path, f"resume={directory}", "hydra.run.dir=other")
     assert done.returncode == 1
     assert done.stderr == ("error: resume continues in the run's own directory; remove hydra.run.dir\n")
 
 
-def test_of_two_starting_at_once_in_one_directory_one_runs(tmp_path):
+def test_of_two_commands_that_start_in_one_directory_one_runs(tmp_path):
     with start(tmp_path, *SHORT, "hydra.run.dir=both") as one, start(tmp_path, *SHORT, "hydra.run.dir=both") as other:
         errors = {process.wait(): process.printed()[1] for process in (one, other)}
     assert errors.keys() == {0, 1}
     refused = errors[1]
-    # The second either waits a moment for the first, or comes when it is done.
+    # The second waits a moment for the first, or starts after it has finished.
     assert "is being run by another process" in refused or "already holds a run" in refused
     assert record(tmp_path / "both")["status"] == "finished"
     assert len(numbers(tmp_path / "both")) == 3
 
 
-def test_same_seed_same_bits_and_nothing_is_written_elsewhere_but_caches(finished, tmp_path):
-    """In a process of its own, with another working directory and hash seed, and other threads asked for."""
+def test_same_seed_same_bits_and_only_caches_are_written_elsewhere(finished, tmp_path):
+    """In another process, with another working directory, hash seed and number of threads."""
     directory, _ = finished
     words = [sys.executable, "-m", "fedresearch.main", *SHORT, "hydra.run.dir=again"]
     env = environment(tmp_path, PYTHONHASHSEED="12", OMP_NUM_THREADS="2")
@@ -191,14 +191,14 @@ def test_another_seed_differs_in_everything_random(finished, tmp_path):
     ],
     ids=lambda change: change[0],
 )
-def test_what_must_not_change_a_round_changes_none(finished, tmp_path, change):
+def test_keys_that_must_not_change_a_round_do_not_change_it(finished, tmp_path, change):
     directory, _ = finished
     done = command(tmp_path, *SHORT, *change, "hydra.run.dir=changed")
     assert done.returncode == 0, done.stderr
     for ours, changed in zip(numbers(directory), numbers(tmp_path / "changed"), strict=False):
         shared = ours.keys() & changed.keys()
         if change[0].startswith(("federation.fraction_evaluate", "federation.evaluate_every")):
-            # These change who evaluates: what is measured on the clients and sent for it, and nothing else.
+            # These change which clients evaluate: only the measures of clients and the bytes for them change.
             shared -= {key for key in shared if key.startswith(("clients/", "comm/evaluate_"))}
             assert {"train/loss", "update/norm", "comm/bytes_up_total", "model/sha256"} <= shared
         else:
@@ -206,7 +206,7 @@ def test_what_must_not_change_a_round_changes_none(finished, tmp_path, change):
         assert {key: ours[key] for key in shared} == {key: changed[key] for key in shared}
 
 
-def test_the_last_round_is_evaluated_even_where_it_is_not_its_turn(finished, tmp_path):
+def test_the_last_round_is_always_evaluated(finished, tmp_path):
     directory, _ = finished
     assert command(tmp_path, *SHORT, "federation.evaluate_every=2", "hydra.run.dir=d").returncode == 0
     assert ["eval/loss" in row for row in numbers(tmp_path / "d")] == [False, True, True]
@@ -222,7 +222,7 @@ def test_a_sweep_has_a_directory_for_each_job(tmp_path):
     assert numbers(one) != numbers(other)
 
 
-def test_interrupted_runs_say_so(tmp_path):
+def test_an_interrupted_run_reports_it(tmp_path):
     metrics = tmp_path / "d" / "metrics.jsonl"
     with start(tmp_path, "tracker=none", "federation.num_rounds=100000", "hydra.run.dir=d") as process:
         while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
@@ -244,7 +244,7 @@ MODELS = """
 import torch
 
 class Sums(torch.nn.Module):
-    \"""Sums each image; what goes wrong is chosen.\"""
+    \"""Sums each image, with a chosen fault.\"""
 
     def __init__(self, input_shape, num_classes, fault=None):
         super().__init__()
@@ -289,12 +289,12 @@ def faulty(tmp_path):
 def test_a_client_that_fails_ends_the_run_and_the_record_says_why(faulty, tmp_path):
     done = faulty("later")
     assert done.returncode == 1
-    assert "ArithmeticError: not today" in done.stderr  # what the client raised, in full
+    assert "ArithmeticError: not today" in done.stderr  # the client's whole traceback
     assert record(tmp_path / "d")["status"] == "failed"
     assert "failed in round 1" in record(tmp_path / "d")["error"]
 
 
-def test_a_model_that_cannot_train_is_told_before_the_run(faulty, tmp_path):
+def test_a_model_that_cannot_train_is_reported_before_the_run(faulty, tmp_path):
     done = faulty("width")
     assert done.returncode == 1
     assert done.stderr.startswith(
@@ -304,7 +304,7 @@ def test_a_model_that_cannot_train_is_told_before_the_run(faulty, tmp_path):
     assert not (tmp_path / "d").exists()
 
 
-def test_a_last_batch_of_one_that_batch_norm_refuses_is_told_before_the_run(faulty):
+def test_a_last_batch_of_one_that_batch_norm_rejects_is_reported_before_the_run(faulty):
     sizes = ["partitioner=size", "partitioner.partition_sizes=[30,21,31]", "validation.fraction=0"]
     done = faulty("norm", *sizes, "federation.fraction_evaluate=0")
     assert done.returncode == 1
@@ -327,7 +327,7 @@ def test_a_module_that_cannot_be_found(tmp_path):
     assert done.stderr == f"error: model=sums: module sums does not exist; {where}\n"
 
 
-def test_divergence_is_said_once_and_stays_valid_json(tmp_path):
+def test_divergence_is_reported_once_and_stays_valid_json(tmp_path):
     done = command(tmp_path, *SHORT, "optimizer.lr=1e30", "federation.nonfinite=keep", "hydra.run.dir=d")
     assert done.returncode == 0, done.stderr
     assert done.stderr == "round 1: the loss is not finite, the run has diverged\n"
@@ -356,7 +356,7 @@ def test_a_closed_output_does_not_end_the_run(tmp_path):
     assert len(numbers(tmp_path / "d")) == 3
 
 
-def test_files_of_someone_else_are_not_overwritten(tmp_path):
+def test_files_of_others_are_not_overwritten(tmp_path):
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "partition.csv").write_text("mine")
     done = command(tmp_path, *SHORT, "hydra.run.dir=d")
@@ -365,7 +365,7 @@ def test_files_of_someone_else_are_not_overwritten(tmp_path):
     assert [p.name for p in (tmp_path / "d").iterdir()] == ["partition.csv"]
 
 
-def test_flags_may_stand_anywhere(tmp_path):
+def test_flags_may_be_anywhere(tmp_path):
     done = command(tmp_path, *SHORT, "-m", "seed=0,1", "hydra.sweep.dir=s")
     assert done.returncode == 0, done.stderr
     assert {record(path.parent)["config"]["seed"] for path in (tmp_path / "s").glob("*/run.json")} == {0, 1}
@@ -390,7 +390,7 @@ def test_flags_may_stand_anywhere(tmp_path):
         ),
     ],
 )
-def test_what_only_the_constructor_knows_is_told_in_a_line_too(tmp_path, overrides, line):
+def test_errors_of_a_constructor_are_reported_in_one_line_too(tmp_path, overrides, line):
     done = command(tmp_path, *SHORT, *overrides)
     assert done.returncode == 1
     assert done.stderr.startswith(line), done.stderr
@@ -399,7 +399,7 @@ def test_what_only_the_constructor_knows_is_told_in_a_line_too(tmp_path, overrid
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="mounting a small file system takes root")
-def test_a_full_disk_is_told_in_a_line(tmp_path):
+def test_a_full_disk_is_reported_in_one_line(tmp_path):
     full = tmp_path / "full"
     full.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", full], capture_output=True)
@@ -415,7 +415,7 @@ def test_a_full_disk_is_told_in_a_line(tmp_path):
         subprocess.run(["umount", full], check=True)
 
 
-def test_an_unwritable_directory_is_told_in_a_line(tmp_path):
+def test_an_unwritable_directory_is_reported_in_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     done = command(tmp_path, *SHORT, "hydra.run.dir=file/run")
     assert done.returncode == 1
@@ -424,7 +424,7 @@ def test_an_unwritable_directory_is_told_in_a_line(tmp_path):
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_natural_ids_decide_the_number_of_clients_and_nothing_is_chattered(tmp_path):
+def test_natural_ids_set_the_number_of_clients_without_chatter(tmp_path):
     done = command(tmp_path, *SHORT, "dataset=fcube", "partitioner=natural_id", "model=logistic", "hydra.run.dir=d")
     assert done.returncode == 0
     assert not done.stderr
@@ -452,7 +452,7 @@ def test_tiny_and_empty_partitions_are_reported_by_id(tmp_path):
 
 
 @pytest.mark.parametrize("word", ["resume=nowhere", "+resume=nowhere", "++resume=nowhere"])
-def test_a_run_to_go_on_with_is_looked_for_however_it_is_typed(tmp_path, monkeypatch, capsys, word):
+def test_a_run_to_resume_is_found_in_any_spelling(tmp_path, monkeypatch, capsys, word):
     from fedresearch.main import main
 
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""Secrets that never get into a record: of the command, the config, a patch, and of repositories of others."""
+"""Secrets never get into a record: from the command, the config, a patch, and others' repositories."""
 
 import subprocess
 
@@ -65,7 +65,7 @@ def test_a_secret_among_words_is_masked(words):
         "git=0123456789abcdef0123456789abcdef01234567",
     ],
 )
-def test_what_is_no_secret_stays(word):
+def test_other_words_stay(word):
     assert masked_words([word]) == [word]
 
 
@@ -75,7 +75,7 @@ def test_a_config_keeps_all_but_its_secrets():
     assert masked_tree(tree) == expected
 
 
-def test_an_error_keeps_its_words():
+def test_an_error_keeps_its_other_words():
     assert masked(f"HTTPError: 401 for https://x.org/?token={SECRET}") == "HTTPError: 401 for https://x.org/?token=***"
 
 
@@ -93,7 +93,7 @@ def git(folder, *words):
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
-    """Return a repository with a change to a source and to a file of secrets, in which the command is typed."""
+    """Return a repository with changes to a source and to a file of secrets, as the working directory."""
     git(tmp_path, "init", "-q")
     (tmp_path / "code.py").write_text("x = 1\n")
     (tmp_path / "below").mkdir()
@@ -121,7 +121,7 @@ def test_files_of_secrets_are_named_in_the_patch_and_not_in_it(repository):
     assert (repository / "code.py").read_text() == "x = 2\n"
 
 
-def test_nothing_that_a_repository_names_is_run(repository, monkeypatch):
+def test_programs_that_a_repository_names_are_not_run(repository, monkeypatch):
     (repository / ".gitattributes").write_text("*.py diff=own\n")
     for key in ("core.fsmonitor", "diff.external", "diff.own.command", "diff.own.textconv", "core.pager"):
         git(repository, "config", key, f"touch {repository}/ran; true")
@@ -134,15 +134,15 @@ def test_nothing_that_a_repository_names_is_run(repository, monkeypatch):
     assert not (repository / "ran").exists()
 
 
-def test_of_a_repository_of_another_user_the_commit_is_known_and_no_filter_is_run(repository, monkeypatch, caplog):
+def test_another_users_repository_gives_its_commit_without_running_filters(repository, monkeypatch, caplog):
     git(repository, "config", "filter.own.clean", f"touch {repository}/ran; cat")
     (repository / ".gitattributes").write_text("*.py filter=own\n")
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
     commit = (repository / ".git" / "refs" / "heads").glob("*").__next__().read_text().strip()
     assert _checkout(repository, ".") == ({"commit": commit, "dirty": None, "diff_sha256": None}, "")
-    (told,) = [record.getMessage() for record in caplog.records]
-    assert "belongs to another user" in told
-    assert "safe.directory" in told
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "belongs to another user" in line
+    assert "safe.directory" in line
     assert not (repository / "ran").exists()
 
 

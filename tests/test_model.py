@@ -1,4 +1,4 @@
-"""What a run's directory gives back as a model: the global one, the best one, a client's own, and nothing damaged."""
+"""Loading a model from a run's directory: the global one, the best one, a client's own, and never a damaged one."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ PERSONAL = ["fedrep", "local_only", "ditto"]
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Return a function from a strategy to the directory of its run; to be copied, not written to."""
+    """Return a function from a strategy to the directory of its run, which tests must copy before writing."""
     folder = tmp_path_factory.mktemp("runs")
 
     def run(strategy):
@@ -48,7 +48,7 @@ def test_clients_own_models_have_the_accuracies_that_were_recorded(runs, strateg
 
 
 @pytest.mark.parametrize("strategy", [*PERSONAL, "fedbabu"])
-def test_the_global_model_of_a_personal_run_is_said_to_be_no_result(runs, strategy):
+def test_loading_the_global_model_of_a_personal_run_warns(runs, strategy):
     directory = runs(strategy)
     with pytest.warns(UserWarning, match=r"clients' own models \(personal/.*load_model\(DIR, client=ID\)"):
         model = load_model(directory)
@@ -66,7 +66,7 @@ def test_which_parts_stay_on_the_clients_is_recorded(runs):
     ]
 
 
-def test_a_client_that_never_took_part_has_the_initial_parts(tmp_path):
+def test_a_client_that_never_trained_has_the_initial_parts(tmp_path):
     options = ["strategy=fedrep", "federation.num_rounds=1", "federation.fraction_train=0.2"]
     directory = conduct(tmp_path / "run", *options)
     with pytest.warns(UserWarning, match="have their initial values"):
@@ -78,15 +78,15 @@ def test_a_client_that_never_took_part_has_the_initial_parts(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("client", "told"), [(5, "client 5 does not exist; try one from 0 to 4"), (-1, "client -1 does not exist")]
+    ("client", "line"), [(5, "client 5 does not exist; try one from 0 to 4"), (-1, "client -1 does not exist")]
 )
-def test_a_client_that_there_is_not_is_refused(runs, client, told):
-    with pytest.raises(InputError, match=told):
+def test_a_missing_client_is_rejected(runs, client, line):
+    with pytest.raises(InputError, match=line):
         load_model(runs("fedrep"), client)
 
 
 @pytest.mark.parametrize("client", ["0", 0.0, [0]])
-def test_a_client_that_is_no_partition_id_is_refused(runs, client):
+def test_a_client_must_be_a_partition_id(runs, client):
     with pytest.raises(InputError, match=r"^client must be a partition id, such as 0, got "):
         load_model(runs("fedrep"), client)
 
@@ -96,20 +96,20 @@ def test_a_client_may_be_an_integer_of_numpy(runs):
     assert all(torch.equal(own[name], same[name]) for name in own)
 
 
-def test_where_no_best_model_is_kept_it_is_said(runs):
+def test_a_missing_best_model_is_reported(runs):
     with pytest.raises(InputError, match=r"holds no best.safetensors: a run saves it with checkpoint.best$"):
         load_model(runs("fedavg"), best=True)
 
 
 @pytest.mark.parametrize(
-    ("strategy", "told"),
+    ("strategy", "line"),
     [
         ("fedavg", "the clients of .* have no own models"),
         ("fedbabu", "or its clients train new own models for each evaluation"),
     ],
 )
-def test_where_clients_keep_no_model_it_is_said(runs, strategy, told):
-    with pytest.raises(InputError, match=told):
+def test_a_strategy_without_own_models_is_reported(runs, strategy, line):
+    with pytest.raises(InputError, match=line):
         load_model(runs(strategy), 0)
 
 
@@ -130,7 +130,7 @@ def test_a_damaged_file_is_never_used(tmp_path, runs, strategy, name, where):
         _ = [load_model(directory, client) for client in clients]
 
 
-def test_the_model_of_another_run_or_round_is_refused(tmp_path, runs):
+def test_the_model_of_another_run_or_round_is_rejected(tmp_path, runs):
     directory = shutil.copytree(runs("fedavg"), tmp_path / "run")
     other = conduct(tmp_path / "other", "partitioner=pathological", "seed=1")
     shutil.copy(other / "model.safetensors", directory)
@@ -143,7 +143,7 @@ def test_the_model_of_another_run_or_round_is_refused(tmp_path, runs):
         load_model(mixed, 0)
 
 
-def test_edited_rows_are_not_believed(tmp_path, runs):
+def test_edited_rows_are_rejected(tmp_path, runs):
     directory = shutil.copytree(runs("fedavg"), tmp_path / "run")
     rows = (directory / "metrics.jsonl").read_text()
     (directory / "metrics.jsonl").write_text(rows.replace('"round": 4, ', '"round": 4, "x": 1, '))
@@ -152,7 +152,7 @@ def test_edited_rows_are_not_believed(tmp_path, runs):
 
 
 @pytest.mark.parametrize("strategy", ["fedavg", "fedrep"])
-def test_the_best_model_is_held_against_its_round(tmp_path, strategy):
+def test_the_best_model_is_compared_with_its_round(tmp_path, strategy):
     column = "personal/eval_loss" if strategy == "fedrep" else "clients/eval_loss"
     options = [f"strategy={strategy}", "optimizer.lr=2.0", f"checkpoint.best={column}", "partitioner=pathological"]
     directory = conduct(tmp_path / "run", *options)
@@ -171,7 +171,7 @@ def test_the_best_model_is_held_against_its_round(tmp_path, strategy):
 
 
 def hostile(directory, source, **model):
-    """Copy a run, with another model in its record, whole by its hash."""
+    """Copy a run, with another model in its record and a valid hash."""
     shutil.copytree(source, directory)
     record = read_record(directory)
     record["config"]["model"] = {**record["config"]["model"], **model}
@@ -198,7 +198,7 @@ def hostile(directory, source, **model):
         {"_args_": [1]},
     ],
 )
-def test_a_record_makes_nothing_but_a_known_model(tmp_path, monkeypatch, runs, model):
+def test_a_record_builds_only_a_known_model(tmp_path, monkeypatch, runs, model):
     monkeypatch.chdir(tmp_path)
     directory = hostile(tmp_path / "run", runs("fedavg"), **model)
     with pytest.raises(InputError, match=r"trust=True"):
@@ -209,12 +209,12 @@ def test_a_record_makes_nothing_but_a_known_model(tmp_path, monkeypatch, runs, m
 @pytest.mark.parametrize(
     "model", [{"widths": [10**9]}, {"widths": [5]}, {"widths": ["a"]}, {"widths": None}, {"x": 1}, {"widths": [10**25]}]
 )
-def test_a_model_that_is_not_the_files_is_refused_without_its_memory(tmp_path, runs, model):
+def test_a_model_that_does_not_fit_the_file_is_rejected_without_memory_for_it(tmp_path, runs, model):
     with pytest.raises(InputError):
         load_model(hostile(tmp_path / "run", runs("fedavg"), **model))
 
 
-def test_a_model_of_ones_own_is_built_where_it_is_trusted(tmp_path, monkeypatch, runs):
+def test_a_users_own_model_is_built_if_trusted(tmp_path, monkeypatch, runs):
     (tmp_path / "trusted_model.py").write_text("from fedresearch.models.mlp import MLP\n\nclass Own(MLP): ...\n")
     monkeypatch.syspath_prepend(tmp_path)
     directory = hostile(tmp_path / "run", runs("fedavg"), _target_="trusted_model.Own")
@@ -239,7 +239,7 @@ def test_every_option_is_a_known_model(compose, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "clients.safetensors"])
-def test_what_is_no_file_is_not_waited_for(tmp_path, runs, name):
+def test_loading_does_not_wait_for_what_is_not_a_regular_file(tmp_path, runs, name):
     directory = shutil.copytree(runs("fedrep"), tmp_path / "run")
     (directory / name).unlink()
     os.mkfifo(directory / name)

@@ -1,4 +1,4 @@
-"""The step before the run: what a client does there ends in one line, whatever it is."""
+"""The step before the run: any fault of a client there is reported in one line."""
 
 import os
 import signal
@@ -55,12 +55,12 @@ def test_a_client_that_ends_its_process_is_one_line(build, hardware, does, said)
         build(does, f"hardware={hardware}")
 
 
-def test_what_fails_in_the_fork_alone_is_no_failure(build):
+def test_an_error_only_in_the_fork_is_not_a_failure(build):
     main = os.getpid()
     build(lambda: os.getpid() == main or fail())
 
 
-def test_a_fork_that_does_not_answer_is_given_up(build, monkeypatch, caplog):
+def test_a_fork_that_does_not_reply_is_killed(build, monkeypatch, caplog):
     main = os.getpid()
     monkeypatch.setattr(rehearsal, "_FORK_TIMEOUT_S", 0.5)
     build(lambda: os.getpid() == main or signal.pause())

@@ -1,4 +1,4 @@
-"""A run that goes on from a checkpoint: to the bits of one that nothing disturbed, or a line that says why not."""
+"""A run resumes from a checkpoint to the bits of an undisturbed run, or a line explains why not."""
 
 import json
 import os
@@ -36,7 +36,7 @@ from tests.directories import (
 
 pytestmark = pytest.mark.slow
 
-# As in test_ray.py: Ray leaves files of its own to the garbage collector.
+# As in test_ray.py: Ray leaves its own files to the garbage collector.
 RAY = [
     pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning"),
@@ -78,7 +78,7 @@ def check_resumed(tmp_path, *overrides, checkpoint=2, row=None, then=(), config_
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_every_strategy_goes_on_to_the_same_bits(tmp_path, normed_dir, strategy):
+def test_every_strategy_resumes_to_the_same_bits(tmp_path, normed_dir, strategy):
     options = {
         "fedbn": ["model=normed"],
         "fedtrimmedavg": ["strategy.server.beta=0.4"],
@@ -103,7 +103,7 @@ def test_every_strategy_goes_on_to_the_same_bits(tmp_path, normed_dir, strategy)
     ],
     ids=" ".join,
 )
-def test_every_option_goes_on_to_the_same_bits(tmp_path, normed_dir, overrides):
+def test_every_option_resumes_to_the_same_bits(tmp_path, normed_dir, overrides):
     check_resumed(tmp_path, *overrides, config_dir=normed_dir)
 
 
@@ -118,7 +118,7 @@ def test_every_option_goes_on_to_the_same_bits(tmp_path, normed_dir, overrides):
     ],
 )
 @pytest.mark.slow
-def test_hardware_may_change_on_the_way(tmp_path, whole, first, then):
+def test_hardware_may_change_on_resume(tmp_path, whole, first, then):
     undisturbed = whole if first == "hardware=cpu" else conduct(tmp_path / "first", *SCAFFOLD, first)
     resumed = killed(undisturbed, tmp_path / "resumed", checkpoint=2)
     conduct(resumed, *SCAFFOLD, *then.split())
@@ -126,7 +126,7 @@ def test_hardware_may_change_on_the_way(tmp_path, whole, first, then):
 
 
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_batched_goes_on_to_the_same_bits(tmp_path, monkeypatch, compiled):
+def test_batched_resumes_to_the_same_bits(tmp_path, monkeypatch, compiled):
     made, compile_code = [], stacked.compile_code
     monkeypatch.setattr(stacked, "compile_code", lambda *arguments: made.append(compile_code(*arguments)) or made[-1])
     check_resumed(tmp_path, "hardware=batched", f"hardware.compile={'auto' if compiled else 'false'}", *SCAFFOLD)
@@ -137,18 +137,18 @@ def test_batched_goes_on_to_the_same_bits(tmp_path, monkeypatch, compiled):
 
 
 @pytest.mark.parametrize(("checkpoint", "row"), [(2, 3), (2, 4), (0, 0), (0, 3), (4, 4)])
-def test_rows_past_the_checkpoint_come_out_again(tmp_path, whole, checkpoint, row):
+def test_rows_after_the_checkpoint_are_recomputed(tmp_path, whole, checkpoint, row):
     before = rows_of(whole)
     resumed = killed(whole, tmp_path / "run", checkpoint=checkpoint, row=row)
     kept = (resumed / "metrics.jsonl").read_bytes()
     conduct(resumed, *SCAFFOLD)
     assert rows_of(resumed) == before
     assert outcome(resumed) == outcome(whole)
-    assert (resumed / "metrics.jsonl").read_bytes().startswith(kept)  # their times, too, stay what they were
+    assert (resumed / "metrics.jsonl").read_bytes().startswith(kept)  # their times do not change either
 
 
-def test_a_row_that_comes_out_again_keeps_its_bytes(tmp_path, whole):
-    """However they are spaced: the checkpoints that follow are of the file as it is."""
+def test_a_recomputed_row_keeps_its_bytes(tmp_path, whole):
+    """With any spacing: later checkpoints belong to the file as it is."""
     resumed = killed(whole, tmp_path / "run", checkpoint=1, row=3)
     metrics = resumed / "metrics.jsonl"
     lines = metrics.read_bytes().splitlines(keepends=True)
@@ -173,7 +173,7 @@ def edit_row(directory, server_round, **fields):
     (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def test_a_changed_row_is_refused(tmp_path, whole):
+def test_a_changed_row_is_rejected(tmp_path, whole):
     past = killed(whole, tmp_path / "past", checkpoint=2, row=4)
     was = read_rows(past)[2]["train/loss"]
     edit_row(past, 3, **{"train/loss": 0.5})
@@ -188,14 +188,14 @@ def test_a_changed_row_is_refused(tmp_path, whole):
         conduct(short, *SCAFFOLD)
 
 
-def test_a_key_that_is_gone_is_a_changed_row(tmp_path, whole):
+def test_a_row_without_one_of_its_keys_is_a_changed_row(tmp_path, whole):
     past = killed(whole, tmp_path / "past", checkpoint=2, row=3)
     edit_row(past, 3, **{"eval/losss": None})
     with pytest.raises(InputError, match="round 3 came out other than before: eval/losss"):
         conduct(past, *SCAFFOLD)
 
 
-def test_without_checkpoints_all_rounds_come_out_again(tmp_path, whole):
+def test_without_checkpoints_all_rounds_are_recomputed(tmp_path, whole):
     undisturbed = conduct(tmp_path / "none", *SCAFFOLD, "checkpoint.every=0")
     assert not (undisturbed / "checkpoints").exists()
     assert rows_of(undisturbed) == rows_of(whole)
@@ -205,7 +205,7 @@ def test_without_checkpoints_all_rounds_come_out_again(tmp_path, whole):
     assert read_record(undisturbed)["resumed"][-1]["after_round"] == 0
 
 
-def test_another_number_is_refused_and_named(tmp_path, whole):
+def test_a_changed_value_is_rejected_and_named(tmp_path, whole):
     resumed = killed(whole, tmp_path / "run", checkpoint=2)
     with pytest.raises(InputError, match=r"started with seed=0 \(now 1\), optimizer.lr=0.1 \(now 0.2\); a resumed run"):
         conduct(resumed, *SCAFFOLD, "optimizer.lr=0.2", "seed=1")
@@ -214,7 +214,7 @@ def test_another_number_is_refused_and_named(tmp_path, whole):
     assert rounds_of_checkpoints(resumed) == [4]  # the last round is always kept
 
 
-def test_a_key_that_only_one_config_has_is_named_so(compose, tmp_path, monkeypatch):
+def test_a_key_that_only_one_config_has_is_named(compose, tmp_path, monkeypatch):
     before, now = (compose(f"optimizer={name}", "tracker=none")[0] for name in ("sgd", "adam"))
     past = {"config": asdict(before), "status": "interrupted"}
     monkeypatch.setattr(resuming, "refuse_invalid_fields", lambda *_: None)  # of the record, only this is read
@@ -224,7 +224,7 @@ def test_a_key_that_only_one_config_has_is_named_so(compose, tmp_path, monkeypat
         resuming.is_unfinished(past, now, tmp_path)
 
 
-def test_more_rounds_are_those_of_a_longer_run(tmp_path, whole):
+def test_more_rounds_equal_those_of_a_longer_run(tmp_path, whole):
     longer = conduct(tmp_path / "longer", *SCAFFOLD, "federation.num_rounds=6")
     resumed = shutil.copytree(whole, tmp_path / "resumed")
     conduct(resumed, *SCAFFOLD, "federation.num_rounds=6")
@@ -235,7 +235,7 @@ def test_more_rounds_are_those_of_a_longer_run(tmp_path, whole):
         conduct(resumed, *SCAFFOLD, "federation.num_rounds=5")
 
 
-def test_more_rounds_that_change_the_past_are_refused(tmp_path):
+def test_more_rounds_that_change_finished_ones_are_rejected(tmp_path):
     run = conduct(tmp_path / "run", "schedule=cosine", "federation.num_rounds=2")
     before = (run / "run.json").read_bytes()
     with pytest.raises(InputError, match=r"with federation.num_rounds=4 the learning rate of round 2"):
@@ -247,7 +247,7 @@ def files_of(directory):
     return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
-def test_a_finished_run_stays_as_it_is(tmp_path, whole, capsys):
+def test_a_finished_run_stays_unchanged(tmp_path, whole, capsys):
     run = shutil.copytree(whole, tmp_path / "run")
     before = files_of(run)
     conduct(run, *SCAFFOLD)
@@ -255,7 +255,7 @@ def test_a_finished_run_stays_as_it_is(tmp_path, whole, capsys):
     assert "is finished after 4 rounds: nothing to do" in capsys.readouterr().out
 
 
-def test_a_run_ends_with_the_round_that_reaches_the_target_also_when_it_goes_on(tmp_path, whole):
+def test_a_run_ends_with_the_round_that_reaches_the_target_also_on_resume(tmp_path, whole):
     accuracies = [row["eval/accuracy"] for row in rows_of(whole)]
     target = max(accuracies[:3])
     first = accuracies.index(target) + 1
@@ -275,12 +275,12 @@ def test_a_run_ends_with_the_round_that_reaches_the_target_also_when_it_goes_on(
     assert rows_of(longer) == rows_of(again)
 
 
-def test_a_target_that_nothing_could_reach_is_refused(compose):
+def test_a_target_accuracy_without_classes_is_rejected(compose):
     with pytest.raises(InputError, match=r"target_accuracy=0.9 needs classes, and dataset=diabetes has none"):
         compose("dataset=diabetes", "federation.target_accuracy=0.9")
 
 
-def test_a_finished_run_that_has_lost_rows_is_not_taken_for_whole(tmp_path, whole):
+def test_a_finished_run_with_missing_rows_is_rejected(tmp_path, whole):
     run = shutil.copytree(whole, tmp_path / "run")
     (run / "metrics.jsonl").write_bytes((run / "metrics.jsonl").read_bytes().splitlines(keepends=True)[0])
     with pytest.raises(InputError, match=r"metrics.jsonl is damaged: it has 1 rounds, and run.json says 4"):
@@ -289,7 +289,7 @@ def test_a_finished_run_that_has_lost_rows_is_not_taken_for_whole(tmp_path, whol
 
 
 @pytest.mark.parametrize("nonfinite", ["stop", "keep"])
-def test_a_diverged_run_stays_as_it_is(tmp_path, capsys, nonfinite):
+def test_a_diverged_run_stays_unchanged(tmp_path, capsys, nonfinite):
     options = ["optimizer.lr=1e30", f"federation.nonfinite={nonfinite}"]
     if nonfinite == "stop":
         with pytest.raises(InputError, match=r"are not finite in round \d; try a smaller optimizer.lr"):
@@ -304,8 +304,8 @@ def test_a_diverged_run_stays_as_it_is(tmp_path, capsys, nonfinite):
 
 
 @pytest.mark.parametrize("nonfinite", ["drop", "keep"])
-def test_updates_that_are_not_finite_go_on_to_the_same_bits(tmp_path, monkeypatch, nonfinite):
-    """Of one client, whose samples are few and whose loss is infinite."""
+def test_nonfinite_updates_resume_to_the_same_bits(tmp_path, monkeypatch, nonfinite):
+    """From one client with few samples and an infinite loss."""
     make_fail(monkeypatch, lambda model: [p.data.fill_(np.nan) for p in model.parameters()])
     check_resumed(tmp_path, f"federation.nonfinite={nonfinite}", *SCAFFOLD)
     rows = rows_of(tmp_path / "resumed")
@@ -318,7 +318,7 @@ def test_updates_that_are_not_finite_go_on_to_the_same_bits(tmp_path, monkeypatc
 
 
 def make_fail(monkeypatch, fail):
-    """Let something happen to the model after each training of the smallest partition."""
+    """Change the model after each training of the smallest partition."""
     from fedresearch.experiment.experiment import Experiment
 
     composed, choices, *_ = config.compose(CONF, [*MLP, *SHORT])
@@ -339,7 +339,7 @@ def raise_it(model):
     raise ArithmeticError("not today")
 
 
-def test_failures_are_allowed_counted_and_kept_once(tmp_path, monkeypatch):
+def test_failures_are_allowed_counted_and_saved_once(tmp_path, monkeypatch):
     make_fail(monkeypatch, raise_it)
     with pytest.raises(InputError, match=r"the client of partition \d failed in round \d: ArithmeticError: not today"):
         conduct(tmp_path / "refused", *SCAFFOLD)
@@ -354,7 +354,7 @@ def test_failures_are_allowed_counted_and_kept_once(tmp_path, monkeypatch):
     assert all(failure["doing"] == "train" and "not today" in failure["error"] for failure in failures)
 
 
-def test_a_run_that_failed_goes_on_when_it_is_mended(tmp_path, monkeypatch, whole):
+def test_a_failed_run_resumes_after_the_fault_is_fixed(tmp_path, monkeypatch, whole):
     with monkeypatch.context() as patch:
         make_fail(patch, raise_it)
         with pytest.raises(InputError, match=r"its traceback is in .*failures.jsonl; fix it and resume with resume="):
@@ -365,7 +365,7 @@ def test_a_run_that_failed_goes_on_when_it_is_mended(tmp_path, monkeypatch, whol
     assert (tmp_path / "run" / "failures.jsonl").read_text() == ""
 
 
-def test_a_checkpoint_of_another_format_is_refused(tmp_path, whole, monkeypatch):
+def test_a_checkpoint_with_another_format_is_rejected(tmp_path, whole, monkeypatch):
     run = killed(whole, tmp_path / "run", checkpoint=3)
     with monkeypatch.context() as patch:
         patch.setattr("fedresearch.runs.checkpoint.FORMAT", "2")
@@ -375,7 +375,7 @@ def test_a_checkpoint_of_another_format_is_refused(tmp_path, whole, monkeypatch)
             conduct(run, *SCAFFOLD)
 
 
-def test_a_best_round_by_a_column_that_is_not_there_is_refused(tmp_path):
+def test_a_best_round_by_a_missing_column_is_rejected(tmp_path):
     with pytest.raises(InputError, match=r"checkpoint.best=eval/acc is not a column .*, eval/accuracy"):
         conduct(tmp_path / "run", "checkpoint.best=eval/acc")
 
@@ -383,7 +383,7 @@ def test_a_best_round_by_a_column_that_is_not_there_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "key", ["data_sha256", "partition_sha256", "validation_sha256", "initial_model_sha256", "sampling_sha256"]
 )
-def test_other_data_weights_or_draws_than_at_the_beginning_are_refused(tmp_path, whole, key):
+def test_changed_data_weights_or_cohorts_are_rejected(tmp_path, whole, key):
     run = killed(whole, tmp_path / "run", checkpoint=2)
     (run / "run.json").write_text(dump_record({**read_record(run), key: "0" * 64}))
     before = files_of(run)
@@ -392,7 +392,7 @@ def test_other_data_weights_or_draws_than_at_the_beginning_are_refused(tmp_path,
     assert files_of(run) == before
 
 
-def test_a_checkpoint_under_the_name_of_another_round_is_not_used(tmp_path, whole, caplog):
+def test_a_checkpoint_with_the_name_of_another_round_is_not_used(tmp_path, whole, caplog):
     run = killed(whole, tmp_path / "run", checkpoint=2)
     (run / "checkpoints" / "round_000001.safetensors").rename(run / "checkpoints" / "round_000002.safetensors")
     conduct(run, *SCAFFOLD)
@@ -400,7 +400,7 @@ def test_a_checkpoint_under_the_name_of_another_round_is_not_used(tmp_path, whol
     assert outcome(run) == outcome(whole)
 
 
-def test_the_rows_are_on_disk_before_the_checkpoint_that_counts_on_them(tmp_path, monkeypatch):
+def test_rows_are_on_disk_before_the_checkpoint_that_needs_them(tmp_path, monkeypatch):
     done = []
     sync, write = RunDirectory.sync, checkpoints.write_checkpoint
     monkeypatch.setattr(RunDirectory, "sync", lambda run: (sync(run), done.append(run.history.num_rounds)))
@@ -423,7 +423,7 @@ def test_the_round_that_reaches_the_target_has_a_checkpoint(tmp_path):
     assert rounds_of_checkpoints(run) == [1]
 
 
-def test_so_many_checkpoints_are_kept(tmp_path):
+def test_the_newest_checkpoints_are_kept(tmp_path):
     run = conduct(tmp_path / "run", "checkpoint.keep=2")
     assert rounds_of_checkpoints(run) == [3, 4]
     assert rounds_of_checkpoints(conduct(tmp_path / "third", "checkpoint.every=3")) == [3, 4]
@@ -432,7 +432,7 @@ def test_so_many_checkpoints_are_kept(tmp_path):
 @pytest.mark.parametrize(
     ("before", "after"), [("train/loss", "eval/loss"), ("null", "train/loss"), ("train/loss", "null")]
 )
-def test_a_best_round_by_another_column_is_refused_as_models_are_gone(tmp_path, before, after):
+def test_a_best_round_by_another_column_is_rejected_since_models_are_gone(tmp_path, before, after):
     short = ["federation.num_rounds=2", f"checkpoint.best={before}"]
     run = conduct(tmp_path / "run", *short)
     with pytest.raises(InputError, match=f"checkpoint.best is {after}, and was {before} in the 2 rounds"):
@@ -470,7 +470,7 @@ def test_the_best_model_is_kept_across_a_resume(tmp_path, column):
         ("np.array(['a'])", "is an array of <U1"),
     ],
 )
-def test_what_cannot_be_kept_is_refused_before_the_run(tmp_path, monkeypatch, value, where):
+def test_a_state_that_a_checkpoint_cannot_hold_is_rejected_before_the_run(tmp_path, monkeypatch, value, where):
     (tmp_path / "strategy").mkdir()
     (tmp_path / "keeping.py").write_text(
         textwrap.dedent(
@@ -514,7 +514,7 @@ def test_a_signal_ends_the_run_after_its_round_and_two_at_once(tmp_path, monkeyp
 
     def signalled(model, task, **options):
         done.append(len(task.y))
-        if len(done) == 6:  # the rehearsal's is none of these, or the first: three clients a round
+        if len(done) == 6:  # the first may be the rehearsal's; three clients train in a round
             for _ in range(times):
                 os.kill(os.getpid(), number)
         return train(model, task, **options)

@@ -1,4 +1,4 @@
-"""The learning rate round by round, and optimizers that go on from one round to the next."""
+"""The learning rate of each round, and optimizers that continue over rounds."""
 
 import itertools
 import math
@@ -93,13 +93,13 @@ def test_cosine_by_hand():
     assert rates(cosine, 4, lr=1.0, min_lr=0.2) == pytest.approx(expected, abs=1e-15)
 
 
-def test_cosine_would_reach_its_least_a_round_after_the_last():
+def test_cosine_would_reach_its_minimum_one_round_after_the_last():
     assert cosine(lr=1.0, server_round=11, num_rounds=10, min_lr=0.25) == pytest.approx(0.25)
     assert rates(cosine, 10, lr=1.0, min_lr=0.25)[-1] > 0.25
 
 
 @given(num_rounds=st.integers(2, 60), lr=st.floats(0.01, 10, allow_subnormal=False), share=st.floats(0, 0.9))
-def test_cosine_falls_from_the_learning_rate_and_stays_above_its_least(num_rounds, lr, share):
+def test_cosine_falls_from_the_learning_rate_and_stays_above_its_minimum(num_rounds, lr, share):
     falling = rates(cosine, num_rounds, lr=lr, min_lr=share * lr)
     assert falling[0] == pytest.approx(lr)
     assert all(a > b for a, b in itertools.pairwise(falling))
@@ -127,7 +127,7 @@ def test_cosine_falls_from_the_learning_rate_and_stays_above_its_least(num_round
     ids=["constant", "step 1", "step 2", "inverse", "cosine"],
 )
 def test_a_run_descends_with_the_rounds_learning_rate(run, options, learning_rates):
-    """One full-batch step of everyone is a central step."""
+    """One full-batch step on every client is a central step."""
     result = run(*DIABETES, *options, "federation.num_rounds=5")
     expected = descend(result.experiment, learning_rates)
     np.testing.assert_allclose(stacked(result.arrays), expected, rtol=0, atol=1e-10)
@@ -148,7 +148,7 @@ OPTIMIZERS = {
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_a_kept_optimizer_goes_on_as_if_there_were_no_rounds(run, optimizer):
+def test_a_kept_optimizer_continues_as_if_without_rounds(run, optimizer):
     options, make = OPTIMIZERS[optimizer]
     result = run(*ONE_CLIENT, *options, "federation.num_rounds=8", "local.keep_optimizer_state=true")
     expected = central(result.experiment, make, 8)
@@ -163,7 +163,7 @@ def test_rounds_and_steps_of_a_kept_optimizer_are_interchangeable(run):
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_an_optimizer_that_is_not_kept_starts_afresh_in_every_round(run, optimizer):
+def test_an_optimizer_that_is_not_kept_restarts_in_every_round(run, optimizer):
     options, make = OPTIMIZERS[optimizer]
     result = run(*ONE_CLIENT, *options, "federation.num_rounds=2")
     (design, y), w = pooled(result.experiment), initial(result.experiment)
@@ -173,7 +173,7 @@ def test_an_optimizer_that_is_not_kept_starts_afresh_in_every_round(run, optimiz
         make([parameter]).step()
         w = parameter.detach().numpy().copy()
     np.testing.assert_allclose(stacked(result.arrays), w, rtol=0, atol=1e-12)
-    assert np.abs(w - central(result.experiment, make, 2)).max() > 1e-3  # or keeping would not show
+    assert np.abs(w - central(result.experiment, make, 2)).max() > 1e-3  # otherwise keeping would have no effect
 
 
 def test_momentum_that_is_not_kept_is_gradient_descent(run):
@@ -181,7 +181,7 @@ def test_momentum_that_is_not_kept_is_gradient_descent(run):
     np.testing.assert_allclose(stacked(result.arrays), descend(result.experiment, [0.05] * 8), rtol=0, atol=1e-12)
 
 
-def test_a_kept_optimizer_takes_the_rounds_learning_rate_and_not_its_last(run):
+def test_a_kept_optimizer_uses_the_rounds_learning_rate_and_not_its_last(run):
     result = run(
         *ONE_CLIENT,
         "optimizer.momentum=0.9",
@@ -197,7 +197,7 @@ def test_a_kept_optimizer_takes_the_rounds_learning_rate_and_not_its_last(run):
 
 
 def test_each_client_keeps_its_own_optimizer(run):
-    """Cohorts of two in turn: who sits a round out goes on from its own last momentum."""
+    """Cohorts of two in turn: a client that skips a round continues from its own last momentum."""
     result = run(
         *DIABETES,
         "optimizer.momentum=0.9",
@@ -220,7 +220,7 @@ def test_each_client_keeps_its_own_optimizer(run):
     np.testing.assert_allclose(stacked(result.arrays), w, rtol=0, atol=1e-10)
 
 
-def test_the_stages_of_a_round_keep_an_optimizer_each(run):
+def test_each_stage_of_a_round_keeps_its_own_optimizer(run):
     """FedRep trains the head first, then the body: two optimizers, each parameter's momentum in one of them."""
     options = ["strategy=fedrep", "optimizer.momentum=0.5", "local.keep_optimizer_state=true", "optimizer.lr=0.01"]
     result = run(*options, "model.widths=[8]", "local.epochs=1", "federation.num_rounds=2")
@@ -236,7 +236,7 @@ def test_the_stages_of_a_round_keep_an_optimizer_each(run):
 
 
 @pytest.mark.parametrize("strategy", ["scaffold", "fednova"])
-def test_strategies_that_count_on_a_fresh_optimizer_refuse_a_kept_one(compose, strategy):
+def test_strategies_that_need_a_new_optimizer_reject_a_kept_one(compose, strategy):
     experiment = Experiment(*compose(f"strategy={strategy}", "local.keep_optimizer_state=true", "tracker=none"))
     with pytest.raises(InputError) as error:
         prepare(experiment)
@@ -244,7 +244,7 @@ def test_strategies_that_count_on_a_fresh_optimizer_refuse_a_kept_one(compose, s
     assert f"strategy={strategy}" in str(error.value)
 
 
-def test_scaffold_by_full_gradients_takes_a_kept_optimizer(run):
+def test_scaffold_with_full_gradients_accepts_a_kept_optimizer(run):
     options = ["strategy=scaffold", "strategy.client.option=I", "local.keep_optimizer_state=true"]
     result = run(*DIABETES, *options, "optimizer.momentum=0.5", "federation.num_rounds=2")
     assert result.rows[1]["eval/loss"] < result.rows[0]["eval/loss"]

@@ -1,4 +1,4 @@
-"""Directories of runs, damaged in every way, before every reader: a line or a result, in time, within memory.
+"""Every reader of a run directory with any damage gives a line or a result, in limited time and memory.
 
 The suite reads a sample of them, ``./scripts/test --long`` all.
 """
@@ -38,19 +38,19 @@ from tests.records import report
 
 WORDS = [*MLP, *SHORT, "strategy=fedrep", "federation.num_rounds=2", "checkpoint.best=personal/eval_acc"]
 RATES = (0.1, 0.2)
-SECONDS = 300  # of any reader, on a machine that is busy: what waits for a FIFO or reads a device never ends
-BYTES = 4_000_000_000  # of memory, more than the test has when it begins
+SECONDS = 300  # for any reader on a busy machine; waiting for a FIFO or reading a device would never end
+BYTES = 4_000_000_000  # of memory, beyond that at the start of the test
 BATCH = 24  # damaged runs in a report; the sample is one batch
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """Return the directory of a run with seed 0; to be copied, not written to."""
+    """Return the directory of a run with seed 0, which tests must copy before writing."""
     return conduct(tmp_path_factory.mktemp("runs") / "0", *WORDS, "seed=0", f"optimizer.lr={RATES[0]}")
 
 
 def another(whole, directory, seed, rate):
-    """Copy a run as if it had another seed and learning rate, whole by its hash."""
+    """Copy a run as if it had another seed and learning rate, with a valid hash."""
     shutil.copytree(whole, directory)
 
     def change(fields):
@@ -68,7 +68,7 @@ class Slow(Exception):
 
 @contextlib.contextmanager
 def bounded():
-    """Bound the time of what is read, and the memory of it all."""
+    """Limit the time of each reader, and the memory of all."""
 
     def slow(*_):
         raise Slow
@@ -87,7 +87,7 @@ def bounded():
 
 
 def trouble(read):
-    """Return what is wrong with how a reader ends; "" where it is a result or lines."""
+    """Return what is wrong with the end of a reader; "" if it is a result or lines."""
     signal.alarm(SECONDS)
     out = io.StringIO()
     try:
@@ -106,7 +106,7 @@ def trouble(read):
 
 
 def readers(whole, again):
-    """Return what reads one directory, by name."""
+    """Return the readers of one directory, by name."""
     return {
         "compare": lambda directory: print("\n".join(compare(whole, directory)[0])),
         "compared": lambda directory: print("\n".join(compare(directory, whole)[0])),
@@ -128,7 +128,7 @@ def folder_readers(folder):
 
 
 def resume(directory, composed):
-    """Do all that comes before a run that is resumed is built and trains, and claim its directory."""
+    """Do all steps of a resume before it builds and trains, and claim its directory."""
     with contextlib.chdir(directory.parent):
         main._with_the_past([f"resume={directory}"])
     with locked(directory):
@@ -205,7 +205,7 @@ def test_damaged_lists_of_jobs_are_answered_in_lines(tmp_path, whole):
     assert not found, "\n".join(found)
 
 
-def test_nothing_is_written_through_a_link_in_the_place_of_a_lock(tmp_path, whole):
+def test_nothing_is_written_through_a_link_in_place_of_a_lock(tmp_path, whole):
     directory = shutil.copytree(whole, tmp_path / "run")
     (tmp_path / "mine").write_text("mine")
     (directory / ".lock").unlink(missing_ok=True)
@@ -215,7 +215,7 @@ def test_nothing_is_written_through_a_link_in_the_place_of_a_lock(tmp_path, whol
     assert (tmp_path / "mine").read_text() == "mine"
 
 
-def test_rows_that_were_edited_are_refused_by_all_but_compare_which_says_so(tmp_path, whole, capsys):
+def test_all_readers_reject_edited_rows_except_compare_which_reports_them(tmp_path, whole, capsys):
     directory = shutil.copytree(whole, tmp_path / "run")
     path = directory / "metrics.jsonl"
     path.write_text(path.read_text().replace('"round": 2, ', '"round": 2, "eval/accuracy": 0.99, '))

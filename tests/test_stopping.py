@@ -1,4 +1,4 @@
-"""Signals that stop a run: when they are heard, and what is said."""
+"""Signals that stop a run: when they take effect, and what is printed."""
 
 import os
 import signal
@@ -30,12 +30,12 @@ def send(number):
     os.kill(os.getpid(), number)
 
 
-def test_before_the_rounds_one_is_enough(number):
+def test_before_the_rounds_one_signal_is_enough(number):
     with pytest.raises(KeyboardInterrupt), interruptible():
         send(number)
 
 
-def test_in_the_rounds_the_first_is_said_at_once_and_the_second_interrupts(number, capfd):
+def test_in_the_rounds_the_first_signal_prints_a_line_and_the_second_interrupts(number, capfd):
     with interruptible(), stop_after_the_round() as stopping:
         assert not stopping()
         send(number)
@@ -46,7 +46,7 @@ def test_in_the_rounds_the_first_is_said_at_once_and_the_second_interrupts(numbe
     assert capfd.readouterr().err == ""
 
 
-def test_what_is_ignored_stays_so(number, monkeypatch):
+def test_an_ignored_signal_stays_ignored(number, monkeypatch):
     before = signal.signal(number, signal.SIG_IGN)
     try:
         with interruptible(), stop_after_the_round() as stopping:
@@ -57,7 +57,7 @@ def test_what_is_ignored_stays_so(number, monkeypatch):
         signal.signal(number, before)
 
 
-def test_what_a_launcher_listens_to_stays_its_own():
+def test_a_signal_that_a_launcher_handles_stays_its_own():
     """As submitit does, which queues the job again."""
     heard = []
     before = signal.signal(signal.SIGUSR2, lambda *_: heard.append("launcher"))
@@ -71,7 +71,7 @@ def test_what_a_launcher_listens_to_stays_its_own():
 
 
 @pytest.mark.parametrize(("error", "said"), [(RuntimeError("reentrant call"), SAID), (OSError("no terminal"), "")])
-def test_it_is_said_in_the_midst_of_a_line_and_without_a_terminal(monkeypatch, capfd, error, said):
+def test_the_line_is_printed_in_the_middle_of_another_and_without_a_terminal(monkeypatch, capfd, error, said):
     class Broken:
         def write(self, text):
             raise error
@@ -83,7 +83,7 @@ def test_it_is_said_in_the_midst_of_a_line_and_without_a_terminal(monkeypatch, c
     assert capfd.readouterr().err == said
 
 
-def test_while_the_parts_are_built_a_run_ends_and_leaves_nothing(tmp_path, monkeypatch, number):
+def test_a_signal_during_building_ends_the_run_and_leaves_nothing(tmp_path, monkeypatch, number):
     monkeypatch.setattr(run, "prepare", lambda experiment: send(number))
     with pytest.raises(KeyboardInterrupt):
         conduct(tmp_path / "run")

@@ -1,4 +1,4 @@
-"""What is suggested for a mistyped key or option: a line that composes."""
+"""The suggestion for a mistyped key or option composes."""
 
 import shlex
 
@@ -54,7 +54,7 @@ def refused(compose, words):
 
 
 @pytest.mark.parametrize(("typed", "meant"), SLIPS.items(), ids=SLIPS)
-def test_a_slip_is_answered_with_what_to_type(compose, typed, meant):
+def test_a_slip_gets_what_to_type(compose, typed, meant):
     assert refused(compose, typed).endswith(f"; try {meant}")
 
 
@@ -62,7 +62,7 @@ def test_a_slip_is_answered_with_what_to_type(compose, typed, meant):
     "typed",
     ["alpha=0.1", "partitioner=iid alpha=0.1", "mu=0.1", "gamma=0.5", "Optimizer.lr=0.1", "model=cnn dataset=mnist"],
 )
-def test_what_is_suggested_composes(compose, typed):
+def test_suggestions_compose(compose, typed):
     *kept, _ = shlex.split(typed)
     suggested = refused(compose, typed).partition("; try ")[2]
     compose(*shlex.split(suggested), "dataset=mnist") if typed.startswith("model") else compose(
@@ -70,7 +70,7 @@ def test_what_is_suggested_composes(compose, typed):
     )
 
 
-def test_what_is_like_nothing_gets_no_suggestion(compose):
+def test_an_unknown_key_without_a_similar_one_gets_no_suggestion(compose):
     assert "try" not in refused(compose, "zzz=1")
     assert "try" not in refused(compose, "optimizer=zzz")
 

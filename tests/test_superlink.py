@@ -1,4 +1,4 @@
-"""Flower's deployment engine on loopback: a real SuperLink and real SuperNodes, in processes of their own."""
+"""Flower's deployment engine on loopback: a real SuperLink and real SuperNodes, in separate processes."""
 
 import json
 import os
@@ -42,7 +42,7 @@ class Faulty(torch.nn.Module):
         self.layer = torch.nn.Linear(64, num_classes)
 
     def forward(self, x):
-        if len(x) > 2:  # more than the step that is tried before the run
+        if len(x) > 2:  # more than in the step before the run
             raise ArithmeticError("not today")
         return self.layer(x.flatten(1))
 """
@@ -77,7 +77,7 @@ def record(directory):
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory):
-    """A SuperLink with TLS and two SuperNodes that authenticate, as an object, and its FLWR_HOME."""
+    """A SuperLink with TLS and two authenticated SuperNodes, as an object, and its FLWR_HOME."""
     folder = tmp_path_factory.mktemp("superlink")
     (folder / "faulty.py").write_text(FAULTY)
     with pytest.MonkeyPatch.context() as patch:
@@ -94,7 +94,7 @@ def own(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def superlink(own):
-    """The address of a SuperLink, and the certificate of its authority."""
+    """The address of a SuperLink, and its CA certificate."""
     _, home = own
     pattern = 'address = "(.*)"\nroot-certificates = "(.*)"'
     return re.findall(pattern, (home / "config.toml").read_text())[0]
@@ -108,8 +108,8 @@ def there(superlink):
 
 
 @pytest.mark.slow
-def test_scaffold_goes_on_over_tls_with_authenticated_supernodes_to_the_bits_of_cpu(there, tmp_path, compose):
-    """It keeps a variate on each client, which is brought to the SuperNodes, needed there, and asked for again."""
+def test_scaffold_resumes_over_tls_with_authenticated_supernodes_to_the_bits_of_cpu(there, tmp_path, compose):
+    """It keeps a variate on each client, which is sent to the SuperNodes, used there, and fetched again."""
     overrides = [*SHORT, "strategy=scaffold", "federation.fraction_train=1", *NO_EVALUATION, "checkpoint.keep=9"]
     whole = tmp_path / "whole"
     two_rounds = [*overrides, "federation.num_rounds=2"]
@@ -128,7 +128,7 @@ def test_scaffold_goes_on_over_tls_with_authenticated_supernodes_to_the_bits_of_
 
 
 @pytest.mark.slow
-def test_who_has_no_token_can_neither_submit_nor_be_given_a_task(own, superlink):
+def test_without_a_token_no_process_can_submit_or_receive_a_task(own, superlink):
     address, certificate = superlink
     trusted = ssl.create_default_context(cafile=certificate)
     ports = own[0]._own._node_ports
@@ -145,7 +145,7 @@ def test_who_has_no_token_can_neither_submit_nor_be_given_a_task(own, superlink)
 
 
 @pytest.mark.slow
-def test_keys_and_tokens_are_this_users_alone(own, superlink):
+def test_only_this_user_can_read_keys_and_tokens(own, superlink):
     home = own[1]
     assert stat.S_IMODE(home.stat().st_mode) == 0o700
     secret = [*home.glob("*.key"), *home.glob("*token*"), home / "task-secret", home / "credentials.yaml"]
@@ -193,7 +193,7 @@ def test_what_is_a_secret():
     assert without_secrets(environment, ["HF_TOKEN"]) == dict.fromkeys([*plain, "HF_TOKEN"], "x")
 
 
-def test_more_supernodes_than_there_is_memory_for_are_refused():
+def test_more_supernodes_than_memory_allows_are_rejected():
     """Memory for 100,000, of a quarter of a gigabyte each, is 25 TB."""
     with pytest.raises(InputError, match=r"0\.25 GB together: 100000 need 25000 GB, this machine has \d+; try fed"):
         SuperLink(100_000, address=None, root_certificates=None, secure=False, timeout_s=60)
@@ -211,7 +211,7 @@ def test_a_killed_run_leaves_no_process_and_no_folder(tmp_path):
     with subprocess.Popen(command, cwd=tmp_path, env=environment(tmp_path), stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"up\n"
         started = descendants(process.pid)
-        assert len(started) == 5  # the SuperLink, a SuperNode, a SuperExec of each; what ends them
+        assert len(started) == 5  # the SuperLink, a SuperNode, a SuperExec of each, and the process that ends them
         assert [*tmp_path.glob("fedresearch-*")]
         process.kill()
     deadline = time.monotonic() + 30
@@ -221,7 +221,7 @@ def test_a_killed_run_leaves_no_process_and_no_folder(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_client_that_fails_ends_the_run_with_what_it_raised(there, tmp_path):
+def test_a_client_that_fails_ends_the_run_with_its_error(there, tmp_path):
     (tmp_path / "conf" / "model").mkdir(parents=True)
     (tmp_path / "conf" / "model" / "faulty.yaml").write_text("# Fails\n_target_: faulty.Faulty\n")
     options = ["model=faulty", "federation.fraction_train=0.5"]
@@ -233,8 +233,8 @@ def test_a_client_that_fails_ends_the_run_with_what_it_raised(there, tmp_path):
     assert record(tmp_path / "d")["status"] == "failed"
 
 
-def test_what_the_server_refuses_is_in_its_log_as_it_is_told_elsewhere(compose, tmp_path, monkeypatch, capsys, run):
-    """From where whoever submitted it takes it, as the test above shows."""
+def test_the_servers_log_has_the_same_error_lines_as_elsewhere(compose, tmp_path, monkeypatch, capsys, run):
+    """The submitting command reads them there, as the test above shows."""
     refused = ["dataset=mnist", "dataset.root=nowhere", "hardware=superlink"]
     request = RunRequest(*compose(*SHORT, *refused), tmp_path / "d", refused, ["fedresearch"], [])
     nodes = SimpleNamespace(query_new_nodes=lambda: None, num_supernodes=None, timeout_s=None)
@@ -317,12 +317,12 @@ def test_an_interrupt_leaves_the_record_and_nothing_else(tmp_path, run):
         (["hardware.timeout_s=0"], "hardware.timeout_s must be > 0, got 0; try hardware.timeout_s=300"),
     ],
 )
-def test_what_cannot_work_is_refused(compose, overrides, line):
+def test_options_that_cannot_work_are_rejected(compose, overrides, line):
     with pytest.raises(InputError, match=re.escape(line)):
         compose("hardware=superlink", *overrides)
 
 
-def test_a_superlink_that_is_not_there_is_told(tmp_path):
+def test_a_missing_superlink_is_reported(tmp_path):
     code, _, err = fedresearch(tmp_path, "hardware.address=127.0.0.1:9", "hydra.run.dir=d")
     assert code == 1
     assert err.startswith("error: flwr run: ")

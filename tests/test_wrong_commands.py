@@ -1,4 +1,4 @@
-"""Some thousand wrong command lines, derived from the rules and the options: each is refused in lines that name it.
+"""About a thousand wrong command lines, derived from the rules and the options: each is rejected in lines that name it.
 
 The normal suite tries sixty of them, ``./scripts/test --long`` all.
 """
@@ -19,7 +19,7 @@ from tests.test_config import command
 
 
 class Wrong(NamedTuple):
-    """A command line, and what its refusal must name."""
+    """A wrong command line, and what its error must name."""
 
     words: list[str]
     named: str
@@ -29,7 +29,7 @@ def value_of(word):
     return OverridesParser.create().parse_override(f"key={word}").value()
 
 
-# As typed, by what a rule's example is: wrong for any key of the kind, whatever its rule says. A key gets some of them.
+# Values as typed, by the type of a rule's example; wrong for any key with that type. A key gets some of them.
 NEVER = {
     int: ["nan", "inf", "word", "\u6570", "{a:1}", "''", "[nan]", "[word]"],
     float: ["nan", "-inf", "1e39", "-1e39", "word", "{a:1}", "", "[nan]", "true"],
@@ -69,11 +69,11 @@ def of_rules():
         refused = [word for word in PERHAPS if not all(held(value_of(word)) for held in holds)]
         of_schema = key.partition(".")[0] not in GROUPS
         if of_schema and type(example) in (str, bool):
-            refused = []  # OmegaConf makes texts and truth values of numbers
+            refused = []  # OmegaConf converts numbers to texts and truth values
         never = itertools.cycle(NEVER.get(type(example), NEVER[str]) or refused)
         words = {*itertools.islice(never, number, number + SOME), *refused[number % 3 :][:SOME]}
         for word in sorted(words):
-            if key != "resume":  # of a directory, which is named
+            if key != "resume":  # its error names a directory
                 yield Wrong([*options.get(key, []), f"{'' if of_schema or key in options else '+'}{key}={word}"], key)
 
 
@@ -212,7 +212,7 @@ def of_hydra():
     yield from (Wrong([word], "") for word in OF_HYDRA)
 
 
-# What each could be alone, and cannot be together.
+# Values that are possible alone, but not together.
 TOGETHER = {
     "local.steps": ["local.steps=3", "local.epochs=null", "local.epochs=2 local.steps=2"],
     "validation.fraction": ["validation.fraction=0"],
@@ -255,12 +255,12 @@ LINES = [*of_rules(), *of_groups(), *of_keys(), *of_words(), *of_hydra(), *toget
 SAMPLE = LINES if LONG else LINES[:: len(LINES) // 60]
 
 
-def test_there_are_many():
+def test_the_list_is_long():
     assert len({(*line.words,) for line in LINES}) == len(LINES) > 550
 
 
 @pytest.mark.parametrize("line", SAMPLE, ids=lambda line: " ".join(line.words)[:80])
-def test_a_wrong_command_line_is_refused_in_lines_that_name_it(tmp_path, line):
+def test_a_wrong_command_line_is_rejected_in_lines_that_name_it(tmp_path, line):
     done = command(tmp_path, *line.words)
     *lines, heavy = done.stderr.splitlines()
     assert done.returncode == 1
@@ -272,7 +272,7 @@ def test_a_wrong_command_line_is_refused_in_lines_that_name_it(tmp_path, line):
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "sweep.json"]
 
 
-# What the rules cannot know, and a constructor refuses.
+# Mistakes that no rule knows, and a constructor rejects.
 BUILT = {
     "model=mlp: module nowhere does not exist": ["model._target_=nowhere"],
     "model=mlp: torch.nn": ["model._target_=torch.nn.Nope"],
@@ -307,7 +307,7 @@ BUILT = {
 
 
 @pytest.mark.parametrize(("said", "words"), BUILT.items(), ids=[" ".join(words) for words in BUILT.values()])
-def test_what_a_constructor_refuses_is_a_line_that_names_the_option(compose, said, words):
+def test_an_error_of_a_constructor_is_a_line_that_names_the_option(compose, said, words):
     from fedresearch.experiment.experiment import Experiment
     from fedresearch.experiment.preparation import prepare
 
