@@ -13,7 +13,7 @@ from fedresearch.errors import InputError
 # Flags of other programs, and the equivalent here.
 _INSTEAD = {
     "--dry-run": "try --cfg job --resolve for a run's config, fedresearch sweep preflight for a sweep's jobs",
-    "--config": "try --config-dir DIR for options of your own, or experiment=NAME",
+    "--config": "try --config-dir DIR for your own options, or experiment=NAME",
     "--resume": "try resume=RUN_DIR",
     "--sweep": "try -m",
 }
