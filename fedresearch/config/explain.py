@@ -78,7 +78,7 @@ def explain(error: Exception) -> InputError | None:
         line = f"{cause.full_key} refers to itself, got {value}; write another value"
     elif isinstance(cause, HydraException | OmegaConfBaseException):
         line = " ".join(str(cause).splitlines()[:2])
-    elif isinstance(error, OSError) and error.errno in _DISK_TROUBLE and (key := _place_of(error.filename)):
+    elif isinstance(error, OSError) and error.errno in _DISK_TROUBLE and (key := _key_of_directory(error.filename)):
         line = f"{error.strerror}{f': {error.filename}' if error.filename else ''}; try another {key}"
     else:
         return None
@@ -103,7 +103,7 @@ def explain_composition(error: Exception, words: Sequence[str] = ()) -> InputErr
     return explain(error) or InputError(f"cannot compose {shlex.join(words) or 'this command line'}: {line[:500]}")
 
 
-def _place_of(filename: Any) -> str:
+def _key_of_directory(filename: Any) -> str:
     """Return the key of the directory that Hydra chose, if a file is in or above it; "" if not."""
     if not HydraConfig.initialized():
         return "hydra.run.dir"

@@ -39,7 +39,7 @@ def partition(config: Config, builder: Builder, source: Source) -> tuple[Sequenc
     from flwr_datasets.partitioner import Partitioner  # takes seconds; a client with known rows does not need it
 
     options = dict(config.partitioner)
-    has_seed = "seed" in options
+    has_seed = "seed" in options  # an option with a seed, of ours or the user's, is seeded and shuffled by it
     seed = options.pop("seed", None)
     seed = derive_seed(config.seed, "partition") if seed is None else seed
     make = builder.partial("partitioner", options)

@@ -32,13 +32,13 @@ not depend on the speed of the machine.
 def run(options: Namespace) -> None:
     """Run an app on the chosen hardware."""
     folder = AppFolder.read(options.path.resolve())
-    config, nodes = run_config(folder.config, options.run_config), node_config(options.node_config)
+    config, client_config = run_config(folder.config, options.run_config), node_config(options.node_config)
     num_supernodes = options.num_supernodes or folder.num_supernodes or NUM_SUPERNODES
     if options.workers and options.hardware != "workers":
         raise InputError(
             f"--workers needs --hardware workers, got --hardware {options.hardware}; try --hardware workers"
         )
-    node = _hardware()[options.hardware] | ({"workers": options.workers} if options.workers else {})
+    hardware = _hardware()[options.hardware] | ({"workers": options.workers} if options.workers else {})
 
     # Only now: importing torch and Flower takes seconds.
     from flwr.app import Context, RecordDict
@@ -53,9 +53,9 @@ def run(options: Namespace) -> None:
 
     flower.check_version()
     flower.quieten(logging.DEBUG)
-    client_app = FolderApp(folder.path, folder.clientapp, options.seed, nodes)
+    client_app = FolderApp(folder.path, folder.clientapp, options.seed, client_config)
     opened = Builder({"hardware": options.hardware}).build(
-        "hardware", node, OrderedGrid, client_app=client_app, num_supernodes=num_supernodes, run_config=config
+        "hardware", hardware, OrderedGrid, client_app=client_app, num_supernodes=num_supernodes, run_config=config
     )
     client_app.load()  # a mistake in it is reported here, and not by each client
     server_app = load_app(folder.path, folder.serverapp, options.seed, ServerApp)
