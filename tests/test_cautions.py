@@ -27,7 +27,7 @@ def arm(folder, chosen, *seeds, **fields):
         make(folder / f"{chosen}_{seed}", seed=seed, choices={"strategy": chosen}, **fields)
 
 
-def held(folder, against="strategy=fedavg"):
+def cautions_of(folder, against="strategy=fedavg"):
     found = group_runs(load([folder]))
     return find_cautions(found, find_baseline(found, against, []) if against else NO_BASELINE, "personal/eval_acc")
 
@@ -36,14 +36,14 @@ def test_a_fair_comparison_has_no_cautions(tmp_path):
     record = {**code("a", torch="2.6.0"), "processor": "one", "partition_sha256": "p"}
     for strategy in ("fedavg", "scaffold"):
         arm(tmp_path, strategy, 0, 1, record=record)
-    assert vars(held(tmp_path)) == {"warnings": [], "notes": [], "marks": {}, "legend": []}
+    assert vars(cautions_of(tmp_path)) == {"warnings": [], "notes": [], "marks": {}, "legend": []}
 
 
 def test_cells_without_a_shared_seed_are_warned_of(tmp_path):
     arm(tmp_path, "fedavg", 0, 1)
     arm(tmp_path, "fedprox", 1, 2)
     arm(tmp_path, "scaffold", 2, 3)
-    assert held(tmp_path).warnings == [
+    assert cautions_of(tmp_path).warnings == [
         "strategy=scaffold shares no seed with its baseline strategy=fedavg (2, 3 against 0, 1): they are not compared"
     ]
 
@@ -51,8 +51,8 @@ def test_cells_without_a_shared_seed_are_warned_of(tmp_path):
 def test_other_differences_to_the_baseline_are_warned_of(tmp_path):
     arm(tmp_path, "fedavg", 0, optimizer={"lr": 1, "schedule": {"_target_": "constant"}})
     arm(tmp_path, "scaffold", 0)
-    fair = held(tmp_path)
-    assert fair.warnings == ["strategy=scaffold, lr=0.1 also differs from its baseline in optimizer.lr"]
+    found = cautions_of(tmp_path)
+    assert found.warnings == ["strategy=scaffold, lr=0.1 also differs from its baseline in optimizer.lr"]
 
 
 def test_runs_of_different_code_are_marked(tmp_path):
@@ -60,24 +60,24 @@ def test_runs_of_different_code_are_marked(tmp_path):
     arm(tmp_path, "fedprox", 0, record=code("a", torch="2.6.0"))
     arm(tmp_path, "fedprox", 1, 2, record=code("a", "c", torch="2.6.0"))
     arm(tmp_path, "scaffold", 0, record=code("b", torch="2.6.0", flwr="1.20", tqdm="4"))
-    fair = held(tmp_path)
-    assert fair.marks == {"strategy=fedprox": "†", "strategy=scaffold": "‡"}
-    assert fair.legend == [
+    found = cautions_of(tmp_path)
+    assert found.marks == {"strategy=fedprox": "†", "strategy=scaffold": "‡"}
+    assert found.legend == [
         "unmarked, 3 runs: commit aaaaaaaaaa, torch 2.6.0",
         "† 2 runs: commit aaaaaaaaaa with uncommitted changes (cccccc), torch 2.6.0",
         "‡ 1 run: commit bbbbbbbbbb, torch 2.6.0, flwr 1.20",
     ]
-    assert fair.notes == []
+    assert found.notes == []
 
 
 def test_the_last_mark_stands_for_all_further_versions(tmp_path):
     arm(tmp_path, "fedavg", 0, 1, record=code("a"))
     for number, commit in enumerate("bcdef"):
         arm(tmp_path, f"s{number}", 0, record=code(commit))
-    fair = held(tmp_path)
-    assert fair.marks == {f"strategy=s{number}": mark for number, mark in enumerate("†‡§§§")}
-    assert fair.legend[3] == "§ runs with 3 further versions of the code"
-    assert len(fair.legend) == 4
+    found = cautions_of(tmp_path)
+    assert found.marks == {f"strategy=s{number}": mark for number, mark in enumerate("†‡§§§")}
+    assert found.legend[3] == "§ runs with 3 further versions of the code"
+    assert len(found.legend) == 4
 
 
 @pytest.mark.parametrize(
@@ -90,14 +90,14 @@ def test_the_last_mark_stands_for_all_further_versions(tmp_path):
 )
 def test_code_that_all_runs_share_has_no_mark(tmp_path, record, notes):
     arm(tmp_path, "fedavg", 0, 1, record=record)
-    fair = held(tmp_path, against="")
-    assert (fair.marks, fair.legend, fair.notes) == ({}, [], notes)
+    found = cautions_of(tmp_path, against="")
+    assert (found.marks, found.legend, found.notes) == ({}, [], notes)
 
 
 def test_an_installed_version_is_a_version_of_the_code(tmp_path):
     arm(tmp_path, "fedavg", 0, 1, record={"git": {"fedresearch": None}, "versions": {"fedresearch": "1.2"}})
     arm(tmp_path, "scaffold", 0, record={"versions": {"fedresearch": "1.3", "numpy": "2"}})
-    assert held(tmp_path).legend == ["unmarked, 2 runs: fedresearch 1.2", "† 1 run: fedresearch 1.3, numpy 2"]
+    assert cautions_of(tmp_path).legend == ["unmarked, 2 runs: fedresearch 1.2", "† 1 run: fedresearch 1.3, numpy 2"]
 
 
 def checkout(commit, **state):
@@ -147,9 +147,9 @@ def test_every_difference_in_code_is_marked(tmp_path, other, plain, marked):
     record = {"git": git, "python": "3.11.7", "versions": {"torch": "2.6.0"}}
     arm(tmp_path, "fedavg", 0, 1, record=record)
     arm(tmp_path, "scaffold", 0, 1, record={**record, **other})
-    fair = held(tmp_path)
-    assert fair.marks == ({"strategy=scaffold": "†"} if marked else {})
-    assert fair.legend == ([f"unmarked, 2 runs: {plain}", f"† 2 runs: {marked}"] if marked else [])
+    found = cautions_of(tmp_path)
+    assert found.marks == ({"strategy=scaffold": "†"} if marked else {})
+    assert found.legend == ([f"unmarked, 2 runs: {plain}", f"† 2 runs: {marked}"] if marked else [])
 
 
 @pytest.mark.parametrize(
@@ -168,27 +168,27 @@ def test_every_difference_in_code_is_marked(tmp_path, other, plain, marked):
 )
 def test_code_that_no_commit_identifies_is_noted_even_if_all_share_it(tmp_path, record, words):
     arm(tmp_path, "fedavg", 0, 1, record=record)
-    assert held(tmp_path, against="").notes == ([f"all runs: {words}"] if words else [])
+    assert cautions_of(tmp_path, against="").notes == ([f"all runs: {words}"] if words else [])
 
 
 def test_different_seeds_are_reported_without_a_baseline(tmp_path):
     arm(tmp_path, "fedavg", 0, 1)
     arm(tmp_path, "fedprox", 1, 0)
-    assert vars(held(tmp_path, against="")) == {"warnings": [], "notes": [], "marks": {}, "legend": []}
+    assert vars(cautions_of(tmp_path, against="")) == {"warnings": [], "notes": [], "marks": {}, "legend": []}
     arm(tmp_path, "moon", 0, 1, 2)
-    fair = held(tmp_path, against="")
-    assert fair.notes == ["strategy=fedavg and strategy=moon have different seeds (0, 1 against 0, 1, 2)"]
-    assert fair.warnings == []
+    found = cautions_of(tmp_path, against="")
+    assert found.notes == ["strategy=fedavg and strategy=moon have different seeds (0, 1 against 0, 1, 2)"]
+    assert found.warnings == []
     arm(tmp_path, "scaffold", 5, 6)
-    fair = held(tmp_path, against="")
-    assert fair.notes == []
-    assert fair.warnings == ["strategy=fedavg and strategy=scaffold share no seed (0, 1 against 5, 6)"]
+    found = cautions_of(tmp_path, against="")
+    assert found.notes == []
+    assert found.warnings == ["strategy=fedavg and strategy=scaffold share no seed (0, 1 against 5, 6)"]
 
 
 def test_the_partitioners_seed_is_part_of_a_replicate(tmp_path):
     for number, strategy in enumerate(("fedavg", "scaffold"), start=1):
         arm(tmp_path, strategy, 0, partitioner={"_target_": "iid", "seed": number})
-    assert held(tmp_path, against="").warnings == [
+    assert cautions_of(tmp_path, against="").warnings == [
         "strategy=fedavg and strategy=scaffold share no seed (partitioner.seed=1 against partitioner.seed=2)"
     ]
 
@@ -198,14 +198,16 @@ def test_runs_that_stopped_at_their_target_are_noted(tmp_path):
     arm(tmp_path, "fedavg", 0, 1, rows=[{}, {}], federation=federation)
     arm(tmp_path, "scaffold", 0, rows=[{}] * 9, federation=federation)
     arm(tmp_path, "scaffold", 1, rows=[{}], federation=federation, status="failed")
-    (note,) = held(tmp_path, against="").notes
+    (note,) = cautions_of(tmp_path, against="").notes
     assert note.startswith("2 of 3 finished runs stopped when they reached federation.target_accuracy")
 
 
 def test_processors_are_counted(tmp_path):
     arm(tmp_path, "fedavg", 0, record={"processor": "one"})
     arm(tmp_path, "fedavg", 1, record={"processor": "another", "resumed": [{"processor": "third"}]})
-    assert held(tmp_path, against="").notes == ["the runs used 3 kinds of processor, which may round differently"]
+    assert cautions_of(tmp_path, against="").notes == [
+        "the runs used 3 kinds of processor, which may round differently"
+    ]
 
 
 def test_unexpectedly_different_partitions_are_warned_of(tmp_path):
@@ -213,12 +215,12 @@ def test_unexpectedly_different_partitions_are_warned_of(tmp_path):
         for seed in (0, 1):
             other = strategy == "scaffold" and seed == 1
             arm(tmp_path, strategy, seed, record={"partition_sha256": f"{seed}{other}", "sampling_sha256": "s"})
-    fair = held(tmp_path)
-    assert fair.warnings == [
+    found = cautions_of(tmp_path)
+    assert found.warnings == [
         "the partitions differ between runs of the same seed and settings in 1 of 2 cases, such as strategy=fedavg and "
         "strategy=scaffold: their code, packages or data differ"
     ]
-    assert fair.notes == ["the partitions differ from the baseline's in 1 of 1 cell, such as strategy=scaffold"]
+    assert found.notes == ["the partitions differ from the baseline's in 1 of 1 cell, such as strategy=scaffold"]
 
 
 def test_facts_about_the_data_are_reported_with_the_first_cell(tmp_path):
@@ -226,12 +228,12 @@ def test_facts_about_the_data_are_reported_with_the_first_cell(tmp_path):
     arm(tmp_path, "fedprox", 0, record={"data": {"classes_untrained": [5, 6], "num_unheld": 7}})
     arm(tmp_path, "scaffold", 0, record={"data": {"classes_untrained": [4], "num_test_in_train": 3}})
     arm(tmp_path, "fedper", 0, record={"data": "odd"})
-    fair = held(tmp_path)
-    assert fair.warnings == [
+    found = cautions_of(tmp_path)
+    assert found.warnings == [
         "no client trains on some classes in 2 of 4 cells, such as strategy=fedprox: [5, 6]",
         "some test samples equal samples that clients have in 1 of 4 cells, such as strategy=scaffold: 3",
     ]
-    assert fair.notes == ["no client has some of the training samples in 1 of 4 cells, such as strategy=fedprox: 7"]
+    assert found.notes == ["no client has some of the training samples in 1 of 4 cells, such as strategy=fedprox: 7"]
 
 
 def test_partitions_that_differ_by_config_are_noted(tmp_path):
@@ -240,18 +242,18 @@ def test_partitions_that_differ_by_config_are_noted(tmp_path):
             record = {"partition_sha256": f"{alpha}{seed}", "initial_model_sha256": f"{seed}"}
             partitioner = {"_target_": "dirichlet", "alpha": alpha}
             make(tmp_path / f"{alpha}{seed}", seed=seed, partitioner=partitioner, record=record)
-    fair = held(tmp_path, against="partitioner.alpha=0.1")
-    assert fair.warnings == []
-    assert fair.notes == ["the partitions differ from the baseline's in 2 of 2 cells, such as alpha=1.0"]
+    found = cautions_of(tmp_path, against="partitioner.alpha=0.1")
+    assert found.warnings == []
+    assert found.notes == ["the partitions differ from the baseline's in 2 of 2 cells, such as alpha=1.0"]
 
 
 def test_a_strategy_may_share_less_of_the_model(tmp_path):
     arm(tmp_path, "fedavg", 0, record={"initial_model_sha256": "all"})
     strategy = {"server": {"_target_": "FedAvg"}, "client": {"_target_": "FedPer"}}
     arm(tmp_path, "fedper", 0, record={"initial_model_sha256": "some"}, strategy=strategy)
-    fair = held(tmp_path)
-    assert fair.warnings == []
-    assert fair.notes == [
+    found = cautions_of(tmp_path)
+    assert found.warnings == []
+    assert found.notes == [
         "the initial shared weights differ from the baseline's in 1 of 1 cell, such as strategy=fedper"
     ]
 
@@ -268,7 +270,7 @@ def test_a_strategy_may_share_less_of_the_model(tmp_path):
 def test_all_derived_data_are_checked_against_the_config(tmp_path, digest, words):
     for strategy in ("fedavg", "scaffold"):
         arm(tmp_path, strategy, 0, record={digest: strategy})
-    (warning,) = held(tmp_path).warnings
+    (warning,) = cautions_of(tmp_path).warnings
     assert warning.startswith(f"the {words} differ between runs of the same seed and settings")
 
 
@@ -285,7 +287,7 @@ def test_derived_data_of_different_configs_may_differ(tmp_path, digest, sections
     arm(tmp_path, "fedavg", 0, record={digest: "one"}, federation=federation)
     sections = {**sections, "federation": federation | sections.get("federation", {})}
     arm(tmp_path, "scaffold", 0, record={digest: "another"}, **sections)
-    assert held(tmp_path, against="").warnings == []
+    assert cautions_of(tmp_path, against="").warnings == []
 
 
 QUESTION = Question("eval/accuracy", parse_selection("last", "eval/accuracy"))
@@ -321,9 +323,9 @@ def messy(tmp_path):
 
 
 def test_runs_outside_all_cells_are_noted(messy):
-    fair = held(messy)
-    assert fair.warnings == []
-    assert fair.notes == [
+    found = cautions_of(messy)
+    assert found.warnings == []
+    assert found.notes == [
         "not in any cell: 1 damaged, 1 refused, 1 missing",
         "1 run left out, since another of the same cell and seed has more rounds or is newer: again",
     ]

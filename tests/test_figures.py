@@ -72,7 +72,7 @@ def test_the_axis_ends_where_accuracies_end(metric, mean, top):
 def test_a_partition_is_a_stack_of_classes():
     counts = np.array([[3, 1, 0], [0, 2, 5]])
     figure = plot_partition(counts, "iid, seed 0")
-    bars = [[(bar.get_y(), bar.get_height()) for bar in of] for of in figure.axes[0].containers]
+    bars = [[(bar.get_y(), bar.get_height()) for bar in layer] for layer in figure.axes[0].containers]
     assert bars == [[(0, 3), (0, 0)], [(3, 1), (0, 2)], [(4, 0), (2, 5)]]
     assert legend(figure) == ["class 0", "class 1", "class 2"]
     assert figure.axes[0].get_xlabel() == "client"

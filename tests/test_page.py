@@ -91,20 +91,20 @@ def show(browser, tmp_path_factory):
     def show_(document):
         file = tmp_path_factory.mktemp("page") / "report.html"
         file.write_text(page(document), "utf-8")
-        shown = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme="light")
-        shown.faults = []
-        shown.on("console", lambda message: message.type == "error" and shown.faults.append(message.text))
-        shown.on("pageerror", lambda error: shown.faults.append(str(error)))
-        shown.on(
+        tab = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme="light")
+        tab.faults = []
+        tab.on("console", lambda message: message.type == "error" and tab.faults.append(message.text))
+        tab.on("pageerror", lambda error: tab.faults.append(str(error)))
+        tab.on(
             "request",
             lambda request: (
                 request.url == file.as_uri()
                 or request.url.startswith(("data:", "blob:"))
-                or shown.faults.append(request.url)
+                or tab.faults.append(request.url)
             ),
         )
-        shown.goto(file.as_uri())
-        return shown
+        tab.goto(file.as_uri())
+        return tab
 
     return show_
 
@@ -183,18 +183,18 @@ def test_axis_and_metric_are_chosen(report):
 
 
 def test_targets_are_lines_while_their_metric_is_shown(report):
-    def shown():
+    def target_lines():
         shapes = report.evaluate("document.getElementById('plot').layout.shapes")
         assert all(shape["y0"] == shape["y1"] and shape["line"]["dash"] == "dash" for shape in shapes)
         return [(shape["y0"], shape["label"]["text"]) for shape in shapes]
 
     report.reload()
-    assert shown() == [(0.6, "target 0.6"), (0.9, "target 0.9")]
+    assert target_lines() == [(0.6, "target 0.6"), (0.9, "target 0.9")]
     assert report.locator("#plot .shapelayer path").count() == 2
     report.get_by_label("Metric").select_option("Loss")
-    assert shown() == []
+    assert target_lines() == []
     report.get_by_label("Metric").select_option("Accuracy")
-    assert len(shown()) == 2
+    assert len(target_lines()) == 2
 
 
 def test_a_band_is_the_interval(report):

@@ -121,8 +121,10 @@ def test_presets_compose_into_the_papers_grid(preset):
     assert {values(job, keys) for job in jobs(preset)} == expected
     assert len(jobs(preset)) == math.prod(map(len, axes.values()))
     parts = ("dataset", "model", "strategy")  # many jobs share these
-    different = {str([asdict(job.config)[part] for part in parts]): job for job in jobs(preset) if not job.config.seed}
-    for job in different.values():
+    jobs_by_parts = {
+        str([asdict(job.config)[part] for part in parts]): job for job in jobs(preset) if not job.config.seed
+    }
+    for job in jobs_by_parts.values():
         experiment = Experiment(job.config, job.choices)
         assert experiment.model
         assert experiment.strategy

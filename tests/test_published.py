@@ -1,4 +1,4 @@
-"""A paper's numbers beside made-up runs of its preset."""
+"""A paper's numbers beside result-up runs of its preset."""
 
 import pytest
 
@@ -31,7 +31,7 @@ def table(folder, marks=None):
     return published_table(group_runs(load([folder])), marks or {})
 
 
-def ours(folder):
+def rows_by_measure(folder):
     """Return a mapping of each row's first three entries to the others."""
     return {tuple(row[:3]): row[3:] for row in table(folder).texts}
 
@@ -40,10 +40,10 @@ def test_our_numbers_stand_beside_the_papers(tmp_path):
     for seed, reached in enumerate((300, 320, 340)):
         arm(tmp_path, 0.01, reached, seed=seed)
     arm(tmp_path, 0.1, 160)
-    made = table(tmp_path)
+    result = table(tmp_path)
     heads = ["partitioner", "fraction_train", "measure", "published", "ours", "ratio", "accepted", "within"]
-    assert made.columns == heads
-    assert made.texts == [
+    assert result.columns == heads
+    assert result.texts == [
         ["iid", "0.01", "rounds to 0.97", "316", "320 (300–340)", "1.01", "94.8–379.2", "yes"],
         ["iid", "0.1", "rounds to 0.97", "87", "160", "1.84", "26.1–104.4", "no"],
         [
@@ -57,16 +57,16 @@ def test_our_numbers_stand_beside_the_papers(tmp_path):
             "no",
         ],
     ]
-    assert [record["ours"] for record in made.records] == [320, 160, 2]
-    assert made.records[0]["source"] == "McMahan et al. 2017, Table 1"
-    assert "McMahan et al. 2017, Table 1" in made.caption
+    assert [record["ours"] for record in result.records] == [320, 160, 2]
+    assert result.records[0]["source"] == "McMahan et al. 2017, Table 1"
+    assert "McMahan et al. 2017, Table 1" in result.caption
 
 
 def test_a_bound_is_not_within_an_open_decision(tmp_path):
     arm(tmp_path, 0.01, None, num_rounds=250)  # its median is above 250, and up to 379.2 is accepted
     arm(tmp_path, 0.1, None, num_rounds=250)  # up to 104.4 is
     arm(tmp_path, 0.2, 77)
-    rows = ours(tmp_path)
+    rows = rows_by_measure(tmp_path)
     speed_up = "speed-up over federation.fraction_train=0.01 to 0.97"
     assert rows["iid", "0.01", "rounds to 0.97"] == ["316", ">250, 0/1 seeds", "–", "94.8–379.2", "–"]
     assert rows["iid", "0.1", "rounds to 0.97"] == ["87", ">250, 0/1 seeds", "–", "26.1–104.4", "no"]
@@ -79,7 +79,7 @@ def test_a_bound_is_not_within_an_open_decision(tmp_path):
 def test_an_arm_that_is_too_slow_is_not_within(tmp_path):
     arm(tmp_path, 0.01, 100)
     arm(tmp_path, 0.2, None, num_rounds=250)
-    rows = ours(tmp_path)
+    rows = rows_by_measure(tmp_path)
     speed_up = "speed-up over federation.fraction_train=0.01 to 0.97"
     assert rows["iid", "0.2", speed_up] == ["4.1", "<0.4×", "–", "2.665–5.535", "no"]
 
@@ -87,7 +87,7 @@ def test_an_arm_that_is_too_slow_is_not_within(tmp_path):
 def test_a_speed_up_needs_the_baseline_of_the_same_setting(tmp_path):
     arm(tmp_path, 0.01, 300, partitioner="pathological_mcmahan")
     arm(tmp_path, 0.1, 100)
-    rows = ours(tmp_path)
+    rows = rows_by_measure(tmp_path)
     assert rows["iid", "0.1", "rounds to 0.97"][1] == "100"
     speed_up = "speed-up over federation.fraction_train=0.01 to 0.97"
     assert rows["iid", "0.1", speed_up] == ["3.6", "–", "–", "2.34–4.86", "–"]
@@ -158,7 +158,7 @@ def test_a_speed_up_over_several_baselines_is_unknown(tmp_path):
     for lr in (0.1, 0.2):
         arm(tmp_path, 0.01, 40, optimizer={"lr": lr, "schedule": {"_target_": "constant"}})
     arm(tmp_path, 0.1, 10)
-    assert ours(tmp_path)["iid", "0.1", "speed-up over federation.fraction_train=0.01 to 0.97"][1] == "–"
+    assert rows_by_measure(tmp_path)["iid", "0.1", "speed-up over federation.fraction_train=0.01 to 0.97"][1] == "–"
 
 
 @pytest.mark.parametrize(

@@ -71,10 +71,19 @@ def messy(folder):
             choices = {"strategy": "fedprox"}
             states = {(0.1, 0): "finished", (0.1, 1): "diverged", (1.0, 0): "failed", (1.0, 1): "interrupted"}
             status = states[alpha, seed]
-            of = rows(0.2, 0.3, 0.6) if status == "finished" else rows(0.2, 0.1) if status == "diverged" else []
+            curves = {"finished": rows(0.2, 0.3, 0.6), "diverged": rows(0.2, 0.1)}
             prox = {"server": {"_target_": "FedProx", "proximal_mu": HOSTILE[0] if alpha < 1 else 1}}
             directory, record = folder / f"fedprox{alpha}{seed}", {"error": "boom"}
-            make(directory, seed=seed, choices=choices, status=status, rows=of, record=record, strategy=prox, **more)
+            make(
+                directory,
+                seed=seed,
+                choices=choices,
+                status=status,
+                rows=curves.get(status, []),
+                record=record,
+                strategy=prox,
+                **more,
+            )
     make(folder / "again", choices={"strategy": "scaffold"}, rows=[], status="running", **more)
     (folder / "refused").mkdir()
     (folder / "refused" / "refused.txt").write_text("model=x does not exist")
@@ -126,7 +135,7 @@ def test_the_command_prints_and_writes_everything_reproducibly(tmp_path, monkeyp
 
 
 @pytest.fixture
-def few(tmp_path):
+def two_arms(tmp_path):
     """Return a folder with two arms."""
     for strategy in ("fedavg", "scaffold"):
         make(tmp_path / "runs" / strategy, choices={"strategy": strategy}, rows=rows(0.1, 0.5))
@@ -160,11 +169,11 @@ def few(tmp_path):
         ),
     ],
 )
-def test_impossible_questions_are_refused(few, monkeypatch, capsys, arguments, message):
-    code, out, (error,) = run(monkeypatch, capsys, few, *arguments)
+def test_impossible_questions_are_refused(two_arms, monkeypatch, capsys, arguments, message):
+    code, out, (error,) = run(monkeypatch, capsys, two_arms, *arguments)
     assert (code, out) == (1, "")
     assert error.startswith(f"error: {message}")
-    assert not (few / "report").exists()
+    assert not (two_arms / "report").exists()
 
 
 def test_folders_without_runs_are_refused(tmp_path, monkeypatch, capsys):
@@ -179,37 +188,45 @@ def test_folders_without_runs_are_refused(tmp_path, monkeypatch, capsys):
     assert (code, error) == (1, "error: no run has a round yet")
 
 
-def test_a_folder_that_cannot_be_written_is_an_error(few, monkeypatch, capsys):
-    (few.parent / "file").write_text("mine")
+def test_a_folder_that_cannot_be_written_is_an_error(two_arms, monkeypatch, capsys):
+    (two_arms.parent / "file").write_text("mine")
     for place in ("file", "file/below"):
-        code, _, (error,) = run(monkeypatch, capsys, few, "--out", few.parent / place)
+        code, _, (error,) = run(monkeypatch, capsys, two_arms, "--out", two_arms.parent / place)
         assert code == 1
         assert error.startswith("error: ")
-        assert str(few.parent / "file") in error
-    assert (few.parent / "file").read_text() == "mine"
+        assert str(two_arms.parent / "file") in error
+    assert (two_arms.parent / "file").read_text() == "mine"
 
 
-def test_files_of_an_earlier_report_stay_and_are_named(few, monkeypatch, capsys):
-    arguments = (few, "--targets", "0.3", "--out", few.parent / "out")
+def test_files_of_an_earlier_report_stay_and_are_named(two_arms, monkeypatch, capsys):
+    arguments = (two_arms, "--targets", "0.3", "--out", two_arms.parent / "out")
     _, out, _ = run(monkeypatch, capsys, *arguments)
     assert "of an earlier report" not in out
     for name in ("heat_map.png", "heat_map.pdf", "notes.txt"):
-        (few.parent / "out" / name).touch()
-    before = {path.name for path in (few.parent / "out").iterdir()}
-    arguments = (few, "--targets", "0.4", "--out", few.parent / "out")
+        (two_arms.parent / "out" / name).touch()
+    before = {path.name for path in (two_arms.parent / "out").iterdir()}
+    arguments = (two_arms, "--targets", "0.4", "--out", two_arms.parent / "out")
     _, out, _ = run(monkeypatch, capsys, *arguments)
     left = "heat_map.pdf, heat_map.png, target_0.3.csv, target_0.3.tex"
     assert f"files of an earlier report, not of this one: {left}" in out.splitlines()
-    assert before < {path.name for path in (few.parent / "out").iterdir()}
+    assert before < {path.name for path in (two_arms.parent / "out").iterdir()}
 
 
 @pytest.mark.slow
-def test_a_directory_whose_name_is_not_utf8_is_reported(few):
-    (few / "scaffold").rename(few / os.fsdecode(b"\xff"))
-    words = [sys.executable, "-m", "fedresearch.main", "report", few, "--out", few.parent / os.fsdecode(b"out\xff")]
+def test_a_directory_whose_name_is_not_utf8_is_reported(two_arms):
+    (two_arms / "scaffold").rename(two_arms / os.fsdecode(b"\xff"))
+    words = [
+        sys.executable,
+        "-m",
+        "fedresearch.main",
+        "report",
+        two_arms,
+        "--out",
+        two_arms.parent / os.fsdecode(b"out\xff"),
+    ]
     done = subprocess.run(words, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "utf-8"})
     assert (done.returncode, done.stderr) == (0, b"")
-    assert "/?</button>" in (few.parent / os.fsdecode(b"out\xff") / "report.html").read_text()
+    assert "/?</button>" in (two_arms.parent / os.fsdecode(b"out\xff") / "report.html").read_text()
 
 
 @pytest.mark.slow
@@ -252,10 +269,10 @@ def some_without(folder):
 )
 def test_any_runs_make_a_report(tmp_path, fill, num_cells):
     fill(tmp_path)
-    made = report(load([tmp_path]), targets=[0.55])
-    final, target = made.tables
+    result = report(load([tmp_path]), targets=[0.55])
+    final, target = result.tables
     assert len(final.rows) == len(target.rows) == num_cells
-    for table in made.tables:
+    for table in result.tables:
         assert {len(row) for row in table.rows} == {len(table.columns)}
         assert len(latex(table).splitlines()) > num_cells
         assert markdown(table).count("\n| ") == num_cells + 1
@@ -273,8 +290,8 @@ def test_keys_that_never_occur_together_make_no_grid(tmp_path, monkeypatch, caps
 
 def test_marks_are_in_every_table_of_cells(tmp_path):
     messy(tmp_path)
-    made = report(load([tmp_path]), targets=[0.5], grid=("strategy", "partitioner.alpha"))
-    for table in made.tables:
+    result = report(load([tmp_path]), targets=[0.5], grid=("strategy", "partitioner.alpha"))
+    for table in result.tables:
         assert any("†" in text for row in table.texts for text in row), table.id
         assert any(note.startswith("† ") for note in table.notes)
 
@@ -285,8 +302,8 @@ def test_each_target_has_its_own_grid(tmp_path):
             partitioner = {"partitioner": {"_target_": "dirichlet", "alpha": alpha}}
             choices = {"strategy": strategy}
             make(tmp_path / f"{strategy}{alpha}", choices=choices, rows=rows(0.2, 0.4, 0.6, 0.8), **partitioner)
-    made = report(load([tmp_path]), targets=[0.3, 0.7], grid=("strategy", "partitioner.alpha"))
-    grids = {table.id: [entry.sort for row in table.rows for entry in row[1:]] for table in made.tables}
+    result = report(load([tmp_path]), targets=[0.3, 0.7], grid=("strategy", "partitioner.alpha"))
+    grids = {table.id: [entry.sort for row in table.rows for entry in row[1:]] for table in result.tables}
     assert grids["target_0.3_grid"] == pytest.approx([1.5] * 4)
     assert grids["target_0.7_grid"] == pytest.approx([3.5] * 4)
 
@@ -306,8 +323,8 @@ def test_a_partitions_title_has_the_settings_it_depends_on(tmp_path):
         for alpha in (0.1, 1.0):
             partitioned(tmp_path, f"{strategy}{alpha}", alpha, 3, choices={"strategy": strategy})
     partitioned(tmp_path, "pooled", 0.1, 3, choices={"strategy": "central"}, strategy={"pooled": True})
-    made = report(load([tmp_path]))
-    titles = [picture.figure.get_suptitle() for name, picture in made.figures.items() if name.startswith("partition")]
+    result = report(load([tmp_path]))
+    titles = [picture.figure.get_suptitle() for name, picture in result.figures.items() if name.startswith("partition")]
     assert titles == ["alpha=0.1, pooled, seed 3", "alpha=0.1, seed 3", "alpha=1.0, seed 3"]
 
 
@@ -350,8 +367,8 @@ def test_curves_use_finished_runs_and_spreads_the_last_evaluated_round(tmp_path)
     columns = [f"clients/accuracy_{part}" for part in ("mean", "std", "p10", "worst")]
     of_clients = [dict(zip(columns, values, strict=True)) for values in ([0.1] * 4, [0.5, 0.1, 0.3, 0.2], [None] * 4)]
     for seed, status in enumerate(("finished", "failed", "finished")):
-        of = [{**row, **more} for row, more in zip(rows(0.1, 0.2, 0.4 + seed / 10), of_clients, strict=True)]
-        make(tmp_path / status / f"{seed}", seed=seed, status=status, rows=of)
+        curve = [{**row, **more} for row, more in zip(rows(0.1, 0.2, 0.4 + seed / 10), of_clients, strict=True)]
+        make(tmp_path / status / f"{seed}", seed=seed, status=status, rows=curve)
     (cell,) = group_runs(load([tmp_path])).cells
     assert [run.state for run in plotted_runs(cell)] == ["finished", "finished"]
     assert mean_curve(cell, "rounds", "eval/accuracy").mean[-1] == pytest.approx(0.5)
@@ -379,14 +396,14 @@ def test_keys_that_distinguish_cells_come_first_in_a_runs_differences(tmp_path):
             strategy=server,
             optimizer={"lr": lr},
         )
-    made = document(report(load([tmp_path]), targets=[0.5]), {})
-    first = list(made["runs"][0]["changed"])
+    result = document(report(load([tmp_path]), targets=[0.5]), {})
+    first = list(result["runs"][0]["changed"])
     assert first[:2] == ["run: choices.strategy", "optimizer.lr"]
     assert first[2:4] == ["tracker.mode", "strategy.server._target_"]
     assert all(key.startswith("run: ") for key in first[4:])
     assert "run: git.fedresearch.commit" in first
-    assert made["targets"] == [{"metric": "eval/accuracy", "value": 0.5}]
-    assert [arm["y"]["eval/accuracy"]["mean"] for arm in made["arms"]].count([None]) == 1
+    assert result["targets"] == [{"metric": "eval/accuracy", "value": 0.5}]
+    assert [arm["y"]["eval/accuracy"]["mean"] for arm in result["arms"]].count([None]) == 1
 
 
 def test_markdown_is_a_table(tmp_path):
@@ -410,13 +427,13 @@ def test_texts_cannot_be_formulas_tags_or_links():
     texts = ["=1+1", "+cmd", "-x", "@a", "-0.5", "<script>", "[a](javascript:b)", "\x1b[31m", "a<b", "<0.001"]
     table = Table("t", "T", "c", ["a"], [[Entry(text)] for text in texts], [{"a": text} for text in texts])
     assert comma_separated(table).splitlines()[1:6] == ["'=1+1", "'+cmd", "'-x", "'@a", "-0.5"]
-    texts_read = [line.strip("| ") for line in markdown(table).splitlines() if line.startswith("| ")][1:]
-    assert texts_read[5:] == ["\\<script>", "[a\\](javascript:b)", "[31m", "a\\<b", "<0.001"]
+    lines = [line.strip("| ") for line in markdown(table).splitlines() if line.startswith("| ")][1:]
+    assert lines[5:] == ["\\<script>", "[a\\](javascript:b)", "[31m", "a\\<b", "<0.001"]
 
 
 @pytest.mark.slow
-def test_a_closed_pipe_and_an_ascii_terminal_are_fine(few):
-    words = f"{sys.executable} -m fedresearch.main report {few} --out {few.parent / 'out'}"
+def test_a_closed_pipe_and_an_ascii_terminal_are_fine(two_arms):
+    words = f"{sys.executable} -m fedresearch.main report {two_arms} --out {two_arms.parent / 'out'}"
     done = subprocess.run(
         ["bash", "-c", f"set -o pipefail; {words} | true"],
         capture_output=True,
@@ -424,7 +441,7 @@ def test_a_closed_pipe_and_an_ascii_terminal_are_fine(few):
         env={**os.environ, "PYTHONIOENCODING": "ascii"},
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert (few.parent / "out" / "report.html").exists()
+    assert (two_arms.parent / "out" / "report.html").exists()
 
 
 @pytest.mark.parametrize(
@@ -489,7 +506,7 @@ def test_latex_has_commands_or_code_points(text, source):
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="needs pdflatex")
 def test_latex_compiles_as_pasted(tmp_path):
     messy(tmp_path / "runs")
-    made = report(
+    result = report(
         load([tmp_path / "runs"]), baseline="strategy=fedavg", targets=[0.5], grid=("strategy", "partitioner.alpha")
     )
     texts = [
@@ -497,7 +514,7 @@ def test_latex_compiles_as_pasted(tmp_path):
         "中文 🎉\ufe0f ∞ \udcff\u2028 ⟨ ‘’“”„€",
     ]
     odd = Table(**{**vars(TABLE), "id": "odd", "rows": [[Entry(text)] * 3 for text in texts], "notes": texts})
-    pasted = "\n".join(latex(table) for table in (TABLE, odd, *made.tables))
+    pasted = "\n".join(latex(table) for table in (TABLE, odd, *result.tables))
     lines = [
         "\\documentclass{article}",
         "\\usepackage[T1]{fontenc}",

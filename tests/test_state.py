@@ -130,7 +130,7 @@ def folder_readers(folder):
 def resume(directory, composed):
     """Do all steps of a resume before it builds and trains, and claim its directory."""
     with contextlib.chdir(directory.parent):
-        main._with_the_past([f"resume={directory}"])
+        main._with_resumed_overrides([f"resume={directory}"])
     with locked(directory):
         if is_unfinished(read_record(directory), composed, directory):
             for _ in read_checkpoints(directory):

@@ -13,26 +13,26 @@ GLOBAL, PERSONAL = {"eval/accuracy": 0.25}, {"eval/accuracy": 0.25, "personal/ev
 
 
 @pytest.fixture
-def shown(tmp_path, capsys):
+def print_status(tmp_path, capsys):
     """Return a function that writes jobs (overrides, row, record fields) and returns the printed lines."""
 
-    def shown_(*jobs):
+    def print_status_(*jobs):
         for number, (words, row, record) in enumerate(jobs):
             make(tmp_path / f"{number}", rows=[row], record={"overrides": words, **record})
         show(tmp_path)
         return capsys.readouterr().out.splitlines()
 
-    return shown_
+    return print_status_
 
 
-def test_jobs_with_personal_models_show_their_metric(shown):
-    head, *jobs, _ = shown((["strategy=fedrep"], PERSONAL, OWN), (["strategy=fedbn"], PERSONAL, OWN))
+def test_jobs_with_personal_models_show_their_metric(print_status):
+    head, *jobs, _ = print_status((["strategy=fedrep"], PERSONAL, OWN), (["strategy=fedbn"], PERSONAL, OWN))
     assert head.split()[-1] == "personal/eval_acc"
     assert [line.split()[-1] for line in jobs] == ["0.7500", "0.7500"]
 
 
-def test_a_table_of_global_models_warns_of_jobs_with_personal_models(shown):
-    head, *_, line = shown((["strategy=fedavg"], GLOBAL, {}), (["strategy=fedrep"], PERSONAL, OWN))
+def test_a_table_of_global_models_warns_of_jobs_with_personal_models(print_status):
+    head, *_, line = print_status((["strategy=fedavg"], GLOBAL, {}), (["strategy=fedrep"], PERSONAL, OWN))
     assert head.split()[-1] == "eval/accuracy"
     assert line == (
         "warning: eval/accuracy is of the global model, and in 1 of 2 jobs, such as strategy=fedrep, the clients' own "
@@ -40,16 +40,16 @@ def test_a_table_of_global_models_warns_of_jobs_with_personal_models(shown):
     )
 
 
-def test_a_table_of_jobs_with_global_models_has_no_warning(shown):
-    assert shown((["seed=0"], GLOBAL, {}), (["seed=1"], GLOBAL, {}))[-1].startswith("2 finished in ")
+def test_a_table_of_jobs_with_global_models_has_no_warning(print_status):
+    assert print_status((["seed=0"], GLOBAL, {}), (["seed=1"], GLOBAL, {}))[-1].startswith("2 finished in ")
 
 
-def test_sweeps_in_the_folder_are_named(shown, tmp_path):
+def test_sweeps_in_the_folder_are_named(print_status, tmp_path):
     for number, status in enumerate(("finished", "failed", "finished")):
         make(tmp_path / "sweep_a" / f"{number}", status=status)
     with pytest.raises(
         InputError, match=f"^{re.escape(str(tmp_path))} holds sweeps .*; try one of {tmp_path}/sweep_a$"
     ):
         show(tmp_path)
-    *_, last = shown((["seed=0"], GLOBAL, {}))
+    *_, last = print_status((["seed=0"], GLOBAL, {}))
     assert last == f"{tmp_path / 'sweep_a'} is a separate sweep: 2 finished, 1 failed"

@@ -112,13 +112,13 @@ def test_the_same_command_runs_exactly_the_missing_jobs(tmp_path):
         assert first.poll() is None, first.printed()
         time.sleep(0.1)
     (directory,) = (tmp_path / "outputs").iterdir()
-    shown = status(tmp_path, directory)
-    assert "5 finished, 1 failed, 1 running, 1 missing in" in shown.stdout, shown
+    listing = status(tmp_path, directory)
+    assert "5 finished, 1 failed, 1 running, 1 missing in" in listing.stdout, listing
     first.send_signal(signal.SIGKILL)
     finish(first)
-    shown = status(tmp_path, directory)
-    assert shown.returncode == 1
-    assert "5 finished, 1 failed, 1 killed, 1 missing in" in shown.stdout
+    listing = status(tmp_path, directory)
+    assert listing.returncode == 1
+    assert "5 finished, 1 failed, 1 killed, 1 missing in" in listing.stdout
     finished = {job for job, record in records(directory).items() if record["status"] == "finished"}
     before = {path: at for path, at in times(directory).items() if path.parent in finished}
 
@@ -170,8 +170,8 @@ def test_jobs_run_side_by_side_under_joblib(tmp_path):
     assert done.returncode == 1
     assert "2 jobs run at once, on " in done.stdout
     assert "2 finished, 2 refused in outputs/sweep_" in done.stdout
-    again = command(tmp_path, *sweep)  # the launcher does not change numbers
-    assert again.stdout.count("is finished: skipped") == 2
+    repeated = command(tmp_path, *sweep)  # the launcher does not change numbers
+    assert repeated.stdout.count("is finished: skipped") == 2
     assert len(list((tmp_path / "outputs").iterdir())) == 1
 
 
@@ -193,10 +193,10 @@ def test_the_error_of_a_job_that_cannot_start_is_printed_and_kept(tmp_path):
     (printed,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
     assert printed == "error: " + refused.read_text().strip()
     assert done.stdout.splitlines()[-2:] == ["1 refused, 1 finished in s", f"{refused.parent.name}: {printed[7:]}"]
-    shown = status(tmp_path, "s")
-    assert shown.returncode == 1
-    assert shown.stdout in done.stdout
-    # Without the list of jobs, the jobs on disk are shown.
+    listing = status(tmp_path, "s")
+    assert listing.returncode == 1
+    assert listing.stdout in done.stdout
+    # Without the list of jobs, the jobs on disk are listing.
     (tmp_path / "s" / "sweep.json").unlink()
     assert {"1 refused", "1 finished"} == set(
         status(tmp_path, "s").stdout.splitlines()[-2].split(" in ")[0].split(", ")
@@ -306,9 +306,9 @@ def test_jobs_with_the_same_numbers_run_once(tmp_path):
 def test_a_sweep_of_strategies_applies_each_value_where_its_key_exists(tmp_path):
     words = ["-m", "model=logistic", "strategy=fedavg,fedprox,scaffold", "strategy.server.proximal_mu=0.01,0.1"]
     rate = "strategy.server.server_learning_rate=0.5"  # only SCAFFOLD has it, and it is not swept
-    first, again = (command(tmp_path, *words, rate, runs=False) for _ in range(2))
+    first, second = (command(tmp_path, *words, rate, runs=False) for _ in range(2))
     assert first.returncode == 0, first.stderr
-    assert first.stdout == again.stdout
+    assert first.stdout == second.stdout
     lines = first.stdout.splitlines()
     assert lines[:2] == [
         "strategy.server.proximal_mu applies to 2 of 4 jobs: the others' options do not have it",

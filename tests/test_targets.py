@@ -34,10 +34,10 @@ def table(folder, target=0.5, axis="rounds", against="", metric="eval/accuracy",
 def test_the_crossing_is_taken_along_every_axis(tmp_path):
     # From 0.2 in round 2 to 0.6 in round 4, the target is three quarters of the way: 3.5. Round 3 has no evaluation.
     arm(tmp_path, "fedavg", [[0.1, 0.2, None, 0.6]])
-    made = table(tmp_path)
-    assert made.columns == ["cell", "rounds", "bytes", "steps", "seconds"]
-    assert made.texts == [["all runs", "3.5", "7.0 kB", "10", "1.8 s"]]
-    (record,) = made.records
+    result = table(tmp_path)
+    assert result.columns == ["cell", "rounds", "bytes", "steps", "seconds"]
+    assert result.texts == [["all runs", "3.5", "7.0 kB", "10", "1.8 s"]]
+    (record,) = result.records
     medians = [record[f"{name}_median"] for name in ("rounds", "bytes", "steps", "seconds")]
     assert medians == pytest.approx([3.5, 7000, 10.5, 1.75])
     assert (record["metric"], record["target"], record["seeds"], record["reached"]) == ("eval/accuracy", 0.5, 1, 1)
@@ -63,12 +63,12 @@ def test_fewer_than_half_give_a_bound(tmp_path):
 def test_a_diverged_run_counts_as_longer_than_its_planned_rounds(tmp_path):
     arm(tmp_path, "fedavg", [[0.1, 0.2], [0.1, 0.2]], statuses=["diverged", "diverged"], num_rounds=20)
     arm(tmp_path, "scaffold", [[0.1, 0.2]], statuses=["interrupted"], num_rounds=20)
-    made = table(tmp_path)
-    assert made.texts == [
+    result = table(tmp_path)
+    assert result.texts == [
         ["fedavg", ">20, 0/2 seeds", ">40.0 kB", ">60", ">10.0 s"],
         ["scaffold", ">2, 0/1 seeds", ">4.0 kB", ">6", ">1.0 s"],
     ]
-    assert "if it diverged, than its planned run" in made.caption
+    assert "if it diverged, than its planned run" in result.caption
 
 
 def test_a_target_reached_before_a_failure_counts(tmp_path):
@@ -100,10 +100,10 @@ def test_a_run_that_diverged_in_its_first_round_counts_as_its_planned_rounds(tmp
 
 def test_losses_fall(tmp_path):
     arm(tmp_path, "fedavg", [[3.0, 2.0, 1.0]], metric="eval/loss")
-    made = table(tmp_path, target=1.5, metric="eval/loss")
-    assert made.texts[0][1] == "2.5"
-    assert "until eval/loss first falls to 1.5" in made.caption
-    assert (made.id, made.title) == ("target_1.5", "To eval/loss 1.5")
+    result = table(tmp_path, target=1.5, metric="eval/loss")
+    assert result.texts[0][1] == "2.5"
+    assert "until eval/loss first falls to 1.5" in result.caption
+    assert (result.id, result.title) == ("target_1.5", "To eval/loss 1.5")
 
 
 def test_runs_without_the_metric_never_reach_a_target(tmp_path):
@@ -116,16 +116,16 @@ def test_speed_ups_are_over_the_baseline(tmp_path):
     arm(tmp_path, "fedavg", [[0.1] * 29 + [0.5]])
     arm(tmp_path, "fedprox", [[0.1] * 11 + [0.5]])
     arm(tmp_path, "scaffold", [[0.1] * 40])
-    made = table(tmp_path, against="strategy=fedavg")
-    assert made.columns == ["strategy", "rounds", "speed-up", "bytes", "steps", "seconds"]
+    result = table(tmp_path, against="strategy=fedavg")
+    assert result.columns == ["strategy", "rounds", "speed-up", "bytes", "steps", "seconds"]
     # 30 / 12, and at least 40 rounds against 30.
-    assert [row[:3] for row in made.texts] == [
+    assert [row[:3] for row in result.texts] == [
         ["fedavg", "30", "baseline"],
         ["fedprox", "12", "2.5×"],
         ["scaffold", ">40, 0/1 seeds", "<0.8×"],
     ]
-    assert [record["speed_up"] for record in made.records] == [1.0, 2.5, 0.75]
-    assert made.caption.endswith("Speed-up in rounds: the median of strategy=fedavg over that of the row.")
+    assert [record["speed_up"] for record in result.records] == [1.0, 2.5, 0.75]
+    assert result.caption.endswith("Speed-up in rounds: the median of strategy=fedavg over that of the row.")
 
 
 def test_speed_ups_use_the_chosen_axis(tmp_path):
@@ -137,8 +137,8 @@ def test_speed_ups_use_the_chosen_axis(tmp_path):
     make(tmp_path / "s", choices={"strategy": "scaffold"}, rows=rows, federation={"num_rounds": 40})
     ratios = {"rounds": 10 / 1, "bytes": 20_000 / 5000, "steps": 30 / 3, "seconds": 5 / 40}
     for axis, ratio in ratios.items():
-        made = table(tmp_path, axis=axis, against="strategy=fedavg")
-        assert made.records[1]["speed_up"] == pytest.approx(ratio)
+        result = table(tmp_path, axis=axis, against="strategy=fedavg")
+        assert result.records[1]["speed_up"] == pytest.approx(ratio)
 
 
 def test_a_cell_without_a_baseline_has_no_speed_up(tmp_path):
@@ -147,12 +147,12 @@ def test_a_cell_without_a_baseline_has_no_speed_up(tmp_path):
         (directory := tmp_path / str(number)).mkdir()
         arm(directory, "fedavg", [[0.5]], num_rounds=number)
     arm(tmp_path, "scaffold", [[0.5]], num_rounds=9)
-    made = table(tmp_path, against="strategy=fedavg")
-    assert {row[made.columns.index("speed-up")] for row in made.texts} == {"–"}
+    result = table(tmp_path, against="strategy=fedavg")
+    assert {row[result.columns.index("speed-up")] for row in result.texts} == {"–"}
 
 
 def test_a_cells_mark_is_beside_its_name(tmp_path):
     arm(tmp_path, "fedavg", [[0.5]])
     arm(tmp_path, "scaffold", [[0.5]])
-    made = table(tmp_path, marks={"strategy=scaffold": "†"})
-    assert [row[0] for row in made.texts] == ["fedavg", "scaffold †"]
+    result = table(tmp_path, marks={"strategy=scaffold": "†"})
+    assert [row[0] for row in result.texts] == ["fedavg", "scaffold †"]

@@ -73,7 +73,7 @@ def test_clients_own_models_are_tuned_in_the_cells_that_have_them(tmp_path):
     chosen, _ = choose(load([tmp_path]), "optimizer.lr", "last")
     assert {tuple(each["cell"]): each["value"] for each in chosen["cells"]} == {("ditto",): 0.01, ("fedavg",): 0.1}
     assert {*chosen["selection"].split("; ")} == {
-        f"{of}/eval_acc after the last round" for of in ("clients", "personal")
+        f"{models}/eval_acc after the last round" for models in ("clients", "personal")
     }
 
 
@@ -274,9 +274,9 @@ def test_values_tried_on_different_seeds_are_warned_of(tmp_path):
 
 @pytest.mark.parametrize("metric", ["clients/eval_acc", "clients/eval_loss"])
 def test_the_first_of_equally_good_values_is_chosen(tmp_path, metric):
-    of = metric.replace("clients/eval_acc", "eval/accuracy").replace("clients/eval_loss", "eval/loss")
+    other_metric = metric.replace("clients/eval_acc", "eval/accuracy").replace("clients/eval_loss", "eval/loss")
     for lr in (0.1, 0.2, 0.3):
-        make(tmp_path / str(lr), rows=[{metric: 0.5, of: 0.5}], optimizer={"lr": lr})
+        make(tmp_path / str(lr), rows=[{metric: 0.5, other_metric: 0.5}], optimizer={"lr": lr})
     assert choose(load([tmp_path]), "optimizer.lr", "last")[0]["cells"][0]["value"] == 0.1
 
 

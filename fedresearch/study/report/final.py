@@ -150,7 +150,7 @@ def across_table(study: Study, question: Question, outcomes: Mapping[str, Outcom
 
     Tuned keys are not part of a setting. Only settings in which all values share two seeds or more count, and only
     those seeds, so that each setting has the same weight for each value. None where there are fewer than two such
-    settings, or for what is no share, such as a loss, which has no common scale across settings.
+    settings, or for a metric that is not a share, such as a loss, which has no common scale across settings.
     """
     key = question.baseline.text.partition("=")[0]
     if not key or not is_share(question.metric):
