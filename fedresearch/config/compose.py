@@ -141,7 +141,7 @@ def merge_overrides(recorded: Sequence[str], typed: Sequence[str]) -> list[str]:
     Raises
     ------
     InputError
-        If a kept one held a secret: secrets are not recorded.
+        If a recorded override that is kept held a secret, since secrets are not recorded.
     """
     keys = {_key(word) for word in typed}
     replaced = tuple(f"{group}." for group in keys & {"hardware", "tracker"})

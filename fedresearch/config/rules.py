@@ -81,7 +81,7 @@ def _some_text(value: Any) -> bool:
 
 
 def _name(max_characters: int, without: str = "") -> Callable[[Any], bool]:
-    """Return a check that a value is a name: printable text or a number, of at most so many characters."""
+    """Return a check that a value is a name: printable text or a number, of at most ``max_characters``."""
 
     def holds(value: Any) -> bool:
         text = str(value) if type(value) in (str, int, float) else ""

@@ -41,9 +41,6 @@ from fedresearch.local.update import LocalUpdate
 from fedresearch.seeding import derive_seed
 from fedresearch.tracking.tracker import Tracker
 
-# How many rounds are asked before the first for their cohorts.
-_ROUNDS_AHEAD = 1000
-
 
 class Experiment:
     """An experiment's parts, each built at its first use and only once.
@@ -264,7 +261,7 @@ class Experiment:
         )
 
     def sampling_sha256(self) -> str:
-        """Return the SHA-256 of the cohorts of rounds 1 to 10, whatever the number of rounds."""
+        """Return the SHA-256 of the cohorts of rounds 1 to 10, for any number of rounds."""
         cohorts = [sorted(map(int, self.train_cohort(server_round))) for server_round in range(1, 11)]
         return hashlib.sha256(json.dumps(cohorts).encode()).hexdigest()
 

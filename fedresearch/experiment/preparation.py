@@ -10,7 +10,7 @@ from fedresearch.errors import InputError
 from fedresearch.experiment.experiment import Experiment
 from fedresearch.experiment.rehearsal import rehearse
 
-# Cohorts are sampled ahead for at most so many rounds.
+# Cohorts are sampled in advance for at most this number of rounds.
 _ROUNDS_AHEAD = 1000
 
 

@@ -197,7 +197,7 @@ def _code(whence: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _write_partition(experiment: Experiment, run: RunDirectory) -> None:
-    """Write how many samples of which class each client holds: partition.csv and, with classes, partition.png."""
+    """Write each client's number of samples per class: partition.csv and, with classes, partition.png."""
     data: FederatedData = experiment.data
     num_classes = experiment.config.dataset["declares"]["num_classes"]
     labels = None if data.y.is_floating_point() else [y.cpu().numpy() for y in data.targets()]

@@ -122,7 +122,7 @@ class OwnSuperLink:
         _end_groups(self._processes.values(), signal.SIGKILL, _END_S)
 
     def troubles(self) -> list[str]:
-        """Return what processes that have ended said last."""
+        """Return the last words of processes that have ended."""
         return [
             f"{name} has ended: {self._last_words(name)}"
             for name, process in self._processes.items()
