@@ -296,7 +296,7 @@ BUILT = {
     "strategy=fedavg: strategy.server must make": ["strategy.server._target_=builtins.dict"],
     "strategy=fedavg: FedAvg": ["+strategy.server.zzz=1"],
     "strategy=fedavg: strategy.client must make": ["strategy.client._target_=builtins.dict"],
-    "strategy=fedper: the head may be": ["strategy=fedper", "strategy.client.head=[nope]"],
+    "strategy=fedper: the head may consist of": ["strategy=fedper", "strategy.client.head=[nope]"],
     "hardware=cpu: hardware must make": ["hardware._target_=builtins.dict"],
     "dataset=digits: dataset must make": ["dataset._target_=builtins.dict"],
     "dataset=digits: load": ["+dataset.zzz=1"],
