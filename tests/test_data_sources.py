@@ -280,7 +280,7 @@ def test_a_gzip_is_inflated_to_its_headers_size_and_no_further(tmp_path, idx_fil
 
 def test_a_header_of_an_impossible_size(tmp_path, idx_files):
     write(tmp_path, {**idx_files[1], NAMES[0]: bytes([0, 0, 8, 3]) + b"\xff" * 12})
-    with pytest.raises(InputError, match=rf"{NAMES[0]} must hold .*, more than the {2**32} that are read"):
+    with pytest.raises(InputError, match=rf"{NAMES[0]} must hold .*, at most {2**32} are read"):
         idx.load(root=str(tmp_path), raw="MNIST/raw", mean=[0.1], std=[0.3])
 
 

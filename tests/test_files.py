@@ -93,5 +93,5 @@ def test_what_is_no_file_is_passed_over(holding, tmp_path):
     folder = holding("train-0.parquet")
     (folder / "train-1.parquet").mkdir()
     assert found(folder) == ["train-0.parquet"]
-    with pytest.raises(InputError, match="which is no folder"):
+    with pytest.raises(InputError, match="which is not a folder"):
         found(folder / "train-0.parquet")

@@ -155,7 +155,10 @@ def grey(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"path": "/nowhere"}, r"dataset\.path must be a folder with Parquet files, got /nowhere, which is no folder"),
+        (
+            {"path": "/nowhere"},
+            r"dataset\.path must be a folder with Parquet files, got /nowhere, which is not a folder",
+        ),
         ({"test_split": "valid"}, r"must hold valid\*\.parquet or valid/\*\.parquet, .*are: test\.parquet, train"),
         ({"image": "img"}, r"train\.parquet has no column img; try dataset\.image=COLUMN, one of image, label"),
         ({"label": "fine"}, r"train\.parquet has no column fine; try dataset\.label=COLUMN, one of image, label"),
@@ -232,10 +235,10 @@ def whole(content, path=None):
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        ([whole(png(PIXELS)), whole(None)], r"row 1 of dataset\.image=image holds no image; a file or an address"),
+        ([whole(png(PIXELS)), whole(None)], r"row 1 of dataset\.image=image must hold an image; a file or an address"),
         ([whole(png(PIXELS)), None], r"row 1 of dataset\.image=image has no value \(null\)"),
-        ([whole(None, "FILE")], r"row 0 of dataset\.image=image holds no image; a file or an address that it names is"),
-        ([whole(None, "http://127.0.0.1:1/a.png")], r"row 0 of dataset\.image=image holds no image"),
+        ([whole(None, "FILE")], r"row 0 of dataset\.image=image must hold an image; a file or an address in it is"),
+        ([whole(None, "http://127.0.0.1:1/a.png")], r"row 0 of dataset\.image=image must hold an image"),
         ([whole(png(PIXELS, "GIF"))], r"row 0 .* must be an image in one of the formats PNG, JPEG, WEBP, BMP, TIFF"),
         ([whole(png(PIXELS)), whole(png(PIXELS)[:50])], r"row 1 of dataset\.image=image cannot be read as an image: "),
         ([whole(b"")], r"row 0 .* must be an image in one of the formats"),
@@ -304,7 +307,7 @@ def test_images_as_plain_bytes(grey, kind):
         (pa.array([3, 1], pa.uint8()).dictionary_encode(), [3, 1]),
         ([1.5, 0.0], r"dataset\.label=label must hold class indices, got 1\.5; try dataset\.label=COLUMN"),
         ([float("nan"), 0.0], r"must hold class indices, got nan; try"),
-        (["cat", "dog"], r"must hold class indices, got string; try dataset\.label=COLUMN of another, or number"),
+        (["cat", "dog"], r"must hold class indices, got string; try a different dataset\.label=COLUMN, or number"),
         ([[1], [2]], r"must hold class indices, got list<.*>; try"),
         ([1, None], r"row 1 of dataset\.label=label has no value \(null\)"),
     ],
@@ -334,7 +337,7 @@ def test_a_folder_of_the_datasets_name_is_not_taken_for_the_hub(grey, tmp_path, 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "someone" / "pictures").mkdir(parents=True)
     with pytest.raises(
-        InputError, match=r"dataset\.name=someone/pictures is a folder here.*; try dataset\.path=someone"
+        InputError, match=r"dataset\.name=someone/pictures is a local folder.*; try dataset\.path=someone"
     ):
         hub.load(**{**grey, "path": None})
 

@@ -386,7 +386,7 @@ def test_flags_may_be_anywhere(tmp_path):
         ),
         (
             ["partitioner.min_partition_size=1000"],
-            "error: DirichletPartitioner cannot share out 1437 samples with these",
+            "error: DirichletPartitioner cannot partition 1437 samples with these",
         ),
     ],
 )

@@ -237,12 +237,12 @@ def test_the_plot_of_many_clients_shows_the_first_hundred():
     [
         (
             ["partitioner.min_partition_size=1000"],
-            "DirichletPartitioner cannot share out 1437 samples .*: The max number of attempts",
+            "DirichletPartitioner cannot partition 1437 samples .*: The max number of attempts",
             ["partitioner.min_partition_size=0", "a larger partitioner.alpha", "a smaller federation.num_supernodes"],
         ),
         (
             ["partitioner.self_balancing=true", "partitioner.alpha=1e-3", "partitioner.min_partition_size=0"],
-            r"sizes that are no numbers \(NaN\)",
+            r"sizes that are not numbers \(NaN\)",
             ["a larger partitioner.alpha"],
         ),
         (
@@ -252,7 +252,7 @@ def test_the_plot_of_many_clients_shows_the_first_hundred():
         ),
         (
             ["partitioner=distribution", "partitioner.distribution_array.sigma=1000"],
-            "sigma=1000 gives shares beyond all floats",
+            "sigma=1000 gives shares outside the range of floats",
             ["partitioner.distribution_array.sigma=2.0"],
         ),
         (
@@ -292,8 +292,8 @@ class Given(Partitioner):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (([0, 1, 2], [2, 1]), r"deals 2 of them more than once, such as sample 1 to clients 0 and 1"),
-        (([0], [3, 4, 3]), r"deals 1 of them more than once, such as sample 3 to clients 1 and 1"),
+        (([0, 1, 2], [2, 1]), r"assigns 2 of them more than once, such as sample 1 to clients 0 and 1"),
+        (([0], [3, 4, 3]), r"assigns 1 of them more than once, such as sample 3 to clients 1 and 1"),
     ],
 )
 def test_a_sample_that_is_dealt_twice_is_refused(rows, message):
@@ -380,7 +380,7 @@ def test_test_samples_that_equal_samples_of_clients_are_counted():
     assert facts.num_test_in_train == 3
     assert [*facts.lines()][-1].startswith("3 of the 6 test samples equal samples that clients have")
     assert [*dealt(train, train, [0, 3], [2, 1]).lines()] == [
-        "all 4 test samples equal samples that clients have: eval/* and what is chosen by it say too little of new data"
+        "all 4 test samples equal samples that clients have: eval/*, and a choice by it, may not hold for new data"
     ]
     assert dealt(train, test[1:3], [0, 1, 2], []).num_test_in_train == 0
 

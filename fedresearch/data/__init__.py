@@ -1,1 +1,1 @@
-"""Sources and partitions of data: what becomes :class:`~fedresearch.data.federated.FederatedData`."""
+"""Sources and partitions of data, which make up :class:`~fedresearch.data.federated.FederatedData`."""

@@ -1,4 +1,4 @@
-"""Arrays that are costly to make, kept on disk."""
+"""A cache on disk for arrays that are costly to make."""
 
 import hashlib
 import json
@@ -17,26 +17,26 @@ from fedresearch.locking import file_lock
 
 log = logging.getLogger(__name__)
 
-# Seconds after which a process that waits for another says so.
+# Seconds after which a waiting process logs a warning.
 _WARN_AFTER_S = 60
 
 Arrays = Mapping[str, NDArray[Any]]
 
 
 def cached_arrays(cache_dir: str | Path, name: str, key: object, make: Callable[[], Arrays]) -> Arrays:
-    """Return the arrays kept under ``name`` and ``key``; make and keep them where there are none.
+    """Return the cached arrays of ``name`` and ``key``; make and cache them if they are missing.
 
-    Processes that start together make them once. An entry is one ``.npz`` file, renamed into place when complete; its
-    checksums are verified at each reading, and a damaged one is made again.
+    Concurrent processes make them once. An entry is one ``.npz`` file, renamed into place when complete. Its checksums
+    are verified at each reading, and a damaged entry is made again.
 
     Parameters
     ----------
     cache_dir : path
-        Where entries are kept; made when missing.
+        Folder of the entries; it is created if missing.
     name : str
-        A readable beginning of the entry's name.
+        The readable beginning of the entry's name.
     key : object
-        All that the arrays depend on, as JSON can write it.
+        Everything on which the arrays depend, as a JSON value.
     make : callable
         Returns the arrays by name.
 
@@ -66,7 +66,7 @@ def _waiting_for(path: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=_WARN_AFTER_S)
     except Timeout:
-        log.warning("waiting for another process that makes the same arrays; if there is none, remove %s", path)
+        log.warning("waiting for another process that makes the same arrays; if none runs, remove %s", path)
         lock.acquire()
     try:
         yield
@@ -80,13 +80,13 @@ def _read(entry: Path) -> Arrays | None:
             return dict(arrays)
     except FileNotFoundError:
         return None
-    except Exception as error:  # zipfile and NumPy raise some ten kinds of them, NotImplementedError too
+    except Exception as error:  # zipfile and NumPy raise some ten types, including NotImplementedError
         log.warning("%s is damaged (%s) and is made again", entry, error)
         return None
 
 
 def _write(entry: Path, arrays: Arrays) -> None:
-    unfinished = entry.with_suffix(".tmp")  # one name is enough: the lock is held
+    unfinished = entry.with_suffix(".tmp")  # one name is enough, since the lock is held
     try:
         with unfinished.open("wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]  # the stub takes the names for its own arguments

@@ -8,10 +8,10 @@ from fedresearch.data.source import Samples, Source
 
 
 def load() -> Source:
-    """Load 442 patients with 10 measurements each, and how far their diabetes has progressed after a year.
+    """Load 442 patients with 10 measurements each, and the progression of their diabetes after a year.
 
     Inputs and targets, of shapes ``(n, 10)`` and ``(n, 1)``, are float64 with mean 0 and standard deviation 1 over the
-    training split. A fifth of the patients, always the same, is the test split.
+    training split. A fixed fifth of the patients is the test split.
     From Efron, Hastie, Johnstone and Tibshirani 2004, "Least Angle Regression".
     """
     patients = load_diabetes()

@@ -8,9 +8,9 @@ from fedresearch.data.source import Samples, Source
 
 
 def load() -> Source:
-    """Load 1,797 grey images of 8 x 8 pixels, scaled to [0, 1]; a stratified 20 %, always the same, is the test split.
+    """Load 1,797 grey images of 8 x 8 pixels, scaled to [0, 1]; a fixed, stratified 20 % is the test split.
 
-    They are the test set of UCI's "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak 1998).
+    The images are the test set of UCI's "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak 1998).
     """
     digits = load_digits()
     x = torch.from_numpy(digits.images / 16).float()[:, None]

@@ -1,4 +1,4 @@
-"""What a reader of a run must know of its data: what no client has, and what is tested on though it is trained on."""
+"""Facts about a run's data that may mislead: samples that no client holds, and test samples in the training data."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedresearch.data.federated import FederatedData
 
-_CHUNK = 4096  # rows that are hashed at once
+_CHUNK = 4096  # rows hashed at once
 
 
 @dataclass(frozen=True)
@@ -21,17 +21,17 @@ class Facts:
     Parameters
     ----------
     sha256 : str
-        A SHA-256 over hashes of the samples that clients have, whoever has them, and of the test split's.
+        A SHA-256 over hashes of all clients' samples, independent of the partition, and of the test split's.
     num_train, num_test : int
-        Samples of the dataset's two splits.
+        Numbers of samples of the dataset's two splits.
     num_unheld : int
-        Training samples that no client has.
+        Number of training samples that no client holds.
     classes_untrained : sequence of int
-        Classes that no client trains on, though one of the splits has them. Empty for a regression.
+        Classes of either split that no client trains on; empty for a regression.
     test_share_untrained : float
         Their share of the test split, in [0, 1].
     num_test_in_train : int
-        Test samples that equal, bit by bit, a sample of some client.
+        Number of test samples that are bit by bit equal to a sample of a client.
     """
 
     sha256: str
@@ -43,27 +43,27 @@ class Facts:
     num_test_in_train: int
 
     def lines(self) -> Iterator[str]:
-        """Yield what may mislead, a line each."""
-        told = []
+        """Yield the facts that may mislead, one line each."""
+        untrained = []
         if self.num_unheld:
-            told.append(f"no client has {self.num_unheld} of the {self.num_train} training samples")
+            untrained.append(f"no client has {self.num_unheld} of the {self.num_train} training samples")
         if self.classes_untrained:
-            told.append(
+            untrained.append(
                 f"no client trains on {named_classes(self.classes_untrained)}, {self.test_share_untrained:.1%} of the "
                 "test samples"
             )
-        if told:
-            yield "; ".join(told)
+        if untrained:
+            yield "; ".join(untrained)
         if self.num_test_in_train:
             number = "all" if self.num_test_in_train == self.num_test else f"{self.num_test_in_train} of the"
             yield (
-                f"{number} {self.num_test} test samples equal samples that clients have: eval/* and what is chosen by "
-                "it say too little of new data"
+                f"{number} {self.num_test} test samples equal samples that clients have: eval/*, and a choice by it, "
+                "may not hold for new data"
             )
 
 
 def named_classes(classes: Sequence[int]) -> str:
-    """Return classes in words, the first 20 by number."""
+    """Return the names of classes in a phrase; after 20 only the number of the rest."""
     more = f" and {len(classes) - 20} more" if len(classes) > 20 else ""
     return f"class{'es' * (len(classes) > 1)} {', '.join(map(str, classes[:20]))}{more}"
 
@@ -72,7 +72,7 @@ def gather_facts(data: FederatedData) -> Facts:
     """Return the facts of partitioned data."""
     num_held = sum(map(len, data.train)) + sum(map(len, data.validation))
     test = data.test_y.cpu().numpy()
-    present = np.union1d(data.classes, test) if len(data.classes) else data.classes  # a regression has none
+    present = np.union1d(data.classes, test) if len(data.classes) else data.classes  # empty for a regression
     untrained = np.setdiff1d(present, data.trained_classes())
     hashes, test_hashes = _hashes(data.x, data.y), _hashes(data.test_x, data.test_y)
     sha = hashlib.sha256(np.sort(hashes).tobytes())
@@ -89,7 +89,7 @@ def gather_facts(data: FederatedData) -> Facts:
 
 
 def _hashes(x: Tensor, y: Tensor) -> NDArray[np.uint64]:
-    """Return a hash of each sample's bytes: the sum of its 32-bit words, each times an odd number of its own."""
+    """Return a hash of each sample's bytes: the sum of its 32-bit words, each multiplied by its own odd number."""
     hashes = np.zeros(len(x), np.uint64)
     for seed, array in enumerate((x, y)):
         num_words = array[0].numel() * array.element_size() // 4 if len(array) else 0
@@ -100,14 +100,14 @@ def _hashes(x: Tensor, y: Tensor) -> NDArray[np.uint64]:
 
 
 def _words(array: Tensor) -> Iterator[tuple[slice, NDArray[np.uint32]]]:
-    """Yield some rows after others as 32-bit words, of shape ``(rows, words)``."""
+    """Yield chunks of rows as 32-bit words of shape ``(rows, words)``."""
     for start in range(0, len(array), _CHUNK):
         rows = slice(start, min(start + _CHUNK, len(array)))
         yield rows, np.ascontiguousarray(array[rows].cpu().numpy()).reshape(rows.stop - start, -1).view(np.uint32)
 
 
 def _count_equal(data: FederatedData, hashes: NDArray[np.uint64], test_hashes: NDArray[np.uint64]) -> int:
-    """Return how many test samples equal a sample of some client: of those with equal hashes, all are compared."""
+    """Return the number of test samples that equal a client's sample; all samples with equal hashes are compared."""
     order = np.argsort(hashes, kind="stable")
     places = np.searchsorted(hashes[order], test_hashes)
     places[places == len(hashes)] = 0

@@ -1,4 +1,4 @@
-"""A dataset shared out among clients: arrays held once, and where in them each client's samples are."""
+"""A partitioned dataset: contiguous arrays, and the position of each client's samples in them."""
 
 import hashlib
 import warnings
@@ -22,16 +22,16 @@ class FederatedData:
     Attributes
     ----------
     train, validation : sequence of ndarray
-        For each partition, the rows of the dataset's training split that it trains on and validates on.
+        For each partition, the rows of the dataset's training split for training and for validation.
     x, y : Tensor
-        All partitions' samples one after another, of shapes ``(n, *input_shape)`` and ``(n, ...)``; within a
-        partition training samples first. What a client reads is a view of these, not a copy.
+        All partitions' samples one after another, of shapes ``(n, *input_shape)`` and ``(n, ...)``; in each partition
+        the training samples are first. Clients read views of them, not copies.
     test_x, test_y : Tensor
         The server's test split.
     num_samples : int
-        Samples of the dataset's training split, whether a client has them or not.
+        Number of samples of the dataset's training split, whether a client holds them or not.
     classes : ndarray
-        The classes among these; empty for a regression.
+        The classes in the training split; empty for a regression.
     """
 
     train: Sequence[Rows]
@@ -47,7 +47,7 @@ class FederatedData:
     def build(
         cls, source: Source, train: Sequence[Rows], validation: Sequence[Rows], dtype: torch.dtype
     ) -> "FederatedData":
-        """Gather the partitions' samples; floating-point arrays are given ``dtype``."""
+        """Gather the partitions' samples, with floating-point arrays in ``dtype``."""
         parts = [rows for pair in zip(train, validation, strict=True) for rows in pair]
         order = torch.from_numpy(np.concatenate(parts))
 
@@ -75,7 +75,7 @@ class FederatedData:
         return self.x[split:stop], self.y[split:stop]
 
     def pooled(self) -> "FederatedData":
-        """Return the same with all training samples on the first client; each validates on its own."""
+        """Return the data with all training samples on the first client; validation samples stay where they are."""
         ids = range(self.num_partitions)
         parts = [self.train_samples(i) for i in ids] + [self.validation_samples(i) for i in ids]
         x, y = (torch.cat(arrays) for arrays in zip(*parts, strict=True))
@@ -85,7 +85,7 @@ class FederatedData:
     def to(
         self, device: torch.device | str, memory_format: torch.memory_format = torch.preserve_format
     ) -> "FederatedData":
-        """Return the same with all samples on a device, images in a memory format."""
+        """Return the data on a device, with images in a memory format."""
 
         def move(array: Tensor) -> Tensor:
             is_image = array.dim() == 4
@@ -95,36 +95,36 @@ class FederatedData:
         return replace(self, x=x, y=y, test_x=test_x, test_y=test_y)
 
     def without_test(self) -> "FederatedData":
-        """Return the same without the server's test split."""
+        """Return the data without the server's test split."""
         return replace(self, test_x=self.test_x[:0], test_y=self.test_y[:0])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the samples as NumPy's arrays, which pickle protocol 5 can leave where they are."""
+        """Pickle the samples as NumPy arrays, which pickle protocol 5 does not copy."""
         arrays = (self.x, self.y, self.test_x, self.test_y)
         rest = (self.num_samples, self.classes)
         return _remake, (self.train, self.validation, rest, *(array.numpy() for array in arrays))
 
     def sample(self, partition_id: int, num_samples: int) -> "FederatedData":
-        """Return one client with its first few training samples."""
+        """Return the data of one client with its first training samples only."""
         x, y = self.train_samples(partition_id)
         train = [self.train[partition_id][:num_samples]]
         return replace(self, train=train, validation=[train[0][:0]], x=x[:num_samples], y=y[:num_samples])
 
     def targets(self) -> Iterator[Tensor]:
-        """Yield each client's targets, of training and then of validation samples."""
+        """Yield each client's targets: of its training samples, then of its validation samples."""
         for start, _, stop in self._bounds:
             yield self.y[start:stop]
 
     def trained_classes(self) -> NDArray[np.int64]:
-        """Return the classes among all that the clients train on."""
+        """Return the classes of the clients' training samples."""
         return np.unique(np.concatenate([self.train_samples(i)[1].cpu().numpy() for i in range(self.num_partitions)]))
 
     def partition_sha256(self) -> str:
-        """Return a SHA-256 over who holds which rows, however they are split and ordered."""
+        """Return a SHA-256 over the rows of each client, independent of their split and order."""
         return _sha256([np.sort(np.concatenate(pair)) for pair in zip(self.train, self.validation, strict=True)])
 
     def validation_sha256(self) -> str:
-        """Return a SHA-256 over who validates on which rows, in order."""
+        """Return a SHA-256 over the validation rows of each client, in their order."""
         return _sha256(self.validation)
 
     @cached_property

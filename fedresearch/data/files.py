@@ -1,4 +1,4 @@
-"""Which files of a folder are a split of a dataset, and their columns."""
+"""The files of a dataset's split in a folder, and their columns."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -17,8 +17,8 @@ _PART = re.compile(r"(\d+)-of-(\d+)")
 def find_parquet(path: str, split: str, subset: str | None) -> list[Path]:
     """Return the Parquet files of one split, in order.
 
-    They are ``SPLIT.parquet`` or ``SPLIT-00000-of-00002.parquet`` and likewise, or all in a folder ``SPLIT``: in one
-    folder, at any depth, of which the path has ``subset`` in it. Hidden files and folders are passed over.
+    The names are ``SPLIT.parquet`` or like ``SPLIT-00000-of-00002.parquet``, or any in a folder ``SPLIT``. All files
+    are in one folder at any depth, whose path contains ``subset``. Hidden files and folders are skipped.
 
     Parameters
     ----------
@@ -27,20 +27,22 @@ def find_parquet(path: str, split: str, subset: str | None) -> list[Path]:
     split : str
         The split's name.
     subset : str or None
-        The dataset's configuration; None: there is one only.
+        The dataset's configuration; None: the only one.
 
     Raises
     ------
     InputError
-        If there are none, or of several sets it is not clear which one.
+        If no file matches, or if several sets of files match.
     """
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        raise InputError(f"dataset.path must be a folder with Parquet files, got {path}, which is no folder")
+        raise InputError(f"dataset.path must be a folder with Parquet files, got {path}, which is not a folder")
     paths = sorted(file.relative_to(folder) for file in folder.rglob("*.parquet") if file.is_file())
     paths = [file for file in paths if not any(part.startswith(".") for part in file.parts)]
     name = re.compile(rf"{re.escape(split)}([-_.]?\d+(-of-\d+)?(-[0-9a-f]+)?)?\.parquet")
-    sets: dict[tuple[Path, bool], list[Path]] = {}  # by the folder of the splits, and whether the split has its own
+    sets: dict[
+        tuple[Path, bool], list[Path]
+    ] = {}  # by the folder of the splits, and whether the split has its own folder
     for file in paths:
         if file.parent.name == split:
             sets.setdefault((file.parent.parent, True), []).append(file)
@@ -55,60 +57,62 @@ def find_parquet(path: str, split: str, subset: str | None) -> list[Path]:
             f"its Parquet files are: {holds}"
         )
     if len(chosen) > 1:
-        raise InputError(_which(path, split, [*chosen]))
+        raise InputError(_ambiguous(path, split, [*chosen]))
     (files,) = chosen.values()
     _refuse_copies(path, split, files)
     return [folder / file for file in files]
 
 
-def _which(path: str, split: str, sets: Sequence[tuple[Path, bool]]) -> str:
-    """Return the line that asks which of several sets of files is meant."""
+def _ambiguous(path: str, split: str, sets: Sequence[tuple[Path, bool]]) -> str:
+    """Return the message for several matching sets of files."""
     folders = sorted({folder for folder, _ in sets})
-    shown = ", ".join(str(folder) for folder in folders)
+    listed = ", ".join(str(folder) for folder in folders)
     if len(folders) == 1:
         return (
-            f"dataset.path={path} holds {split}*.parquet and {split}/*.parquet in {shown}, and both may be the split "
+            f"dataset.path={path} holds {split}*.parquet and {split}/*.parquet in {listed}, and both may be the split "
             f"{split}; remove one of them, or try dataset.path=DIR of another folder"
         )
     distinct = [part for part in folders[-1].parts if not any(part in other.parts for other in folders[:-1])]
-    way = f"dataset.subset={distinct[0]}" if distinct else f"dataset.path={Path(path) / folders[0]}"
-    return f"dataset.path={path} holds several sets of {split} files, in {shown}; try {way}"
+    hint = f"dataset.subset={distinct[0]}" if distinct else f"dataset.path={Path(path) / folders[0]}"
+    return f"dataset.path={path} holds several sets of {split} files, in {listed}; try {hint}"
 
 
 def _refuse_copies(path: str, split: str, files: Sequence[Path]) -> None:
-    """Refuse files that are not all parts of one set, each once."""
+    """Refuse files unless they are the parts of one set, each once."""
     parts = [_PART.search(file.stem) for file in files]
     places = [(int(part[1]), int(part[2])) if part else (0, 1) for part in parts]
     whole = any(file.name == f"{split}.parquet" for file in files)
     is_one_set = places == [(i, len(files)) for i in range(len(files))] if any(parts) else len(files) == 1 or not whole
     if not is_one_set:
-        shown = ", ".join(map(str, files[:5])) + ", ..." * (len(files) > 5)
+        listed = ", ".join(map(str, files[:5])) + ", ..." * (len(files) > 5)
         raise InputError(
             f"dataset.path={path} must hold the parts of one set of {split} files, all of them and each once, "
-            f"got {len(files)}: {shown}"
+            f"got {len(files)}: {listed}"
         )
 
 
 def read_columns(files: Sequence[Path], columns: Mapping[str, str]) -> pa.Table:
-    """Return columns of some Parquet or CSV files, one file after another.
+    """Return columns of Parquet or CSV files, concatenated in the order of the files.
 
     Parameters
     ----------
     files : sequence of Path
         The files. Columns of a CSV file are text.
     columns : mapping
-        The columns, by the config key that names each.
+        The columns, by their config keys.
 
     Raises
     ------
     InputError
-        If a file cannot be read, has not these columns, or others have them of another type.
+        If a file cannot be read, if a column is missing, or if its type differs between files.
     """
     tables: list[pa.Table] = []
     for file in files:
         try:
             table = _read_csv(file, columns) if file.suffix == ".csv" else _read_parquet(file, columns)
-            pa.concat_tables([table.slice(0, 0), *(other.slice(0, 0) for other in tables[:1])])  # of the same types
+            pa.concat_tables(
+                [table.slice(0, 0), *(other.slice(0, 0) for other in tables[:1])]
+            )  # raises if the types differ
         except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
             raise InputError(f"{file} cannot be read: {shorten(str(error), 300, placeholder=' ...')}") from error
         tables.append(table)
@@ -116,12 +120,12 @@ def read_columns(files: Sequence[Path], columns: Mapping[str, str]) -> pa.Table:
 
 
 def refuse_missing(where: str, columns: Mapping[str, str], names: Sequence[str]) -> None:
-    """Refuse data whose columns have not all of the names that are configured.
+    """Refuse data in which a configured column is missing.
 
     Raises
     ------
     InputError
-        With the first that is missing.
+        With the first missing column.
     """
     for key, column in columns.items():
         if column not in names:

@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face Hub, or of Parquet files that were downloaded from it, decoded once into arrays."""
+"""Datasets from the Hugging Face Hub, or from Parquet files downloaded from it, decoded once into arrays."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -27,13 +27,13 @@ log = logging.getLogger(__name__)
 datasets.disable_progress_bars()
 datasets.utils.logging.set_verbosity_error()
 huggingface_hub.utils.logging.set_verbosity_error()
-datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # a request at each loading, of local files too
+datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # otherwise each loading sends a request, even for local files
 
 _CONNECT_TIMEOUT_S = 10
 
 
 class HubUnreachableError(InputError):
-    """There is neither a connection to the Hub nor a copy of the dataset on this machine."""
+    """The Hub cannot be reached, and this machine has no copy of the dataset."""
 
 
 def load(
@@ -53,36 +53,36 @@ def load(
     path: str | None = None,
     mode: str | None = None,
 ) -> Source:
-    """Load a dataset of labelled images of one size, grey or RGB.
+    """Load a dataset of labelled images, all grey or all RGB and of one size.
 
     Parameters
     ----------
     name : str
         The dataset on the Hub, ``owner/name``.
     image, label : str
-        Columns of the images and of their class indices.
+        The columns of the images and of their class indices.
     mean, std : sequence of float
-        For each channel, what is subtracted from pixels scaled to [0, 1], and what they are divided by afterwards.
+        For each channel, the subtrahend of pixels scaled to [0, 1], and their divisor afterwards.
     cache_dir : str
-        Where the decoded arrays are kept. What the Hub sends is kept where ``HF_HOME`` says.
+        Folder of the decoded arrays. Downloads are kept in ``HF_HOME``.
     natural_id : str or None
-        Column of who each sample comes from; ids are numbered in their sorted order.
+        The column with the origin of each sample, such as a writer; its values are numbered in their sorted order.
     train_split, test_split : str
-        Names of the splits. ``test_split`` None: ``test_fraction`` of the training split is held out, the same
-        samples in every run.
+        Names of the splits. ``test_split`` None: a fixed share ``test_fraction`` of the training split is the test
+        split.
     subset : str or None
-        The dataset's configuration, where it has several.
+        The dataset's configuration, if it has several.
     revision : str or None
-        A commit on the Hub; None: the newest when it is first loaded, which is then kept.
+        A commit on the Hub; None: the newest one at the first loading, which is then kept.
     path : str or None
-        Folder with the Parquet files, as :func:`fedresearch.data.files.find_parquet` finds them; None: the Hub.
+        Folder with Parquet files, see :func:`fedresearch.data.files.find_parquet`; None: the Hub.
     mode : {"L", "RGB"} or None
-        What all images are converted to, grey or RGB; None: all are one of these.
+        The mode to which all images are converted; None: no conversion.
 
     Raises
     ------
     InputError
-        If the data cannot be had or is not of this kind.
+        If the data cannot be loaded or has the wrong format.
     """
     if test_split is None and not 0 < test_fraction < 1:
         raise InputError(f"dataset.test_fraction must be in (0, 1), got {test_fraction}; try dataset.test_fraction=0.1")
@@ -130,21 +130,21 @@ def load_split(
     cache_dir: str,
     decoding: Mapping[str, str] | None = None,
 ) -> Arrays:
-    """Return the arrays that ``decode`` makes of one split, from the cache where they are there.
+    """Return the arrays that ``decode`` makes of one split, from the cache if present.
 
     Parameters
     ----------
     columns : mapping
-        The columns that ``decode`` reads, by the config key that names each.
+        The columns that ``decode`` reads, by their config keys.
     files : sequence of Path or None
         Parquet or CSV files of the split; None: the Hub's.
     decoding : mapping, optional
-        What else the arrays depend on.
+        The other options on which the arrays depend.
 
     Raises
     ------
     InputError
-        If the split cannot be had, is empty, or a column is missing or has no value in a row.
+        If the split cannot be loaded or is empty, or if a column is missing or has an empty row.
     """
     found = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files or ()]
     where = f"split {split} of {name}" if files is None else f"{files[0]}" + " and others" * (len(files) > 1)
@@ -164,18 +164,18 @@ def load_split(
     key = [name, subset, revision, split, dict(columns), found, *([dict(decoding)] if decoding else [])]
     arrays = cached_arrays(cache_dir, f"{name}-{split}", key, make)
     if files is not None:
-        of_files = f"{len(files)} files, {files[0]} and others" if len(files) > 1 else f"{files[0]}"
-        log.warning("split %s: %d samples of %s", split, len(arrays[next(iter(arrays))]), of_files)
+        listed = f"{len(files)} files, {files[0]} and others" if len(files) > 1 else f"{files[0]}"
+        log.warning("split %s: %d samples of %s", split, len(arrays[next(iter(arrays))]), listed)
     return arrays
 
 
 def number_ids(column: pa.ChunkedArray, name: str) -> NDArray[np.int64]:
-    """Return each sample's id as its number in the sorted order of ids.
+    """Return the number of each sample's id in the sorted order of the ids.
 
     Raises
     ------
     InputError
-        If the ids are neither text nor integers.
+        If the ids are neither texts nor integers.
     """
     kind = column.type
     if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
@@ -188,14 +188,14 @@ def number_ids(column: pa.ChunkedArray, name: str) -> NDArray[np.int64]:
 def _load_from_hub(
     name: str, subset: str | None, revision: str | None, split: str, columns: Mapping[str, str]
 ) -> pa.Table:
-    if Path(name).exists():  # which `datasets` takes for the dataset
+    if Path(name).exists():  # `datasets` would load it as the dataset
         raise InputError(
-            f"dataset.name={name} is a folder here, and would be read instead of the Hub; try dataset.path={name}"
+            f"dataset.name={name} is a local folder, which would be read instead of the Hub; try dataset.path={name}"
         )
     if _is_reachable(name):
-        log.warning("getting split %s of %s from the Hugging Face Hub, once", split, name)
+        log.warning("downloading split %s of %s from the Hugging Face Hub, once", split, name)
     else:
-        datasets.config.HF_HUB_OFFLINE = True  # or it tries for 20 s before it looks for a copy on this machine
+        datasets.config.HF_HUB_OFFLINE = True  # otherwise it retries for 20 s before it looks for a local copy
     where = f"split {split} of {name}"
     try:
         dataset = datasets.load_dataset(name, subset, split=split, revision=revision)
@@ -215,7 +215,7 @@ def _is_reachable(name: str) -> bool:
     try:
         huggingface_hub.HfApi().dataset_info(name, timeout=_CONNECT_TIMEOUT_S)
     except HfHubHTTPError:
-        return True  # it answered; `load_dataset` tells better what it refuses
+        return True  # the Hub answered; the error of `load_dataset` explains more
     except (OSError, httpx.TransportError):
         return False
     return True
@@ -226,13 +226,13 @@ def _labels(column: pa.ChunkedArray, name: str) -> NDArray[np.int64]:
         column = column.cast(pa.int64())
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
         raise InputError(
-            f"dataset.label={name} must hold class indices, got {column.type}; try dataset.label=COLUMN of another, or "
-            "number the classes in the files"
+            f"dataset.label={name} must hold class indices, got {column.type}; try a different dataset.label=COLUMN, "
+            "or number the classes in the files"
         )
     labels = column.to_numpy()
     with np.errstate(invalid="ignore"):
         indices: NDArray[np.int64] = labels.astype(np.int64)
     if not (indices == labels).all():
-        other = labels[indices != labels][0]
-        raise InputError(f"dataset.label={name} must hold class indices, got {other}; try dataset.label=COLUMN")
+        invalid = labels[indices != labels][0]
+        raise InputError(f"dataset.label={name} must hold class indices, got {invalid}; try dataset.label=COLUMN")
     return indices

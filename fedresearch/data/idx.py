@@ -1,4 +1,4 @@
-"""MNIST and its kin from the IDX files in which they were published."""
+"""MNIST and similar datasets from their published IDX files."""
 
 import gzip
 import math
@@ -28,7 +28,7 @@ def load(*, root: str | None, raw: str, mean: Sequence[float], std: Sequence[flo
     root : str or None
         Folder with the files, ``train-images-idx3-ubyte`` and so on, gzipped (``.gz``) or not; None: the Hub.
     raw : str
-        Where below ``root`` torchvision puts them, which is looked into also.
+        Torchvision's folder for them below ``root``, which is searched too.
     mean, std : sequence of float
         One entry each; as in :func:`fedresearch.data.hub.load`.
     **options
@@ -37,7 +37,7 @@ def load(*, root: str | None, raw: str, mean: Sequence[float], std: Sequence[flo
     Raises
     ------
     InputError
-        If a file is missing, or is not what its name says.
+        If a file is missing or has the wrong format.
     """
     if root is None:
         try:
@@ -52,7 +52,7 @@ def load(*, root: str | None, raw: str, mean: Sequence[float], std: Sequence[flo
 
 
 def _find(*folders: Path) -> list[Path]:
-    """Return the four files, all of one folder: the first that has any of them."""
+    """Return the four files from one folder: the first that contains any of them."""
     for folder in folders:
         found = [next(filter(Path.is_file, (folder / name, folder / f"{name}.gz")), None) for name in _NAMES]
         if any(found) or folder == folders[-1]:
@@ -76,14 +76,14 @@ def read_idx(file: Path, *, ndim: int) -> NDArray[np.uint8]:
     Parameters
     ----------
     file : Path
-        The file; gzipped where its name ends with ``.gz``.
+        The file; gzipped if its name ends with ``.gz``.
     ndim : int
-        Number of dimensions that it must have.
+        Its number of dimensions.
 
     Raises
     ------
     InputError
-        If the file is no such array.
+        If the file is not an array of this type.
     """
     magic = bytes([0, 0, 0x08, ndim])  # 0x08: unsigned bytes
     start = 4 + 4 * ndim
@@ -92,19 +92,19 @@ def read_idx(file: Path, *, ndim: int) -> NDArray[np.uint8]:
             header = opened.read(start)
             if header[:4] != magic:
                 raise InputError(
-                    f"{file} is no IDX file of {ndim}-dimensional bytes: it must begin with 0x{magic.hex()}, "
+                    f"{file} must be an IDX file of {ndim}-dimensional bytes, which begins with 0x{magic.hex()}, "
                     f"got 0x{header[:4].hex()}"
                 )
             if len(header) < start:
                 raise InputError(f"{file} ends within its header of {start} bytes")
             shape = tuple(np.frombuffer(header[4:], dtype=">u4").tolist())
             size = math.prod(shape)
-            told = f"{file} must hold {' x '.join(map(str, shape))} = {size} bytes of data, as its header says"
+            expected = f"{file} must hold {' x '.join(map(str, shape))} = {size} bytes of data, as its header says"
             if size > MAX_BYTES:
-                raise InputError(f"{told}, more than the {MAX_BYTES} that are read")
-            content = opened.read(size + 1)  # however much a .gz inflates to
+                raise InputError(f"{expected}, at most {MAX_BYTES} are read")
+            content = opened.read(size + 1)  # a limit to what a .gz file inflates
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{file} cannot be read: {error}") from error
     if len(content) != size:
-        raise InputError(f"{told}, got {'more' if len(content) > size else len(content)}")
+        raise InputError(f"{expected}, got {'more' if len(content) > size else len(content)}")
     return np.frombuffer(bytearray(content), dtype=np.uint8).reshape(shape)

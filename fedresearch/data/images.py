@@ -1,4 +1,4 @@
-"""Images from their encoded bytes to arrays, and from those to what a model is given."""
+"""Decoding of images into arrays, and their normalisation for a model."""
 
 import io
 import math
@@ -19,31 +19,41 @@ from fedresearch.errors import InputError, one_line
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 MAX_PIXELS = 2**24  # of one image: 4096 x 4096
 _CHANNELS = {"L": 1, "RGB": 3}
-_CONVERTIBLE = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # not of 16 bits, which would be cut off
-_CHUNK = 1000  # images that are taken out of a column at once
+_CONVERTIBLE = (
+    "1",
+    "L",
+    "LA",
+    "P",
+    "PA",
+    "RGB",
+    "RGBA",
+    "CMYK",
+    "YCbCr",
+)  # without those of 16 bits, which would be truncated
+_CHUNK = 1000  # images read from a column at once
 
 
 def decode_images(column: pa.ChunkedArray, name: str, mode: str | None = None) -> NDArray[np.uint8]:
     """Return a column's images as an array of shape ``(n, channels, height, width)``.
 
-    Only bytes in the column itself are read: a file or an address that a row names is never opened.
+    Only bytes in the column itself are read; a file or an address in a row is never opened.
 
     Parameters
     ----------
     column : pyarrow.ChunkedArray
-        Encoded images, or structs whose field ``bytes`` holds them, as the Hub keeps images.
+        Encoded images, or structs with a field ``bytes``, the Hub's format of images.
     name : str
         The column's name, for messages.
     mode : {"L", "RGB"} or None
-        What all images are converted to; None: all are grey or all are RGB as they are.
+        The mode to which all images are converted; None: no conversion.
 
     Raises
     ------
     InputError
-        If a row holds no image of ``FORMATS``, one of more than ``MAX_PIXELS``, or one of another size or mode than the
-        first.
+        If a row is not an image in one of ``FORMATS``, has more than ``MAX_PIXELS``, or differs from the first row in
+        size or mode.
     """
-    with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):  # the limit here is lower
+    with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):  # our limit is lower
         rows = enumerate(_contents(column, name))
         row, content = next(rows)
         first = _decode(content, f"row {row} of dataset.image={name}", mode)
@@ -52,10 +62,10 @@ def decode_images(column: pa.ChunkedArray, name: str, mode: str | None = None) -
         for row, content in rows:
             image = _decode(content, f"row {row} of dataset.image={name}", mode)
             if (image.mode, image.size) != (first.mode, first.size):
-                way = "dataset.mode=RGB" if image.size == first.size else "dataset.path=DIR with images of one size"
+                hint = "dataset.mode=RGB" if image.size == first.size else "dataset.path=DIR with images of one size"
                 raise InputError(
                     f"dataset.image={name} must hold images of one size and mode, got {_kind(first)} (row 0) and "
-                    f"{_kind(image)} (row {row}); try {way}"
+                    f"{_kind(image)} (row {row}); try {hint}"
                 )
             pixels[row] = _channels_first(image)
     return pixels
@@ -64,12 +74,12 @@ def decode_images(column: pa.ChunkedArray, name: str, mode: str | None = None) -
 def normalise(pixels: NDArray[np.uint8], mean: Sequence[float] | float, std: Sequence[float] | float) -> Tensor:
     """Return pixels of shape ``(n, channels, height, width)`` as float32, normalised for each channel.
 
-    A number alone is that of the one channel.
+    A single number is that of the only channel.
 
     Raises
     ------
     InputError
-        If mean and std are not given for each channel, on the scale of [0, 1].
+        If mean and std do not have one value in [0, 1] for each channel.
     """
     channels = pixels.shape[1]
     mean, std = ([*value] if isinstance(value, Sequence) else [value] for value in (mean, std))
@@ -103,7 +113,7 @@ def _contents(column: pa.ChunkedArray, name: str) -> Iterator[bytes]:
         for row, content in enumerate(encoded.slice(start, _CHUNK).to_pylist(), start):
             if content is None:
                 raise InputError(
-                    f"row {row} of dataset.image={name} holds no image; a file or an address that it names is not "
+                    f"row {row} of dataset.image={name} must hold an image; a file or an address in it is not "
                     "opened; try dataset.revision=refs/convert/parquet, or dataset.path=DIR with files that hold images"
                 )
             yield content
@@ -124,18 +134,18 @@ def _decode(content: bytes, where: str, mode: str | None) -> Image.Image:
         raise
     except UnidentifiedImageError as error:
         raise InputError(f"{where} must be an image in one of the formats {', '.join(FORMATS)}") from error
-    except Exception as error:  # Pillow raises some ten kinds of them for a damaged image, SyntaxError too
+    except Exception as error:  # Pillow raises some ten types for a damaged image, including SyntaxError
         raise InputError(f"{where} cannot be read as an image: {one_line(error)}") from error
     if mode is not None and image.mode in _CONVERTIBLE:
         return image.convert(mode)
     if image.mode not in _CHANNELS:
-        way = "; try dataset.mode=RGB, or dataset.mode=L for grey" if image.mode in _CONVERTIBLE else ""
-        raise InputError(f"{where} must be a grey or RGB image (modes L, RGB), got mode {image.mode}{way}")
+        hint = "; try dataset.mode=RGB, or dataset.mode=L for grey" if image.mode in _CONVERTIBLE else ""
+        raise InputError(f"{where} must be a grey or RGB image (modes L, RGB), got mode {image.mode}{hint}")
     return image
 
 
 def _empty(number: int, image: Image.Image, name: str) -> NDArray[np.uint8]:
-    """Return room for so many images."""
+    """Return an empty array for the images, or refuse if the memory is too small."""
     shape = (number, _CHANNELS[image.mode], image.height, image.width)
     needed = 5 * math.prod(shape)  # as bytes, and as float32
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

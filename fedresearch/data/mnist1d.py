@@ -19,7 +19,7 @@ def load(*, seed: int = 42) -> Source:
     """
     args = get_dataset_args()
     args.seed = seed
-    # The package draws from the global generators, and seeds them.
+    # The package seeds the global generators and draws from them.
     python_state, numpy_state = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         made = make_dataset(args)

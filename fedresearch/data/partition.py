@@ -1,4 +1,4 @@
-"""From a dataset and a Flower Datasets partitioner to the rows that each client holds."""
+"""The rows of each client, by a partitioner of Flower Datasets."""
 
 import inspect
 import warnings
@@ -29,38 +29,38 @@ def partition_rows(
     Parameters
     ----------
     samples : Samples
-        What is shared out. A partitioner sees its ``columns``.
+        The samples to partition. A partitioner sees their ``columns``.
     partitioner : Partitioner
-        A horizontal partitioner without a dataset yet.
+        A horizontal partitioner, still without a dataset.
     num_supernodes : int or None
-        Number of clients: the first so many partitions. None: all of them.
+        Number of clients, which get the first partitions; None: one for each partition.
     shuffle_seed : int or None
-        Seed of the shuffle before partitioning; None: the rows stay in their order.
+        Seed of the shuffle before partitioning; None: no shuffle.
 
     Raises
     ------
     InputError
-        If the partitioner refuses the data, deals a sample more than once, or makes fewer partitions than there are
-        clients.
+        If the partitioner refuses the data, assigns a sample more than once, or makes fewer partitions than the number
+        of clients.
     """
     if num_supernodes is not None and num_supernodes > len(samples.y):
         raise InputError(
             f"federation.num_supernodes={num_supernodes} is more than the {len(samples.y)} training samples; "
             "try federation.num_supernodes=10"
         )
-    import datasets  # takes seconds; a client that knows its rows need not wait
+    import datasets  # takes seconds, which a client with known rows saves
 
-    datasets.utils.logging.set_verbosity_error()  # or it prints every index of a partition that it cannot hash
-    by = columns(samples)
-    table = datasets.Dataset.from_dict({"row": np.arange(len(samples.y)), **by})
+    datasets.utils.logging.set_verbosity_error()  # otherwise it prints every index of a partition that it cannot hash
+    keys = columns(samples)
+    table = datasets.Dataset.from_dict({"row": np.arange(len(samples.y)), **keys})
     partitioner.dataset = _read_at_once(table if shuffle_seed is None else table.shuffle(seed=shuffle_seed))
     try:
-        with warnings.catch_warnings(action="ignore"):  # of sizes that leave samples over, and of each redraw
-            warnings.filterwarnings("error", "invalid value encountered in cast", RuntimeWarning)  # NaN is no size
+        with warnings.catch_warnings(action="ignore"):  # about leftover samples and each redraw
+            warnings.filterwarnings("error", "invalid value encountered in cast", RuntimeWarning)  # a size that is NaN
             rows = _load(partitioner, num_supernodes)
     except (ValueError, TypeError, ArithmeticError, LookupError, RuntimeWarning) as error:
-        reason = "sizes that are no numbers (NaN)" if isinstance(error, RuntimeWarning) else str(error)
-        if "label" in by and not np.array_equal(by["label"], samples.y):
+        reason = "sizes that are not numbers (NaN)" if isinstance(error, RuntimeWarning) else str(error)
+        if "label" in keys and not np.array_equal(keys["label"], samples.y):
             reason = f"(labels are numbered from 0) {reason}"
         raise InputError(_refusal(partitioner, len(samples.y), reason)) from error
     _refuse_shared(rows, partitioner, len(samples.y))
@@ -68,9 +68,9 @@ def partition_rows(
 
 
 def columns(samples: Samples) -> dict[str, NDArray[np.int64]]:
-    """Return what samples can be partitioned by: ``label`` and ``natural_id``, where there are any.
+    """Return the columns by which samples can be partitioned: ``label`` and ``natural_id``, if they exist.
 
-    The values are numbered from 0 in their sorted order, for some partitioners of Flower Datasets take them for that.
+    The values are numbered from 0 in their sorted order, as some partitioners of Flower Datasets assume.
     """
     values: dict[str, Any] = {}
     if not samples.y.is_floating_point():
@@ -81,7 +81,7 @@ def columns(samples: Samples) -> dict[str, NDArray[np.int64]]:
 
 
 def _read_at_once(table: "Dataset") -> "Dataset":
-    """Return a table whose columns are lists: as such, a partitioner reads one row after another, for seconds."""
+    """Return a table whose columns are read at once; a partitioner would read them row by row, for seconds."""
 
     class Table(type(table)):  # type: ignore[misc]
         def __getitem__(self, key: Any) -> Any:
@@ -99,12 +99,12 @@ def _load(partitioner: "Partitioner", num_supernodes: int | None) -> list[Rows]:
             f"federation.num_supernodes={num_supernodes}; try federation.num_supernodes={num_partitions}"
         )
     parts = (partitioner.load_partition(i) for i in range(num_supernodes or num_partitions))
-    # Sliced, for a column as such is read one row after another.
+    # Sliced, since a column itself is read row by row.
     return [np.asarray(part.with_format("numpy")["row"][:], dtype=np.int64) for part in parts]
 
 
-# What leaves a partitioner more room, by its argument.
-_ROOM = {
+# A hint for each argument of a partitioner that may make a partition feasible.
+_HINTS = {
     "min_partition_size": "partitioner.min_partition_size=0",
     "alpha": "a larger partitioner.alpha",
     "distribution_array": "a smaller partitioner.distribution_array.sigma",
@@ -125,17 +125,17 @@ _ROOM = {
 
 
 def _refusal(partitioner: "Partitioner", num_samples: int, reason: str) -> str:
-    """Return the line that refuses a partition, with the keys that may help."""
+    """Return the message that refuses a partition, with the keys that may help."""
     arguments = inspect.signature(type(partitioner)).parameters
-    *most, last = [way for name, way in _ROOM.items() if name in arguments] or ["partitioner=iid"]
+    *most, last = [hint for name, hint in _HINTS.items() if name in arguments] or ["partitioner=iid"]
     return (
-        f"{type(partitioner).__name__} cannot share out {num_samples} samples with these partitioner.* values: "
+        f"{type(partitioner).__name__} cannot partition {num_samples} samples with these partitioner.* values: "
         f"{shorten(reason, 300, placeholder=' ...').rstrip('.')}; try {', '.join(most)}{' or ' * bool(most)}{last}"
     )
 
 
 def _refuse_shared(rows: Sequence[Rows], partitioner: "Partitioner", num_samples: int) -> None:
-    """Refuse a partition that deals a sample to two clients, or to one twice."""
+    """Refuse a partition that assigns a sample to two clients, or twice to one."""
     times = np.bincount(np.concatenate(rows), minlength=num_samples)
     shared = np.flatnonzero(times > 1)
     if len(shared):
@@ -144,7 +144,7 @@ def _refuse_shared(rows: Sequence[Rows], partitioner: "Partitioner", num_samples
             _refusal(
                 partitioner,
                 num_samples,
-                f"it deals {len(shared)} of them more than once, such as sample {shared[0]} to clients "
+                f"it assigns {len(shared)} of them more than once, such as sample {shared[0]} to clients "
                 f"{' and '.join(map(str, owners[:2]))}",
             )
         )
@@ -153,8 +153,8 @@ def _refuse_shared(rows: Sequence[Rows], partitioner: "Partitioner", num_samples
 def split_validation(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
     """Split one client's rows into training and validation rows.
 
-    The same split as ``datasets.Dataset.train_test_split(test_size=fraction, seed=seed)``, which Flower's tutorial
-    uses; only that a client always keeps one row to train on, where it has any.
+    The split is that of ``datasets.Dataset.train_test_split(test_size=fraction, seed=seed)``, as in Flower's tutorial,
+    except that a client with rows always keeps one for training.
     """
     num_validation = min(ceil(fraction * len(rows)), max(len(rows) - 1, 0))
     order = np.random.default_rng(seed).permutation(len(rows))
@@ -168,20 +168,20 @@ def distribution(
     seed: int,
     **options: Any,
 ) -> "Partitioner":
-    """Return Flower Datasets' ``DistributionPartitioner`` for the classes that the data have.
+    """Return Flower Datasets' ``DistributionPartitioner`` for the classes of the data.
 
     Parameters
     ----------
     distribution_array : callable or array of shape (classes, clients * num_unique_labels_per_partition / classes)
         The shares; a callable returns them for ``num_classes``.
     num_classes : int
-        How many values the column has that is partitioned by; the run gives it.
+        Number of values of the partitioned column, which the run sets.
     seed : int
         Seed of the partitioner.
     **options
         The partitioner's other arguments.
     """
-    from flwr_datasets.partitioner import DistributionPartitioner  # with `datasets`, which takes seconds
+    from flwr_datasets.partitioner import DistributionPartitioner  # imports `datasets`, which takes seconds
 
     shares = distribution_array(num_classes=num_classes) if callable(distribution_array) else distribution_array
     return DistributionPartitioner(np.asarray(shares), seed=seed, **options)
@@ -208,7 +208,7 @@ def lognormal_shares(
     Raises
     ------
     ValueError
-        If the entries do not fill the rows evenly, or are too large for a float.
+        If the entries do not fill the rows evenly, or if their sums are not finite and positive.
     """
     entries = num_shares * num_unique_labels_per_partition
     if num_shares % num_classes:
@@ -220,5 +220,7 @@ def lognormal_shares(
     with np.errstate(over="ignore"):
         sums = shares.sum(axis=1)
     if not (np.isfinite(sums) & (sums > 0)).all():
-        raise ValueError(f"sigma={sigma} gives shares beyond all floats; try partitioner.distribution_array.sigma=2.0")
+        raise ValueError(
+            f"sigma={sigma} gives shares outside the range of floats; try partitioner.distribution_array.sigma=2.0"
+        )
     return shares

@@ -1,4 +1,4 @@
-"""Who holds what, as a table and as Flower Datasets' plot of the label distribution."""
+"""The partition as a table, and as Flower Datasets' plot of the label distribution."""
 
 import io
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from fedresearch.data.federated import FederatedData
 
-# More bars than this cannot be told apart; the table has them all.
+# More bars than this cannot be distinguished; the table contains all clients.
 MAX_PLOTTED = 100
 
 
 class _Drawn(Partitioner):  # type: ignore[misc]
-    """Partitions that are already made, in the form that Flower Datasets plots."""
+    """Finished partitions in the form that Flower Datasets plots."""
 
     def __init__(self, labels: Sequence[NDArray[np.int64]], num_classes: int) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class _Drawn(Partitioner):  # type: ignore[misc]
 
 
 def partition_csv(data: FederatedData, labels: Sequence[NDArray[np.int64]] | None, num_classes: int) -> str:
-    """Return a CSV table of the partitions' numbers of samples: all, to train on, to validate on, of each class.
+    """Return a CSV table of the partitions' numbers of samples: all, for training, for validation, of each class.
 
     Parameters
     ----------
@@ -60,24 +60,24 @@ def partition_csv(data: FederatedData, labels: Sequence[NDArray[np.int64]] | Non
 
 def label_distribution_png(labels: Sequence[NDArray[np.int64]], num_classes: int, title: str) -> bytes:
     """Return Flower Datasets' stacked bar plot of the classes' counts, for the first ``MAX_PLOTTED`` partitions."""
-    shown = [np.asarray(held) for held in labels[:MAX_PLOTTED]]
+    plotted = [np.asarray(held) for held in labels[:MAX_PLOTTED]]
     title += f" (first {MAX_PLOTTED} of {len(labels)} clients)" if len(labels) > MAX_PLOTTED else ""
-    # Flower Datasets counts calls, and with that switched off still writes an id to the home directory.
+    # Flower Datasets' telemetry, even if disabled, writes an id to the home directory.
     telemetry.state["source"] = "unavailable"
     backend = plt.get_backend()
-    plt.switch_backend("agg")  # no screen is needed
+    plt.switch_backend("agg")  # a backend without a display
     figure, _, _ = plot_label_distributions(
-        _Drawn(shown, num_classes),
+        _Drawn(plotted, num_classes),
         label_name="label",
         title=title,
         legend=num_classes <= 20,
-        figsize=(max(6.4, 0.12 * len(shown)), 4.8),
+        figsize=(max(6.4, 0.12 * len(plotted)), 4.8),
         cmap="tab20" if num_classes > 10 else "tab10",
     )
     axis = figure.axes[0]
-    axis.set_ylim(0, 1.05 * max(map(len, shown)))
-    if len(shown) > 20:
-        axis.set_xticks(axis.get_xticks()[:: len(shown) // 10])
+    axis.set_ylim(0, 1.05 * max(map(len, plotted)))
+    if len(plotted) > 20:
+        axis.set_xticks(axis.get_xticks()[:: len(plotted) // 10])
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight")
     plt.close(figure)

@@ -1,4 +1,4 @@
-"""What a dataset is before it is partitioned: arrays of samples."""
+"""A dataset before it is partitioned: arrays of samples."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from torch import Tensor
 
 from fedresearch.errors import InputError
 
-# Rows of an array.
+# Indices of rows of an array.
 Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Samples of one split, held as contiguous arrays.
+    """Samples of one split as contiguous arrays.
 
     Attributes
     ----------
@@ -26,7 +26,7 @@ class Samples:
     y : Tensor
         Targets: int64 class indices of shape ``(n,)``, or for a regression floats of shape ``(n, num_outputs)``.
     natural_id : ndarray or None
-        Who each sample comes from (a writer, a device), of shape ``(n,)``; None where the dataset does not say.
+        The origin of each sample, such as a writer or a device, of shape ``(n,)``; None: unknown.
     """
 
     x: Tensor
@@ -36,28 +36,28 @@ class Samples:
 
 @dataclass(frozen=True)
 class Source:
-    """A dataset: what is partitioned among the clients, and the test split that the server keeps."""
+    """A dataset: the split that is partitioned among the clients, and the test split that the server keeps."""
 
     train: Samples
     test: Samples
 
 
 def check_source(source: Source, declared: Mapping[str, Any], dataset: str) -> None:
-    """Hold a dataset to the arrays described above, and to what its YAML declares.
+    """Check a dataset against the arrays described above, and against the declarations of its YAML file.
 
     Parameters
     ----------
     source : Source
         The loaded dataset.
     declared : mapping
-        ``input``, ``input_shape``, ``num_classes`` and ``columns``, as in ``declares`` of the YAML.
+        ``input``, ``input_shape``, ``num_classes`` and ``columns``, from ``declares`` of the YAML file.
     dataset : str
         The option's name, for the messages.
 
     Raises
     ------
     InputError
-        With a line for each thing that is not as it should be.
+        With one line for each fault.
     """
     lines = [
         f"dataset={dataset}: {name} {fault}"
@@ -65,7 +65,7 @@ def check_source(source: Source, declared: Mapping[str, Any], dataset: str) -> N
         for fault in _faults(samples, declared)
     ]
     if "natural_id" in declared["columns"] and source.train.natural_id is None:
-        lines.append(f"dataset={dataset} declares the column natural_id, which its training samples do not have")
+        lines.append(f"dataset={dataset} declares the column natural_id, which is missing in its training samples")
     if lines:
         raise InputError(*lines)
 
@@ -76,7 +76,7 @@ def _faults(samples: Samples, declared: Mapping[str, Any]) -> Iterator[str]:
         yield f"must hold tensors, got {type(x).__name__} and {type(y).__name__}"  # type: ignore[unreachable]
         return
     if not 0 < len(x) == len(y):
-        yield f"must hold as many inputs as targets, and some, got {len(x)} and {len(y)}"
+        yield f"must hold as many inputs as targets, at least one, got {len(x)} and {len(y)}"
         return
     if natural_id is not None:
         if len(natural_id) != len(x):

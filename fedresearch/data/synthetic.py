@@ -16,8 +16,8 @@ def load(*, alpha: float, beta: float, iid: bool = False, num_devices: int = 30,
     """Generate softmax-regression data, a model and an input distribution for each device.
 
     The draws are those of the authors' ``generate_synthetic.py`` (``generate_iid.py``) after
-    ``numpy.random.seed(seed)`` and ``random.seed(seed)``, where the authors set no seed. As there, nine tenths of each
-    device's shuffled samples are for training; the rest of all devices together is the test split.
+    ``numpy.random.seed(seed)`` and ``random.seed(seed)``; the authors set no seed. As in these scripts, nine tenths of
+    each device's shuffled samples are for training; the rest of all devices together is the test split.
 
     Parameters
     ----------
@@ -26,7 +26,7 @@ def load(*, alpha: float, beta: float, iid: bool = False, num_devices: int = 30,
     beta : float
         Standard deviation, over devices, of the mean of a device's mean input (likewise).
     iid : bool
-        One model and one input distribution for all devices; ``alpha`` and ``beta`` have no effect.
+        Whether all devices share one model and one input distribution; ``alpha`` and ``beta`` then have no effect.
     num_devices : int
         Number of devices, which are the samples' natural ids.
     seed : int

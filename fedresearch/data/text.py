@@ -1,4 +1,4 @@
-"""Text of many speakers, for next-character prediction."""
+"""Text of many speakers for next-character prediction."""
 
 import string
 from pathlib import Path
@@ -29,32 +29,32 @@ def load_shakespeare(
 ) -> Source:
     """Load LEAF's Shakespeare: 80 characters of one role's lines, and the character that follows.
 
-    The test split is LEAF's: the last windows of each role, less the 79 before them that share text with the training
-    windows. A role too short to have any is still trained on, which LEAF drops.
+    The test split is LEAF's: the last windows of each role, without the 79 before them that share text with the
+    training windows. A role too short for test windows, which LEAF drops, is used for training.
 
     Parameters
     ----------
     name : str
         The dataset on the Hub, with columns ``character_id`` (a role in a play), ``x`` and ``y``.
     cache_dir : str
-        Where the encoded text is kept.
+        Folder of the encoded text.
     test_fraction : float, in (0, 1)
-        Share of each role's windows, its last, that is not trained on.
+        Share of each role's windows, the last ones, that is not used for training.
     revision : str or None
-        A commit on the Hub; None: the newest when it is first loaded, which is then kept.
+        A commit on the Hub; None: the newest one at the first loading, which is then kept.
     path : str or None
         Folder with the Hub's ``shakespeare.csv``; None: the Hub.
 
     Raises
     ------
     InputError
-        If the data cannot be had or is not of this kind.
+        If the data cannot be loaded or has the wrong format.
     """
     if not 0 < test_fraction < 1:
         raise InputError(f"dataset.test_fraction must be in (0, 1), got {test_fraction}; try dataset.test_fraction=0.1")
     files = None if path is None else [Path(path).expanduser() / "shakespeare.csv"]
     if files and not files[0].is_file():
-        raise InputError(f"dataset.path must be the folder of shakespeare.csv, got {path}, which does not hold it")
+        raise InputError(f"dataset.path must be the folder of shakespeare.csv, got {path}, which does not contain it")
     arrays = load_split(
         "train",
         _decode,
@@ -68,7 +68,7 @@ def load_shakespeare(
     ids = arrays["natural_id"]
     counts = np.bincount(ids)
     order = np.argsort(ids, kind="stable")
-    rank = np.empty_like(order)  # of each window among its role's
+    rank = np.empty_like(order)  # each window's rank among those of its role
     rank[order] = np.arange(len(ids)) - np.repeat(np.cumsum(counts) - counts, counts)
     num_train = np.maximum(1, ((1 - test_fraction) * counts).astype(np.int64))[ids]
     train, test = rank < num_train, rank >= num_train + LENGTH - 1
@@ -90,7 +90,7 @@ def encode(text: str) -> NDArray[np.uint8]:
     return _INDEX[np.minimum(codes, len(_INDEX) - 1)]
 
 
-_INDEX = np.full(129, UNKNOWN, dtype=np.uint8)  # the last stands for all that is not ASCII
+_INDEX = np.full(129, UNKNOWN, dtype=np.uint8)  # the last entry is that of all other characters
 _INDEX[[ord(letter) for letter in LETTERS]] = np.arange(len(LETTERS))
 
 

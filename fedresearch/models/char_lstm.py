@@ -6,19 +6,19 @@ from torch import Tensor, nn
 class CharLSTM(nn.Module):
     """Embedding of 8, two LSTM layers of 256 units, and a linear output at the last position.
 
-    PyTorch has no batching rule for its LSTM: ``torch.func.functional_call`` and ``grad`` work, ``vmap`` does not.
+    PyTorch's LSTM supports ``torch.func.functional_call`` and ``grad``, but not ``vmap``.
 
     Parameters
     ----------
     input_shape : tuple of int
-        One entry: the number of characters that the next one is predicted from (the paper's is 80).
+        One entry: the number of characters from which the next one is predicted (80 in the paper).
     num_classes : int
         Size of the vocabulary, of the input and of the output.
 
     Raises
     ------
     ValueError
-        If the input is no sequence.
+        If the input is not a sequence.
     """
 
     def __init__(self, input_shape: tuple[int, ...], num_classes: int) -> None:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 class McMahanCNN(nn.Module):
     """Two 5 x 5 convolutions (32, 64 channels; padded), each with ReLU and 2 x 2 max pooling; 512 units; output.
 
-    The padding is not in the paper's text but in its count: 1,663,370 parameters for MNIST.
+    The padding follows from the paper's number of parameters, 1,663,370 for MNIST; its text does not mention it.
 
     Parameters
     ----------
@@ -18,7 +18,7 @@ class McMahanCNN(nn.Module):
     Raises
     ------
     ValueError
-        If the input is no image of that size.
+        If the input is not an image of this size.
     """
 
     def __init__(self, input_shape: tuple[int, ...], num_classes: int) -> None:

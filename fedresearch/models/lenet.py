@@ -1,4 +1,4 @@
-"""The CNN of Flower's PyTorch tutorial, itself from PyTorch's "60 Minute Blitz" and in the line of LeNet-5."""
+"""The CNN of Flower's PyTorch tutorial, from PyTorch's "60 Minute Blitz", which is similar to LeNet-5."""
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -7,7 +7,7 @@ from torch.nn import functional
 class LeNet(nn.Module):
     """Two unpadded 5 x 5 convolutions (6, 16 channels), each with ReLU and 2 x 2 max pooling; 120 and 84 units; output.
 
-    For 32 x 32 colour images the layers have the tutorial's names and order, hence its initial weights for one seed.
+    For 32 x 32 colour images the layers have the tutorial's names and order, and so its initial weights for a seed.
 
     Parameters
     ----------
@@ -19,7 +19,7 @@ class LeNet(nn.Module):
     Raises
     ------
     ValueError
-        If the input is no image of that size.
+        If the input is not an image of this size.
     """
 
     def __init__(self, input_shape: tuple[int, ...], num_classes: int) -> None:

@@ -6,12 +6,12 @@ from torch import Tensor, nn
 
 
 class Logistic(nn.Module):
-    """Multinomial logistic regression; convex, so that optima and trajectories have closed forms to test against.
+    """Multinomial logistic regression; its convex loss has closed forms against which optima are tested.
 
     Parameters
     ----------
     input_shape : tuple of int
-        Shape of one sample; any.
+        Shape of one sample, of any number of dimensions.
     num_classes : int
         Number of outputs.
     """

@@ -15,7 +15,7 @@ class MLP(nn.Module):
     Parameters
     ----------
     input_shape : tuple of int
-        Shape of one sample; any, it is flattened.
+        Shape of one sample, which is flattened.
     num_classes : int
         Number of outputs.
     widths : sequence of int

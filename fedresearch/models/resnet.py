@@ -17,7 +17,7 @@ class ResNet18(ResNet):  # type: ignore[misc]  # torchvision has no types
         Number of outputs.
     norm : {"group", "batch"}
         Group normalisation has no running statistics, which clients with different data cannot share (Hsieh et al.
-        2020, arXiv:1910.00189). Batch normalisation has them as buffers, one of which is an integer.
+        2020, arXiv:1910.00189). Batch normalisation has them as buffers, one of them an integer.
     groups : int
         Groups of channels in each group normalisation, a divisor of 64; two in Reddi et al. 2021 (arXiv:2003.00295,
         appendix C.1). Batch normalisation ignores it.
@@ -25,7 +25,7 @@ class ResNet18(ResNet):  # type: ignore[misc]  # torchvision has no types
     Raises
     ------
     ValueError
-        If the input is no image, or there is no such normalisation.
+        If the input is not an image, or if the normalisation is unknown.
     """
 
     def __init__(self, input_shape: tuple[int, ...], num_classes: int, *, norm: str = "group", groups: int = 2) -> None:
@@ -40,8 +40,8 @@ class ResNet18(ResNet):  # type: ignore[misc]  # torchvision has no types
         norm_layer = partial(nn.GroupNorm, groups) if norm == "group" else nn.BatchNorm2d
         super().__init__(BasicBlock, [2, 2, 2, 2], num_classes=num_classes, norm_layer=norm_layer)
         self.conv1 = nn.Conv2d(input_shape[0], 64, 3, padding=1, bias=False)
-        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")  # as the other convolutions
+        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")  # like the other convolutions
         self.maxpool = nn.Identity()
         for module in self.modules():
             if isinstance(module, nn.ReLU):
-                module.inplace = False  # in-place writes and torch.func do not go together
+                module.inplace = False  # torch.func does not support in-place writes
