@@ -192,7 +192,7 @@ SECTIONS = [
 COLUMNS = [
     "round",
     "eval/accuracy",
-    "personal/eval_acc",
+    "personal/accuracy",
     "comm/bytes_up_total",
     "local/steps",
     "time/total_s",

@@ -333,9 +333,9 @@ def test_weighed_uniformly_the_model_and_the_metrics_are_plain_means(run):
             losses.append(np.mean((design @ mean - y) ** 2))
         row = result.rows[0]
         assert row["train/loss"] == pytest.approx(np.average(train_losses, weights=train_weights), abs=1e-10)
-        assert row["clients/eval_loss"] == pytest.approx(np.average(losses, weights=weights), abs=1e-10)
+        assert row["clients/loss"] == pytest.approx(np.average(losses, weights=weights), abs=1e-10)
         assert row["clients/loss_mean"] == pytest.approx(np.mean(losses), abs=1e-10)
-    assert by_examples.rows[0]["clients/eval_loss"] != by_examples.rows[0]["clients/loss_mean"]
+    assert by_examples.rows[0]["clients/loss"] != by_examples.rows[0]["clients/loss_mean"]
 
 
 def test_one_sample_cannot_be_normalised_by_itself(compose, config_dir):

@@ -35,7 +35,7 @@ class Payload:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """Return the directory of a run whose clients have models of their own; to be copied, not written to."""
-    options = ["strategy=fedrep", "federation.num_rounds=1", "checkpoint.best=personal/eval_acc"]
+    options = ["strategy=fedrep", "federation.num_rounds=1", "checkpoint.best=personal/accuracy"]
     return conduct(tmp_path_factory.mktemp("runs") / "whole", *options)
 
 

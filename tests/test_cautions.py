@@ -29,7 +29,7 @@ def arm(folder, chosen, *seeds, **fields):
 
 def cautions_of(folder, against="strategy=fedavg"):
     found = group_runs(load([folder]))
-    return find_cautions(found, find_baseline(found, against, []) if against else NO_BASELINE, "personal/eval_acc")
+    return find_cautions(found, find_baseline(found, against, []) if against else NO_BASELINE, "personal/accuracy")
 
 
 def test_a_fair_comparison_has_no_cautions(tmp_path):

@@ -132,7 +132,7 @@ def test_a_folder_without_runs_is_refused(tmp_path):
 
 
 ROWS = [
-    {"eval/accuracy": accuracy, "clients/eval_acc": validation, "eval/loss": loss, "local/steps": 10}
+    {"eval/accuracy": accuracy, "clients/accuracy": validation, "eval/loss": loss, "local/steps": 10}
     for accuracy, validation, loss in [(0.5, 0.6, 3.0), (0.9, 0.7, 1.0), (None, None, None), (0.8, 0.9, 2.0)]
 ]
 
@@ -146,8 +146,8 @@ ROWS = [
         ("best_val", "eval/accuracy", 0.8),
         ("best_test", "eval/accuracy", 0.9),
         ("best_test", "eval/loss", 1.0),
-        ("best_val", "eval/loss", np.nan),  # clients/eval_loss is missing
-        ("last", "personal/eval_acc", np.nan),
+        ("best_val", "eval/loss", np.nan),  # clients/loss is missing
+        ("last", "personal/accuracy", np.nan),
     ],
 )
 def test_a_rule_makes_one_number_of_a_curve(tmp_path, rule, metric, expected):
@@ -158,7 +158,7 @@ def test_a_rule_makes_one_number_of_a_curve(tmp_path, rule, metric, expected):
 
 def test_the_first_of_equally_good_rounds_is_selected(tmp_path):
     accuracies = [(0.1, 0.5), (0.2, 0.8), (0.3, 0.8), (0.4, 0.7)]
-    rows = [{"eval/accuracy": a, "clients/eval_acc": v, "eval/loss": a, "clients/eval_loss": -v} for a, v in accuracies]
+    rows = [{"eval/accuracy": a, "clients/accuracy": v, "eval/loss": a, "clients/loss": -v} for a, v in accuracies]
     make(tmp_path / "run", rows=rows)
     (run,) = load([tmp_path])
     assert parse_selection("best_val", "eval/accuracy").choose(run) == 0.2
@@ -173,10 +173,8 @@ def test_an_unknown_rule_is_refused(rule):
 
 def test_axes_and_the_default_metric(tmp_path):
     totals = [{"comm/bytes_up_total": 5 * n, "comm/bytes_down_total": 7 * n, "time/total_s": n / 2} for n in (1, 2, 3)]
-    make(
-        tmp_path / "run", rows=[{"local/steps": n, "clients/eval_loss": 1.0, **total} for n, total in enumerate(totals)]
-    )
+    make(tmp_path / "run", rows=[{"local/steps": n, "clients/loss": 1.0, **total} for n, total in enumerate(totals)])
     (run,) = load([tmp_path])
     found = {name: list(AXES[name].progress(run)) for name in ("rounds", "bytes", "steps", "seconds")}
     assert found == {"rounds": [1, 2, 3], "bytes": [12, 24, 36], "steps": [0, 1, 3], "seconds": [0.5, 1, 1.5]}
-    assert default_metric([(run, run.columns)]) == "clients/eval_loss"
+    assert default_metric([(run, run.columns)]) == "clients/loss"

@@ -57,7 +57,7 @@ def test_rows_have_the_columns_of_the_table_where_it_says(run, options):
     ("name", "expected"),
     [
         ("eval/accuracy", "up"),
-        ("clients/eval_acc", "up"),
+        ("clients/accuracy", "up"),
         ("personal/accuracy_worst", "up"),
         ("clients/accuracy_std", "down"),  # of a spread, though of accuracies
         ("clients/loss_worst", "down"),
@@ -83,7 +83,7 @@ def test_shares_are_known_by_declaration_and_not_by_letters():
 def test_a_column_that_is_good_neither_way_has_no_best_round(compose):
     experiment = Experiment(*compose("checkpoint.best=update/norm", "tracker=none"))
     with pytest.raises(
-        InputError, match=r"^checkpoint.best=update/norm has no .*; try checkpoint.best=clients/eval_acc$"
+        InputError, match=r"^checkpoint.best=update/norm has no .*; try checkpoint.best=clients/accuracy$"
     ):
         selection.check_selection(experiment)
 

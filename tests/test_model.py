@@ -153,7 +153,7 @@ def test_edited_rows_are_rejected(tmp_path, runs):
 
 @pytest.mark.parametrize("strategy", ["fedavg", "fedrep"])
 def test_the_best_model_is_compared_with_its_round(tmp_path, strategy):
-    column = "personal/eval_loss" if strategy == "fedrep" else "clients/eval_loss"
+    column = "personal/loss" if strategy == "fedrep" else "clients/loss"
     options = [f"strategy={strategy}", "optimizer.lr=2.0", f"checkpoint.best={column}", "partitioner=pathological"]
     directory = conduct(tmp_path / "run", *options)
     rows = read_rows(directory)

@@ -16,11 +16,11 @@ from tests.records import make
     ("rows", "told"),
     [
         (
-            [{"clients/eval_acc": 0.5, "clients/eval_loss": 2.0}, {"clients/eval_acc": 0.25, "clients/eval_loss": 1.0}],
+            [{"clients/accuracy": 0.5, "clients/loss": 2.0}, {"clients/accuracy": 0.25, "clients/loss": 1.0}],
             0.25,
         ),
-        ([{"clients/eval_acc": 0.5}, {"train/loss": 1.0}], 0.5),  # the last round was none to evaluate in
-        ([{"clients/eval_loss": 2.0}, {"clients/eval_loss": 1.5}], 1.5),  # a regression
+        ([{"clients/accuracy": 0.5}, {"train/loss": 1.0}], 0.5),  # the last round was none to evaluate in
+        ([{"clients/loss": 2.0}, {"clients/loss": 1.5}], 1.5),  # a regression
         ([{"eval/accuracy": 0.5}], None),  # test data
     ],
 )
@@ -31,7 +31,7 @@ def test_the_validation_data_of_the_last_round_evaluated(rows, told, tmp_path):
 
 @pytest.mark.parametrize("status", ["diverged", "failed", "interrupted", "running"])
 def test_a_job_that_did_not_finish_has_none(status, tmp_path):
-    make(tmp_path / "job", status=status, rows=[{"clients/eval_acc": 0.5}])
+    make(tmp_path / "job", status=status, rows=[{"clients/accuracy": 0.5}])
     assert objective(tmp_path / "job") is None
 
 
@@ -54,8 +54,8 @@ def test_optuna_is_told_and_goes_on(tmp_path):
     assert sweep(3).count("is finished: skipped") == 2  # the same two were asked again, and what they came to was told
     runs = {path.parent: json.loads(path.read_text()) for path in tmp_path.glob("sweep/*/metrics.jsonl")}
     rates = {run: json.loads((run / "run.json").read_text())["config"]["optimizer"]["lr"] for run in runs}
-    best = max(runs, key=lambda run: runs[run]["clients/eval_acc"])
+    best = max(runs, key=lambda run: runs[run]["clients/accuracy"])
     found = yaml.safe_load((tmp_path / "sweep" / "optimization_results.yaml").read_text())
     assert len(runs) == 3
-    assert found["best_value"] == runs[best]["clients/eval_acc"]
+    assert found["best_value"] == runs[best]["clients/accuracy"]
     assert found["best_params"] == {"optimizer.lr": rates[best]}

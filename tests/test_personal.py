@@ -92,7 +92,7 @@ def test_what_is_exchanged_and_whose_models_are_measured(run, strategy):
     assert list(result.arrays) == shared
     for row in result.rows:
         assert {key for key in row if key.startswith("personal/")} == (
-            {"personal/eval_loss", "personal/eval_acc"}
+            {"personal/loss", "personal/accuracy"}
             | {f"personal/loss_{name}" for name in ("mean", "std", "p90", "worst")}
             | {f"personal/accuracy_{name}" for name in ("mean", "std", "p10", "worst")}
             if has_own
@@ -198,7 +198,7 @@ def test_local_only_is_each_client_alone(run):
     assert row["personal/accuracy_std"] == pytest.approx(np.std(accuracies))
     assert row["personal/loss_mean"] == pytest.approx(np.mean(losses), rel=1e-6)
     sizes = [len(rows) for rows in experiment.data.validation]
-    assert row["personal/eval_acc"] == pytest.approx(np.average(accuracies, weights=sizes))
+    assert row["personal/accuracy"] == pytest.approx(np.average(accuracies, weights=sizes))
     # The server's model is the initial one, in every round.
     assert len({row["eval/loss"] for row in result.rows}) == 1
     assert {row["update/norm"] for row in result.rows} == {0.0}
@@ -501,7 +501,7 @@ def test_a_head_that_is_the_whole_model_leaves_nothing_to_train(compose):
     [
         (
             "checkpoint.best=eval/accuracy",
-            r"checkpoint.best uses eval/accuracy .* try .*checkpoint.best=personal/eval_",
+            r"checkpoint.best uses eval/accuracy .* try .*checkpoint.best=personal/",
         ),
         (
             "checkpoint.best=clients/accuracy_mean",
@@ -519,11 +519,11 @@ def test_what_goes_by_a_model_that_nobody_trains_is_refused(compose, strategy, o
 
 
 def test_of_a_second_model_it_is_said_whose_counts(compose, caplog):
-    check_selection(Experiment(*compose("strategy=ditto", "checkpoint.best=clients/eval_loss", "tracker=none")))
+    check_selection(Experiment(*compose("strategy=ditto", "checkpoint.best=clients/loss", "tracker=none")))
     (told,) = [record.getMessage() for record in caplog.records]
-    assert told.startswith("checkpoint.best uses clients/eval_loss of the global model; with strategy=ditto")
-    assert told.endswith("personal/eval_acc")
-    check_selection(Experiment(*compose("strategy=ditto", "checkpoint.best=personal/eval_loss", "tracker=none")))
+    assert told.startswith("checkpoint.best uses clients/loss of the global model; with strategy=ditto")
+    assert told.endswith("personal/accuracy")
+    check_selection(Experiment(*compose("strategy=ditto", "checkpoint.best=personal/loss", "tracker=none")))
     assert len(caplog.records) == 1
 
 
@@ -547,9 +547,9 @@ def test_choosing_on_the_test_split_is_named(compose, caplog, option, told):
         ([], "accuracy", ""),
         ([], "train/los", "; did you mean train/loss?"),
         ([], "model/sha256", ""),
-        ([], "personal/eval_acc", ""),
+        ([], "personal/accuracy", ""),
         (["dataset=diabetes", "model=logistic", "partitioner=iid"], "eval/accuracy", ""),
-        (["federation.fraction_evaluate=0"], "clients/eval_loss", ""),
+        (["federation.fraction_evaluate=0"], "clients/loss", ""),
     ],
 )
 def test_a_column_that_there_will_not_be_is_refused_before_the_run(compose, options, column, hint):

@@ -51,7 +51,7 @@ TABLE = Table(
 
 def rows(*accuracies):
     return [
-        {"eval/accuracy": accuracy, "clients/eval_acc": accuracy, "local/steps": 3, "time/total_s": number / 2}
+        {"eval/accuracy": accuracy, "clients/accuracy": accuracy, "local/steps": 3, "time/total_s": number / 2}
         | {"comm/bytes_up_total": number * 1000, "comm/bytes_down_total": number * 1000}
         for number, accuracy in enumerate(accuracies, start=1)
     ]
@@ -147,7 +147,7 @@ def two_arms(tmp_path):
     [
         (
             ["--metric", "eval/f1"],
-            "no run has eval/f1; try --metric with one of clients/eval_acc, comm/bytes_down_total, ",
+            "no run has eval/f1; try --metric with one of clients/accuracy, comm/bytes_down_total, ",
         ),
         (["--targets", "0.4,95"], "--targets 95.0 is above the largest eval/accuracy, 1; try --targets 0.9"),
         (["--rows", "strategy", "--cols", "strategy"], "--rows and --cols are both strategy; name two different keys"),

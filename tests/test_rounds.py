@@ -206,7 +206,7 @@ def test_averages_weigh_clients_by_their_examples(run):
     assert result.rows[0]["train/loss"] == pytest.approx(np.average(losses, weights=sizes), abs=1e-12)
     sizes = [len(rows) for rows in data.validation]
     accuracies = [evaluate(model, *data.validation_samples(i))[1] for i in range(10)]
-    assert result.rows[0]["clients/eval_acc"] == pytest.approx(np.average(accuracies, weights=sizes), abs=1e-12)
+    assert result.rows[0]["clients/accuracy"] == pytest.approx(np.average(accuracies, weights=sizes), abs=1e-12)
 
 
 @pytest.mark.slow
@@ -295,13 +295,13 @@ def _with_another_shape(content):
     ],
 )
 def test_a_reply_that_does_not_fit_is_told(run, monkeypatch, change, said):
-    leave = Clients._leave
+    reply_content = Clients._reply_content
 
     def changed(self, trained, context, num_examples):
-        content = leave(self, trained, context, num_examples)
+        content = reply_content(self, trained, context, num_examples)
         change(content)
         return content
 
-    monkeypatch.setattr(Clients, "_leave", changed)
+    monkeypatch.setattr(Clients, "_reply_content", changed)
     with pytest.raises(InputError, match=said):
         run("federation.num_rounds=1", "model=logistic", "local.epochs=1")

@@ -143,7 +143,9 @@ def test_what_a_strategy_measures_is_in_the_row_in_one_order():
     evaluate = MetricRecord({"gini": 0.1, "eval_loss": 0.75, "num-examples": 8, "personal_acc": 0.875})
     row = rounds_of(Measuring(train, evaluate), evaluating=(1,), num_rounds=1)[0]
     found = {
-        key: value for key, value in row.items() if key.startswith(("train/", "clients/e", "clients/g", "personal"))
+        key: value
+        for key, value in row.items()
+        if key.startswith(("train/", "clients/e", "clients/g", "clients/loss", "personal"))
     }
     assert [*found.items()] == [
         ("train/a/0", 1.5),
@@ -152,9 +154,9 @@ def test_what_a_strategy_measures_is_in_the_row_in_one_order():
         ("train/loss", 0.25),
         ("train/z", 2),
         ("clients/evaluated", 1),
-        ("clients/eval_loss", 0.75),
+        ("clients/loss", 0.75),
         ("clients/gini", 0.1),
-        ("personal/eval_acc", 0.875),
+        ("personal/accuracy", 0.875),
     ]
     assert len(rounds_of(Measuring(None, None), evaluating=(1,))) == 2
 

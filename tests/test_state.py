@@ -36,7 +36,7 @@ from tests.damages import contents, damages, places_of, rewritten
 from tests.directories import MLP, SHORT, conduct
 from tests.records import report
 
-WORDS = [*MLP, *SHORT, "strategy=fedrep", "federation.num_rounds=2", "checkpoint.best=personal/eval_acc"]
+WORDS = [*MLP, *SHORT, "strategy=fedrep", "federation.num_rounds=2", "checkpoint.best=personal/accuracy"]
 RATES = (0.1, 0.2)
 SECONDS = 300  # for any reader on a busy machine; waiting for a FIFO or reading a device would never end
 BYTES = 4_000_000_000  # of memory, beyond that at the start of the test

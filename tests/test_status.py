@@ -9,7 +9,7 @@ from fedresearch.study.sweep.status import show
 from tests.records import make
 
 OWN = {"own_models": True}
-GLOBAL, PERSONAL = {"eval/accuracy": 0.25}, {"eval/accuracy": 0.25, "personal/eval_acc": 0.75}
+GLOBAL, PERSONAL = {"eval/accuracy": 0.25}, {"eval/accuracy": 0.25, "personal/accuracy": 0.75}
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def print_status(tmp_path, capsys):
 
 def test_jobs_with_personal_models_show_their_metric(print_status):
     head, *jobs, _ = print_status((["strategy=fedrep"], PERSONAL, OWN), (["strategy=fedbn"], PERSONAL, OWN))
-    assert head.split()[-1] == "personal/eval_acc"
+    assert head.split()[-1] == "personal/accuracy"
     assert [line.split()[-1] for line in jobs] == ["0.7500", "0.7500"]
 
 
@@ -36,7 +36,7 @@ def test_a_table_of_global_models_warns_of_jobs_with_personal_models(print_statu
     assert head.split()[-1] == "eval/accuracy"
     assert line == (
         "warning: eval/accuracy is of the global model, and in 1 of 2 jobs, such as strategy=fedrep, the clients' own "
-        "models are the result: compare personal/eval_acc of these with clients/eval_acc of the others"
+        "models are the result: compare personal/accuracy of these with clients/accuracy of the others"
     )
 
 

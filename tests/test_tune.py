@@ -17,7 +17,7 @@ from tests.records import make
 def sweep(folder, accuracies, **options):
     """Write a run for each partition, rate and seed, with its validation accuracies of two rounds."""
     for (alpha, lr, seed), validation in accuracies.items():
-        rows = [{"clients/eval_acc": value, "eval/accuracy": 1 - value} for value in validation]
+        rows = [{"clients/accuracy": value, "eval/accuracy": 1 - value} for value in validation]
         sections = {"partitioner": {"_target_": "dirichlet", "alpha": alpha}, "optimizer": {"lr": lr, "schedule": {}}}
         make(folder / f"{alpha}_{lr}_{seed}", seed=seed, rows=rows, **{**sections, **options})
 
@@ -44,7 +44,7 @@ def test_the_best_mean_over_seeds_of_the_validation_data_is_chosen_for_each_cell
             "partitioner._target_": "dirichlet",
             "strategy.server._target_": "FedAvg",
         },
-        "selection": "clients/eval_acc after the last round",
+        "selection": "clients/accuracy after the last round",
         "seeds": [1000, 1001],
         "cells": [
             {"cell": [0.1], "value": 0.1, "tried": [[0.01, 0.3], [0.1, pytest.approx(0.4)], [1.0, 0.35]]},
@@ -63,7 +63,7 @@ def test_clients_own_models_are_tuned_in_the_cells_that_have_them(tmp_path):
     for lr, shared, personal in [(0.01, 0.5, 0.9), (0.1, 0.8, 0.6)]:
         for strategy in ("fedavg", "ditto"):
             own = strategy == "ditto"
-            row = {"clients/eval_acc": shared} | ({"personal/eval_acc": personal} if own else {})
+            row = {"clients/accuracy": shared} | ({"personal/accuracy": personal} if own else {})
             options = {
                 "choices": {"strategy": strategy},
                 "optimizer": {"lr": lr, "schedule": {}},
@@ -73,7 +73,7 @@ def test_clients_own_models_are_tuned_in_the_cells_that_have_them(tmp_path):
     chosen, _ = choose(load([tmp_path]), "optimizer.lr", "last")
     assert {tuple(each["cell"]): each["value"] for each in chosen["cells"]} == {("ditto",): 0.01, ("fedavg",): 0.1}
     assert {*chosen["selection"].split("; ")} == {
-        f"{models}/eval_acc after the last round" for models in ("clients", "personal")
+        f"{models}/accuracy after the last round" for models in ("clients", "personal")
     }
 
 
@@ -83,7 +83,7 @@ def test_a_value_with_a_diverged_seed_is_not_chosen(tmp_path):
         tmp_path / "diverged",
         seed=1002,
         status="diverged",
-        rows=[{"clients/eval_acc": 1.0}],
+        rows=[{"clients/accuracy": 1.0}],
         partitioner={"_target_": "dirichlet", "alpha": 0.1},
         optimizer={"lr": 0.1, "schedule": {}},
     )
@@ -104,7 +104,7 @@ def test_the_number_of_rounds_identifies_a_cell_only_if_no_other_key_does(tmp_pa
 
 def test_the_lowest_loss_is_the_best(tmp_path):
     for lr, loss in ((0.1, 3.0), (0.2, 1.0), (0.3, 2.0)):
-        row = {"eval/loss": 0.0, "clients/eval_loss": loss}
+        row = {"eval/loss": 0.0, "clients/loss": loss}
         make(tmp_path / str(lr), rows=[row], optimizer={"lr": lr, "schedule": {}})
     chosen, warnings = choose(load([tmp_path]), "optimizer.lr", "last")
     assert [entry["value"] for entry in chosen["cells"]] == [0.2]
@@ -125,7 +125,7 @@ def test_impossible_tuning_is_refused(tmp_path):
         choose(load([tmp_path / "good"]), "optimizer.lr", "last")
     for lr in (0.1, 0.2):
         make(tmp_path / "blind" / str(lr), rows=[{"eval/accuracy": 0.5}], optimizer={"lr": lr, "schedule": {}})
-    with pytest.raises(InputError, match="no run has clients/eval_acc"):
+    with pytest.raises(InputError, match="no run has clients/accuracy"):
         choose(load([tmp_path / "blind"]), "optimizer.lr", "last")
 
 
@@ -255,7 +255,7 @@ def test_a_list_may_identify_a_cell(tmp_path, compose):
 
 def test_a_key_that_always_equals_another_is_refused(tmp_path):
     for lr in (0.1, 0.2):
-        make(tmp_path / str(lr), rows=[{"clients/eval_acc": lr}], optimizer={"lr": lr}, strategy={"alias": {"lr": lr}})
+        make(tmp_path / str(lr), rows=[{"clients/accuracy": lr}], optimizer={"lr": lr}, strategy={"alias": {"lr": lr}})
     with pytest.raises(InputError, match=r"strategy.alias.lr equals optimizer.lr in every run; use optimizer.lr"):
         choose(load([tmp_path]), "strategy.alias.lr", "last")
 
@@ -272,9 +272,9 @@ def test_values_tried_on_different_seeds_are_warned_of(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("metric", ["clients/eval_acc", "clients/eval_loss"])
+@pytest.mark.parametrize("metric", ["clients/accuracy", "clients/loss"])
 def test_the_first_of_equally_good_values_is_chosen(tmp_path, metric):
-    other_metric = metric.replace("clients/eval_acc", "eval/accuracy").replace("clients/eval_loss", "eval/loss")
+    other_metric = metric.replace("clients/accuracy", "eval/accuracy").replace("clients/loss", "eval/loss")
     for lr in (0.1, 0.2, 0.3):
         make(tmp_path / str(lr), rows=[{metric: 0.5, other_metric: 0.5}], optimizer={"lr": lr})
     assert choose(load([tmp_path]), "optimizer.lr", "last")[0]["cells"][0]["value"] == 0.1
@@ -282,7 +282,7 @@ def test_the_first_of_equally_good_values_is_chosen(tmp_path, metric):
 
 def test_numbers_are_compared_only_with_numbers(tmp_path):
     for number, (width, accuracy) in enumerate(((None, 0.1), ("1", 0.2), (1, 0.3), (2, 0.4), (True, 0.3))):
-        make(tmp_path / str(number), rows=[{"clients/eval_acc": accuracy}], model={"width": width})
+        make(tmp_path / str(number), rows=[{"clients/accuracy": accuracy}], model={"width": width})
     chosen, warnings = choose(load([tmp_path]), "model.width", "last")
     tried = chosen["cells"][0]["tried"]
     assert sorted(map(json.dumps, tried)) == ['["1", 0.2]', "[1, 0.3]", "[2, 0.4]", "[null, 0.1]", "[true, 0.3]"]
@@ -293,7 +293,7 @@ def test_values_that_are_not_numbers_can_be_tuned(tmp_path):
     for number, (widths, accuracy) in enumerate((([8], 0.5), ([8, 8], 0.7), (None, 0.1))):
         make(
             tmp_path / str(number),
-            rows=[{"clients/eval_acc": accuracy, "eval/accuracy": 0.5}],
+            rows=[{"clients/accuracy": accuracy, "eval/accuracy": 0.5}],
             model={"widths": widths},
         )
     chosen, warnings = choose(load([tmp_path]), "model.widths", "last")

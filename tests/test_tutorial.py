@@ -148,7 +148,7 @@ def test_its_run(run, overrides, cifar10):
                 x, y = data.validation_samples(i)
                 outputs = net(x)
                 evaluations.append((F.cross_entropy(outputs, y).item(), (outputs.argmax(1) == y).float().mean().item()))
-        assert row["clients/eval_loss"] == pytest.approx(np.mean([e[0] for e in evaluations]), abs=1e-3)
-        assert row["clients/eval_acc"] == pytest.approx(np.mean([e[1] for e in evaluations]), abs=0.02)
+        assert row["clients/loss"] == pytest.approx(np.mean([e[0] for e in evaluations]), abs=1e-3)
+        assert row["clients/accuracy"] == pytest.approx(np.mean([e[1] for e in evaluations]), abs=0.02)
     for name, tensor in arrays.items():
         np.testing.assert_allclose(result.arrays[name], tensor.numpy(), rtol=0, atol=1e-4)

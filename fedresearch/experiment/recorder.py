@@ -89,8 +89,9 @@ class Recorder:
 
 
 def diverged(row: Row) -> bool:
-    """Return whether a row has a loss that is not finite."""
-    return any(name.endswith("/loss") and value is None for name, value in finite_row(row).items())
+    """Return whether a row has a loss of the training, or of the global model, that is not finite."""
+    finite = finite_row(row)
+    return any(name in row and finite[name] is None for name in ("train/loss", "eval/loss"))
 
 
 def _status(error: BaseException) -> str:

@@ -24,7 +24,7 @@ def check_selection(experiment: Experiment) -> None:
     config, own = experiment.config, experiment.client_app.has_own_model
     best = config.checkpoint.best
     counts = "personal" if own else "clients"
-    measure = "eval_acc" if experiment.has_classes else "eval_loss"
+    measure = "accuracy" if experiment.has_classes else "loss"
     if best is not None:
         _refuse_unknown(experiment, best)
         if direction(best) == "none":
@@ -71,7 +71,7 @@ def _refuse_untrained(experiment: Experiment, key: str, column: str) -> None:
         other = (
             "checkpoint.best=personal/" if key == "checkpoint.best" else "a report's --targets with --metric personal/"
         )
-        measure = "eval_acc" if experiment.has_classes else "eval_loss"
+        measure = "accuracy" if experiment.has_classes else "loss"
         raise InputError(
             f"{key} uses {column} of a global model that no client trains: with strategy="
             f"{experiment.choices['strategy']} {listed} stay on the clients, and the global model has initial values; "

@@ -30,7 +30,13 @@ Row = dict[str, Any]
 # Metrics that are not measurements: the clients' weights in averages, and a count that is summed.
 _NOT_MEASURED = (NUM_EXAMPLES, UNIFORM, NUM_STEPS)
 # Columns with fixed names; the name of another metric of the strategy follows the prefix of its phase.
-_COLUMNS = {TRAIN_LOSS: "train/loss", PERSONAL_LOSS: "personal/eval_loss", PERSONAL_ACC: "personal/eval_acc"}
+_COLUMNS = {
+    TRAIN_LOSS: "train/loss",
+    EVAL_LOSS: "clients/loss",
+    EVAL_ACC: "clients/accuracy",
+    PERSONAL_LOSS: "personal/loss",
+    PERSONAL_ACC: "personal/accuracy",
+}
 _COUNTS = ("clients/sampled", "clients/failed", "clients/dropped", "clients/evaluated")
 
 

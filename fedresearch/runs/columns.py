@@ -53,13 +53,13 @@ _SPREAD = {"mean": "mean", "std": "standard deviation", "p10": "10th percentile"
 def _of_clients(whose: str, model: str, *needs: str) -> tuple[Column, ...]:
     """Return the columns of what clients measure of a model on their validation data."""
     found = []
-    measures: tuple[tuple[str, str, str, str, Direction, str, tuple[str, ...]], ...] = (
-        ("loss", "eval_loss", _LOSS, "p90", "down", "largest", needs),
-        ("accuracy", "eval_acc", _SHARE, "p10", "up", "smallest", (*needs, "classes")),
+    measures: tuple[tuple[str, str, str, Direction, str, tuple[str, ...]], ...] = (
+        ("loss", _LOSS, "p90", "down", "largest", needs),
+        ("accuracy", _SHARE, "p10", "up", "smallest", (*needs, "classes")),
     )
-    for measure, mean, unit, tail, direction, worst, its_needs in measures:
+    for measure, unit, tail, direction, worst, its_needs in measures:
         on = f"{measure} of {model} on clients' validation data"
-        found.append(Column(f"{whose}/{mean}", f"{on}: mean", unit, "by num_examples", direction, its_needs))
+        found.append(Column(f"{whose}/{measure}", f"{on}: mean", unit, "by num_examples", direction, its_needs))
         for part in ("mean", "std", tail, "worst"):
             way: Direction = "down" if part == "std" else direction
             definition = f"{on}: {_SPREAD.get(part, worst)}"

@@ -14,9 +14,9 @@ from fedresearch.runs.record_fields import refuse_invalid_fields
 _MAX_REFUSAL_BYTES = 1_000_000
 
 # The first of these that any run has is what a table is about.
-DEFAULT_METRICS = ("eval/accuracy", "clients/eval_acc", "personal/eval_acc", "eval/loss", "clients/eval_loss")
+DEFAULT_METRICS = ("eval/accuracy", "clients/accuracy", "personal/accuracy", "eval/loss", "clients/loss")
 # The same where clients' own models are the result of all runs.
-PERSONAL_METRICS = ("personal/eval_acc", "personal/eval_loss")
+PERSONAL_METRICS = ("personal/accuracy", "personal/loss")
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def wrong_model_warning(metric: str, personal: Sequence[str], of: str) -> str:
     """
     if not personal or not metric.startswith(("eval/", "clients/")):
         return ""
-    measure = "eval_acc" if larger_is_better(metric) else "eval_loss"
+    measure = "accuracy" if larger_is_better(metric) else "loss"
     return (
         f"{metric} is of the global model, and in {len(personal)} of {of}, such as {personal[0]}, the clients' own "
         f"models are the result: compare personal/{measure} of these with clients/{measure} of the others"

@@ -13,7 +13,7 @@ from fedresearch.study.report.load import Column, LoadedRun
 def validation_column(metric: str) -> str:
     """Return the column of the clients' validation data that measures the same, on the same models, as a metric."""
     models = "personal" if metric.startswith("personal/") else "clients"
-    return f"{models}/eval_acc" if larger_is_better(metric) else f"{models}/eval_loss"
+    return f"{models}/accuracy" if larger_is_better(metric) else f"{models}/loss"
 
 
 @dataclass(frozen=True)

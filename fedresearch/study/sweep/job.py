@@ -12,7 +12,7 @@ from fedresearch.runs.loaded import PERSONAL_METRICS, load
 from fedresearch.runs.record import FINAL, REFUSED, Busy, read_record, read_run, state_of
 
 # The first of these that a job has. Test data must not choose jobs.
-_OBJECTIVES = ("clients/eval_acc", "clients/eval_loss")
+_OBJECTIVES = ("clients/accuracy", "clients/loss")
 
 
 def is_settled(directory: Path, digest: str) -> bool:
