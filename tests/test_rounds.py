@@ -290,7 +290,7 @@ def _with_another_shape(content):
         ),
         (
             _with_another_shape,
-            r"the reply of partition \d has linear.bias of shape \(3,\), the global model of",
+            r"the reply of partition \d must have linear.bias of shape \(10,\), got \(3,\)",
         ),
     ],
 )

@@ -201,7 +201,7 @@ OF_HYDRA = [
     *("hydra.run.dir=${nope}", "hydra.run.dir=${nope:1}", "hydra.job.chdir=maybe", "hydra.job.num=x", "hydra.nope=1"),
     *("hydra.job.env_set=3", "hydra=3", "hydra=null", "~hydra", "+hydra.nope=1", "hydra/nope=1", "hydra.run=3"),
     *("hydra/job_logging=nope", "hydra/output=nope", "hydra.searchpath=nope", "hydra.searchpath=[file:///nope]"),
-    *("hydra.callbacks=3", "hydra.callbacks.sweep.preflight=maybe", "hydra/launcher=nope", "hydra.job.id=[1]"),
+    *("hydra.callbacks=3", "hydra/launcher=nope", "hydra.job.id=[1]"),
 ]
 
 

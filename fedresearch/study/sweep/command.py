@@ -19,6 +19,8 @@ fedresearch sweep preflight ARGUMENTS
 def main(words: Sequence[str]) -> None:
     """Run the command on its arguments."""
     match words:
+        case _ if {"--help", "-h"} & set(words):
+            print(USAGE, end="")
         case ["status", directory]:
             failed = True
             with printing():
@@ -28,7 +30,5 @@ def main(words: Sequence[str]) -> None:
                     if not report_error(error):
                         raise
             sys.exit(1 if failed else 0)
-        case ["--help" | "-h"]:
-            print(USAGE, end="")
         case _:
             sys.exit(USAGE.rstrip())
