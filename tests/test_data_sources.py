@@ -239,12 +239,12 @@ def test_torchvisions_folders_are_told_apart(compose, tmp_path, idx_files):
 @pytest.mark.parametrize(
     ("name", "damage", "message"),
     [
-        (NAMES[0], lambda c: b"\x00\x00\x0d\x03" + c[4:], "must begin with 0x00000803, got 0x00000d03"),
-        (NAMES[1], lambda c: b"\x00\x00\x08\x03" + c[4:], "must begin with 0x00000801, got 0x00000803"),
+        (NAMES[0], lambda c: b"\x00\x00\x0d\x03" + c[4:], "which begins with 0x00000803, got 0x00000d03"),
+        (NAMES[1], lambda c: b"\x00\x00\x08\x03" + c[4:], "which begins with 0x00000801, got 0x00000803"),
         (NAMES[0], lambda c: c[:-1], "must hold 12 x 28 x 28 = 9408 bytes of data, as its header says, got 9407"),
         (NAMES[3], lambda c: c + b"\x01", "must hold 5 = 5 bytes of data, as its header says, got more"),
         (NAMES[2], lambda c: c[:10], "ends within its header of 16 bytes"),
-        (NAMES[2], lambda c: b"", "must begin with 0x00000803, got 0x"),
+        (NAMES[2], lambda c: b"", "which begins with 0x00000803, got 0x"),
         (
             NAMES[3],
             lambda c: idx_bytes(np.zeros(4, np.uint8)),
