@@ -52,7 +52,7 @@ def main() -> None:
     arguments = parser.parse_args()
     entity, _, project = arguments.project.partition("/")
     if not entity or not project:
-        parser.error(f"{arguments.project} is no ENTITY/PROJECT")
+        parser.error(f"{arguments.project} is not ENTITY/PROJECT")
     if find_spec("wandb_workspaces") is None:
         sys.exit('error: the package wandb-workspaces is not installed; try pip install "fedresearch[dashboard]"')
     import wandb

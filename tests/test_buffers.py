@@ -146,7 +146,7 @@ def test_a_robust_rule_holds_for_the_statistics_too(normed, options, rule):
 
 
 @pytest.mark.parametrize("weighted_by", ["num-examples", "uniform"])
-def test_the_next_round_goes_on_from_the_averaged_statistics(normed, weighted_by):
+def test_the_next_round_starts_from_the_averaged_statistics(normed, weighted_by):
     result = normed("federation.num_rounds=3", "local.steps=2", f"strategy.weighted_by={weighted_by}")
     weights = sizes(result.experiment) if weighted_by == "num-examples" else [1, 1, 1]
     expected = fedavg_by_hand(result.experiment, num_rounds=3, num_steps=2, weights=weights)

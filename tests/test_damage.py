@@ -222,7 +222,7 @@ def test_a_row_may_have_many_brackets_but_not_deep_nesting(tmp_path):
 @pytest.mark.parametrize("fields", [{"config": {"x": {"eval/\ud800": 1}}}, {"config_dirs": ["conf\udfff"]}])
 def test_a_record_with_invalid_unicode_is_rejected(tmp_path, fields):
     (tmp_path / "run.json").write_text(dump_record({"status": "finished", "choices": {}, **fields}))
-    with pytest.raises(InputError, match=r"run.json is damaged: it has text that is no Unicode"):
+    with pytest.raises(InputError, match=r"run.json is damaged: it has text that is not Unicode"):
         read_record(tmp_path)
 
 

@@ -228,7 +228,7 @@ def test_idx_files_pixel_for_pixel(compose, tmp_path, idx_files, gzipped, option
         np.testing.assert_array_equal(samples.y, arrays[labels])
 
 
-def test_torchvisions_folders_are_told_apart(compose, tmp_path, idx_files):
+def test_torchvisions_folders_are_distinguished(compose, tmp_path, idx_files):
     arrays, files = idx_files
     write(tmp_path / "MNIST/raw", files)
     write(tmp_path / "FashionMNIST/raw", {name: idx_bytes(255 - array) for name, array in arrays.items()})

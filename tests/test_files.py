@@ -65,7 +65,7 @@ def test_a_subset_is_chosen_by_its_folder(holding):
         found(folder, subset="tiny")
 
 
-def test_the_question_names_a_folder_where_no_subset_tells_them_apart(holding):
+def test_the_question_names_a_folder_where_no_subset_distinguishes_them(holding):
     folder = holding("train.parquet", "train/0.parquet")
     with pytest.raises(
         InputError, match=r"holds train\*\.parquet and train/\*\.parquet in \., and both may be the split"

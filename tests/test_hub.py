@@ -169,7 +169,7 @@ def grey(tmp_path):
         ({"std": [0.3] * 3}, r"have 1, got dataset\.mean=\[0\.1\] dataset\.std=\[0\.3, 0\.3, 0\.3\]"),
     ],
 )
-def test_what_does_not_fit_is_told_in_one_line(grey, change, message):
+def test_what_does_not_fit_is_reported_in_one_line(grey, change, message):
     with pytest.raises(InputError, match=message) as raised:
         hub.load(**{**grey, **change})
     assert "\n" not in str(raised.value)
@@ -342,7 +342,7 @@ def test_a_folder_of_the_datasets_name_is_not_taken_for_the_hub(grey, tmp_path, 
         hub.load(**{**grey, "path": None})
 
 
-def test_files_and_samples_of_each_split_are_told(grey, caplog):
+def test_files_and_samples_of_each_split_are_reported(grey, caplog):
     hub.load(**grey)
     folder = grey["path"]
     assert caplog.messages == [
@@ -367,7 +367,7 @@ def test_more_classes_than_declared(compose, tmp_path):
         _ = Experiment(*compose(*overrides)).data
 
 
-def test_no_network_is_told_at_once_with_both_ways_out(compose, tmp_path, monkeypatch, capfd):
+def test_no_network_is_reported_at_once_with_both_ways_out(compose, tmp_path, monkeypatch, capfd):
     """The tests' guard refuses the connection where there is a network."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)

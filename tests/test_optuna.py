@@ -41,7 +41,7 @@ def test_a_job_that_never_became_a_run_has_none(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("hydra_plugins.hydra_optuna_sweeper") is None, reason="hydra-optuna-sweeper is missing")
-def test_optuna_is_told_and_goes_on(tmp_path):
+def test_optuna_gets_objectives_and_continues(tmp_path):
     def sweep(trials):
         words = ["hydra/sweeper=optuna", "hydra.sweeper.direction=maximize", f"hydra.sweeper.n_trials={trials}"]
         words += ["hydra.sweeper.n_jobs=1", "hydra.sweeper.sampler.seed=1", "hydra.sweep.dir=sweep", "tracker=none"]

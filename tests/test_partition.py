@@ -267,7 +267,7 @@ def test_the_plot_of_many_clients_shows_the_first_hundred():
         ),
     ],
 )
-def test_a_partitioner_that_refuses_is_told_in_a_line_with_the_keys_that_help(build, overrides, reason, ways):
+def test_a_partitioner_that_refuses_is_reported_in_a_line_with_the_keys_that_help(build, overrides, reason, ways):
     with pytest.raises(InputError, match=reason) as raised:
         _ = build(*overrides).data
     assert "\n" not in str(raised.value)

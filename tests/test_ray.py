@@ -80,7 +80,7 @@ def test_a_round_completes_with_the_same_bits_when_a_node_is_killed_in_its_midst
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "auto"], ids=["nobody there", "none running"])
-def test_a_cluster_that_is_not_there_is_told_in_a_line(compose, monkeypatch, address):
+def test_a_cluster_that_is_not_there_is_reported_in_a_line(compose, monkeypatch, address):
     monkeypatch.setattr("ray._private.services.find_gcs_addresses", cache(set))  # it finds those of other tests
     experiment = Experiment(*compose("hardware=ray", "tracker=none", f"hardware.address={address}"))
     with (
@@ -99,7 +99,7 @@ def test_a_cluster_that_is_not_there_is_told_in_a_line(compose, monkeypatch, add
     ],
     ids=["cpus", "gpus"],
 )
-def test_what_no_node_has_room_for_is_told_in_a_line(compose, monkeypatch, overrides, said):
+def test_what_no_node_has_room_for_is_reported_in_a_line(compose, monkeypatch, overrides, said):
     """Two nodes of four cores have no room for five; one that has gone had."""
     ended = []
 

@@ -177,7 +177,7 @@ def test_a_changed_row_is_rejected(tmp_path, whole):
     past = killed(whole, tmp_path / "past", checkpoint=2, row=4)
     was = read_rows(past)[2]["train/loss"]
     edit_row(past, 3, **{"train/loss": 0.5})
-    with pytest.raises(InputError, match=f"round 3 came out other than before: train/loss is {was} and was 0.5"):
+    with pytest.raises(InputError, match=f"round 3 differs from before: train/loss is {was} and was 0.5"):
         conduct(past, *SCAFFOLD)
     before = killed(whole, tmp_path / "before", checkpoint=2, row=4)
     edit_row(before, 1, **{"train/loss": 0.5})
@@ -191,7 +191,7 @@ def test_a_changed_row_is_rejected(tmp_path, whole):
 def test_a_row_without_one_of_its_keys_is_a_changed_row(tmp_path, whole):
     past = killed(whole, tmp_path / "past", checkpoint=2, row=3)
     edit_row(past, 3, **{"eval/losss": None})
-    with pytest.raises(InputError, match="round 3 came out other than before: eval/losss"):
+    with pytest.raises(InputError, match="round 3 differs from before: eval/losss"):
         conduct(past, *SCAFFOLD)
 
 
@@ -370,7 +370,7 @@ def test_a_checkpoint_with_another_format_is_rejected(tmp_path, whole, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr("fedresearch.runs.checkpoint.FORMAT", "2")
         with pytest.raises(
-            InputError, match=r"round_000003.safetensors has format 1, and .* reads format 2; go on with"
+            InputError, match=r"round_000003.safetensors has format 1, and .* reads format 2; resume with"
         ):
             conduct(run, *SCAFFOLD)
 

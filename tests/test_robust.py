@@ -114,7 +114,7 @@ def test_bulyans_krum_runs_on_what_is_left():
 
 
 @pytest.mark.parametrize("rule", [Krum(num_malicious_nodes=2), Bulyan(num_malicious_nodes=2)])
-def test_small_updates_of_large_weights_are_told_apart_in_any_precision(rule):
+def test_small_updates_of_large_weights_are_distinguished_in_any_precision(rule):
     """Distances of 0.005 between honest clients and 0.02 to a liar are lost in the rounding of squared norms of 1e7."""
     rng = np.random.default_rng(0)
     start = rng.integers(-512, 512, 2000).astype(np.float64) / 4

@@ -294,7 +294,7 @@ def _with_another_shape(content):
         ),
     ],
 )
-def test_a_reply_that_does_not_fit_is_told(run, monkeypatch, change, said):
+def test_a_reply_that_does_not_fit_is_reported(run, monkeypatch, change, said):
     reply_content = Clients._reply_content
 
     def changed(self, trained, context, num_examples):

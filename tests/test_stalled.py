@@ -101,7 +101,7 @@ def test_a_round_that_trains_nothing_ends_the_run(options, said):
         rounds_of(**options)
 
 
-def test_a_round_with_enough_replies_goes_on():
+def test_a_round_with_enough_replies_continues():
     rows = rounds_of(needs=2, app=app_of((0,)), cohort=(0, 1, 2))
     assert [row["update/norm"] for row in rows] == [pytest.approx(math.sqrt(2) * 2.5), 0]  # of 2 and 3: 2.5, again
     with pytest.raises(ClientsFailed):

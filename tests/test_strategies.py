@@ -303,7 +303,7 @@ def test_what_cannot_be_is_refused_before_the_run(compose, overrides, said):
     assert said in str(error.value)
 
 
-def test_clients_are_told_how_many_hold_data(compose):
+def test_clients_know_how_many_hold_data(compose):
     from fedresearch.experiment.experiment import Experiment
 
     options = ["partitioner.alpha=0.02", "partitioner.min_partition_size=0", "federation.num_supernodes=40"]

@@ -109,7 +109,7 @@ def test_every_tracker_takes_the_same_calls_and_writes_in_the_run_directory(opti
 
 
 @pytest.mark.parametrize("error", [OSError("full"), SystemExit(1)])
-def test_a_tracker_that_fails_is_told_nothing_more_and_the_others_go_on(error, caplog):
+def test_a_tracker_that_fails_is_not_called_again_and_the_others_continue(error, caplog):
     calls = []
 
     class Recorder(NoTracker):
@@ -306,20 +306,20 @@ def test_an_unreachable_server_only_delays_the_start(tmp_path, monkeypatch, capf
 @pytest.mark.parametrize(
     ("broken", "line"),
     [
-        ("init", r"W&B: starting failed \(OSError: init broke\); the run goes on without W&B"),
+        ("init", r"W&B: starting failed \(OSError: init broke\); the run continues without W&B"),
         (
             "log",
-            r"W&B: logging a round failed \(OSError: log broke\); the run goes on without W&B; "
+            r"W&B: logging a round failed \(OSError: log broke\); the run continues without W&B; "
             r"to upload what it has so far: wandb sync \S+offline-run-\S+",
         ),
         (
             "log_model",
-            r"W&B: storing the model failed \(OSError: log_model broke\); the run goes on without W&B; "
+            r"W&B: storing the model failed \(OSError: log_model broke\); the run continues without W&B; "
             r"to upload what it has so far: wandb sync \S+offline-run-\S+",
         ),
         (
             "finish",
-            r"W&B: finishing failed \(OSError: finish broke\); the run goes on without W&B; "
+            r"W&B: finishing failed \(OSError: finish broke\); the run continues without W&B; "
             r"to upload what it has so far: wandb sync \S+offline-run-\S+",
         ),
     ],

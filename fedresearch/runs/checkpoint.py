@@ -34,7 +34,7 @@ def write_checkpoint(run: Path, server_round: int, plain: Any, arrays: Arrays, k
     server_round : int
         The round.
     plain : JSON value
-        What are no arrays.
+        Everything but the arrays.
     arrays : mapping of str to ndarray
         The rest; they come back in C order.
     keep : int
@@ -109,7 +109,7 @@ def read_checkpoints(run: Path, digest: str | None = None) -> Iterator[tuple[int
             with safe_open(path, framework="numpy") as file:
                 metadata = file.metadata() or {}
                 _refuse_other(path, metadata, digest)  # before anything of it is unpacked
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is not a dict
         except MemoryError as error:
             raise unreadable(path, error) from None
         except (SafetensorError, OSError, ValueError) as error:
@@ -127,7 +127,7 @@ def _refuse_other(path: Path, metadata: Mapping[str, str], digest: str | None) -
     if metadata.get("format", FORMAT) != FORMAT:
         raise InputError(
             f"{path} has format {metadata['format']}, and this version of fedresearch reads format {FORMAT}; "
-            "go on with the version of run.json, or start a new run"
+            "resume with the version of run.json, or start a new run"
         )
     found = metadata.get("digest") or digest  # an older one does not say
     if digest is not None and found != digest:

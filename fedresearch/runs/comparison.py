@@ -11,7 +11,7 @@ from fedresearch.dotted_keys import ABSENT, Difference, differing
 from fedresearch.errors import printable
 from fedresearch.runs.record import Row, untimed
 
-# Fields of a record, under the heading by which they are told. Of a group, its own keys are told.
+# Fields of a record, under the headings that reports of differences use. A group is reported by its keys.
 _GROUPS = {"options": "choices", "code": "git", "packages": "versions"}
 _FIELDS = {
     "machine": ("python", "platform", "processor", "num_threads"),

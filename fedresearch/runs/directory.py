@@ -97,7 +97,7 @@ class RunDirectory:
     record : mapping
         What is known at the start, as plain JSON values.
     after : History
-        After which rounds to go on. Those after it that have a row already are run again, and must come out the same.
+        The rounds after which to resume. Later rounds that have a row already run again and must give the same numbers.
 
     Raises
     ------
@@ -245,7 +245,7 @@ def _refuse_other(row: Row, known: Row) -> None:
     if first:
         key, was, is_ = first
         raise InputError(
-            f"round {row['round']} came out other than before: {key} is {is_} and was {was}; go on with the code, "
+            f"round {row['round']} differs from before: {key} is {is_} and was {was}; resume with the code, "
             "the versions and the processor that run.json names, or start a new run"
         )
 

@@ -8,7 +8,7 @@ from fedresearch.errors import InputError
 
 
 def refuse_irregular(path: Path, max_bytes: int | None = None) -> None:
-    """Refuse what is no regular file, or a larger one: a FIFO waits for a writer, a device never ends.
+    """Refuse a path that is not a regular file, or is too large: a FIFO waits for a writer, a device never ends.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ def refuse_irregular(path: Path, max_bytes: int | None = None) -> None:
 
 
 def is_folder(path: Path) -> bool:
-    """Return whether a path is a folder's: it is none where no path can be called so, as with too long a name."""
+    """Return whether a path is a folder's. A path that cannot exist, such as one with too long a name, is not."""
     try:
         return path.is_dir()
     except OSError:
@@ -52,7 +52,7 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
     FileNotFoundError, NotADirectoryError
         If there is nothing.
     InputError
-        If it cannot be read, or is no such file.
+        If it cannot be read, is not a regular file or is too large.
     """
     refuse_irregular(path, max_bytes)
     try:

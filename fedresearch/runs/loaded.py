@@ -1,4 +1,4 @@
-"""A run as its directory tells it, whatever has become of it. Imports neither torch nor flwr."""
+"""A run as its directory records it, in any state. Imports neither torch nor flwr."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ class Run:
 
     @property
     def own_models(self) -> bool:
-        """Whether its clients have models of their own, which are its result; the global model is none."""
+        """Whether its result is the clients' own models, and not the global one."""
         return bool(self.record.get("own_models"))
 
     @property

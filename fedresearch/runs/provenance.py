@@ -89,9 +89,9 @@ def _checkout(folder: Path, tracked: str) -> tuple[dict[str, Any], str] | None:
     patch = _patch(folder) if is_own else None
     status = _git(folder, "status", "--porcelain") if is_own else None
     if patch is None or status is None:
-        why = "git cannot tell" if is_own else "it belongs to another user"
+        why = "git cannot read it" if is_own else "it belongs to another user"
         hint = "" if is_own else f"; git config --global --add safe.directory {shlex.quote(str(folder))} records them"
-        log.warning("what is not committed in the repository of %s is not recorded: %s%s", folder, why, hint)
+        log.warning("uncommitted changes in the repository of %s are not recorded: %s%s", folder, why, hint)
         return {"commit": commit.strip(), "dirty": None, "diff_sha256": None}, ""
     state = {
         "commit": commit.strip(),
@@ -102,7 +102,7 @@ def _checkout(folder: Path, tracked: str) -> tuple[dict[str, Any], str] | None:
 
 
 def _patch(folder: Path) -> str | None:
-    """Return what is not committed, without secrets; None where git does not tell."""
+    """Return the uncommitted changes, without secrets; None where git cannot read them."""
     plain = ("diff", "--no-ext-diff", "--no-textconv", "--no-color", "--src-prefix=a/", "--dst-prefix=b/")
     secret = [f":(top,glob){pattern}" for pattern in _SECRET_FILES]
     patch = _git(

@@ -20,7 +20,7 @@ from fedresearch.runs.files import read_bytes
 RECORD = "run.json"
 METRICS = "metrics.jsonl"
 LOCK = ".lock"
-# What a job of a sweep was told that could not become a run.
+# The error of a sweep's job that could not become a run.
 REFUSED = "refused.txt"
 
 FORMAT = 1
@@ -104,11 +104,11 @@ def read_record(directory: Path) -> dict[str, Any]:
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _refuse_extremes(value: Any) -> None:
-    """Refuse what Python reads as JSON and nobody can work with."""
+    """Refuse values that Python reads as JSON and that no reader can use."""
     level, depth = [value], 0
     while level:
         depth += 1
@@ -118,7 +118,7 @@ def _refuse_extremes(value: Any) -> None:
             if isinstance(one, int | float) and not abs(one) <= _MAX_NUMBER:
                 raise ValueError("it has a number beyond all bounds")
             if isinstance(one, str) and _LONE_SURROGATE.search(one):
-                raise ValueError("it has text that is no Unicode")
+                raise ValueError("it has text that is not Unicode")
         level = [
             inner
             for node in level
@@ -164,7 +164,7 @@ def read_rows(directory: Path) -> list[Row]:
     Raises
     ------
     InputError
-        If another line is no row, or a round is missing or there twice.
+        If a line before the last is not a row, or a round is missing or occurs twice.
     """
     rows, _ = parse_rows(read_rows_bytes(directory), directory / METRICS)
     return rows
@@ -185,12 +185,12 @@ def read_rows_bytes(directory: Path) -> bytes:
 
 
 def parse_rows(content: bytes, path: Path) -> tuple[list[Row], int]:
-    """Return the whole rows of a file's content, and how many bytes they are; a last line that is none is left out.
+    """Return the whole rows of a file's content, and their number of bytes; a last line that is not whole is left out.
 
     Raises
     ------
     InputError
-        If a line that is not the last is no row, or a round is missing or there twice.
+        If a line before the last is not a row, or a round is missing or occurs twice.
     """
     lines = content.split(b"\n")
     lines.pop()  # empty, or half written
@@ -229,9 +229,9 @@ def state_of(directory: Path) -> str:
 
 
 def state_of_record(directory: Path, record: Mapping[str, Any]) -> str:
-    """Return a record's status, or ``killed`` where it says that the run goes on, and nobody is at work in it.
+    """Return a record's status; ``killed`` if the status is ``running`` and no process is at work in the directory.
 
-    Who may not open the lock, as that of another user's run, cannot know, and is told what the record says.
+    A user who may not open the lock, such as that of another user's run, gets the record's status.
     """
     status = record.get("status")
     if status == "running":
@@ -245,5 +245,5 @@ def state_of_record(directory: Path, record: Mapping[str, Any]) -> str:
 
 
 def _sha256(fields: Mapping[str, Any]) -> str:
-    as_read = json.loads(json.dumps(fields))  # keys that are no strings become such
+    as_read = json.loads(json.dumps(fields))  # turns all keys into strings
     return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()

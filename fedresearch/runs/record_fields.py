@@ -108,4 +108,4 @@ def refuse_invalid_fields(where: Any, record: Mapping[str, Any], *needed: str) -
     """
     odd = invalid_field(record, *needed)
     if odd is not None:
-        raise InputError(f"{where} is no record of a run: {odd} is missing, or not what a run writes")
+        raise InputError(f"{where} is not a run's record: {odd} is missing, or not what a run writes")

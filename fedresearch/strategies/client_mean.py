@@ -9,7 +9,7 @@ from fedresearch.federation.records import Values, metrics_of, number, values
 
 
 class ClientMean:
-    """The mean over all clients of arrays that each of them has, told to the server by their changes alone.
+    """The mean over all clients of arrays that each of them has; clients send only the changes.
 
     A client that never took part counts with zeros, and weighs as much as those that did weigh on average.
 

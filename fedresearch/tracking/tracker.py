@@ -18,7 +18,7 @@ class RunInfo:
     directory : Path
         The run directory; it exists, and a tracker writes nowhere else.
     run_id : str
-        The run's own, 32 hexadecimal digits: a run that goes on has the one that it was begun with.
+        The run's id, 32 hexadecimal digits; a resumed run keeps it.
     name : str
         What to call the run.
     group : str
@@ -30,7 +30,7 @@ class RunInfo:
     num_rounds : int
         Rounds that the run will make at most.
     after_round : int
-        The round after which it goes on; rows of later rounds may have been logged before, the same. 0: a new run.
+        The round after which the run resumes; the same rows of later rounds may have been logged before. 0: a new run.
     """
 
     directory: Path
@@ -80,7 +80,7 @@ class NoTracker:
 
 
 class TrackerGroup:
-    """Several trackers as one, each told everything in the order given. One that fails is told nothing any more."""
+    """Several trackers as one, which are called in the order given. One that fails is not called again."""
 
     def __init__(self, trackers: Sequence[Tracker]) -> None:
         self._trackers = list(trackers)

@@ -16,7 +16,7 @@ from fedresearch.tracking.tracker import RunInfo
 class WandbTracker:
     """Mirrors a run to Weights & Biases.
 
-    Whatever fails in W&B is told in one line and the run goes on: offline where W&B could not be reached at the start,
+    A failure of W&B is reported in one line and the run continues: offline if W&B could not be reached at the start,
     without W&B otherwise. W&B asks no questions and writes below ``wandb/`` of the run directory only.
 
     Parameters
@@ -131,7 +131,7 @@ class WandbTracker:
             project=str(self._project),
             entity=str(self._entity) if self._entity else None,
             id=run.run_id,
-            resume="allow",  # a run that goes on is the same run
+            resume="allow",  # a resumed run is the same run
             name=_fitting(run.name, 128),
             group=str(self._group or run.group),
             job_type=str(self._job_type) if self._job_type else None,
@@ -154,7 +154,7 @@ class WandbTracker:
 
     @contextmanager
     def _surviving(self, doing: str) -> Iterator[None]:
-        """Give W&B its directories and silence for a while; if it fails, tell it and do without W&B from then on."""
+        """Give W&B its directories and silence for a while; if it fails, report that and stop using W&B."""
         place = self._directory / "wandb"
         ours = {
             "WANDB_DATA_DIR": str(place / "data"),
@@ -169,7 +169,7 @@ class WandbTracker:
         except Exception as error:
             upload = f"; to upload what it has so far: {self._how_to_sync()}" if self._wandb else ""
             self._wandb = None
-            _say(f"{doing} failed ({one_line(named(error))}); the run goes on without W&B{upload}")
+            _say(f"{doing} failed ({one_line(named(error))}); the run continues without W&B{upload}")
         finally:
             for name, value in theirs.items():
                 if value is None:

@@ -40,7 +40,7 @@ class Workload:
     local, lr, optimizer
         How each trains.
     rounds, flower_rounds, flower_blocks : int
-        Timed rounds of ours and of the loop; of Flower's in each of so many simulations, between which ours go on.
+        Timed rounds of ours and of the loop; of Flower's in each of so many simulations, between which ours continue.
     hardware : tuple of str
         Ours that are timed where nothing else is asked for.
     threaded : bool
