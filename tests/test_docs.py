@@ -110,9 +110,13 @@ def test_they_are_found():
         "clipping.py",
         "my_conf/strategy/clipped.yaml",
         "clipping.py",
+        "focal.py",
+        "evenings.py",
         "mine.py",
         "dealing.py",
         "my_conf/strategy/clipped.yaml",
+        "my_conf/strategy/focal.yaml",
+        "my_conf/sampling/evenings.yaml",
         "my_conf/schedule/warmup.yaml",
         "my_conf/dataset/svhn.yaml",
         "my_conf/dataset/noise.yaml",
@@ -224,6 +228,25 @@ def test_the_strategy_does_what_it_says(tmp_path):
     assert same == pytest.approx(fedavg, rel=1e-9)
     for other in ("strategy.server.share=0.5", "strategy.client.max_norm=0.1"):
         assert losses("strategy=clipped", other) != pytest.approx(fedavg, rel=1e-2)
+
+
+@pytest.mark.slow
+def test_focal_loss_with_gamma_0_is_cross_entropy_and_away_clients_are_not_sampled(tmp_path):
+    place("docs/extending.md", tmp_path)
+
+    def rows(*overrides):
+        arguments = ["--config-dir", "my_conf", *overrides, "federation.num_rounds=3", "local.epochs=1", "tracker=none"]
+        arguments += [f"hydra.run.dir=outputs/{len(list(tmp_path.glob('outputs/*')))}"]
+        lines = Path(fedresearch(tmp_path, *arguments).split()[-1], "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    loss = [[row["train/loss"] for row in rows(*words)] for words in (["strategy=fedavg"], ["strategy=focal"])]
+    assert all(focal < plain for plain, focal in zip(*loss, strict=True))
+    gamma_0 = ["strategy=focal", "strategy.client.gamma=0"]  # (1 - p)^0 = 1
+    plain, same = ([row["model/sha256"] for row in rows(*words)] for words in ([], gamma_0))
+    assert plain == same
+    sampled = [row["clients/sampled"] for row in rows("sampling=evenings", "federation.fraction_train=1")]
+    assert all(1 <= number < 10 for number in sampled)
 
 
 def test_readmes_strategy_is_the_client_half_of_the_one_in_extending():
