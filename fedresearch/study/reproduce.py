@@ -118,9 +118,16 @@ def main(words: Sequence[str]) -> None:
         formatter_class=RawDescriptionHelpFormatter,
     )
     parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="the directory of a finished run")
-    parser.add_argument("overrides", nargs="*", help="overrides that change no number, such as hardware=workers")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], help="overrides that change no number, such as hardware=workers"
+    )
     default = Path(f"outputs/reproduced_{datetime.now():%Y-%m-%d_%H-%M-%S.%f}")
-    parser.add_argument("--out", type=Path, default=default, help="a new directory for the rerun")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=default,
+        help="a new directory for the rerun (default: outputs/reproduced_DATE_TIME)",
+    )
     arguments = parser.parse_intermixed_args(words)
     identical = False
     with printing():

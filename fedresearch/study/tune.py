@@ -30,7 +30,7 @@ combination of the other keys that vary. Values are judged by the mean over seed
 on the clients' validation data; test data is not used.
 """
 _EPILOG = """\
-example:
+examples:
   fedresearch tune=lr partitioner.alpha=0.1,1
   fedresearch tune outputs/sweep_DIGEST --out rates.json
   fedresearch -m partitioner.alpha=0.1,1 seed=0,1,2 'optimizer.lr=${tuned:rates.json}'
