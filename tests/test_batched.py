@@ -326,6 +326,6 @@ def test_code_that_others_may_have_written_is_not_run(tmp_path, monkeypatch, no_
     with pytest.raises(
         InputError,
         match=rf"{folder} (must be a folder that only you can write|cannot be written: File exists).*try cache_dir=DIR",
-    ) as told:
+    ) as refused:
         keep_code_in(tmp_path)
-    assert ("without TORCHINDUCTOR_CACHE_DIR" in str(told.value)) == (named and found != "a file")
+    assert ("without TORCHINDUCTOR_CACHE_DIR" in str(refused.value)) == (named and found != "a file")

@@ -1,4 +1,4 @@
-"""What a sweeper is told of a job; Optuna's, where it is installed."""
+"""What a sweeper gets of a job; Optuna's, where it is installed."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from tests.records import make
 
 
 @pytest.mark.parametrize(
-    ("rows", "told"),
+    ("rows", "expected"),
     [
         (
             [{"clients/accuracy": 0.5, "clients/loss": 2.0}, {"clients/accuracy": 0.25, "clients/loss": 1.0}],
@@ -24,9 +24,9 @@ from tests.records import make
         ([{"eval/accuracy": 0.5}], None),  # test data
     ],
 )
-def test_the_validation_data_of_the_last_round_evaluated(rows, told, tmp_path):
+def test_the_validation_data_of_the_last_round_evaluated(rows, expected, tmp_path):
     make(tmp_path / "job", rows=rows)
-    assert objective(tmp_path / "job") == told
+    assert objective(tmp_path / "job") == expected
 
 
 @pytest.mark.parametrize("status", ["diverged", "failed", "interrupted", "running"])
@@ -51,7 +51,7 @@ def test_optuna_gets_objectives_and_continues(tmp_path):
         return done.stdout + done.stderr
 
     assert "Failed" not in sweep(2)
-    assert sweep(3).count("is finished: skipped") == 2  # the same two were asked again, and what they came to was told
+    assert sweep(3).count("is finished: skipped") == 2  # the sweeper asked for the same two again
     runs = {path.parent: json.loads(path.read_text()) for path in tmp_path.glob("sweep/*/metrics.jsonl")}
     rates = {run: json.loads((run / "run.json").read_text())["config"]["optimizer"]["lr"] for run in runs}
     best = max(runs, key=lambda run: runs[run]["clients/accuracy"])

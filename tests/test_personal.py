@@ -497,7 +497,7 @@ def test_a_head_that_is_the_whole_model_leaves_nothing_to_train(compose):
 
 @pytest.mark.parametrize("strategy", ["fedrep", "local_only"])
 @pytest.mark.parametrize(
-    ("option", "told"),
+    ("option", "message"),
     [
         (
             "checkpoint.best=eval/accuracy",
@@ -513,31 +513,31 @@ def test_a_head_that_is_the_whole_model_leaves_nothing_to_train(compose):
         ),
     ],
 )
-def test_what_goes_by_a_model_that_nobody_trains_is_refused(compose, strategy, option, told):
-    with pytest.raises(InputError, match=told):
+def test_what_goes_by_a_model_that_nobody_trains_is_refused(compose, strategy, option, message):
+    with pytest.raises(InputError, match=message):
         check_selection(Experiment(*compose(f"strategy={strategy}", option, "tracker=none")))
 
 
 def test_of_a_second_model_it_is_said_whose_counts(compose, caplog):
     check_selection(Experiment(*compose("strategy=ditto", "checkpoint.best=clients/loss", "tracker=none")))
-    (told,) = [record.getMessage() for record in caplog.records]
-    assert told.startswith("checkpoint.best uses clients/loss of the global model; with strategy=ditto")
-    assert told.endswith("personal/accuracy")
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message.startswith("checkpoint.best uses clients/loss of the global model; with strategy=ditto")
+    assert message.endswith("personal/accuracy")
     check_selection(Experiment(*compose("strategy=ditto", "checkpoint.best=personal/loss", "tracker=none")))
     assert len(caplog.records) == 1
 
 
 @pytest.mark.parametrize(
-    ("option", "told"),
+    ("option", "message"),
     [
         ("checkpoint.best=eval/accuracy", "chooses the round on the test split"),
         ("federation.target_accuracy=0.9", "ends the run by eval/accuracy, on the test split"),
     ],
 )
-def test_choosing_on_the_test_split_is_named(compose, caplog, option, told):
+def test_choosing_on_the_test_split_is_named(compose, caplog, option, message):
     check_selection(Experiment(*compose(option, "tracker=none")))
     (line,) = [record.getMessage() for record in caplog.records]
-    assert told in line
+    assert message in line
 
 
 @pytest.mark.parametrize(

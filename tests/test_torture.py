@@ -79,7 +79,7 @@ class Attempt:
     def code(self):
         return self._command.wait()
 
-    def told(self):
+    def printed(self):
         return self._command.printed()[1]
 
 
@@ -98,7 +98,7 @@ def undisturbed(tmp_path_factory):
         if strategy not in known:
             directory = tmp_path_factory.mktemp("undisturbed") / strategy
             attempt = Attempt(directory, [*OPTIONS, *STRATEGIES[strategy], *HARDWARE["cpu"]])
-            assert attempt.code() == 0, attempt.told()
+            assert attempt.code() == 0, attempt.printed()
             known[strategy] = (outcome(directory), attempt.seconds())
         return known[strategy]
 
@@ -144,7 +144,7 @@ def test_random_kills_change_no_bit(tmp_path, undisturbed):
                     if ended:
                         break
             code = attempt.code()
-            assert code in (0, -signal.SIGKILL), attempt.told()
+            assert code in (0, -signal.SIGKILL), attempt.printed()
             if code == 0:
                 break
         assert outcome(directory) == expected, (SEED, runs, strategy, hardware)
@@ -165,12 +165,12 @@ def test_a_signal_ends_the_run_after_its_round(tmp_path, undisturbed, number, ha
     # As a terminal does with Ctrl-C: all processes of the group at once.
     (os.killpg if number == signal.SIGINT else os.kill)(attempt.pid, number)
     assert attempt.code() == 1
-    told = attempt.told()
-    assert "stopping after this round; once more to stop at once" in told
-    assert told.strip().splitlines()[-1] == "interrupted"
-    assert "Traceback" not in told
+    printed = attempt.printed()
+    assert "stopping after this round; once more to stop at once" in printed
+    assert printed.strip().splitlines()[-1] == "interrupted"
+    assert "Traceback" not in printed
     assert json.loads((directory / "run.json").read_text())["status"] == "interrupted"
     assert (directory / "checkpoints" / f"round_{attempt.num_rows():06d}.safetensors").exists()
     attempt = Attempt(directory, [*words, *HARDWARE["cpu"]])
-    assert attempt.code() == 0, attempt.told()
+    assert attempt.code() == 0, attempt.printed()
     assert outcome(directory) == expected

@@ -69,9 +69,9 @@ class Counting(ClientApp):
         return Message(content, reply_to=message)
 
 
-def ask(grid, nodes=None, **told):
+def ask(grid, nodes=None, **orders):
     config = ConfigRecord(
-        {"raise": -1, "exit": -1, "unpicklable": -1, "die": -1, "loop": -1, "hang": -1, "once": "", **told}
+        {"raise": -1, "exit": -1, "unpicklable": -1, "die": -1, "loop": -1, "hang": -1, "once": "", **orders}
     )
     content = RecordDict({"config": config, "arrays": array_record({"x": np.arange(50_000.0)})})
     nodes = grid.get_node_ids() if nodes is None else nodes
@@ -127,13 +127,13 @@ def test_a_client_that_raises_is_an_error_reply_and_its_state_is_as_before(make_
 
 
 @pytest.mark.parametrize(
-    ("told", "reason"),
+    ("orders", "reason"),
     [({"exit": 1}, "SystemExit: told to"), ({"unpicklable": 1}, "pickle")],
     ids=["ends itself", "cannot be sent"],
 )
-def test_what_else_a_client_may_do_is_an_error_reply_too(make_grid, told, reason):
+def test_what_else_a_client_may_do_is_an_error_reply_too(make_grid, orders, reason):
     with make_grid(3) as grid:
-        replies = ask(grid, **told)
+        replies = ask(grid, **orders)
         assert [reply.has_error() for reply in replies] == [False, True, False]
         assert reason in replies[1].error.reason
         assert metrics(ask(grid), "n") == [2, 1, 2]

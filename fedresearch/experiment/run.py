@@ -13,7 +13,6 @@ import torch
 from flwr.app import ArrayRecord, Context, RecordDict
 
 from fedresearch.config import digest
-from fedresearch.data.federated import FederatedData
 from fedresearch.data.plot import label_distribution_png, partition_csv
 from fedresearch.experiment.advice import advise, refuse_full_disk
 from fedresearch.experiment.checkpoints import refuse_unsupported_state, restore
@@ -198,7 +197,7 @@ def _code(whence: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _write_partition(experiment: Experiment, run: RunDirectory) -> None:
     """Write each client's number of samples per class: partition.csv and, with classes, partition.png."""
-    data: FederatedData = experiment.data
+    data = experiment.data
     num_classes = experiment.config.dataset["declares"]["num_classes"]
     labels = None if data.y.is_floating_point() else [y.cpu().numpy() for y in data.targets()]
     run.write_text("partition.csv", partition_csv(data, labels, num_classes))
