@@ -12,7 +12,7 @@ from typing import Any
 
 # Columns of a row, a panel each.
 SECTIONS = {
-    "Curves by arm": ("eval/accuracy", "eval/loss", "train/loss"),
+    "Curves by cell": ("eval/accuracy", "eval/loss", "train/loss"),
     "Fairness": ("clients/accuracy_mean", "clients/accuracy_p10", "clients/accuracy_worst", "clients/accuracy_std"),
     "Communication": ("comm/bytes_up", "comm/bytes_down", "comm/bytes_up_total", "comm/bytes_down_total"),
     "System": ("time/round_s", "clients/failed", "local/lr", "update/norm", "update/cosine"),

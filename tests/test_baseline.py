@@ -11,7 +11,7 @@ from fedresearch.study.report.load import load
 from tests.records import make
 
 
-def arm(folder, strategy, alpha, /, **sections):
+def cell(folder, strategy, alpha, /, **sections):
     """Write a run of a strategy on Dirichlet partitions."""
     directory = folder / f"{strategy}_{alpha}_{len([*folder.iterdir()])}"
     partitioner = {"_target_": "dirichlet", "alpha": alpha}
@@ -30,9 +30,9 @@ def matched(folder, text, *tuned):
 
 def test_a_cell_is_compared_with_the_one_that_has_the_same_other_values(tmp_path):
     for alpha in (0.1, 1.0):
-        arm(tmp_path, "fedavg", alpha)
+        cell(tmp_path, "fedavg", alpha)
         for mu in (0.5, 2):
-            arm(tmp_path, "fedprox", alpha, strategy=prox(mu))
+            cell(tmp_path, "fedprox", alpha, strategy=prox(mu))
     expected = {
         f"strategy=fedprox, alpha={alpha}, proximal_mu={mu}": f"strategy=fedavg, alpha={alpha}"
         for mu in (0.5, 2)
@@ -42,10 +42,10 @@ def test_a_cell_is_compared_with_the_one_that_has_the_same_other_values(tmp_path
 
 
 def test_any_key_may_be_the_baseline_and_then_options_keys_count(tmp_path):
-    arm(tmp_path, "fedavg", 0.1)
-    arm(tmp_path, "fedavg", 1.0)
+    cell(tmp_path, "fedavg", 0.1)
+    cell(tmp_path, "fedavg", 1.0)
     for mu in (0.5, 2):
-        arm(tmp_path, "fedprox", 1.0, strategy=prox(mu))
+        cell(tmp_path, "fedprox", 1.0, strategy=prox(mu))
     found, (first, second) = matched(tmp_path, "partitioner.alpha=0.1")
     assert found["strategy=fedavg, alpha=1.0"] == "strategy=fedavg, alpha=0.1"
     ending = "also differs from its baseline in strategy, strategy.server.proximal_mu"
@@ -77,7 +77,7 @@ def test_a_schedules_keys_do_not_belong_to_the_optimizer(tmp_path):
 def test_a_key_of_both_options_is_reported_where_it_differs(tmp_path):
     for strategy, weighted, sections in (("fedavg", "examples", {}), ("fedprox", "uniform", {"mu": 1})):
         record = {"overrides": [f"strategy={strategy}", f"strategy.weighted_by={weighted}"]}
-        arm(tmp_path, strategy, 0.1, strategy={"weighted_by": weighted, **sections}, record=record)
+        cell(tmp_path, strategy, 0.1, strategy={"weighted_by": weighted, **sections}, record=record)
     label, only = "strategy=fedprox, weighted_by=uniform", "strategy=fedavg, weighted_by=examples"
     warning = f"{label} also differs from its baseline in strategy.weighted_by"
     assert matched(tmp_path, "strategy=fedavg") == ({label: only}, [warning])
@@ -86,7 +86,7 @@ def test_a_key_of_both_options_is_reported_where_it_differs(tmp_path):
 
 def test_tuned_keys_may_differ(tmp_path):
     for strategy, alpha, lr in [("fedavg", 0.1, 0.01), ("fedavg", 1.0, 0.1), ("scaffold", 0.1, 1.0)]:
-        arm(tmp_path, strategy, alpha, optimizer={"lr": lr, "schedule": {}})
+        cell(tmp_path, strategy, alpha, optimizer={"lr": lr, "schedule": {}})
     label = "strategy=scaffold, lr=1.0, alpha=0.1"
     assert matched(tmp_path, "strategy=fedavg", "optimizer.lr") == ({label: "strategy=fedavg, lr=0.01, alpha=0.1"}, [])
     # Otherwise neither of two candidates matches.
@@ -97,9 +97,9 @@ def test_tuned_keys_may_differ(tmp_path):
 
 
 def test_the_only_candidate_is_taken_with_a_warning(tmp_path):
-    arm(tmp_path, "fedavg", 0.1, federation={"fraction_train": 1.0, "num_rounds": 1})
-    arm(tmp_path, "scaffold", 1.0, federation={"fraction_train": 0.5, "num_rounds": 1})
-    arm(tmp_path, "fedprox", 0.1, federation={"fraction_train": 0.5, "num_rounds": 1})
+    cell(tmp_path, "fedavg", 0.1, federation={"fraction_train": 1.0, "num_rounds": 1})
+    cell(tmp_path, "scaffold", 1.0, federation={"fraction_train": 0.5, "num_rounds": 1})
+    cell(tmp_path, "fedprox", 0.1, federation={"fraction_train": 0.5, "num_rounds": 1})
     found, warnings = matched(tmp_path, "strategy=fedavg")
     only = "strategy=fedavg, alpha=0.1, fraction_train=1.0"
     scaffold, fedprox = (
@@ -115,8 +115,8 @@ def test_the_only_candidate_is_taken_with_a_warning(tmp_path):
 
 def test_several_matching_candidates_give_no_baseline(tmp_path):
     for mu in (1, 2):
-        arm(tmp_path, "fedprox", 0.1, strategy=prox(mu))
-    arm(tmp_path, "fedavg", 0.1)
+        cell(tmp_path, "fedprox", 0.1, strategy=prox(mu))
+    cell(tmp_path, "fedavg", 0.1)
     warning = "strategy=fedavg has no baseline: several cells have strategy=fedprox and the same other values"
     assert matched(tmp_path, "strategy=fedprox") == ({}, [warning])
 
@@ -146,7 +146,7 @@ def test_several_matching_candidates_give_no_baseline(tmp_path):
 def test_an_impossible_baseline_is_refused(tmp_path, text, tuned, message):
     for strategy in ("fedavg", "scaffold"):
         for alpha in (0.1, 1.0):
-            arm(tmp_path, strategy, alpha, model={"width": alpha})
+            cell(tmp_path, strategy, alpha, model={"width": alpha})
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         matched(tmp_path, text, *tuned)
 

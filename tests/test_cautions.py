@@ -21,7 +21,7 @@ def code(commit, diff=None, **versions):
     return {"git": {"fedresearch": {"commit": commit * 40, "diff_sha256": diff and diff * 64}}, "versions": versions}
 
 
-def arm(folder, chosen, *seeds, **fields):
+def cell(folder, chosen, *seeds, **fields):
     """Write a run for each seed, with further sections of the config and fields of the record."""
     for seed in seeds:
         make(folder / f"{chosen}_{seed}", seed=seed, choices={"strategy": chosen}, **fields)
@@ -35,31 +35,31 @@ def cautions_of(folder, against="strategy=fedavg"):
 def test_a_fair_comparison_has_no_cautions(tmp_path):
     record = {**code("a", torch="2.6.0"), "processor": "one", "partition_sha256": "p"}
     for strategy in ("fedavg", "scaffold"):
-        arm(tmp_path, strategy, 0, 1, record=record)
+        cell(tmp_path, strategy, 0, 1, record=record)
     assert vars(cautions_of(tmp_path)) == {"warnings": [], "notes": [], "marks": {}, "legend": []}
 
 
 def test_cells_without_a_shared_seed_are_warned_of(tmp_path):
-    arm(tmp_path, "fedavg", 0, 1)
-    arm(tmp_path, "fedprox", 1, 2)
-    arm(tmp_path, "scaffold", 2, 3)
+    cell(tmp_path, "fedavg", 0, 1)
+    cell(tmp_path, "fedprox", 1, 2)
+    cell(tmp_path, "scaffold", 2, 3)
     assert cautions_of(tmp_path).warnings == [
         "strategy=scaffold shares no seed with its baseline strategy=fedavg (2, 3 against 0, 1): they are not compared"
     ]
 
 
 def test_other_differences_to_the_baseline_are_warned_of(tmp_path):
-    arm(tmp_path, "fedavg", 0, optimizer={"lr": 1, "schedule": {"_target_": "constant"}})
-    arm(tmp_path, "scaffold", 0)
+    cell(tmp_path, "fedavg", 0, optimizer={"lr": 1, "schedule": {"_target_": "constant"}})
+    cell(tmp_path, "scaffold", 0)
     found = cautions_of(tmp_path)
     assert found.warnings == ["strategy=scaffold, lr=0.1 also differs from its baseline in optimizer.lr"]
 
 
 def test_runs_of_different_code_are_marked(tmp_path):
-    arm(tmp_path, "fedavg", 0, 1, record=code("a", torch="2.6.0"))
-    arm(tmp_path, "fedprox", 0, record=code("a", torch="2.6.0"))
-    arm(tmp_path, "fedprox", 1, 2, record=code("a", "c", torch="2.6.0"))
-    arm(tmp_path, "scaffold", 0, record=code("b", torch="2.6.0", flwr="1.20", tqdm="4"))
+    cell(tmp_path, "fedavg", 0, 1, record=code("a", torch="2.6.0"))
+    cell(tmp_path, "fedprox", 0, record=code("a", torch="2.6.0"))
+    cell(tmp_path, "fedprox", 1, 2, record=code("a", "c", torch="2.6.0"))
+    cell(tmp_path, "scaffold", 0, record=code("b", torch="2.6.0", flwr="1.20", tqdm="4"))
     found = cautions_of(tmp_path)
     assert found.marks == {"strategy=fedprox": "†", "strategy=scaffold": "‡"}
     assert found.legend == [
@@ -71,9 +71,9 @@ def test_runs_of_different_code_are_marked(tmp_path):
 
 
 def test_the_last_mark_stands_for_all_further_versions(tmp_path):
-    arm(tmp_path, "fedavg", 0, 1, record=code("a"))
+    cell(tmp_path, "fedavg", 0, 1, record=code("a"))
     for number, commit in enumerate("bcdef"):
-        arm(tmp_path, f"s{number}", 0, record=code(commit))
+        cell(tmp_path, f"s{number}", 0, record=code(commit))
     found = cautions_of(tmp_path)
     assert found.marks == {f"strategy=s{number}": mark for number, mark in enumerate("†‡§§§")}
     assert found.legend[3] == "§ runs with 3 further versions of the code"
@@ -89,14 +89,14 @@ def test_the_last_mark_stands_for_all_further_versions(tmp_path):
     ],
 )
 def test_code_that_all_runs_share_has_no_mark(tmp_path, record, notes):
-    arm(tmp_path, "fedavg", 0, 1, record=record)
+    cell(tmp_path, "fedavg", 0, 1, record=record)
     found = cautions_of(tmp_path, against="")
     assert (found.marks, found.legend, found.notes) == ({}, [], notes)
 
 
 def test_an_installed_version_is_a_version_of_the_code(tmp_path):
-    arm(tmp_path, "fedavg", 0, 1, record={"git": {"fedresearch": None}, "versions": {"fedresearch": "1.2"}})
-    arm(tmp_path, "scaffold", 0, record={"versions": {"fedresearch": "1.3", "numpy": "2"}})
+    cell(tmp_path, "fedavg", 0, 1, record={"git": {"fedresearch": None}, "versions": {"fedresearch": "1.2"}})
+    cell(tmp_path, "scaffold", 0, record={"versions": {"fedresearch": "1.3", "numpy": "2"}})
     assert cautions_of(tmp_path).legend == ["unmarked, 2 runs: fedresearch 1.2", "† 1 run: fedresearch 1.3, numpy 2"]
 
 
@@ -145,8 +145,8 @@ def checkout(commit, **state):
 def test_every_difference_in_code_is_marked(tmp_path, other, plain, marked):
     git = {"fedresearch": checkout("a"), "working_directory": checkout("a")}
     record = {"git": git, "python": "3.11.7", "versions": {"torch": "2.6.0"}}
-    arm(tmp_path, "fedavg", 0, 1, record=record)
-    arm(tmp_path, "scaffold", 0, 1, record={**record, **other})
+    cell(tmp_path, "fedavg", 0, 1, record=record)
+    cell(tmp_path, "scaffold", 0, 1, record={**record, **other})
     found = cautions_of(tmp_path)
     assert found.marks == ({"strategy=scaffold": "†"} if marked else {})
     assert found.legend == ([f"unmarked, 2 runs: {plain}", f"† 2 runs: {marked}"] if marked else [])
@@ -167,19 +167,19 @@ def test_every_difference_in_code_is_marked(tmp_path, other, plain, marked):
     ],
 )
 def test_code_that_no_commit_identifies_is_noted_even_if_all_share_it(tmp_path, record, words):
-    arm(tmp_path, "fedavg", 0, 1, record=record)
+    cell(tmp_path, "fedavg", 0, 1, record=record)
     assert cautions_of(tmp_path, against="").notes == ([f"all runs: {words}"] if words else [])
 
 
 def test_different_seeds_are_reported_without_a_baseline(tmp_path):
-    arm(tmp_path, "fedavg", 0, 1)
-    arm(tmp_path, "fedprox", 1, 0)
+    cell(tmp_path, "fedavg", 0, 1)
+    cell(tmp_path, "fedprox", 1, 0)
     assert vars(cautions_of(tmp_path, against="")) == {"warnings": [], "notes": [], "marks": {}, "legend": []}
-    arm(tmp_path, "moon", 0, 1, 2)
+    cell(tmp_path, "moon", 0, 1, 2)
     found = cautions_of(tmp_path, against="")
     assert found.notes == ["strategy=fedavg and strategy=moon have different seeds (0, 1 against 0, 1, 2)"]
     assert found.warnings == []
-    arm(tmp_path, "scaffold", 5, 6)
+    cell(tmp_path, "scaffold", 5, 6)
     found = cautions_of(tmp_path, against="")
     assert found.notes == []
     assert found.warnings == ["strategy=fedavg and strategy=scaffold share no seed (0, 1 against 5, 6)"]
@@ -187,7 +187,7 @@ def test_different_seeds_are_reported_without_a_baseline(tmp_path):
 
 def test_the_partitioners_seed_is_part_of_a_replicate(tmp_path):
     for number, strategy in enumerate(("fedavg", "scaffold"), start=1):
-        arm(tmp_path, strategy, 0, partitioner={"_target_": "iid", "seed": number})
+        cell(tmp_path, strategy, 0, partitioner={"_target_": "iid", "seed": number})
     assert cautions_of(tmp_path, against="").warnings == [
         "strategy=fedavg and strategy=scaffold share no seed (partitioner.seed=1 against partitioner.seed=2)"
     ]
@@ -195,16 +195,16 @@ def test_the_partitioners_seed_is_part_of_a_replicate(tmp_path):
 
 def test_runs_that_stopped_at_their_target_are_noted(tmp_path):
     federation = {"num_rounds": 9, "target_accuracy": 0.9}
-    arm(tmp_path, "fedavg", 0, 1, rows=[{}, {}], federation=federation)
-    arm(tmp_path, "scaffold", 0, rows=[{}] * 9, federation=federation)
-    arm(tmp_path, "scaffold", 1, rows=[{}], federation=federation, status="failed")
+    cell(tmp_path, "fedavg", 0, 1, rows=[{}, {}], federation=federation)
+    cell(tmp_path, "scaffold", 0, rows=[{}] * 9, federation=federation)
+    cell(tmp_path, "scaffold", 1, rows=[{}], federation=federation, status="failed")
     (note,) = cautions_of(tmp_path, against="").notes
     assert note.startswith("2 of 3 finished runs stopped when they reached federation.target_accuracy")
 
 
 def test_processors_are_counted(tmp_path):
-    arm(tmp_path, "fedavg", 0, record={"processor": "one"})
-    arm(tmp_path, "fedavg", 1, record={"processor": "another", "resumed": [{"processor": "third"}]})
+    cell(tmp_path, "fedavg", 0, record={"processor": "one"})
+    cell(tmp_path, "fedavg", 1, record={"processor": "another", "resumed": [{"processor": "third"}]})
     assert cautions_of(tmp_path, against="").notes == [
         "the runs used 3 kinds of processor, which may round differently"
     ]
@@ -214,7 +214,7 @@ def test_unexpectedly_different_partitions_are_warned_of(tmp_path):
     for strategy in ("fedavg", "scaffold"):
         for seed in (0, 1):
             other = strategy == "scaffold" and seed == 1
-            arm(tmp_path, strategy, seed, record={"partition_sha256": f"{seed}{other}", "sampling_sha256": "s"})
+            cell(tmp_path, strategy, seed, record={"partition_sha256": f"{seed}{other}", "sampling_sha256": "s"})
     found = cautions_of(tmp_path)
     assert found.warnings == [
         "the partitions differ between runs of the same seed and settings in 1 of 2 cases, such as strategy=fedavg and "
@@ -224,10 +224,10 @@ def test_unexpectedly_different_partitions_are_warned_of(tmp_path):
 
 
 def test_facts_about_the_data_are_reported_with_the_first_cell(tmp_path):
-    arm(tmp_path, "fedavg", 0, record={"data": {"classes_untrained": [], "num_unheld": 0, "num_test_in_train": 0}})
-    arm(tmp_path, "fedprox", 0, record={"data": {"classes_untrained": [5, 6], "num_unheld": 7}})
-    arm(tmp_path, "scaffold", 0, record={"data": {"classes_untrained": [4], "num_test_in_train": 3}})
-    arm(tmp_path, "fedper", 0, record={"data": "odd"})
+    cell(tmp_path, "fedavg", 0, record={"data": {"classes_untrained": [], "num_unheld": 0, "num_test_in_train": 0}})
+    cell(tmp_path, "fedprox", 0, record={"data": {"classes_untrained": [5, 6], "num_unheld": 7}})
+    cell(tmp_path, "scaffold", 0, record={"data": {"classes_untrained": [4], "num_test_in_train": 3}})
+    cell(tmp_path, "fedper", 0, record={"data": "odd"})
     found = cautions_of(tmp_path)
     assert found.warnings == [
         "no client trains on some classes in 2 of 4 cells, such as strategy=fedprox: [5, 6]",
@@ -248,9 +248,9 @@ def test_partitions_that_differ_by_config_are_noted(tmp_path):
 
 
 def test_a_strategy_may_share_less_of_the_model(tmp_path):
-    arm(tmp_path, "fedavg", 0, record={"initial_model_sha256": "all"})
+    cell(tmp_path, "fedavg", 0, record={"initial_model_sha256": "all"})
     strategy = {"server": {"_target_": "FedAvg"}, "client": {"_target_": "FedPer"}}
-    arm(tmp_path, "fedper", 0, record={"initial_model_sha256": "some"}, strategy=strategy)
+    cell(tmp_path, "fedper", 0, record={"initial_model_sha256": "some"}, strategy=strategy)
     found = cautions_of(tmp_path)
     assert found.warnings == []
     assert found.notes == [
@@ -269,7 +269,7 @@ def test_a_strategy_may_share_less_of_the_model(tmp_path):
 )
 def test_all_derived_data_are_checked_against_the_config(tmp_path, digest, words):
     for strategy in ("fedavg", "scaffold"):
-        arm(tmp_path, strategy, 0, record={digest: strategy})
+        cell(tmp_path, strategy, 0, record={digest: strategy})
     (warning,) = cautions_of(tmp_path).warnings
     assert warning.startswith(f"the {words} differ between runs of the same seed and settings")
 
@@ -284,9 +284,9 @@ def test_all_derived_data_are_checked_against_the_config(tmp_path, digest, words
 )
 def test_derived_data_of_different_configs_may_differ(tmp_path, digest, sections):
     federation = {"num_supernodes": 9, "fraction_train": 1.0}
-    arm(tmp_path, "fedavg", 0, record={digest: "one"}, federation=federation)
+    cell(tmp_path, "fedavg", 0, record={digest: "one"}, federation=federation)
     sections = {**sections, "federation": federation | sections.get("federation", {})}
-    arm(tmp_path, "scaffold", 0, record={digest: "another"}, **sections)
+    cell(tmp_path, "scaffold", 0, record={digest: "another"}, **sections)
     assert cautions_of(tmp_path, against="").warnings == []
 
 
@@ -300,7 +300,7 @@ ROWS = [
 
 @pytest.fixture
 def messy(tmp_path):
-    """Return a sweep with a good seed 0 in most arms, and other runs in all possible states."""
+    """Return a sweep with a good seed 0 in most cells, and other runs in all possible states."""
     ends = {
         "fedavg": ["finished", "failed"],
         "fedprox": ["finished", "diverged", "interrupted", "running"],  # without a process: killed
@@ -310,9 +310,9 @@ def messy(tmp_path):
     for strategy, states in ends.items():
         for seed, status in enumerate(states):
             rows = ROWS if status == "finished" else ROWS[:2]
-            arm(tmp_path, strategy, seed, status=status, rows=rows, record={"error": "boom"}, **sections)
+            cell(tmp_path, strategy, seed, status=status, rows=rows, record={"error": "boom"}, **sections)
     make(tmp_path / "again", choices={"strategy": "fedprox"}, status="failed", rows=ROWS[:1], **sections)
-    arm(tmp_path, "damaged", 0, rows=ROWS, **sections)
+    cell(tmp_path, "damaged", 0, rows=ROWS, **sections)
     (tmp_path / "damaged_0" / "run.json").write_text("{")
     (tmp_path / "no").mkdir()
     (tmp_path / "no" / "refused.txt").write_text("model=x does not exist\n")

@@ -1,4 +1,4 @@
-"""A report's figures: they show the given data, arms are distinguishable, and equal figures are equal files."""
+"""A report's figures: they show the given data, curves are distinguishable, and equal figures are equal files."""
 
 import io
 from itertools import pairwise
@@ -13,7 +13,7 @@ from fedresearch.runs.directory import Unwritable
 from fedresearch.study.report.canvas import png, save
 from fedresearch.study.report.plot_data import Curve, Line, Spread
 from fedresearch.study.report.plots import (
-    MAX_ARMS,
+    MAX_DRAWN,
     plot_client_spread,
     plot_heat_map,
     plot_learning_curves,
@@ -89,18 +89,18 @@ def test_a_single_run_has_no_band():
     assert not axes.collections
 
 
-def test_arms_are_distinguishable_without_colours():
-    figure = plot_learning_curves([curve(f"arm {n}") for n in range(MAX_ARMS)], "rounds", "eval/accuracy")
+def test_cells_are_distinguishable_without_colours():
+    figure = plot_learning_curves([curve(f"cell {n}") for n in range(MAX_DRAWN)], "rounds", "eval/accuracy")
     lines = figure.axes[0].lines
-    assert legend(figure) == [f"arm {n}" for n in range(MAX_ARMS)]
+    assert legend(figure) == [f"cell {n}" for n in range(MAX_DRAWN)]
     fillings = ["hollow" if to_rgba(each.get_markerfacecolor()) == (1, 1, 1, 1) else "full" for each in lines]
-    assert len({(each.get_marker(), filling) for each, filling in zip(lines, fillings, strict=True)}) == MAX_ARMS
-    assert len({(each.get_color(), str(each._unscaled_dash_pattern)) for each in lines}) == MAX_ARMS
+    assert len({(each.get_marker(), filling) for each, filling in zip(lines, fillings, strict=True)}) == MAX_DRAWN
+    assert len({(each.get_color(), str(each._unscaled_dash_pattern)) for each in lines}) == MAX_DRAWN
     starts = [each.get_markevery()[0] for each in lines]
     assert max(starts) < len(ROUNDS)  # so that each has a marker
 
 
-def test_sixteen_of_forty_arms_are_drawn_and_the_legend_says_so():
+def test_sixteen_of_forty_cells_are_drawn_and_the_legend_says_so():
     figures = [
         plot_learning_curves([curve(f"{LONG} {n}") for n in range(40)], "rounds", "accuracy"),
         plot_sensitivity([line([1, 2], f"{LONG} {n}") for n in range(40)], "epochs", "accuracy"),
@@ -109,7 +109,7 @@ def test_sixteen_of_forty_arms_are_drawn_and_the_legend_says_so():
     assert [len(figures[0].axes[0].lines), len(figures[1].axes[0].containers)] == [16, 16]
     assert [len(each.get_xdata()) for each in figures[2].axes[0].lines] == [16, 16, 16]
     for figure in figures:
-        assert figure.legends[0].get_title().get_text() == "16 of 40 arms"
+        assert figure.legends[0].get_title().get_text() == "16 of 40 drawn"
         axes, below = figure.axes[0].get_window_extent(), figure.legends[0].get_window_extent()
         assert 0 <= below.y0 < below.y1 < axes.y0
         assert 0 <= below.x0 < below.x1 <= figure.bbox.width

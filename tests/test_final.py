@@ -23,7 +23,7 @@ SCORES = {
 }
 
 
-def arm(folder, chosen, scores, alpha=1.0, **sections):
+def cell(folder, chosen, scores, alpha=1.0, **sections):
     """Write a finished run of a strategy for each seed, with its score in the last round; None skips a seed."""
     partitioner = {"_target_": "dirichlet", "alpha": alpha}
     for seed, score in enumerate(scores):
@@ -51,7 +51,7 @@ def across(folder, against, *tuned):
 
 
 def test_a_mean_has_its_interval(tmp_path):
-    arm(tmp_path, "fedavg", SCORES["fedavg"][:3])
+    cell(tmp_path, "fedavg", SCORES["fedavg"][:3])
     (record,) = final(tmp_path).records
     low, high = stats.t.interval(0.95, 2, np.mean([0.80, 0.82, 0.79]), stats.sem([0.80, 0.82, 0.79]))
     assert record["mean"] == pytest.approx((0.80 + 0.82 + 0.79) / 3)
@@ -60,8 +60,8 @@ def test_a_mean_has_its_interval(tmp_path):
 
 
 def test_one_seed_has_no_interval_and_equal_seeds_have_a_zero_interval(tmp_path):
-    arm(tmp_path, "fedavg", [0.8])
-    arm(tmp_path, "scaffold", [0.1, 0.1, 0.1])
+    cell(tmp_path, "fedavg", [0.8])
+    cell(tmp_path, "scaffold", [0.1, 0.1, 0.1])
     table = final(tmp_path)
     assert table.columns == ["strategy", METRIC, "n"]
     assert table.texts == [["fedavg", "0.8", "1"], ["scaffold", "0.1 ± 0", "3"]]
@@ -69,7 +69,7 @@ def test_one_seed_has_no_interval_and_equal_seeds_have_a_zero_interval(tmp_path)
 
 
 def test_runs_left_out_of_the_mean_are_counted(tmp_path):
-    arm(tmp_path, "fedavg", [0.8, 0.9])
+    cell(tmp_path, "fedavg", [0.8, 0.9])
     ends = ["failed", "diverged", "stalled", "interrupted", "running", "finished"]
     for seed, status in enumerate(ends, start=2):
         rows = [] if status == "finished" else [{METRIC: 0.1}]
@@ -93,7 +93,7 @@ def test_a_table_needs_no_finished_run(tmp_path):
 
 def test_differences_are_paired_and_p_values_corrected_for_the_table(tmp_path):
     for strategy, scores in SCORES.items():
-        arm(tmp_path, strategy, scores)
+        cell(tmp_path, strategy, scores)
     table = final(tmp_path, "strategy=fedavg")
     base, *others = (np.array(scores) for scores in SCORES.values())
     t_p = [stats.ttest_rel(scores, base).pvalue for scores in others]
@@ -117,9 +117,9 @@ def test_differences_are_paired_and_p_values_corrected_for_the_table(tmp_path):
 
 
 def test_only_shared_seeds_are_compared(tmp_path):
-    arm(tmp_path, "fedavg", [0.8, 0.8, None, None])
-    arm(tmp_path, "fedprox", [None, 0.7, 0.1, None])
-    arm(tmp_path, "scaffold", [None, None, 0.9, 0.9])
+    cell(tmp_path, "fedavg", [0.8, 0.8, None, None])
+    cell(tmp_path, "fedprox", [None, 0.7, 0.1, None])
+    cell(tmp_path, "scaffold", [None, None, 0.9, 0.9])
     table = final(tmp_path, "strategy=fedavg")
     differences = [row[table.columns.index("difference") :] for row in table.texts]
     assert differences == [["baseline", "", ""], ["-0.1 (n=1)", "–", "–"], ["no shared seed", "–", "–"]]
@@ -130,16 +130,16 @@ def test_only_shared_seeds_are_compared(tmp_path):
 
 def test_a_cell_without_a_baseline_is_not_compared(tmp_path):
     for alpha in (0.1, 1.0):
-        arm(tmp_path, "fedavg", [0.8, 0.9], alpha)
-    arm(tmp_path, "scaffold", [0.8, 0.9], 10.0)
+        cell(tmp_path, "fedavg", [0.8, 0.9], alpha)
+    cell(tmp_path, "scaffold", [0.8, 0.9], 10.0)
     table = final(tmp_path, "strategy=fedavg")
     # A cell that is nobody's baseline is not marked as one either.
     assert [row[table.columns.index("difference")] for row in table.texts] == ["–", "–", "–"]
 
 
 def test_four_seeds_have_an_interquartile_mean(tmp_path):
-    arm(tmp_path, "fedavg", SCORES["fedavg"])
-    arm(tmp_path, "scaffold", SCORES["scaffold"][:3])
+    cell(tmp_path, "fedavg", SCORES["fedavg"])
+    cell(tmp_path, "scaffold", SCORES["scaffold"][:3])
     table = final(tmp_path)
     first, second = table.records
     assert first["iqm"] == pytest.approx((0.80 + 0.82) / 2)
@@ -167,13 +167,13 @@ def test_four_seeds_have_an_interquartile_mean(tmp_path):
     ],
 )
 def test_the_caption_names_the_rule(tmp_path, rule, mean, caption):
-    arm(tmp_path, "fedavg", [0.8])
+    cell(tmp_path, "fedavg", [0.8])
     table = final(tmp_path, rule=rule)
     assert table.records[0]["mean"] == pytest.approx(mean)
     assert table.caption.startswith(caption)
 
 
-def test_settings_that_all_arms_have_are_pooled(tmp_path):
+def test_settings_that_all_values_have_are_pooled(tmp_path):
     scores = {
         ("fedavg", 0.1): [0.1, 0.2],
         ("fedavg", 1.0): [0.5, 0.6],
@@ -183,13 +183,13 @@ def test_settings_that_all_arms_have_are_pooled(tmp_path):
         ("scaffold", 10.0): [0.9],
     }
     for (strategy, alpha), values in scores.items():
-        arm(tmp_path, strategy, values, alpha)
+        cell(tmp_path, strategy, values, alpha)
     mu = {"server": {"_target_": "FedProx", "proximal_mu": 1}}
     for alpha, values in {0.1: [0.1, 0.3], 1.0: [0.5, 0.5], 10.0: [0.9, 0.9]}.items():
-        arm(tmp_path, "fedprox", values, alpha, strategy=mu)
+        cell(tmp_path, "fedprox", values, alpha, strategy=mu)
     table = across(tmp_path, "strategy=fedavg")
     assert table.columns == ["strategy", "IQM [95 %]", "n"]
-    assert [(record["arm"], record["n"], record["settings"]) for record in table.records] == [
+    assert [(record["strategy"], record["n"], record["settings"]) for record in table.records] == [
         ("fedavg", 4, 2),
         ("fedprox", 4, 2),
         ("scaffold", 4, 2),  # its other two seeds would give one setting more weight
@@ -200,11 +200,13 @@ def test_settings_that_all_arms_have_are_pooled(tmp_path):
     assert "over 2 settings of the other keys and the seeds that all values share there" in table.caption
 
 
-def test_an_options_own_keys_distinguish_arms_and_not_settings(tmp_path):
+def test_an_options_own_keys_distinguish_values_and_not_settings(tmp_path):
     for alpha in (0.1, 1.0):
-        arm(tmp_path, "fedavg", [0.1, 0.2], alpha)
+        cell(tmp_path, "fedavg", [0.1, 0.2], alpha)
         for mu in (1, 2):
-            arm(tmp_path, "fedprox", [0.1, 0.2], alpha, strategy={"server": {"_target_": "FedProx", "proximal_mu": mu}})
+            cell(
+                tmp_path, "fedprox", [0.1, 0.2], alpha, strategy={"server": {"_target_": "FedProx", "proximal_mu": mu}}
+            )
     table = across(tmp_path, "strategy=fedavg")
     assert [row[0] for row in table.texts] == ["fedavg", "fedprox, proximal_mu=1", "fedprox, proximal_mu=2"]
     # A key that only some options have compares only their cells.
@@ -215,7 +217,7 @@ def test_an_options_own_keys_distinguish_arms_and_not_settings(tmp_path):
 def test_tuned_keys_are_not_part_of_a_setting(tmp_path):
     rates = {("fedavg", 0.1): 0.01, ("fedavg", 1.0): 0.1, ("scaffold", 0.1): 1.0, ("scaffold", 1.0): 0.1}
     for (strategy, alpha), lr in rates.items():
-        arm(tmp_path, strategy, [0.1, 0.2], alpha, optimizer={"lr": lr, "schedule": {}})
+        cell(tmp_path, strategy, [0.1, 0.2], alpha, optimizer={"lr": lr, "schedule": {}})
     assert across(tmp_path, "strategy=fedavg") is None
     table = across(tmp_path, "strategy=fedavg", "optimizer.lr")
     assert [row[0] for row in table.texts] == ["fedavg", "scaffold"]
@@ -223,7 +225,7 @@ def test_tuned_keys_are_not_part_of_a_setting(tmp_path):
 
 def test_one_setting_is_not_pooled(tmp_path):
     for strategy, scores in SCORES.items():
-        arm(tmp_path, strategy, scores)
+        cell(tmp_path, strategy, scores)
     assert across(tmp_path, "strategy=fedavg") is None
 
 
@@ -239,7 +241,7 @@ def grid(folder, rows, cols, tuned=()):
 
 def test_one_key_goes_down_and_one_across(tmp_path):
     for strategy, alpha, score in [("fedavg", 1.0, 0.1), ("fedavg", 10.0, 0.2), ("scaffold", 10.0, 0.3)]:
-        arm(tmp_path, strategy, [score], alpha)
+        cell(tmp_path, strategy, [score], alpha)
     table = grid(tmp_path, "strategy", "partitioner.alpha")
     assert table.columns == ["strategy", "alpha=1.0", "alpha=10.0"]
     assert table.texts == [["fedavg", "0.10", "0.20"], ["scaffold", "", "0.30"]]
@@ -250,7 +252,7 @@ def test_other_keys_have_separate_columns(tmp_path):
     for epochs in (1, 5):
         for strategy in ("fedavg", "scaffold"):
             for alpha in (0.1, 1.0):
-                arm(tmp_path, strategy, [epochs / 10 + alpha / 100], alpha, local={"epochs": epochs})
+                cell(tmp_path, strategy, [epochs / 10 + alpha / 100], alpha, local={"epochs": epochs})
     table = grid(tmp_path, "strategy", "partitioner.alpha")
     assert table.columns == ["epochs", "strategy", "alpha=0.1", "alpha=1.0"]
     assert table.texts == [
@@ -263,10 +265,10 @@ def test_other_keys_have_separate_columns(tmp_path):
 
 def test_a_tuned_key_needs_no_column_if_other_keys_identify_cells(tmp_path):
     for strategy, alpha, lr in [("fedavg", 0.1, 1.0), ("fedavg", 1.0, 2.0), ("scaffold", 0.1, 3.0)]:
-        arm(tmp_path, strategy, [lr / 10], alpha, optimizer={"lr": lr, "schedule": {}})
+        cell(tmp_path, strategy, [lr / 10], alpha, optimizer={"lr": lr, "schedule": {}})
     tuned = grid(tmp_path, "strategy", "partitioner.alpha", ["optimizer.lr"])
     assert tuned.texts == [["fedavg", "0.10", "0.20"], ["scaffold", "0.30", ""]]
-    arm(tmp_path, "scaffold", [0.4], 0.1, optimizer={"lr": 4.0, "schedule": {}})
+    cell(tmp_path, "scaffold", [0.4], 0.1, optimizer={"lr": 4.0, "schedule": {}})
     assert grid(tmp_path, "strategy", "partitioner.alpha", ["optimizer.lr"]).columns[0] == "lr"
 
 
@@ -277,7 +279,7 @@ def test_a_small_interval_is_not_zero():
 
 def test_keys_may_be_named_by_their_last_part(tmp_path):
     for alpha, score in ((0.1, 0.5), (1.0, 0.7)):
-        arm(tmp_path, "fedavg", [score, score + 0.1], alpha)
+        cell(tmp_path, "fedavg", [score, score + 0.1], alpha)
     found = group_runs(load([tmp_path]))
     assert found.full_name("alpha") == "partitioner.alpha"
     assert find_baseline(found, "alpha=0.1", []).text == "partitioner.alpha=0.1"
@@ -291,7 +293,7 @@ def test_values_of_any_kind_are_keys(tmp_path):
     assert [row[0] for row in table.texts] == ["null", "true", "3", "[1, 2]", '[{"a": 1}]', "x|y"]
 
 
-def test_many_arms_fit_in_a_table(tmp_path):
+def test_many_cells_fit_in_a_table(tmp_path):
     for number in range(40):
         for seed in (0, 1):
             rows = [{METRIC: 0.5 + seed / 10 + number / 100 * (seed + 1)}]

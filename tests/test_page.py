@@ -12,12 +12,12 @@ HOSTILE = "</script><b>x"
 PICTURE = "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' width='900' height='9'/%3E"
 EMPTY = {
     **{"title": "Report", "command": "report", "generated": "today", "base": {}},
-    **{name: [] for name in ("warnings", "notes", "axes", "metrics", "targets", "arms", "tables", "figures", "runs")},
+    **{name: [] for name in ("warnings", "notes", "axes", "metrics", "targets", "cells", "tables", "figures", "runs")},
 }
 
 
-def arm(number):
-    """Return an arm of four rounds, the second of them without an evaluation."""
+def cell(number):
+    """Return a cell of four rounds, the second of them without an evaluation."""
     mean = [number, None, number + 0.2, number + 0.3]
     low, high = ([value and value + shift for value in mean] for shift in (-0.125, 0.25))
     return {
@@ -28,16 +28,16 @@ def arm(number):
     }
 
 
-def cells(*sorts):
+def row(*sorts):
     return [{"text": f"is {sort}", "sort": sort} for sort in sorts]
 
 
-ARMS = [arm(number) for number in range(1, 15)]
-ARMS[1]["y"]["eval/loss"] = {"mean": [4.0, 3.0, 2.0, 1.0], "low": [None] * 4, "high": [None] * 4}
-del ARMS[2]["x"]["bytes"]
+CELLS = [cell(number) for number in range(1, 15)]
+CELLS[1]["y"]["eval/loss"] = {"mean": [4.0, 3.0, 2.0, 1.0], "low": [None] * 4, "high": [None] * 4}
+del CELLS[2]["x"]["bytes"]
 RUNS = [
     {
-        **{"directory": f"run{number:02}", "arm": ARMS[number % 14]["label"], "seed": f"{number}", "rounds": 4},
+        **{"directory": f"run{number:02}", "cell": CELLS[number % 14]["label"], "seed": f"{number}", "rounds": 4},
         **{"state": "failed" if number == 7 else "finished", "figure": "" if number == 7 else f"{number / 10}"},
         **{"error": "boom" if number == 7 else "", "changed": {"seed": number, "lr": HOSTILE, "shared": [number]}},
     }
@@ -53,14 +53,14 @@ DOCUMENT = EMPTY | {
         {"id": "eval/loss", "label": "Loss", "is_share": False},
     ],
     "targets": [{"metric": "eval/accuracy", "value": value} for value in (0.6, 0.9)],
-    "arms": ARMS,
+    "cells": CELLS,
     "tables": [
         {
             **{"id": "final", "title": "Final", "caption": "What is best", "notes": ["† differs"]},
             "columns": [{"label": "name", "numeric": False}, {"label": "number", "numeric": True}]
             + [{"label": f"another column {number}", "numeric": True} for number in range(9)],
             "rows": [
-                cells(name, number, *range(9)) for name, number in zip("bdac", (0.5, None, -1.5, 0.45), strict=True)
+                row(name, number, *range(9)) for name, number in zip("bdac", (0.5, None, -1.5, 0.45), strict=True)
             ],
         }
     ],
@@ -151,8 +151,8 @@ def test_warnings_come_first(report):
     assert report.evaluate("getSelection().toString()") == DOCUMENT["command"]
 
 
-def test_only_checked_arms_are_drawn(report):
-    labels = [arm["label"] for arm in ARMS]
+def test_only_checked_cells_are_drawn(report):
+    labels = [cell["label"] for cell in CELLS]
     report.reload()
     assert list(curves(report)) == labels[:12]
     assert curves(report)["lr=2"] == [(1, 2), (3, 2.2), (4, 2.3)]
@@ -161,10 +161,10 @@ def test_only_checked_arms_are_drawn(report):
     assert list(curves(report)) == [labels[0], *labels[2:12], labels[13]]
     report.get_by_role("button", name="None").click()
     assert curves(report) == {}
-    report.get_by_label("Search arms").fill("LR=1")
+    report.get_by_label("Search cells").fill("LR=1")
     report.get_by_role("button", name="All").click()
     assert list(curves(report)) == labels[9:]
-    report.get_by_label("Search arms").fill("")
+    report.get_by_label("Search cells").fill("")
     report.get_by_role("button", name="All").click()
     assert list(curves(report)) == labels
 
@@ -205,7 +205,7 @@ def test_a_band_is_the_interval(report):
     assert band["y"] == pytest.approx([4.25, 4.45, 4.55, 4.175, 4.075, 3.875])
 
 
-def test_hovering_shows_the_arm_the_point_and_the_interval(report):
+def test_hovering_shows_the_cell_the_point_and_the_interval(report):
     report.get_by_role("button", name="None").click()
     report.get_by_label(HOSTILE).check()
     x, y = report.evaluate("""() => {

@@ -10,7 +10,7 @@ from tests.records import make
 TABLE1 = "mcmahan2017_table1_2nn"
 
 
-def arm(folder, fraction, reached, *, partitioner="iid", experiment=TABLE1, num_rounds=1000, seed=0, **fields):
+def cell(folder, fraction, reached, *, partitioner="iid", experiment=TABLE1, num_rounds=1000, seed=0, **fields):
     """Write a run that jumps to 0.97 in a round; None: never."""
     rows = [
         {"eval/accuracy": 0.1 if reached is None or number < reached else 0.97} for number in range(1, num_rounds + 1)
@@ -38,8 +38,8 @@ def rows_by_measure(folder):
 
 def test_our_numbers_stand_beside_the_papers(tmp_path):
     for seed, reached in enumerate((300, 320, 340)):
-        arm(tmp_path, 0.01, reached, seed=seed)
-    arm(tmp_path, 0.1, 160)
+        cell(tmp_path, 0.01, reached, seed=seed)
+    cell(tmp_path, 0.1, 160)
     result = table(tmp_path)
     heads = ["partitioner", "fraction_train", "measure", "published", "ours", "ratio", "accepted", "within"]
     assert result.columns == heads
@@ -63,9 +63,9 @@ def test_our_numbers_stand_beside_the_papers(tmp_path):
 
 
 def test_a_bound_is_not_within_an_open_decision(tmp_path):
-    arm(tmp_path, 0.01, None, num_rounds=250)  # its median is above 250, and up to 379.2 is accepted
-    arm(tmp_path, 0.1, None, num_rounds=250)  # up to 104.4 is
-    arm(tmp_path, 0.2, 77)
+    cell(tmp_path, 0.01, None, num_rounds=250)  # its median is above 250, and up to 379.2 is accepted
+    cell(tmp_path, 0.1, None, num_rounds=250)  # up to 104.4 is
+    cell(tmp_path, 0.2, 77)
     rows = rows_by_measure(tmp_path)
     speed_up = "speed-up over federation.fraction_train=0.01 to 0.97"
     assert rows["iid", "0.01", "rounds to 0.97"] == ["316", ">250, 0/1 seeds", "–", "94.8–379.2", "–"]
@@ -76,17 +76,17 @@ def test_a_bound_is_not_within_an_open_decision(tmp_path):
     assert (records[speed_up]["ours"], records[speed_up]["ours_text"]) == (None, ">3.2×")
 
 
-def test_an_arm_that_is_too_slow_is_not_within(tmp_path):
-    arm(tmp_path, 0.01, 100)
-    arm(tmp_path, 0.2, None, num_rounds=250)
+def test_a_cell_that_is_too_slow_is_not_within(tmp_path):
+    cell(tmp_path, 0.01, 100)
+    cell(tmp_path, 0.2, None, num_rounds=250)
     rows = rows_by_measure(tmp_path)
     speed_up = "speed-up over federation.fraction_train=0.01 to 0.97"
     assert rows["iid", "0.2", speed_up] == ["4.1", "<0.4×", "–", "2.665–5.535", "no"]
 
 
 def test_a_speed_up_needs_the_baseline_of_the_same_setting(tmp_path):
-    arm(tmp_path, 0.01, 300, partitioner="pathological_mcmahan")
-    arm(tmp_path, 0.1, 100)
+    cell(tmp_path, 0.01, 300, partitioner="pathological_mcmahan")
+    cell(tmp_path, 0.1, 100)
     rows = rows_by_measure(tmp_path)
     assert rows["iid", "0.1", "rounds to 0.97"][1] == "100"
     speed_up = "speed-up over federation.fraction_train=0.01 to 0.97"
@@ -95,8 +95,8 @@ def test_a_speed_up_needs_the_baseline_of_the_same_setting(tmp_path):
 
 def test_other_keys_have_separate_rows(tmp_path):
     for epochs in (1, 5):
-        arm(tmp_path, 0.1, 60 * epochs, local={"epochs": epochs})
-    arm(tmp_path, 0.01, 300, local={"epochs": 1})
+        cell(tmp_path, 0.1, 60 * epochs, local={"epochs": epochs})
+    cell(tmp_path, 0.01, 300, local={"epochs": 1})
     speed_up = "speed-up over federation.fraction_train=0.01 to 0.97"
     rows = [row[1:5] for row in table(tmp_path).texts]
     assert sorted(rows) == [
@@ -109,8 +109,8 @@ def test_other_keys_have_separate_rows(tmp_path):
 
 
 def test_runs_of_different_code_are_marked(tmp_path):
-    arm(tmp_path, 0.1, 100)
-    arm(tmp_path, 0.2, 70)
+    cell(tmp_path, 0.1, 100)
+    cell(tmp_path, 0.2, 70)
     texts = table(tmp_path, {"fraction_train=0.2": "†"}).texts
     assert {row[1]: row[4] for row in texts if row[2].startswith("rounds")} == {"0.1": "100", "0.2": "70 †"}
 
@@ -143,10 +143,10 @@ def test_without_a_finished_run_nothing_is_within(tmp_path):
 
 def test_runs_that_differ_from_the_preset_are_not_judged(tmp_path):
     words = [f"experiment={TABLE1}", "federation.fraction_train=0.1", "seed=1", "tracker=none", "dataset.root=x"]
-    arm(tmp_path, 0.1, 40, record={"overrides": words})
+    cell(tmp_path, 0.1, 40, record={"overrides": words})
     judged = table(tmp_path)
     assert (judged.texts[0][-1], judged.notes) == ("yes", [])
-    arm(tmp_path, 0.1, 40, seed=1, record={"overrides": [*words, "federation.num_rounds=3", "+local.steps=1"]})
+    cell(tmp_path, 0.1, 40, seed=1, record={"overrides": [*words, "federation.num_rounds=3", "+local.steps=1"]})
     other = table(tmp_path)
     assert other.texts[0][-1] == "–"
     assert other.notes == [
@@ -156,8 +156,8 @@ def test_runs_that_differ_from_the_preset_are_not_judged(tmp_path):
 
 def test_a_speed_up_over_several_baselines_is_unknown(tmp_path):
     for lr in (0.1, 0.2):
-        arm(tmp_path, 0.01, 40, optimizer={"lr": lr, "schedule": {"_target_": "constant"}})
-    arm(tmp_path, 0.1, 10)
+        cell(tmp_path, 0.01, 40, optimizer={"lr": lr, "schedule": {"_target_": "constant"}})
+    cell(tmp_path, 0.1, 10)
     assert rows_by_measure(tmp_path)["iid", "0.1", "speed-up over federation.fraction_train=0.01 to 0.97"][1] == "–"
 
 
@@ -173,5 +173,5 @@ def test_a_speed_up_over_several_baselines_is_unknown(tmp_path):
 )
 def test_runs_of_no_preset_have_no_table(tmp_path, others):
     for fields in others:
-        arm(tmp_path, 0.1, 5, **fields)
+        cell(tmp_path, 0.1, 5, **fields)
     assert table(tmp_path) is None

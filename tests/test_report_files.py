@@ -58,7 +58,7 @@ def rows(*accuracies):
 
 
 def messy(folder):
-    """Write a sweep with finished arms and with runs that are not finished."""
+    """Write a sweep with finished cells and with runs that are not finished."""
     sections = {"federation": {"num_rounds": 8}}
     for alpha in (0.1, 1.0):
         more = {**sections, "partitioner": {"_target_": "dirichlet", "alpha": alpha}}
@@ -135,8 +135,8 @@ def test_the_command_prints_and_writes_everything_reproducibly(tmp_path, monkeyp
 
 
 @pytest.fixture
-def two_arms(tmp_path):
-    """Return a folder with two arms."""
+def two_cells(tmp_path):
+    """Return a folder with two cells."""
     for strategy in ("fedavg", "scaffold"):
         make(tmp_path / "runs" / strategy, choices={"strategy": strategy}, rows=rows(0.1, 0.5))
     return tmp_path / "runs"
@@ -169,11 +169,11 @@ def two_arms(tmp_path):
         ),
     ],
 )
-def test_impossible_questions_are_refused(two_arms, monkeypatch, capsys, arguments, message):
-    code, out, (error,) = run(monkeypatch, capsys, two_arms, *arguments)
+def test_impossible_questions_are_refused(two_cells, monkeypatch, capsys, arguments, message):
+    code, out, (error,) = run(monkeypatch, capsys, two_cells, *arguments)
     assert (code, out) == (1, "")
     assert error.startswith(f"error: {message}")
-    assert not (two_arms / "report").exists()
+    assert not (two_cells / "report").exists()
 
 
 def test_folders_without_runs_are_refused(tmp_path, monkeypatch, capsys):
@@ -188,45 +188,45 @@ def test_folders_without_runs_are_refused(tmp_path, monkeypatch, capsys):
     assert (code, error) == (1, "error: no run has a round yet")
 
 
-def test_a_folder_that_cannot_be_written_is_an_error(two_arms, monkeypatch, capsys):
-    (two_arms.parent / "file").write_text("mine")
+def test_a_folder_that_cannot_be_written_is_an_error(two_cells, monkeypatch, capsys):
+    (two_cells.parent / "file").write_text("mine")
     for place in ("file", "file/below"):
-        code, _, (error,) = run(monkeypatch, capsys, two_arms, "--out", two_arms.parent / place)
+        code, _, (error,) = run(monkeypatch, capsys, two_cells, "--out", two_cells.parent / place)
         assert code == 1
         assert error.startswith("error: ")
-        assert str(two_arms.parent / "file") in error
-    assert (two_arms.parent / "file").read_text() == "mine"
+        assert str(two_cells.parent / "file") in error
+    assert (two_cells.parent / "file").read_text() == "mine"
 
 
-def test_files_of_an_earlier_report_stay_and_are_named(two_arms, monkeypatch, capsys):
-    arguments = (two_arms, "--targets", "0.3", "--out", two_arms.parent / "out")
+def test_files_of_an_earlier_report_stay_and_are_named(two_cells, monkeypatch, capsys):
+    arguments = (two_cells, "--targets", "0.3", "--out", two_cells.parent / "out")
     _, out, _ = run(monkeypatch, capsys, *arguments)
     assert "of an earlier report" not in out
     for name in ("heat_map.png", "heat_map.pdf", "notes.txt"):
-        (two_arms.parent / "out" / name).touch()
-    before = {path.name for path in (two_arms.parent / "out").iterdir()}
-    arguments = (two_arms, "--targets", "0.4", "--out", two_arms.parent / "out")
+        (two_cells.parent / "out" / name).touch()
+    before = {path.name for path in (two_cells.parent / "out").iterdir()}
+    arguments = (two_cells, "--targets", "0.4", "--out", two_cells.parent / "out")
     _, out, _ = run(monkeypatch, capsys, *arguments)
     left = "heat_map.pdf, heat_map.png, target_0.3.csv, target_0.3.tex"
     assert f"files of an earlier report, not of this one: {left}" in out.splitlines()
-    assert before < {path.name for path in (two_arms.parent / "out").iterdir()}
+    assert before < {path.name for path in (two_cells.parent / "out").iterdir()}
 
 
 @pytest.mark.slow
-def test_a_directory_whose_name_is_not_utf8_is_reported(two_arms):
-    (two_arms / "scaffold").rename(two_arms / os.fsdecode(b"\xff"))
+def test_a_directory_whose_name_is_not_utf8_is_reported(two_cells):
+    (two_cells / "scaffold").rename(two_cells / os.fsdecode(b"\xff"))
     words = [
         sys.executable,
         "-m",
         "fedresearch.main",
         "report",
-        two_arms,
+        two_cells,
         "--out",
-        two_arms.parent / os.fsdecode(b"out\xff"),
+        two_cells.parent / os.fsdecode(b"out\xff"),
     ]
     done = subprocess.run(words, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "utf-8"})
     assert (done.returncode, done.stderr) == (0, b"")
-    assert "/?</button>" in (two_arms.parent / os.fsdecode(b"out\xff") / "report.html").read_text()
+    assert "/?</button>" in (two_cells.parent / os.fsdecode(b"out\xff") / "report.html").read_text()
 
 
 @pytest.mark.slow
@@ -265,7 +265,7 @@ def some_without(folder):
         (lambda folder: keyed(folder, [None, [1, 2], [{"a": [None]}], True, 1, "1e-3", "x" * 300, "a b " * 90]), 8),
         (lambda folder: keyed(folder, range(40)), 40),
     ],
-    ids=["a single run", "no finished run", "metric in some", "any values", "many arms"],
+    ids=["a single run", "no finished run", "metric in some", "any values", "many cells"],
 )
 def test_any_runs_make_a_report(tmp_path, fill, num_cells):
     fill(tmp_path)
@@ -403,7 +403,7 @@ def test_keys_that_distinguish_cells_come_first_in_a_runs_differences(tmp_path):
     assert all(key.startswith("run: ") for key in first[4:])
     assert "run: git.fedresearch.commit" in first
     assert result["targets"] == [{"metric": "eval/accuracy", "value": 0.5}]
-    assert [arm["y"]["eval/accuracy"]["mean"] for arm in result["arms"]].count([None]) == 1
+    assert [cell["y"]["eval/accuracy"]["mean"] for cell in result["cells"]].count([None]) == 1
 
 
 def test_markdown_is_a_table(tmp_path):
@@ -432,8 +432,8 @@ def test_texts_cannot_be_formulas_tags_or_links():
 
 
 @pytest.mark.slow
-def test_a_closed_pipe_and_an_ascii_terminal_are_fine(two_arms):
-    words = f"{sys.executable} -m fedresearch.main report {two_arms} --out {two_arms.parent / 'out'}"
+def test_a_closed_pipe_and_an_ascii_terminal_are_fine(two_cells):
+    words = f"{sys.executable} -m fedresearch.main report {two_cells} --out {two_cells.parent / 'out'}"
     done = subprocess.run(
         ["bash", "-c", f"set -o pipefail; {words} | true"],
         capture_output=True,
@@ -441,7 +441,7 @@ def test_a_closed_pipe_and_an_ascii_terminal_are_fine(two_arms):
         env={**os.environ, "PYTHONIOENCODING": "ascii"},
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert (two_arms.parent / "out" / "report.html").exists()
+    assert (two_cells.parent / "out" / "report.html").exists()
 
 
 @pytest.mark.parametrize(

@@ -343,7 +343,7 @@ def test_one_seed_of_several_has_no_range():
 
 
 @pytest.mark.parametrize(
-    ("baseline", "arm", "ratio", "text"),
+    ("baseline", "cell", "ratio", "text"),
     [
         ((90,), (20,), 4.5, "4.5×"),
         ((20,), (90,), 20 / 90, "0.2×"),
@@ -360,7 +360,7 @@ def test_one_seed_of_several_has_no_range():
         ((40,), (0,), math.nan, "–"),
     ],
 )
-def test_a_speed_up_is_a_ratio_or_a_bound(baseline, arm, ratio, text):
-    found, found_text = speed_up(duration(*baseline), duration(*arm))
+def test_a_speed_up_is_a_ratio_or_a_bound(baseline, cell, ratio, text):
+    found, found_text = speed_up(duration(*baseline), duration(*cell))
     assert found == pytest.approx(ratio, nan_ok=True)
     assert found_text == text

@@ -11,7 +11,7 @@ from fedresearch.study.report.targets import durations_to, target_table
 from tests.records import make
 
 
-def arm(folder, chosen, curves, *, metric="eval/accuracy", statuses=(), num_rounds=40):
+def cell(folder, chosen, curves, *, metric="eval/accuracy", statuses=(), num_rounds=40):
     """Write a run of a strategy for each curve; a round takes 3 steps, 1000 bytes each way and half a second."""
     for seed, values in enumerate(curves):
         rows = [
@@ -33,7 +33,7 @@ def table(folder, target=0.5, axis="rounds", against="", metric="eval/accuracy",
 
 def test_the_crossing_is_taken_along_every_axis(tmp_path):
     # From 0.2 in round 2 to 0.6 in round 4, the target is three quarters of the way: 3.5. Round 3 has no evaluation.
-    arm(tmp_path, "fedavg", [[0.1, 0.2, None, 0.6]])
+    cell(tmp_path, "fedavg", [[0.1, 0.2, None, 0.6]])
     result = table(tmp_path)
     assert result.columns == ["cell", "rounds", "bytes", "steps", "seconds"]
     assert result.texts == [["all runs", "3.5", "7.0 kB", "10", "1.8 s"]]
@@ -45,7 +45,7 @@ def test_the_crossing_is_taken_along_every_axis(tmp_path):
 
 def test_seeds_have_a_median_and_a_range(tmp_path):
     # Reached in rounds 1, 2 and 4; the best value before is 0.4.
-    arm(tmp_path, "fedavg", [[0.5], [0.4, 0.5], [0.4, 0.1, 0.2, 0.5]])
+    cell(tmp_path, "fedavg", [[0.5], [0.4, 0.5], [0.4, 0.1, 0.2, 0.5]])
     (record,) = table(tmp_path).records
     assert [record[f"rounds_{what}"] for what in ("low", "median", "high", "at_least")] == [1, 2, 4, 2]
     assert table(tmp_path).texts == [
@@ -54,15 +54,15 @@ def test_seeds_have_a_median_and_a_range(tmp_path):
 
 
 def test_fewer_than_half_give_a_bound(tmp_path):
-    arm(tmp_path, "fedavg", [[0.1] * 40, [0.1] * 40, [0.1, 0.5]])
+    cell(tmp_path, "fedavg", [[0.1] * 40, [0.1] * 40, [0.1, 0.5]])
     assert table(tmp_path).texts == [["all runs", ">40, 1/3 seeds", ">80.0 kB", ">120", ">20.0 s"]]
     (record,) = table(tmp_path).records
     assert (record["rounds_median"], record["rounds_at_least"], record["seeds"], record["reached"]) == (None, 40, 3, 1)
 
 
 def test_a_diverged_run_counts_as_longer_than_its_planned_rounds(tmp_path):
-    arm(tmp_path, "fedavg", [[0.1, 0.2], [0.1, 0.2]], statuses=["diverged", "diverged"], num_rounds=20)
-    arm(tmp_path, "scaffold", [[0.1, 0.2]], statuses=["interrupted"], num_rounds=20)
+    cell(tmp_path, "fedavg", [[0.1, 0.2], [0.1, 0.2]], statuses=["diverged", "diverged"], num_rounds=20)
+    cell(tmp_path, "scaffold", [[0.1, 0.2]], statuses=["interrupted"], num_rounds=20)
     result = table(tmp_path)
     assert result.texts == [
         ["fedavg", ">20, 0/2 seeds", ">40.0 kB", ">60", ">10.0 s"],
@@ -72,34 +72,34 @@ def test_a_diverged_run_counts_as_longer_than_its_planned_rounds(tmp_path):
 
 
 def test_a_target_reached_before_a_failure_counts(tmp_path):
-    arm(tmp_path, "fedavg", [[0.1, 0.5, 0.1], [0.1, 0.1, 0.5]], statuses=["diverged", "failed"])
+    cell(tmp_path, "fedavg", [[0.1, 0.5, 0.1], [0.1, 0.1, 0.5]], statuses=["diverged", "failed"])
     assert table(tmp_path).texts[0][1] == "2.5 (2–3)"
 
 
 def test_runs_without_a_round_count_only_if_they_diverged(tmp_path):
     statuses = ["finished", "failed", "diverged", "diverged"]
-    arm(tmp_path, "fedavg", [[0.1, 0.5], [], [], []], statuses=statuses)
-    arm(tmp_path, "fedprox", [[], []], statuses=["failed", "interrupted"])
-    arm(tmp_path, "scaffold", [[0.1, 0.5], [], []], statuses=["finished", "failed", "failed"])
+    cell(tmp_path, "fedavg", [[0.1, 0.5], [], [], []], statuses=statuses)
+    cell(tmp_path, "fedprox", [[], []], statuses=["failed", "interrupted"])
+    cell(tmp_path, "scaffold", [[0.1, 0.5], [], []], statuses=["finished", "failed", "failed"])
     texts = table(tmp_path).texts
     assert [row[1] for row in texts] == [">40, 1/3 seeds", "–", "2"]
     assert texts[1] == ["fedprox", "–", "–", "–", "–"]
 
 
 def test_nearly_equal_targets_have_different_names(tmp_path):
-    arm(tmp_path, "fedavg", [[0.1, 0.5]])
+    cell(tmp_path, "fedavg", [[0.1, 0.5]])
     assert [table(tmp_path, target=target).id for target in (0.4, 0.40000001)] == ["target_0.4", "target_0.40000001"]
 
 
 def test_a_run_that_diverged_in_its_first_round_counts_as_its_planned_rounds(tmp_path):
-    arm(tmp_path, "fedavg", [[]], statuses=["diverged"])
+    cell(tmp_path, "fedavg", [[]], statuses=["diverged"])
     assert table(tmp_path).texts == [["all runs", ">40, 0/1 seeds", "–", "–", "–"]]
-    arm(tmp_path, "scaffold", [[0.5], [0.1] * 3, [], []], statuses=["finished", "interrupted", "diverged", "diverged"])
+    cell(tmp_path, "scaffold", [[0.5], [0.1] * 3, [], []], statuses=["finished", "interrupted", "diverged", "diverged"])
     assert table(tmp_path).texts[1] == ["scaffold", ">22, 1/4 seeds", ">6.0 kB", ">9", ">1.5 s"]
 
 
 def test_losses_fall(tmp_path):
-    arm(tmp_path, "fedavg", [[3.0, 2.0, 1.0]], metric="eval/loss")
+    cell(tmp_path, "fedavg", [[3.0, 2.0, 1.0]], metric="eval/loss")
     result = table(tmp_path, target=1.5, metric="eval/loss")
     assert result.texts[0][1] == "2.5"
     assert "until eval/loss first falls to 1.5" in result.caption
@@ -107,15 +107,15 @@ def test_losses_fall(tmp_path):
 
 
 def test_runs_without_the_metric_never_reach_a_target(tmp_path):
-    arm(tmp_path, "fedavg", [[0.5]])
-    arm(tmp_path, "scaffold", [[0.5] * 3], metric="eval/loss")
+    cell(tmp_path, "fedavg", [[0.5]])
+    cell(tmp_path, "scaffold", [[0.5] * 3], metric="eval/loss")
     assert [row[1] for row in table(tmp_path).texts] == ["1", ">3, 0/1 seeds"]
 
 
 def test_speed_ups_are_over_the_baseline(tmp_path):
-    arm(tmp_path, "fedavg", [[0.1] * 29 + [0.5]])
-    arm(tmp_path, "fedprox", [[0.1] * 11 + [0.5]])
-    arm(tmp_path, "scaffold", [[0.1] * 40])
+    cell(tmp_path, "fedavg", [[0.1] * 29 + [0.5]])
+    cell(tmp_path, "fedprox", [[0.1] * 11 + [0.5]])
+    cell(tmp_path, "scaffold", [[0.1] * 40])
     result = table(tmp_path, against="strategy=fedavg")
     assert result.columns == ["strategy", "rounds", "speed-up", "bytes", "steps", "seconds"]
     # 30 / 12, and at least 40 rounds against 30.
@@ -129,7 +129,7 @@ def test_speed_ups_are_over_the_baseline(tmp_path):
 
 
 def test_speed_ups_use_the_chosen_axis(tmp_path):
-    arm(tmp_path, "fedavg", [[0.1] * 9 + [0.5]])
+    cell(tmp_path, "fedavg", [[0.1] * 9 + [0.5]])
     rows = [
         {"eval/accuracy": 0.5, "local/steps": 3, "time/total_s": 40.0}
         | {"comm/bytes_up_total": 1000, "comm/bytes_down_total": 4000}
@@ -142,17 +142,17 @@ def test_speed_ups_use_the_chosen_axis(tmp_path):
 
 
 def test_a_cell_without_a_baseline_has_no_speed_up(tmp_path):
-    arm(tmp_path / "of", "fedavg", [[0.5]])
+    cell(tmp_path / "of", "fedavg", [[0.5]])
     for number in (1, 2):
         (directory := tmp_path / str(number)).mkdir()
-        arm(directory, "fedavg", [[0.5]], num_rounds=number)
-    arm(tmp_path, "scaffold", [[0.5]], num_rounds=9)
+        cell(directory, "fedavg", [[0.5]], num_rounds=number)
+    cell(tmp_path, "scaffold", [[0.5]], num_rounds=9)
     result = table(tmp_path, against="strategy=fedavg")
     assert {row[result.columns.index("speed-up")] for row in result.texts} == {"–"}
 
 
 def test_a_cells_mark_is_beside_its_name(tmp_path):
-    arm(tmp_path, "fedavg", [[0.5]])
-    arm(tmp_path, "scaffold", [[0.5]])
+    cell(tmp_path, "fedavg", [[0.5]])
+    cell(tmp_path, "scaffold", [[0.5]])
     result = table(tmp_path, marks={"strategy=scaffold": "†"})
     assert [row[0] for row in result.texts] == ["fedavg", "scaffold †"]

@@ -223,7 +223,7 @@ def test_a_value_tuned_with_other_settings_is_refused(tmp_path, compose):
     assert compose(rate, "model=logistic", "hardware=batched", "tune=lr")[0].optimizer["lr"] == 0.02
     assert refusal(compose, rate, "partitioner.alpha=1", "federation.num_supernodes=20") == (
         f"{path} was tuned with model=logistic (here mlp), federation.num_supernodes=10 (here 20), "
-        "partitioner.alpha=0.5 (here 1) and 1 more; tune this setting with fedresearch tune, "
+        "partitioner.alpha=0.5 (here 1) and 1 more; tune this cell with fedresearch tune, "
         "or write optimizer.lr=VALUE"
     )
     differences = {
@@ -235,7 +235,7 @@ def test_a_value_tuned_with_other_settings_is_refused(tmp_path, compose):
     }
     for overrides, difference in differences.items():
         assert refusal(compose, rate, "model=logistic", *overrides) == (
-            f"{path} was tuned with {difference}; tune this setting with fedresearch tune, or write optimizer.lr=VALUE"
+            f"{path} was tuned with {difference}; tune this cell with fedresearch tune, or write optimizer.lr=VALUE"
         )
 
 

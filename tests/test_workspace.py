@@ -45,7 +45,7 @@ def test_every_column_is_one_of_a_row(view, tmp_path):
 def test_what_is_drawn(view):
     assert (view.entity, view.project) == ("somebody", "ablations")
     assert {name: [column for panel in drawn for column in panel.metrics] for name, drawn in panels(view).items()} == {
-        "Curves by arm": ["eval/accuracy", "eval/loss", "train/loss"],
+        "Curves by cell": ["eval/accuracy", "eval/loss", "train/loss"],
         "Fairness": [f"clients/accuracy_{of}" for of in ("mean", "p10", "worst", "std")],
         "Communication": ["eval/accuracy", *(f"comm/bytes_{way}" for way in ("up", "down", "up_total", "down_total"))],
         "System": ["time/round_s", "clients/failed", "local/lr", "update/norm", "update/cosine"],

@@ -106,7 +106,7 @@ def tuned(table: Any, *, _root_: DictConfig, _node_: Node) -> Any:
         )
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise InputError(
-            f"{path} was tuned with {listed}{more}; tune this setting with fedresearch tune, or write {key}=VALUE"
+            f"{path} was tuned with {listed}{more}; tune this cell with fedresearch tune, or write {key}=VALUE"
         )
     return values[cell]
 

@@ -40,7 +40,7 @@ def document(report: Report, pictures: Mapping[str, bytes]) -> dict[str, Any]:
         "axes": [{"id": name, "label": axis.label.capitalize()} for name, axis in AXES.items()],
         "metrics": [{"id": name, "label": name, "is_share": is_share(name)} for name in metrics],
         "targets": [{"metric": metric, "value": target} for target in report.question.targets],
-        "arms": [_arm(cell, metrics) for cell in cells],
+        "cells": [_cell(cell, metrics) for cell in cells],
         "tables": [_table(table) for table in report.tables],
         "figures": [
             {
@@ -54,7 +54,7 @@ def document(report: Report, pictures: Mapping[str, bytes]) -> dict[str, Any]:
     }
 
 
-def _arm(cell: Cell, metrics: Sequence[str]) -> dict[str, Any]:
+def _cell(cell: Cell, metrics: Sequence[str]) -> dict[str, Any]:
     curves = {name: mean_curve(cell, "rounds", name) for name in metrics}
     return {
         "label": cell.label,
@@ -106,7 +106,7 @@ def _runs(report: Report) -> dict[str, Any]:
     rows = [
         {
             "directory": str(run.directory),
-            "arm": label,
+            "cell": label,
             "seed": replicate,
             "state": run.state,
             "rounds": run.num_rounds,

@@ -163,22 +163,23 @@ def across_table(study: Study, question: Question, outcomes: Mapping[str, Outcom
             for name, value in cell.keys.items()
             if name not in (key, *question.tuned) and not belongs_to_option(name, key)
         }
-        settings.setdefault(str(others), {})[_arm(study, cell, key)] = outcomes[cell.label].values
-    arms = dict.fromkeys(_arm(study, cell, key) for cell in cells)
+        settings.setdefault(str(others), {})[_value(study, cell, key)] = outcomes[cell.label].values
+    values = dict.fromkeys(_value(study, cell, key) for cell in cells)
     common = []
     for setting in settings.values():
-        seeds = [seed for seed in next(iter(setting.values())) if all(seed in values for values in setting.values())]
-        if setting.keys() == arms.keys() and len(seeds) > 1:
-            common.append({arm: [values[seed] for seed in seeds] for arm, values in setting.items()})
-    if len(common) < 2 or len(arms) < 2:
+        seeds = [seed for seed in next(iter(setting.values())) if all(seed in scores for scores in setting.values())]
+        if setting.keys() == values.keys() and len(seeds) > 1:
+            common.append({value: [scores[seed] for seed in seeds] for value, scores in setting.items()})
+    if len(common) < 2 or len(values) < 2:
         return None
     rows, records = [], []
-    for arm in arms:
-        middle = iqm([setting[arm] for setting in common])
-        n = sum(len(setting[arm]) for setting in common)
+    for value in values:
+        middle = iqm([setting[value] for setting in common])
+        n = sum(len(setting[value]) for setting in common)
         assert middle is not None  # there are two settings with two seeds each
-        rows.append([Entry(arm, arm), _iqm_entry(middle), Entry(str(n), n)])
-        records.append({"arm": arm, "metric": question.metric, "n": n, "settings": len(common)} | vars(middle))
+        rows.append([Entry(value, value), _iqm_entry(middle), Entry(str(n), n)])
+        record = {key: value, "metric": question.metric, "n": n, "settings": len(common)}
+        records.append(record | vars(middle))
     caption = (
         f"Interquartile mean of {question.selection.caption}, over {len(common)} settings of the other keys and the "
         "seeds that all values share there, with the 95 % interval of a bootstrap stratified by setting "
@@ -187,6 +188,6 @@ def across_table(study: Study, question: Question, outcomes: Mapping[str, Outcom
     return Table("across", "Across settings", caption, [study.short_name(key), "IQM [95 %]", "n"], rows, records)
 
 
-def _arm(study: Study, cell: Cell, key: str) -> str:
+def _value(study: Study, cell: Cell, key: str) -> str:
     others = {name: value for name, value in cell.keys.items() if belongs_to_option(name, key)}
     return ", ".join(filter(None, [format_value(cell.keys[key]), study.describe(others)]))

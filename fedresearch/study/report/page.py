@@ -15,7 +15,7 @@ def page(document: Mapping[str, Any]) -> str:
     ----------
     document : mapping
         JSON values under ``title``, ``command``, ``generated``, ``warnings``, ``notes``, ``axes``, ``metrics``,
-        ``targets``, ``arms``, ``tables``, ``figures``, ``base`` and ``runs``; ``page.html`` reads them all. Any list
+        ``targets``, ``cells``, ``tables``, ``figures``, ``base`` and ``runs``; ``page.html`` reads them all. Any list
         may be empty.
 
     Raises

@@ -20,12 +20,12 @@ _MAX_PARTITION_BYTES = 64_000_000
 
 @dataclass(frozen=True)
 class Curve:
-    """An arm's metric over its rounds.
+    """A cell's metric over its rounds.
 
     Parameters
     ----------
     label : str
-        The arm.
+        The cell.
     x, mean : ndarray
         float64 (rounds,); NaN where unknown.
     low, high : ndarray
@@ -63,12 +63,12 @@ class Line:
 
 @dataclass(frozen=True)
 class Spread:
-    """The distribution of an arm's metric over the clients.
+    """The distribution of a cell's metric over the clients.
 
     Parameters
     ----------
     label : str
-        The arm.
+        The cell.
     mean, std, p10, worst : float
         Over the clients; ``p10`` is the tenth percentile from the worst, for a loss the 90th. NaN where unknown.
     """

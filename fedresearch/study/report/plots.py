@@ -33,8 +33,8 @@ from fedresearch.study.report.canvas import (
 from fedresearch.study.report.load import Column
 from fedresearch.study.report.plot_data import Curve, Line, Spread
 
-# More arms than this cannot be distinguished in one plot; the tables have them all.
-MAX_ARMS = 16
+# More lines than this cannot be distinguished in one plot; the tables have them all.
+MAX_DRAWN = 16
 MAX_CLIENTS = 100
 # Okabe and Ito, "Color Universal Design", 2008; without its yellow, which is lost on white.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -45,12 +45,12 @@ _SMALLEST = 4  # points, of numbers that can be read
 
 @styled
 def plot_learning_curves(curves: Sequence[Curve], x_label: str, y_label: str, targets: Sequence[float] = ()) -> Figure:
-    """Draw the mean of each arm over its rounds with its interval as a band.
+    """Draw the mean of each cell over its rounds with its interval as a band.
 
     Parameters
     ----------
     curves : sequence of Curve
-        The arms; the first ``MAX_ARMS`` are drawn.
+        The cells; the first ``MAX_DRAWN`` are drawn.
     x_label, y_label : str
         The axes' labels; an x axis of bytes has the unit at its numbers.
     targets : sequence of float
@@ -58,22 +58,22 @@ def plot_learning_curves(curves: Sequence[Curve], x_label: str, y_label: str, ta
     """
     figure, axes = new_axes(3.0, x_label, y_label)
     handles: list[Artist] = []
-    for number, curve in enumerate(curves[:MAX_ARMS]):
-        style = _arm_style(number)
+    for number, curve in enumerate(curves[:MAX_DRAWN]):
+        style = _style(number)
         known = np.isfinite(curve.x) & np.isfinite(curve.mean)
         x, mean, low, high = (column[known] for column in (curve.x, curve.mean, curve.low, curve.high))
         if np.isfinite(low).any():
             axes.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0.5)
-        # About eight markers per line, at different rounds for each arm.
+        # About eight markers per line, at different rounds for each curve.
         step = 1 + len(x) // 8
-        handles += axes.plot(x, mean, markevery=(number * step // MAX_ARMS, step), **style)
+        handles += axes.plot(x, mean, markevery=(number * step // MAX_DRAWN, step), **style)
     is_whole = all(np.all(np.mod(line.get_xdata(), 1) == 0) for line in axes.lines)
     axes.locator_params(axis="x", integer=is_whole, min_n_ticks=1)
-    labels = [curve.label for curve in curves[:MAX_ARMS]]
+    labels = [curve.label for curve in curves[:MAX_DRAWN]]
     if targets:
         handles += [axes.axhline(y, color="0.4", linestyle=(0, (2, 2)), linewidth=0.9) for y in targets][:1]
         labels.append(f"target{'s' * (len(targets) > 1)} {', '.join(f'{target:g}' for target in targets)}")
-    _clip_to_fractions(axes, y_label, [curve.mean for curve in curves[:MAX_ARMS]])
+    _clip_to_fractions(axes, y_label, [curve.mean for curve in curves[:MAX_DRAWN]])
     if "bytes" in x_label:
         axes.xaxis.set_major_formatter(EngFormatter(unit="B"))
     add_legend(figure, handles, labels, _excess(len(curves)))
@@ -87,17 +87,17 @@ def plot_sensitivity(lines: Sequence[Line], x_label: str, y_label: str) -> Figur
     Parameters
     ----------
     lines : sequence of Line
-        A line for each combination of the other keys; the first ``MAX_ARMS`` are drawn.
+        A line for each combination of the other keys; the first ``MAX_DRAWN`` are drawn.
     x_label, y_label : str
         The swept key and the metric.
     """
     figure, axes = new_axes(3.0, x_label, y_label)
     handles = [
-        axes.errorbar(line.values, line.mean, line.half_width, capsize=2.5, elinewidth=0.8, **_arm_style(number))
-        for number, line in enumerate(lines[:MAX_ARMS])
+        axes.errorbar(line.values, line.mean, line.half_width, capsize=2.5, elinewidth=0.8, **_style(number))
+        for number, line in enumerate(lines[:MAX_DRAWN])
     ]
-    _clip_to_fractions(axes, y_label, [line.mean for line in lines[:MAX_ARMS]])
-    values = np.unique(np.concatenate([line.values for line in lines[:MAX_ARMS]]))
+    _clip_to_fractions(axes, y_label, [line.mean for line in lines[:MAX_DRAWN]])
+    values = np.unique(np.concatenate([line.values for line in lines[:MAX_DRAWN]]))
     is_log = bool(values[0] > 0 and values[-1] >= 20 * values[0])
     if is_log:
         axes.set_xscale("log")
@@ -106,7 +106,7 @@ def plot_sensitivity(lines: Sequence[Line], x_label: str, y_label: str) -> Figur
     share = CHARACTER * (num_characters(numbers) + 1) / (WIDTH - 0.8)
     ticks = _spaced(np.log(values) if is_log else values, share)
     axes.set_xticks(values[ticks], [numbers[tick] for tick in ticks])
-    add_legend(figure, handles, [line.label for line in lines[:MAX_ARMS]], _excess(len(lines)))
+    add_legend(figure, handles, [line.label for line in lines[:MAX_DRAWN]], _excess(len(lines)))
     return lay_out(figure)
 
 
@@ -164,16 +164,16 @@ def plot_heat_map(
 
 @styled
 def plot_client_spread(spreads: Sequence[Spread], y_label: str) -> Figure:
-    """Draw each arm's mean over the clients, one standard deviation on both sides, and its worst clients.
+    """Draw each cell's mean over the clients, one standard deviation on both sides, and its worst clients.
 
     Parameters
     ----------
     spreads : sequence of Spread
-        The arms, from top to bottom; the first ``MAX_ARMS`` are drawn.
+        The cells, from top to bottom; the first ``MAX_DRAWN`` are drawn.
     y_label : str
         The metric.
     """
-    drawn = spreads[:MAX_ARMS]
+    drawn = spreads[:MAX_DRAWN]
     labels = [wrap(spread.label, 40) for spread in drawn]
     mean, std, p10, worst = np.array([(s.mean, s.std, s.p10, s.worst) for s in drawn], dtype=float).T
     places = np.arange(len(drawn))
@@ -222,7 +222,7 @@ def plot_partition(counts: NDArray[np.int64], title: str) -> Figure:
         for held, bottom, colour in zip(drawn.T, below.T, colours, strict=True)
     ]
     axes.locator_params(axis="x", integer=True)
-    if len(bars) <= MAX_ARMS:
+    if len(bars) <= MAX_DRAWN:
         add_legend(figure, bars, [f"class {number}" for number in range(len(bars))])
     else:
         scale = ScalarMappable(Normalize(0, len(bars) - 1), "cividis")
@@ -230,9 +230,9 @@ def plot_partition(counts: NDArray[np.int64], title: str) -> Figure:
     return lay_out(figure)
 
 
-def _excess(num_arms: int) -> str | None:
-    """Return the legend's title where not all arms are drawn."""
-    return f"{MAX_ARMS} of {num_arms} arms" if num_arms > MAX_ARMS else None
+def _excess(num_all: int) -> str | None:
+    """Return the legend's title where not all lines or cells are drawn."""
+    return f"{MAX_DRAWN} of {num_all} drawn" if num_all > MAX_DRAWN else None
 
 
 def _clip_to_fractions(axes: Axes, metric: str, means: Sequence[Column]) -> None:
@@ -243,8 +243,8 @@ def _clip_to_fractions(axes: Axes, metric: str, means: Sequence[Column]) -> None
         axes.set_ylim(max(bottom, -0.02), min(top, 1.02))
 
 
-def _arm_style(number: int) -> dict[str, Any]:
-    """Return the style of an arm; among 16, both marker with filling and colour with dashes are unique."""
+def _style(number: int) -> dict[str, Any]:
+    """Return the style of a line; among 16, both marker with filling and colour with dashes are unique."""
     colour = _COLOURS[number % len(_COLOURS)]
     return {
         "color": colour,

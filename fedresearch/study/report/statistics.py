@@ -256,19 +256,19 @@ def format_duration(duration: Duration, format_time: Callable[[float], str]) -> 
     return text if duration.reached == duration.total else f"{text}, {duration.reached}/{duration.total} seeds"
 
 
-def speed_up(baseline: Duration, arm: Duration) -> tuple[float, str]:
-    """Return by how many times an arm's median is faster than a baseline's, and the same as text.
+def speed_up(baseline: Duration, cell: Duration) -> tuple[float, str]:
+    """Return by how many times a cell's median is faster than a baseline's, and the same as text.
 
     Returns
     -------
     ratio : float
-        A bound where one median is not reached; NaN where both are not, or the arm needs no time.
+        A bound where one median is not reached; NaN where both are not, or the cell needs no time.
     text : str
-        Such as ``4.5×``; ``>4.5×`` where the baseline's median is not reached, and ``<0.8×`` where the arm's is not.
+        Such as ``4.5×``; ``>4.5×`` where the baseline's median is not reached, and ``<0.8×`` where the cell's is not.
         Bounds are rounded to the side on which they hold.
     """
-    unreached = [math.isnan(duration.median) for duration in (baseline, arm)]
-    slow, fast = (d.censored_at if math.isnan(d.median) else d.median for d in (baseline, arm))
+    unreached = [math.isnan(duration.median) for duration in (baseline, cell)]
+    slow, fast = (d.censored_at if math.isnan(d.median) else d.median for d in (baseline, cell))
     if all(unreached) or math.isnan(slow) or not fast > 0:
         return math.nan, "–"
     ratio = slow / fast
