@@ -44,7 +44,7 @@ def main() -> None:
             from fedresearch.study.report import command
 
             command.main(arguments)
-        case ["sweep", "preflight", *arguments]:
+        case ["sweep", "preflight", *arguments] if not {"--help", "-h"} & set(arguments):
             # Runs the sweep's own command, which composes and checks its jobs, and stops before the first one.
             callback = "++hydra.callbacks.sweep._target_=fedresearch.study.sweep.preflight.Preflight"
             _run_overrides(["--multirun", *arguments, callback])

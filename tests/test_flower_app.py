@@ -260,7 +260,7 @@ def test_an_interrupted_run_says_so_and_leaves_no_process(tmp_path):
 
 
 @pytest.fixture
-def error_of(monkeypatch, tmp_path):
+def error_of(monkeypatch, tmp_path, capsys):
     """Return a function from the command line to its error."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
@@ -268,21 +268,22 @@ def error_of(monkeypatch, tmp_path):
     def error_of(*arguments):
         with pytest.raises(SystemExit) as exit_:
             flower_app.main([*map(str, arguments)])
-        return exit_.value.code
+        assert exit_.value.code == 1
+        return capsys.readouterr().err.removesuffix("\n")
 
     return error_of
 
 
 def test_a_mistyped_command_line_is_reported_in_one_line(error_of, tmp_path):
-    assert error_of() == "error: the following arguments are required: PATH; try --help"
+    assert error_of() == "error: the following arguments are required: PATH; try fedresearch app --help"
     assert error_of(APP, "--hardware", "gpu").startswith(
         "error: argument --hardware: invalid choice: 'gpu' (choose from "
     )
     assert error_of(APP, "--num-supernodes", "0") == (
-        "error: argument --num-supernodes: must be an integer >= 1, got 0; try --help"
+        "error: argument --num-supernodes: must be an integer >= 1, got 0; try fedresearch app --help"
     )
     assert error_of(APP, "--num-supernodes", "1000000000") == (
-        "error: argument --num-supernodes: must be at most 1000000, got 1000000000; try --help"
+        "error: argument --num-supernodes: must be at most 1000000, got 1000000000; try fedresearch app --help"
     )
     assert (
         error_of(APP, "--workers", "2")
@@ -297,7 +298,7 @@ def test_a_mistyped_command_line_is_reported_in_one_line(error_of, tmp_path):
         "error: unrecognized arguments: num-server-rounds=2; try --run-config 'lr=1 num-server-rounds=2', "
         "with the quotes"
     )
-    assert error_of(APP, "--lr", "1") == "error: unrecognized arguments: --lr 1; try --help"
+    assert error_of(APP, "--lr", "1") == "error: unrecognized arguments: --lr 1; try fedresearch app --help"
     assert error_of(APP, "--node-config", "a=b") == (
         "error: --node-config cannot read a=b; values are numbers, true, false and quoted text, "
         """as in --node-config 'lr=0.1 name="text"'"""

@@ -347,11 +347,3 @@ def test_a_failure_that_cannot_be_kept_is_printed(tmp_path, capsys):
     first, second = capsys.readouterr().err.splitlines()
     assert first == "error: no such model"
     assert "refused.txt cannot be written: No such file or directory" in second
-
-
-@pytest.mark.parametrize("arguments", [["status", "nowhere"], ["status"], []])
-def test_status_refuses_what_it_cannot_show(tmp_path, arguments):
-    done = command(tmp_path, "sweep", *arguments, preload=warm.LIGHT)
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    assert ("nowhere holds no sweep" if len(arguments) == 2 else "fedresearch sweep status DIR") in done.stderr

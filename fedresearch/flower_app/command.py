@@ -2,15 +2,15 @@
 
 import logging
 import shlex
-import sys
-from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from omegaconf import OmegaConf
 
 from fedresearch.config.help_text import CONF
+from fedresearch.config.verbs import VerbParser, reporting
 from fedresearch.errors import InputError
 from fedresearch.flower_app.pyproject import MOST_SUPERNODES, AppFolder, node_config, run_config
 
@@ -66,33 +66,19 @@ def run(options: Namespace) -> None:
 
 
 def main(words: Sequence[str]) -> None:
-    """Run the command on its arguments. Report a mistake in one line, without a traceback, with exit code 1."""
-    try:
+    """Run the command on its arguments."""
+    with reporting(InputError):  # all else is the app's, and its traceback helps
         options, unknown = _parser().parse_known_args(words)
         if unknown:
             pairs = [*options.run_config[-1:], *(word for word in unknown if "=" in word and word[0] != "-")]
-            quoted = f"--run-config {shlex.quote(' '.join(pairs))}, with the quotes" if len(pairs) > 1 else "--help"
-            raise InputError(f"unrecognized arguments: {' '.join(unknown)}; try {quoted}")
+            quoted = f"--run-config {shlex.quote(' '.join(pairs))}, with the quotes"
+            hint = quoted if len(pairs) > 1 else "fedresearch app --help"
+            raise InputError(f"unrecognized arguments: {' '.join(unknown)}; try {hint}")
         run(options)
-    except InputError as error:
-        sys.exit("\n".join(f"error: {line}" for line in error.args))
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
-
-
-class _Parser(ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; try --help")
 
 
 def _parser() -> ArgumentParser:
-    parser = _Parser(
-        prog="fedresearch app",
-        description="Run a Flower app, as flwr run does.",
-        epilog=_NOTES,
-        formatter_class=RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = VerbParser("app", "Run a Flower app, as flwr run does.", _NOTES, allow_abbrev=False)
     add = parser.add_argument
     add("path", type=Path, metavar="PATH", help="the app's folder, with its pyproject.toml")
     add("-c", "--run-config", action="append", default=[], metavar="CONFIG", help="'a=1 b=\"text\"', or a TOML file")

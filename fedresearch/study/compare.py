@@ -1,13 +1,13 @@
 """The command ``fedresearch compare A B``: the differences of two runs. Imports neither torch nor flwr."""
 
 import sys
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedresearch.config import differences, report_error, without_class_paths
-from fedresearch.errors import InputError, printing
+from fedresearch.config import differences, without_class_paths
+from fedresearch.config.verbs import VerbParser, reporting
+from fedresearch.errors import printing
 from fedresearch.runs.comparison import compare_rows, difference_lines, format_value, record_differences
 from fedresearch.runs.record import Edited, Row, read_record, read_rows, read_run
 
@@ -69,21 +69,11 @@ def _read(directory: Path) -> tuple[dict[str, Any], list[Row]]:
 
 def main(words: Sequence[str]) -> None:
     """Run the command on its arguments."""
-    parser = ArgumentParser(
-        "fedresearch compare",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=RawDescriptionHelpFormatter,
-    )
+    parser = VerbParser("compare", _DESCRIPTION, _EPILOG)
     parser.add_argument("A", type=Path, help="a run's directory")
     parser.add_argument("B", type=Path, help="another run's directory")
-    arguments = parser.parse_args(words)
-    with printing():
-        try:
-            lines, identical = compare(arguments.A, arguments.B)
-        except InputError as error:
-            if not report_error(error):
-                raise
-            sys.exit(1)
+    with printing(), reporting():
+        arguments = parser.parse_args(words)
+        lines, identical = compare(arguments.A, arguments.B)
         print("\n".join(lines))
     sys.exit(not identical)

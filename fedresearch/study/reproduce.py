@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
@@ -12,6 +11,7 @@ from typing import Any
 
 from fedresearch import config
 from fedresearch.config.help_text import CONF
+from fedresearch.config.verbs import VerbParser, reporting
 from fedresearch.errors import InputError, printing
 from fedresearch.masking import masked_tree
 from fedresearch.runs.comparison import compare_rows, format_changes, record_differences
@@ -111,12 +111,7 @@ def _run(arguments: Sequence[str], folder: Path) -> None:
 
 def main(words: Sequence[str]) -> None:
     """Run the command on its arguments."""
-    parser = ArgumentParser(
-        "fedresearch reproduce",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=RawDescriptionHelpFormatter,
-    )
+    parser = VerbParser("reproduce", _DESCRIPTION, _EPILOG)
     parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="the directory of a finished run")
     parser.add_argument(
         "overrides", nargs="*", default=[], help="overrides that change no number, such as hardware=workers"
@@ -128,17 +123,8 @@ def main(words: Sequence[str]) -> None:
         default=default,
         help="a new directory for the rerun (default: outputs/reproduced_DATE_TIME)",
     )
-    arguments = parser.parse_intermixed_args(words)
     identical = False
-    with printing():
-        try:
-            identical = reproduce(arguments.run_dir, arguments.overrides, arguments.out)
-        except KeyboardInterrupt:
-            sys.exit("interrupted")
-        except BrokenPipeError:
-            raise
-        except Exception as error:
-            if not config.report_error(error):
-                raise
-            sys.exit(1)
+    with printing(), reporting():
+        arguments = parser.parse_intermixed_args(words)
+        identical = reproduce(arguments.run_dir, arguments.overrides, arguments.out)
     sys.exit(not identical)

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from fedresearch.config import report_error
 from fedresearch.config.schema import is_seed
+from fedresearch.config.verbs import VerbParser, reporting
 from fedresearch.dotted_keys import ABSENT, as_json
-from fedresearch.errors import InputError, printing, readable
+from fedresearch.errors import InputError, printing
 from fedresearch.runs.columns import larger_is_better
 from fedresearch.runs.comparison import format_value
 from fedresearch.runs.directory import write_whole
@@ -211,28 +210,18 @@ def _shared_settings(runs: Sequence[LoadedRun]) -> dict[str, Any]:
 
 def main(words: Sequence[str]) -> None:
     """Run the command on its arguments."""
-    parser = ArgumentParser(
-        "fedresearch tune",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=RawDescriptionHelpFormatter,
-    )
+    parser = VerbParser("tune", _DESCRIPTION, _EPILOG)
     parser.add_argument("sweeps", metavar="SWEEP_DIR", type=Path, nargs="+", help="a sweep's directory, or a run's")
     parser.add_argument("--key", default="optimizer.lr", help="the key to tune (default: %(default)s)")
     parser.add_argument(
         "--select", default="mean_last:5", metavar="RULE", help="last or mean_last:K (default: %(default)s)"
     )
     parser.add_argument("--out", type=Path, default=Path("tuned.json"), help="the file to write (default: %(default)s)")
-    arguments = parser.parse_args(words)
-    try:
+    with printing(), reporting():
+        arguments = parser.parse_args(words)
         chosen, warnings = choose(load(arguments.sweeps), arguments.key, arguments.select)
         text = json.dumps(chosen, indent=2) + "\n"
         write_whole(arguments.out, lambda path: path.write_text(text, encoding="utf-8"))
-    except (InputError, OSError) as error:
-        if not report_error(readable(error)):
-            raise
-        sys.exit(1)
-    with printing():
         _print(chosen, warnings)
         print(arguments.out)
 

@@ -2,13 +2,12 @@
 
 import gc
 import math
-import sys
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedresearch.config import report_error
-from fedresearch.errors import InputError, printing, readable
+from fedresearch.config.verbs import VerbParser, reporting
+from fedresearch.errors import InputError, printing
 
 _DESCRIPTION = """\
 Make tables, figures and a page from the runs in some directories, finished or
@@ -28,12 +27,7 @@ examples:
 
 def main(words: Sequence[str]) -> None:
     """Run the command on its arguments."""
-    parser = ArgumentParser(
-        "fedresearch report",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=RawDescriptionHelpFormatter,
-    )
+    parser = VerbParser("report", _DESCRIPTION, _EPILOG)
     parser.add_argument("directories", metavar="DIR", type=Path, nargs="+", help="a directory of runs, sweeps or both")
     parser.add_argument("--metric", help="a column of metrics.jsonl (default: eval/accuracy, or another usual metric)")
     parser.add_argument(
@@ -57,17 +51,9 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument("--rows", metavar="KEY", help="the key down in a further table, with --cols")
     parser.add_argument("--cols", metavar="KEY", help="the key across")
     parser.add_argument("--out", type=Path, help="the folder to write (default: report, in the first DIR)")
-    arguments = parser.parse_args(words)
     gc.disable()  # saves a seventh of the time for 1,000 runs: nearly all objects live to the end
-    with printing():
-        try:
-            _report(arguments)
-        except BrokenPipeError:
-            raise
-        except (InputError, OSError) as error:
-            if not report_error(readable(error)):
-                raise
-            sys.exit(1)
+    with printing(), reporting():
+        _report(parser.parse_args(words))
 
 
 def _report(arguments: Namespace) -> None:

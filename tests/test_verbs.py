@@ -1,0 +1,92 @@
+"""The verbs of the command line refuse wrong arguments in one line, before anything runs."""
+
+import sys
+
+import pytest
+
+from fedresearch import main
+from fedresearch.config.help_text import help_text
+from fedresearch.config.verbs import VERBS, reporting
+
+
+@pytest.fixture
+def refusal(tmp_path, monkeypatch, capsys):
+    """Return a function from a command line, typed in an empty folder, to its one line of error."""
+    monkeypatch.chdir(tmp_path)
+
+    def refusal_(*words):
+        monkeypatch.setattr(sys, "argv", ["fedresearch", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            main.main()
+        out, error = capsys.readouterr()
+        assert (ended.value.code, out) == (1, "")
+        (line,) = error.splitlines()
+        assert line.startswith("error: ")
+        return line.removeprefix("error: ")
+
+    return refusal_
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("compare", "the following arguments are required: A, B; try fedresearch compare --help"),
+        ("compare a", "the following arguments are required: B; try fedresearch compare --help"),
+        ("compare a b c", "unrecognized arguments: c; try fedresearch compare --help"),
+        ("reproduce", "the following arguments are required: RUN_DIR; try fedresearch reproduce --help"),
+        ("report", "the following arguments are required: DIR; try fedresearch report --help"),
+        ("report a --bsaeline x", "unrecognized arguments: --bsaeline x; try fedresearch report --help"),
+        ("tune", "the following arguments are required: SWEEP_DIR; try fedresearch tune --help"),
+        ("tune a --key", "argument --key: expected one argument; try fedresearch tune --help"),
+        ("app", "the following arguments are required: PATH; try fedresearch app --help"),
+    ],
+)
+def test_wrong_arguments_of_a_verb_are_refused_in_one_line(refusal, words, line):
+    assert refusal(*words.split()) == line
+
+
+@pytest.mark.parametrize(
+    ("words", "got", "meant"),
+    [
+        ("", "nothing", "status SWEEP_DIR"),
+        ("status", "status", "status SWEEP_DIR"),
+        ("status a b", "status a b", "status SWEEP_DIR"),
+        ("statsu a", "statsu a", "status SWEEP_DIR"),
+        ("preflihgt seed=0,1", "preflihgt seed=0,1", "preflight seed=0,1"),
+    ],
+)
+def test_a_wrong_verb_of_a_sweep_is_refused_in_one_line(refusal, words, got, meant):
+    assert refusal("sweep", *words.split()) == (
+        "sweep must be followed by status and a directory, or by preflight and a sweep's arguments, "
+        f"got {got}; try fedresearch sweep {meant}"
+    )
+
+
+@pytest.mark.parametrize("words", [[verb] for verb in VERBS] + [["sweep", "status"], ["sweep", "preflight"]])
+def test_every_verb_prints_its_help(monkeypatch, capsys, words):
+    monkeypatch.setattr(sys, "argv", ["fedresearch", *words, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    assert not ended.value.code
+    assert f"fedresearch {words[0]} " in capsys.readouterr().out
+    assert f"\n    fedresearch {words[0]} " in help_text()
+
+
+@pytest.mark.parametrize(
+    ("error", "explained", "line"),
+    [
+        (FileNotFoundError(2, "No such file", "x"), Exception, "error: x cannot be read: No such file"),
+        (FileNotFoundError(2, "No such file", "x"), KeyError, None),
+        (ZeroDivisionError("of the code"), Exception, None),
+        (BrokenPipeError("of the reader"), Exception, None),
+    ],
+)
+def test_only_what_a_user_can_repair_becomes_a_line(capsys, error, explained, line):
+    with pytest.raises(SystemExit if line else type(error)), reporting(explained):
+        raise error
+    assert capsys.readouterr().err.splitlines() == ([line] if line else [])
+
+
+def test_an_interrupted_verb_says_so():
+    with pytest.raises(SystemExit, match="interrupted"), reporting():
+        raise KeyboardInterrupt
