@@ -37,17 +37,12 @@ def columns_page(page: str) -> str:
     before, start, rest = page.partition("<!-- columns:")
     marker, _, rest = rest.partition("\n")
     _, end, after = rest.partition("<!-- end of columns -->")
-    rows = [
-        (
-            f"`{column.name}`",
-            column.definition,
-            column.unit or "–",
-            column.weighting,
-            column.direction,
-            "; ".join(NEEDS[need] for need in column.needs) or "every round",
-        )
-        for column in COLUMNS
-    ]
+    names: dict[tuple[str, ...], list[str]] = {}  # clients/ and personal/ differ in whose model they measure alone
+    for column in COLUMNS:
+        present = "; ".join(NEEDS[need] for need in column.needs if need != "own models") or "every round"
+        facts = (column.definition, column.unit or "–", column.weighting, column.direction, present)
+        names.setdefault(facts, []).append(f"`{column.name}`")
+    rows = [(", ".join(named), *facts) for facts, named in names.items()]
     made = table(("column", "definition", "unit", "weighting", "direction", "present"), rows)
     return f"{before}{start}{marker}\n\n{made}\n{end}{after}"
 

@@ -50,15 +50,15 @@ _SHARE, _LOSS = "share, 0 to 1", "loss"
 _SPREAD = {"mean": "mean", "std": "standard deviation", "p10": "10th percentile", "p90": "90th percentile"}
 
 
-def _of_clients(whose: str, model: str, *needs: str) -> tuple[Column, ...]:
-    """Return the columns of what clients measure of a model on their validation data."""
+def _of_clients(whose: str, *needs: str) -> tuple[Column, ...]:
+    """Return the columns of what clients measure on their validation data, of a model that the scope names."""
     found = []
     measures: tuple[tuple[str, str, str, Direction, str, tuple[str, ...]], ...] = (
         ("loss", _LOSS, "p90", "down", "largest", needs),
         ("accuracy", _SHARE, "p10", "up", "smallest", (*needs, "classes")),
     )
     for measure, unit, tail, direction, worst, its_needs in measures:
-        on = f"{measure} of {model} on clients' validation data"
+        on = f"{measure} on clients' validation data"
         found.append(Column(f"{whose}/{measure}", f"{on}: mean", unit, "by num_examples", direction, its_needs))
         for part in ("mean", "std", tail, "worst"):
             way: Direction = "down" if part == "std" else direction
@@ -94,8 +94,8 @@ COLUMNS = (
         "up",
         ("evaluation", "classes"),
     ),
-    *_of_clients("clients", "the global model", "validation"),
-    *_of_clients("personal", "the clients' own models", "validation", "own models"),
+    *_of_clients("clients", "validation"),
+    *_of_clients("personal", "validation", "own models"),
     Column("comm/bytes_down", "payload of the messages to the clients that train", "bytes", "sum", "down"),
     Column("comm/bytes_up", "payload of the replies of the clients that train", "bytes", "sum", "down"),
     Column("comm/bytes_down_total", "`comm/bytes_down` of all rounds so far", "bytes", "sum", "down"),
