@@ -303,6 +303,11 @@ def test_every_option_is_named():
             assert re.search(rf"\b{path.stem}\b", PAGES["docs/configuration.md"]), path
 
 
+def test_readmes_seconds_are_those_of_the_benchmark():
+    seconds = re.findall(r"([\d.]+) s\b", PAGES["README.md"].partition("## Speed")[2])
+    assert 0 < len(seconds) == len(set(seconds) & {*re.findall(r"[\d.]+", PAGES["docs/benchmark.md"])})
+
+
 def test_readme_is_short():
     assert len(PAGES["README.md"].splitlines()) <= 150
 
