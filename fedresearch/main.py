@@ -19,7 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from fedresearch import config
-from fedresearch.config.arguments import in_hydras_order, refuse_blanks, refuse_flags
+from fedresearch.config.arguments import in_hydras_order, refuse_blanks, refuse_other_words
 from fedresearch.config.explain import FULL_ERROR
 from fedresearch.config.help_text import CONF, help_text
 from fedresearch.errors import InputError
@@ -78,8 +78,8 @@ def _run_overrides(arguments: list[str]) -> None:
     """Run the experiment or the sweep that the overrides describe."""
     try:
         refuse_blanks(arguments)
+        refuse_other_words(arguments)
         arguments = in_hydras_order(_with_resumed_overrides(arguments))
-        refuse_flags(arguments)
     except InputError as error:
         config.report_error(error)
         sys.exit(1)

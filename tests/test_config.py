@@ -235,7 +235,7 @@ MISTAKES = {
         ["seed=0,1"],
         "seed=0,1 is a sweep of several values: add -m; for a list, type 'seed=[0,1]'; for one text, type seed=",
     ),
-    "no override at all": (["foo"], "cannot read 'foo'; write key=value"),
+    "no override at all": (["foo"], "'foo' is neither a verb nor key=value; verbs are report, sweep, tune, "),
     "an empty word": (["seed=1", ""], "an argument is empty; remove it, or write key=value, as in seed=1"),
     "a range without -m": (["seed=range(3)"], "add -m; for one text, type seed='\"range(3)\"'"),
     "a group set to null": (

@@ -62,6 +62,53 @@ def test_a_wrong_verb_of_a_sweep_is_refused_in_one_line(refusal, words, got, mea
     )
 
 
+ALL = "verbs are report, sweep, tune, compare, reproduce, app; a run needs none, as in fedresearch strategy=fedavg; "
+
+
+@pytest.mark.parametrize(
+    ("words", "word", "meant"),
+    [
+        ("reprot x", "reprot", "did you mean fedresearch report x?"),
+        ("compere a b", "compere", "did you mean fedresearch compare a b?"),
+        ("tun a --key strategy", "tun", "did you mean fedresearch tune a --key strategy?"),
+        ("run strategy=fedavg", "run", "try fedresearch strategy=fedavg"),
+        ("run -m seed=0,1", "run", "try fedresearch -m seed=0,1"),
+        ("run report x", "run", "try fedresearch report x"),
+        ("help", "help", "try fedresearch --help"),
+        ("help report", "help", "try fedresearch report --help"),
+        ("status a", "status", "try fedresearch sweep status a"),
+        ("version", "version", "try fedresearch --version"),
+        ("strategy fedavg", "strategy", "try strategy=fedavg"),
+        ("-m seed=0,1 strategy fedavg,fedprox", "strategy", "try strategy=fedavg,fedprox"),
+        ("experiment", "experiment", "try experiment=OPTION"),
+        ("strategy: fedavg", "strategy:", "try strategy=fedavg"),
+        ("lr:0.1", "lr:0.1", "try optimizer.lr=0.1"),
+        ("lr 0.1", "lr", "try optimizer.lr=0.1"),
+        ("seed 1", "seed", "try seed=1"),  # and not sweep
+        ("resume outputs", "resume", "try resume=outputs"),
+        ("seed=1 fedavg", "fedavg", "try strategy=fedavg"),
+        ("sweep preflight strategy fedavg,fedprox", "strategy", "try strategy=fedavg,fedprox"),
+        ("foo", "foo", f"{ALL}see --help"),
+        ("--cfg job foo seed=1", "foo", f"{ALL}see --help"),
+        ("x" * 300, "x" * 300, f"{ALL}see --help"),
+        ("../mine", "../mine", f"{ALL}see --help"),
+    ],
+)
+def test_a_word_that_is_no_override_is_refused_with_what_it_may_mean(refusal, words, word, meant):
+    assert refusal(*words.split()) == f"{word!r} is neither a verb nor key=value; {meant}"
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["--baseline x report a", "--baseline strategy=fedavg report a b", "--rows strategy --cols seed report a"],
+)
+def test_a_verb_comes_first(refusal, words):
+    first = words.split()[0]
+    assert refusal(*words.split()) == (
+        f"report must be the first word, got {first} before it; try fedresearch report {words.replace('report ', '')}"
+    )
+
+
 @pytest.mark.parametrize("words", [[verb] for verb in VERBS] + [["sweep", "status"], ["sweep", "preflight"]])
 def test_every_verb_prints_its_help(monkeypatch, capsys, words):
     monkeypatch.setattr(sys, "argv", ["fedresearch", *words, "--help"])

@@ -24,7 +24,7 @@ from fedresearch.dotted_keys import leaves
 from fedresearch.errors import InputError
 from fedresearch.masking import MASK
 
-_NAMES = (*GROUPS, "experiment", "tune")  # each takes the name of an option; the last two may be null
+NAMES = (*GROUPS, "experiment", "tune")  # each takes the name of an option; the last two may be null
 
 
 def compose(
@@ -115,7 +115,7 @@ def refuse_invalid_options(words: Iterable[str]) -> None:
         key, value = override.key_or_group, override.value()
         if not key:
             lines.append(f"{word!r} has no key; write key=value")
-        elif key in _NAMES and not (override.is_sweep_override() or override.is_delete() or _names(key, value)):
+        elif key in NAMES and not (override.is_sweep_override() or override.is_delete() or _names(key, value)):
             lines.append(f"{key} must be the name of one option, got {as_written(value)}; see --help for its options")
     if lines:
         raise InputError(*lines)
