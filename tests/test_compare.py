@@ -544,4 +544,7 @@ def test_a_rerun_that_fails_says_so(finished, copy, tmp_path):
     done = command(tmp_path, "reproduce", copy, "--out", "again")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "error: the rerun in again is missing; see above"
-    assert "unexpected keyword argument 'fused_how'" in done.stderr.splitlines()[0]
+    assert (
+        "optimizer.fused_how is not an argument of SGD; try +optimizer.fused=no; its arguments are "
+        in done.stderr.splitlines()[0]
+    )

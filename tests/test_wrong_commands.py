@@ -279,11 +279,19 @@ BUILT = {
     "model=mlp: Expected a callable": ["model._target_=math.pi"],
     "model=mlp: Empty path": ["model._target_=''"],
     "model=mlp: model must make a Module": ["model._target_=builtins.dict"],
-    "model=mlp: Linear": ["model._target_=torch.nn.Linear"],
-    "model=mlp: MLP": ["+model.zzz=1"],
+    "model=mlp: model.widths is not an argument of Linear; leave it out; its arguments are in_features, ": [
+        "model._target_=torch.nn.Linear"
+    ],
+    "model=mlp: model.width is not an argument of MLP; try 'model.widths=[5]'; its arguments are widths": [
+        "+model.width=[5]"
+    ],
     "optimizer=sgd: module nope does not exist": ["optimizer._target_=nope.Nope"],
-    "optimizer=sgd: SGD": ["+optimizer.zzz=1"],
-    "schedule=constant: constant": ["+optimizer.schedule.zzz=1"],
+    "optimizer=sgd: optimizer.momentun is not an argument of SGD; try optimizer.momentum=0.5; its arguments are ": [
+        "+optimizer.momentun=0.5"
+    ],
+    "schedule=constant: optimizer.schedule.zzz is not an argument of constant; leave it out; no argument can be set": [
+        "+optimizer.schedule.zzz=1"
+    ],
     "schedule=step: math.sqrt": ["schedule=step", "optimizer.schedule._target_=math.sqrt"],
     "partitioner=dirichlet: math.sqrt": ["partitioner._target_=math.sqrt"],
     "partitioner=dirichlet: no signature": ["partitioner._target_=builtins.dict"],
@@ -292,14 +300,38 @@ BUILT = {
     "ShardPartitioner cannot": ["partitioner=shard", "partitioner.num_shards_per_partition=null"],
     "partitioner=distribution: the number of clients": ["partitioner=distribution", "federation.num_supernodes=7"],
     "sampling=fixed: partition ids": ["sampling=fixed", "sampling.partition_ids=[99]"],
-    "sampling=uniform: uniform": ["+sampling.zzz=1"],
+    "sampling=uniform: sampling.zzz is not an argument of uniform; leave it out; no argument can be set": [
+        "+sampling.zzz=1"
+    ],
     "strategy=fedavg: strategy.server must make": ["strategy.server._target_=builtins.dict"],
-    "strategy=fedavg: FedAvg": ["+strategy.server.zzz=1"],
+    "strategy=fedavg: strategy.server.train_aggr_fn is not an argument of FedAvg; try "
+    "+strategy.server.train_metrics_aggr_fn=1; its arguments are fraction_train, ": [
+        "+strategy.server.train_aggr_fn=1"
+    ],
+    "strategy=bulyan: strategy.server.zzz is not an argument of Bulyan; leave it out; its arguments are ": [
+        "strategy=bulyan",
+        "+strategy.server.zzz=1",
+    ],
+    "strategy=fedavg: strategy.client.zzz is not an argument of LocalUpdate; leave it out; no argument can be set": [
+        "+strategy.client.zzz=1"
+    ],
     "strategy=fedavg: strategy.client must make": ["strategy.client._target_=builtins.dict"],
+    "partitioner=distribution: partitioner.distribution_array.sigm is not an argument of lognormal_shares; try "
+    "partitioner.distribution_array.sigma=2; its arguments are ": [
+        "partitioner=distribution",
+        "+partitioner.distribution_array.sigm=2",
+    ],
+    "hardware=workers: hardware.worker is not an argument of WorkerGrid; try hardware.workers=2; its arguments are ": [
+        "hardware=workers",
+        "+hardware.worker=2",
+    ],
+    "tracker=none: tracker.zzz is not an argument of NoTracker; leave it out; no argument can be set": [
+        "+tracker.zzz=1"
+    ],
     "strategy=fedper: the head may consist of": ["strategy=fedper", "strategy.client.head=[nope]"],
     "hardware=cpu: hardware must make": ["hardware._target_=builtins.dict"],
     "dataset=digits: dataset must make": ["dataset._target_=builtins.dict"],
-    "dataset=digits: load": ["+dataset.zzz=1"],
+    "dataset=digits: dataset.zzz is not an argument of load; leave it out; no argument can be set": ["+dataset.zzz=1"],
     "dataset=digits: train holds labels from 0 to 9": ["dataset.declares.num_classes=3"],
     "dataset.path must be a folder": ["dataset=mnist", "dataset.path=/nope"],
     "federation.num_supernodes=1500 is more than": ["federation.num_supernodes=1500"],

@@ -2,7 +2,9 @@
 
 import functools
 import importlib
+import inspect
 import re
+import shlex
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
@@ -12,6 +14,8 @@ from typing import Any, TypeVar
 import hydra.utils
 from hydra.errors import InstantiationException
 
+from fedresearch.config.options import SECTIONS
+from fedresearch.config.rules import as_written
 from fedresearch.config.sections import DECLARATIONS
 from fedresearch.errors import InputError, named, one_line
 
@@ -58,6 +62,73 @@ def _nested(value: Any) -> Iterator[Any]:
         yield from _nested(inner)
 
 
+class _Described(functools.partial[Any]):
+    """The callable that a node describes, with its arguments. A call rejects arguments that the callable does not have.
+
+    Attributes
+    ----------
+    option, key, node
+        The chosen option, as typed; the node's dotted key; the node.
+    """
+
+    option: str
+    key: str
+    node: Mapping[str, Any]
+
+    def __call__(self, **objects: Any) -> Any:
+        try:
+            return super().__call__(**objects)
+        except TypeError as error:
+            if line := _unknown_argument(error, self.key, self.node, objects):
+                raise InputError(f"{self.option}: {line}") from error
+            raise
+
+
+def _unknown_argument(error: BaseException, key: str, node: Mapping[str, Any], given: Collection[str] = ()) -> str:
+    """Return the line for an argument that a node has and its callable does not; "" for any other error.
+
+    Parameters
+    ----------
+    error : BaseException
+        What the call raised.
+    key : str
+        The node's dotted key.
+    node : mapping
+        The node; others may be in it.
+    given : collection of str
+        The arguments that the run gives.
+    """
+    refused = re.search(r"unexpected keyword argument '(.+?)'|\(\) takes no arguments", str(error))
+    if not isinstance(error, TypeError) or not refused or "_target_" not in node:
+        return ""
+    typed = [name for name in node if not name.startswith("_") and name not in DECLARATIONS]
+    target = hydra.utils.get_object(node["_target_"])
+    names = _names_of_arguments(target)
+    unknown = [name for name in typed if name not in names and refused[1] in (name, None)]
+    if unknown:
+        allowed = [*dict.fromkeys(name for name in (*typed, *names) if name not in (*unknown, *given))]
+        near = get_close_matches(unknown[0], allowed, n=1)
+        word = f"{'' if near[0] in node else '+'}{key}.{near[0]}={as_written(node[unknown[0]])}" if near else ""
+        hint = f"try {shlex.quote(word)}" if near else "leave it out"
+        listed = f"its arguments are {', '.join(allowed)}" if allowed else "no argument can be set"
+        return f"{key}.{unknown[0]} is not an argument of {getattr(target, '__name__', target)}; {hint}; {listed}"
+    inner = (_unknown_argument(error, f"{key}.{name}", node[name]) for name in typed if isinstance(node[name], Mapping))
+    return next(filter(None, inner), "")
+
+
+def _names_of_arguments(target: Any) -> dict[str, None]:
+    """Return the names of a callable's arguments; of a class that passes arguments on, also those of its bases."""
+    names: dict[str, None] = {}
+    with suppress(ValueError, TypeError):  # some builtins have no signature
+        for part in (target, *(base.__init__ for base in getattr(target, "__mro__", ())[1:])):
+            parameters = inspect.signature(part).parameters.values()
+            by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+            names |= {one.name: None for one in parameters if one.kind in by_name and one.name != "self"}
+            if not any(one.kind == inspect.Parameter.VAR_KEYWORD for one in parameters):
+                break
+    return names
+
+
 class Builder:
     """Builds objects from config nodes; an error names the chosen option.
 
@@ -98,7 +169,7 @@ class Builder:
         InputError
             If it cannot be built or has another type.
         """
-        make = self.partial(group, what, objects) if isinstance(what, Mapping) else what
+        make = self.partial(group, what, objects, key) if isinstance(what, Mapping) else what
         try:
             made = make(**objects)
         except (Exception, SystemExit) as error:
@@ -111,7 +182,9 @@ class Builder:
             )
         return made
 
-    def partial(self, group: str, node: Mapping[str, Any], given: Collection[str] = ()) -> "functools.partial[Any]":
+    def partial(
+        self, group: str, node: Mapping[str, Any], given: Collection[str] = (), key: str = ""
+    ) -> "functools.partial[Any]":
         """Return the callable that a node describes, with its arguments. Hydra's own checks its target at each call.
 
         Parameters
@@ -122,26 +195,33 @@ class Builder:
             Describes the callable and some of its arguments.
         given : collection of str
             The arguments that each call gives; the node must not have them.
+        key : str
+            The node's dotted key; "": the group's section.
 
         Raises
         ------
         InputError
             If it cannot be loaded, or the node has one of these arguments.
         """
-        for key in given:
-            if key in node:
-                raise InputError(f"{self._option(group)}: {key} cannot be set, the run gives it; remove {key}")
+        key = key or SECTIONS.get(group, group)
+        for name in given:
+            if name in node:
+                raise InputError(f"{self._option(group)}: {name} cannot be set, the run gives it; remove {name}")
         try:
-            arguments = {key: value for key, value in node.items() if key not in DECLARATIONS}
+            arguments = {name: value for name, value in node.items() if name not in DECLARATIONS}
             made = hydra.utils.instantiate({**arguments, "_partial_": True}, _convert_="all")
         except InstantiationException as error:
             cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
             if isinstance(cause, ImportError) and (target := re.match("Error loading '(.*?)'", str(cause))):
                 raise InputError(f"{self._option(group)}: {_not_loaded(target[1])}") from error
+            if line := _unknown_argument(cause, key, node):
+                raise InputError(f"{self._option(group)}: {line}") from error
             raise self._refusal(group, cause) from error
         except SystemExit as error:
             raise self._refusal(group, error) from error
-        return functools.partial(made.func, *made.args, **made.keywords)
+        described = _Described(made.func, *made.args, **made.keywords)
+        described.option, described.key, described.node = self._option(group), key, node
+        return described
 
     def _refusal(self, group: str, error: BaseException) -> InputError:
         """Return the line for an error that an option raised while it was built."""
