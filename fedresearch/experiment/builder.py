@@ -75,9 +75,9 @@ class _Described(functools.partial[Any]):
     key: str
     node: Mapping[str, Any]
 
-    def __call__(self, **objects: Any) -> Any:
+    def __call__(self, *positional: Any, **objects: Any) -> Any:
         try:
-            return super().__call__(**objects)
+            return super().__call__(*positional, **objects)
         except TypeError as error:
             if line := _unknown_argument(error, self.key, self.node, objects):
                 raise InputError(f"{self.option}: {line}") from error
