@@ -26,7 +26,7 @@ from fedresearch.errors import InputError
 from fedresearch.experiment.request import RunRequest
 from fedresearch.experiment.stopping import interruptible
 from fedresearch.runs.files import is_folder
-from fedresearch.runs.record import RECORD, read_record
+from fedresearch.runs.record import RECORD, read_record, refuse_no_run
 from fedresearch.runs.record_fields import NEEDED_TO_RESUME, refuse_invalid_fields
 from fedresearch.study.sweep import job
 
@@ -119,6 +119,7 @@ def _with_resumed_overrides(arguments: list[str]) -> list[str]:
         raise InputError("resume continues one run; to continue a sweep, type its own command again")
     if any(word.startswith("hydra.run.dir=") for word in plain):
         raise InputError("resume continues in the run's own directory; remove hydra.run.dir")
+    refuse_no_run(Path(named[-1]))
     directory = Path(named[-1]).absolute()
     record = read_record(directory)
     refuse_invalid_fields(directory / RECORD, record, *NEEDED_TO_RESUME)

@@ -127,7 +127,7 @@ def test_jobs_that_never_became_runs_are_listed(tmp_path):
 def test_a_folder_without_runs_is_refused(tmp_path):
     with pytest.raises(InputError, match="no run in"):
         load([tmp_path])
-    with pytest.raises(InputError, match="is not a directory"):
+    with pytest.raises(InputError, match="nowhere does not exist"):
         load([tmp_path / "nowhere"])
 
 

@@ -302,7 +302,7 @@ def test_what_cannot_be_compared_is_refused_in_one_line(finished, copy):
         (line,) = done.stderr.splitlines()
         return line
 
-    assert refusal(finished, "nowhere") == "error: nowhere holds no run: it has no run.json"
+    assert refusal(finished, "nowhere") == "error: nowhere does not exist; the newest runs in .: ."
     text = (copy / "run.json").read_text()
     (copy / "run.json").write_text(text.replace('"seed": 0', '"seed": 1'))
     assert refusal(finished, copy).startswith(f"error: {copy}/run.json is damaged, or was edited")

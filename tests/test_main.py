@@ -454,4 +454,4 @@ def test_a_run_to_resume_is_found_in_any_spelling(tmp_path, monkeypatch, capsys,
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 1
-    assert "nowhere holds no run" in capsys.readouterr().err
+    assert "error: nowhere does not exist; name a run's directory, such as outputs/DATE_TIME" in capsys.readouterr().err

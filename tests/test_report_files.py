@@ -179,7 +179,7 @@ def test_impossible_questions_are_refused(two_cells, monkeypatch, capsys, argume
 def test_folders_without_runs_are_refused(tmp_path, monkeypatch, capsys):
     code, _, (error,) = run(monkeypatch, capsys, tmp_path / "nowhere")
     assert code == 1
-    assert error.startswith(f"error: {tmp_path / 'nowhere'} is not a directory; ")
+    assert error.startswith(f"error: {tmp_path / 'nowhere'} does not exist; ")
     code, _, (error,) = run(monkeypatch, capsys, tmp_path)
     assert code == 1
     assert error.startswith(f"error: no run in {tmp_path}; ")

@@ -1,5 +1,6 @@
 """The verbs of the command line refuse wrong arguments in one line, before anything runs."""
 
+import os
 import sys
 
 import pytest
@@ -7,11 +8,12 @@ import pytest
 from fedresearch import main
 from fedresearch.config.help_text import help_text
 from fedresearch.config.verbs import VERBS, reporting
+from tests.records import make
 
 
 @pytest.fixture
 def refusal(tmp_path, monkeypatch, capsys):
-    """Return a function from a command line, typed in an empty folder, to its one line of error."""
+    """Return a function from a command line, typed in an empty folder, to its error."""
     monkeypatch.chdir(tmp_path)
 
     def refusal_(*words):
@@ -20,9 +22,9 @@ def refusal(tmp_path, monkeypatch, capsys):
             main.main()
         out, error = capsys.readouterr()
         assert (ended.value.code, out) == (1, "")
-        (line,) = error.splitlines()
-        assert line.startswith("error: ")
-        return line.removeprefix("error: ")
+        lines = error.splitlines()
+        assert all(line.startswith("error: ") for line in lines)
+        return "\n".join(line.removeprefix("error: ") for line in lines)
 
     return refusal_
 
@@ -106,6 +108,50 @@ def test_a_verb_comes_first(refusal, words):
     first = words.split()[0]
     assert refusal(*words.split()) == (
         f"report must be the first word, got {first} before it; try fedresearch report {words.replace('report ', '')}"
+    )
+
+
+RUNS = "name a directory with runs or sweeps, such as outputs/sweep_DIGEST"
+SWEEP = "name a sweep's directory, such as outputs/sweep_DIGEST"
+RUN = "name a run's directory, such as outputs/DATE_TIME"
+
+
+@pytest.mark.parametrize(
+    ("words", "lines"),
+    [
+        ("report no file", [f"no does not exist; {RUNS}", f"file is not a directory; {RUNS}"]),
+        ("tune no", [f"no does not exist; {RUNS}"]),
+        ("sweep status no", [f"no does not exist; {SWEEP}"]),
+        ("sweep status file", [f"file is not a directory; {SWEEP}"]),
+        ("reproduce no", [f"no does not exist; {RUN}"]),
+        ("compare no none", [f"no does not exist; {RUN}", f"none does not exist; {RUN}"]),
+        ("compare file none", [f"file is not a directory; {RUN}", f"none does not exist; {RUN}"]),
+        (f"compare none {'x' * 300}", [f"none does not exist; {RUN}", f"{'x' * 300} does not exist; {RUN}"]),
+        ("resume=no seed=1", [f"no does not exist; {RUN}"]),
+        ("resume=no/none", [f"no/none does not exist; {RUN}"]),
+    ],
+)
+def test_a_path_that_does_not_exist_is_reported_to_not_exist(refusal, tmp_path, words, lines):
+    (tmp_path / "file").touch()
+    assert refusal(*words.split()).splitlines() == lines
+
+
+def test_an_app_that_does_not_exist_is_reported_to_not_exist(refusal, tmp_path):
+    hint = "name the folder that flwr run needs, with its pyproject.toml"
+    assert refusal("app", "no") == f"{tmp_path / 'no'} does not exist; {hint}"
+
+
+def test_a_folder_of_runs_or_a_slip_in_its_name_lists_the_newest_runs(refusal, tmp_path):
+    for age, name in enumerate(["first", "sweep/job", "second", "third"]):
+        make(tmp_path / "outputs" / name)
+        os.utime(tmp_path / "outputs" / name / "run.json", (1000 + age, 1000 + age))
+    newest = "the newest runs in outputs: outputs/third, outputs/second, outputs/sweep/job"
+    assert refusal("resume=outputs") == f"outputs holds no run: it has no run.json; {newest}"
+    assert refusal("resume=outputs/thrid") == f"outputs/thrid does not exist; {newest}"
+    assert refusal("reproduce", "outputs") == f"outputs holds no run: it has no run.json; {newest}"
+    assert refusal("compare", "outputs/third", "outputs/four") == f"outputs/four does not exist; {newest}"
+    assert refusal("resume=outputs/third/run.json") == (
+        "outputs/third/run.json is not a directory; the newest runs in outputs/third: outputs/third"
     )
 
 

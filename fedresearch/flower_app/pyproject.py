@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedresearch.errors import InputError
+from fedresearch.runs.files import refuse_no_folders
 
 # An app makes lists of this size, of node ids and of messages.
 MOST_SUPERNODES = 10**6
@@ -51,6 +52,7 @@ class AppFolder:
         try:
             project = tomllib.loads(file.read_text(encoding="utf-8"))
         except OSError:
+            refuse_no_folders([path], "name the folder that flwr run needs, with its pyproject.toml")
             above = next((str(folder) for folder in path.parents if (folder / "pyproject.toml").is_file()), "")
             raise InputError(f"{path} has no pyproject.toml; try {above or 'the folder that flwr run needs'}") from None
         except tomllib.TOMLDecodeError as error:

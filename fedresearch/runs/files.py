@@ -2,6 +2,7 @@
 
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 from fedresearch.errors import InputError
@@ -42,6 +43,25 @@ def is_folder(path: Path) -> bool:
         return path.is_dir()
     except OSError:
         return False
+
+
+def why_no_folder(path: Path) -> str:
+    """Return why a path is not a folder's; "" if it is."""
+    if is_folder(path):
+        return ""
+    return "is not a directory" if os.path.lexists(path) else "does not exist"
+
+
+def refuse_no_folders(paths: Sequence[Path], hint: str) -> None:
+    """Refuse paths that are not folders'.
+
+    Raises
+    ------
+    InputError
+        With one line for each, which ends with the hint.
+    """
+    if lines := [f"{path} {why}; {hint}" for path in paths if (why := why_no_folder(path))]:
+        raise InputError(*lines)
 
 
 def read_bytes(path: Path, max_bytes: int) -> bytes:

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -15,7 +16,7 @@ from filelock import Timeout
 
 from fedresearch.errors import InputError
 from fedresearch.locking import file_lock, is_removed_by_hand
-from fedresearch.runs.files import read_bytes
+from fedresearch.runs.files import is_folder, read_bytes, why_no_folder
 
 RECORD = "run.json"
 METRICS = "metrics.jsonl"
@@ -92,7 +93,7 @@ def read_record(directory: Path) -> dict[str, Any]:
         record = json.loads(read_bytes(path, _MAX_RECORD_BYTES).decode(), parse_constant=_refuse_constant)
         _refuse_extremes(record)
     except (FileNotFoundError, NotADirectoryError):
-        raise NoRun(f"{directory} holds no run: it has no {RECORD}") from None
+        raise NoRun(_no_run(directory)) from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged: {error}") from None
     if not isinstance(record, dict) or record.get("format") != FORMAT:
@@ -101,6 +102,34 @@ def read_record(directory: Path) -> dict[str, Any]:
     if record.pop("sha256", None) != _sha256({name: value for name, value in record.items() if name != "format"}):
         raise InputError(f"{path} is damaged, or was edited: its content is not what its sha256 says")
     return record
+
+
+def refuse_no_run(*directories: Path) -> None:
+    """Refuse directories that hold no run.
+
+    Raises
+    ------
+    NoRun
+        With one line for each, which names the newest runs below it or, if it does not exist, beside it.
+    """
+    missing = [directory for directory in directories if not os.path.lexists(directory / RECORD)]
+    if missing:
+        raise NoRun(*(f"{_no_run(directory)}; {_newest_runs(directory)}" for directory in missing))
+
+
+def _no_run(directory: Path) -> str:
+    return f"{directory} {why_no_folder(directory) or f'holds no run: it has no {RECORD}'}"
+
+
+def _newest_runs(directory: Path) -> str:
+    folder = directory if is_folder(directory) else directory.parent
+    try:
+        records = [path for below in ("", "*/", "*/*/") for path in folder.glob(below + RECORD)]
+        records.sort(key=lambda path: path.lstat().st_mtime, reverse=True)
+    except OSError:  # of a folder that was removed meanwhile
+        records = []
+    newest = ", ".join(str(path.parent) for path in records[:3])
+    return f"the newest runs in {folder}: {newest}" if newest else "name a run's directory, such as outputs/DATE_TIME"
 
 
 def _refuse_constant(name: str) -> None:

@@ -9,7 +9,7 @@ from fedresearch.config import differences, without_class_paths
 from fedresearch.config.verbs import VerbParser, reporting
 from fedresearch.errors import printing
 from fedresearch.runs.comparison import compare_rows, difference_lines, format_value, record_differences
-from fedresearch.runs.record import Edited, Row, read_record, read_rows, read_run
+from fedresearch.runs.record import Edited, Row, read_record, read_rows, read_run, refuse_no_run
 
 _DESCRIPTION = """\
 Print the differences of two runs: config, options, code, packages, machine,
@@ -40,6 +40,7 @@ def compare(first: Path, second: Path) -> tuple[list[str], bool]:
     InputError
         If a directory does not hold a run, or the run is damaged.
     """
+    refuse_no_run(first, second)
     records, rows = zip(*map(_read, (first, second)), strict=True)
     config = differences(*(record["config"] if isinstance(record.get("config"), dict) else {} for record in records))
     config = without_class_paths(config, *records)

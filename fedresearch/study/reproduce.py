@@ -16,7 +16,7 @@ from fedresearch.errors import InputError, printing
 from fedresearch.masking import masked_tree
 from fedresearch.runs.comparison import compare_rows, format_changes, record_differences
 from fedresearch.runs.files import is_folder
-from fedresearch.runs.record import FINAL, RECORD, read_record, read_rows, read_run, state_of
+from fedresearch.runs.record import FINAL, RECORD, read_record, read_rows, read_run, refuse_no_run, state_of
 from fedresearch.runs.record_fields import NEEDED_TO_RERUN, refuse_invalid_fields
 
 _DESCRIPTION = """\
@@ -49,6 +49,7 @@ def reproduce(directory: Path, typed: Sequence[str], out: Path) -> bool:
     InputError
         If the run is not finished, its config gives different numbers now, or its rerun does not finish.
     """
+    refuse_no_run(directory)
     record, rows = read_run(directory)
     refuse_invalid_fields(directory / RECORD, record, *NEEDED_TO_RERUN)
     if (state := state_of(directory)) not in FINAL:

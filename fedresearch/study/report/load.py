@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from fedresearch.errors import InputError
 from fedresearch.runs import loaded
+from fedresearch.runs.files import refuse_no_folders
 from fedresearch.runs.record import RECORD, REFUSED, Row
 from fedresearch.study.sweep.status import JOBS, list_jobs
 
@@ -47,9 +48,7 @@ def load(paths: Sequence[Path]) -> list[LoadedRun]:
     InputError
         If a directory does not exist, a folder cannot be read, or there is no run.
     """
-    for path in paths:
-        if not path.is_dir():
-            raise InputError(f"{path} is not a directory; name one with runs or sweeps, such as outputs/sweep_DIGEST")
+    refuse_no_folders(paths, "name a directory with runs or sweeps, such as outputs/sweep_DIGEST")
     walked: set[Path] = set()
     directories = {os.path.realpath(directory): directory for path in paths for directory in _directories(path, walked)}
     if not directories:

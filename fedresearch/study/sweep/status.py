@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedresearch.errors import InputError, printable
-from fedresearch.runs.files import read_bytes
+from fedresearch.runs.files import read_bytes, refuse_no_folders
 from fedresearch.runs.loaded import default_metric, load, wrong_model_warning
 from fedresearch.runs.record import RECORD, REFUSED
 
@@ -29,8 +29,9 @@ def show(directory: Path) -> bool:
     Raises
     ------
     InputError
-        If the directory holds neither a list of jobs nor a job.
+        If the directory does not exist, or holds neither a list of jobs nor a job.
     """
+    refuse_no_folders([directory], "name a sweep's directory, such as outputs/sweep_DIGEST")
     jobs = list_jobs(directory)
     loaded = [load(job) for _, job in jobs]
     overrides = [
