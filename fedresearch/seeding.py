@@ -16,6 +16,7 @@ Purpose = Literal[
     "evaluate-sampling",
     "batches",
     "dropout",
+    "local-update",
     "evaluate",
     "strategy",
     "configure-train",

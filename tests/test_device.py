@@ -39,7 +39,7 @@ def test_a_clients_training_stays_on_its_device(compose, strategy, values_known,
     clients, task = on_meta(compose, strategy)
     trained = train(clients.model, task, optimizer=clients.optimizer, work=LocalWork(None, 2, 10))
     assert trained.num_steps >= 2
-    for tensor in (*trained.state.values(), *(t for group in trained.kept.values() for t in group.values())):
+    for tensor in (*trained.state.values(), *(t for group in trained.end.kept.values() for t in group.values())):
         assert tensor.device.type == "meta"
 
 

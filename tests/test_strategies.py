@@ -91,7 +91,7 @@ def test_a_cohorts_round_is_that_of_its_clients(name):
         ours = {key: tensor[i] for key, tensor in params.items()}
         end = update.end(ours, fixed[i], lambda mu: drift(optimizer, num_steps, mu))
         assert num_steps == ends[i].num_steps
-        for one, other in ((end.sent, ends[i].sent), (end.kept, ends[i].kept)):
+        for one, other in ((end.sent, ends[i].end.sent), (end.kept, ends[i].end.kept)):
             assert one.keys() == other.keys()
             for a, b in zip(tree_leaves(dict(one)), tree_leaves(dict(other)), strict=True):
                 torch.testing.assert_close(a, b, rtol=0, atol=1e-12)

@@ -199,7 +199,8 @@ class Clients(ClientApp):
         partition_id = int(context.node_config["partition-id"])
         config = message.content[CONFIG]
         assert isinstance(config, ConfigRecord)
-        place = (int(number(config, "server-round")), partition_id, *purpose)
+        server_round = int(number(config, "server-round"))
+        place = (server_round, partition_id, *purpose)
         x, y = self.data.train_samples(partition_id)
         return Task(
             start=start,
@@ -208,6 +209,9 @@ class Clients(ClientApp):
             config={key: value for key, value in config.items() if isinstance(value, int | float)},
             batches_seed=derive_seed(self._seed, "batches", *place),
             dropout_seed=derive_seed(self._seed, "dropout", *place),
+            server_round=server_round,
+            partition_id=partition_id,
+            update_seed=derive_seed(self._seed, "local-update", *place),
             **options,
         )
 
@@ -223,14 +227,19 @@ class Clients(ClientApp):
         If the content is not finite, the context stays as it was, as for a client that failed. Otherwise no later
         update of this client would be finite.
         """
-        content = RecordDict()
-        content[ARRAYS] = tensor_record({k: v for k, v in trained.state.items() if k not in self.personal})
-        for name, group in trained.sent.items():
+        content, end = RecordDict(), trained.end
+        sent = {**trained.state, **end.params}
+        content[ARRAYS] = tensor_record({k: v for k, v in sent.items() if k not in self.personal})
+        for name, group in end.sent.items():
             content[name] = tensor_record(group)
-        content[METRICS] = MetricRecord(
+        content[METRICS] = metrics = MetricRecord(
             {TRAIN_LOSS: trained.loss, NUM_STEPS: trained.num_steps, NUM_EXAMPLES: num_examples, UNIFORM: 1}
         )
-        kept = {_KEPT + name: tensor_record(group) for name, group in trained.kept.items()}
+        for name, value in end.metrics.items():
+            if name in metrics:
+                raise ValueError(f"the metric {name} exists already; rename it")
+            metrics[name] = float(value)
+        kept = {_KEPT + name: tensor_record(group) for name, group in end.kept.items()}
         if self.personal:
             kept[_PARTS] = tensor_record({k: v for k, v in trained.state.items() if k in self.personal})
         if self._keeps_optimizer_state:

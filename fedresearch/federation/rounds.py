@@ -166,7 +166,7 @@ class RoundLoop:
         row |= {"clients/sampled": len(messages), "clients/failed": 0}
         replies = self._send(cohort, messages, row, "train", "comm/")
         for reply in replies:
-            _check_reply(reply, arrays, cohort)
+            _check_reply(reply, arrays, cohort, metrics_of(replies[0].content).keys())
         origin = flatten(arrays, self.parameters)
         # Before the aggregation: some strategies take the replies apart.
         measured, nonfinite = measure_updates(origin, replies, self.parameters)
@@ -257,8 +257,8 @@ class RoundLoop:
         return replies
 
 
-def _check_reply(reply: Message, arrays: ArrayRecord, cohort: CohortGrid) -> None:
-    """Refuse a reply whose arrays differ from the global model's in names or shapes, or that has no weights.
+def _check_reply(reply: Message, arrays: ArrayRecord, cohort: CohortGrid, metrics: Collection[str]) -> None:
+    """Refuse a reply whose arrays differ from the global model's, or its metrics' names from the first reply's.
 
     Raises
     ------
@@ -270,6 +270,10 @@ def _check_reply(reply: Message, arrays: ArrayRecord, cohort: CohortGrid) -> Non
     missing = {NUM_EXAMPLES, UNIFORM, NUM_STEPS, TRAIN_LOSS} - metrics_of(reply.content).keys()
     if missing:
         raise InputError(f"the metrics {', '.join(sorted(missing))} are missing in {source}")
+    if different := metrics_of(reply.content).keys() ^ set(metrics):
+        raise InputError(
+            f"{source} must have the metrics of the round's first reply; different: {', '.join(sorted(different))}"
+        )
 
 
 def _check_arrays(source: str, record: ArrayRecord, arrays: ArrayRecord) -> None:

@@ -121,7 +121,7 @@ class StackedTrainer:
         for task, own, held, loss, num in zip(tasks, rows, fixed, total.tolist(), num_steps, strict=False):
             trained = dict(zip(params, own, strict=True))
             end = task.update.end(trained, held, functools.partial(drift_of, num))
-            results.append(Trained({**task.start, **trained}, loss / num, num, end.sent, end.kept, {}))
+            results.append(Trained({**task.start, **trained}, loss / num, num, end, {}))
         return results
 
     def _compile(self, function: Code, arguments: Sequence[Tensor]) -> Code:
@@ -142,21 +142,19 @@ def _stack(tensors: Sequence[Tensor], chunk: int) -> Tensor:
 def _columns(fixed: Sequence[Any], chunk: int, like: Tensor) -> tuple[list[Tensor], list[int | None], TreeSpec]:
     """Return the leaves of the clients' fixed values, their axes (None: shared by all, 0: stacked) and their structure.
 
-    Numbers are the same for all clients, and become tensors.
+    Numbers become tensors.
     """
     flat, (spec, *_) = zip(*map(tree_flatten, fixed), strict=True)
     leaves: list[Tensor] = []
     axes: list[int | None] = []
-    for first, *rest in zip(*flat, strict=True):
-        if not torch.is_tensor(first):
-            leaves.append(torch.tensor(first, dtype=like.dtype, device=like.device))
-            axes.append(None)
-        elif all(leaf is first for leaf in rest):
-            leaves.append(first)
-            axes.append(None)
-        else:
-            leaves.append(_stack([first, *rest], chunk))
-            axes.append(0)
+    for own in zip(*flat, strict=True):
+        is_shared = all(leaf is own[0] or (not torch.is_tensor(leaf) and leaf == own[0]) for leaf in own)
+        tensors = [
+            leaf if torch.is_tensor(leaf) else torch.tensor(leaf, dtype=like.dtype, device=like.device)
+            for leaf in (own[:1] if is_shared else own)
+        ]
+        leaves.append(tensors[0] if is_shared else _stack(tensors, chunk))
+        axes.append(None if is_shared else 0)
     return leaves, axes, spec
 
 

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from fedresearch.local.forward import Forward
 from fedresearch.local.objective import mean_gradient, mean_loss
-from fedresearch.local.update import Groups, LocalUpdate, Stage, Start, Tensors
+from fedresearch.local.update import End, Groups, LocalUpdate, Stage, Start, Tensors
 
 MakeOptimizer = Callable[..., Optimizer]
 
@@ -90,6 +90,8 @@ class Task(NamedTuple):
         The other records that the server sent, and what the client kept from its last round.
     optimizer_state : mapping, optional
         The optimizers' state from which to continue; None: they start anew in every round.
+    server_round, partition_id, update_seed : int
+        What ``Start`` says about the round and the client.
     """
 
     start: Tensors
@@ -104,6 +106,9 @@ class Task(NamedTuple):
     received: Groups = MappingProxyType({})
     kept: Groups = MappingProxyType({})
     optimizer_state: Tensors | None = None
+    server_round: int = 1
+    partition_id: int = 0
+    update_seed: int = 0
 
 
 class Trained(NamedTuple):
@@ -117,7 +122,7 @@ class Trained(NamedTuple):
         Mean over the steps of the batch's objective before each step.
     num_steps : int
         Number of steps.
-    sent, kept : mapping
+    end : End
         What ``LocalUpdate.end`` returned.
     optimizer_state : mapping
         The optimizers' state after the last step, for the next round.
@@ -126,8 +131,7 @@ class Trained(NamedTuple):
     state: Tensors
     loss: float
     num_steps: int
-    sent: Groups
-    kept: Groups
+    end: End
     optimizer_state: Tensors
 
 
@@ -203,7 +207,7 @@ def train(model: Module, task: Task, *, optimizer: MakeOptimizer, work: LocalWor
         fixed,
         functools.partial(drift if task.optimizer_state is None else _no_drift, make_optimizer, num_steps),
     )
-    return Trained(model.state_dict(), total.item() / num_steps, num_steps, end.sent, end.kept, state)
+    return Trained(model.state_dict(), total.item() / num_steps, num_steps, end, state)
 
 
 def starting(task: Task, model: Module, names: Iterable[str]) -> Start:
@@ -211,7 +215,17 @@ def starting(task: Task, model: Module, names: Iterable[str]) -> Start:
     anchor = {name: (task.anchor or task.start)[name] for name in names}
     gradient = functools.partial(mean_gradient, model, x=task.x, y=task.y)
     loss = functools.partial(mean_loss, model, x=task.x, y=task.y)
-    return Start(anchor, task.config, task.received, task.kept, gradient, loss)
+    return Start(
+        anchor,
+        task.config,
+        task.received,
+        task.kept,
+        gradient,
+        loss,
+        task.server_round,
+        task.partition_id,
+        task.update_seed,
+    )
 
 
 @contextmanager

@@ -46,6 +46,10 @@ class Start(NamedTuple):
     loss : callable
         The mean loss over these samples, ``()``, as in an evaluation: in double precision, without dropout and with the
         running statistics.
+    server_round, partition_id : int
+        The round, from 1, and the client's partition.
+    seed : int
+        The seed of this client in this round: whatever the update draws must come from it.
     """
 
     anchor: Tensors
@@ -54,6 +58,9 @@ class Start(NamedTuple):
     kept: Groups
     gradient: Callable[[Tensors], Tensors]
     loss: Callable[[Tensors], Tensor]
+    server_round: int
+    partition_id: int
+    seed: int
 
 
 class End(NamedTuple):
@@ -65,10 +72,18 @@ class End(NamedTuple):
         What the client sends in addition to the model: record name to tensors.
     kept : mapping
         What the client receives as ``Start.kept`` in its next round.
+    params : mapping of str to Tensor
+        The parameters that the client sends in place of its trained ones of these names. Its personal parts stay the
+        trained ones.
+    metrics : mapping of str to float
+        Numbers about this round, of the same names for every client. The strategy averages them with its weights, into
+        the columns ``train/NAME``.
     """
 
     sent: Groups = MappingProxyType({})
     kept: Groups = MappingProxyType({})
+    params: Tensors = MappingProxyType({})
+    metrics: Mapping[str, float] = MappingProxyType({})
 
 
 class Stage(NamedTuple):
@@ -139,7 +154,7 @@ class LocalUpdate:
         return gradients
 
     def end(self, params: Tensors, fixed: Fixed, drift: Callable[[float], float]) -> End:
-        """Return what the client sends in addition to the trained model, and what it keeps.
+        """Return what the client sends in addition to the trained model or in its place, what it keeps and measured.
 
         Parameters
         ----------

@@ -24,7 +24,7 @@ from fedresearch.hardware.ordered import OrderedGrid
 from fedresearch.hardware.threads import be_deterministic
 from fedresearch.local.state_names import parameters
 from fedresearch.local.train import Task, Trained, train
-from fedresearch.local.update import LocalUpdate
+from fedresearch.local.update import End, LocalUpdate
 from fedresearch.runs.directory import History, RunDirectory
 from fedresearch.seeding import derive_seed
 from scripts.benchmark.workloads import Workload, initial_state
@@ -66,7 +66,7 @@ class NullClients(Clients):
 
 def _add(tasks: Sequence[Task], model: nn.Module, **_: Any) -> Iterator[Trained]:
     for task in tasks:
-        yield Trained({name: tensor + 1e-3 for name, tensor in task.start.items()}, 0.0, 1, {}, {}, {})
+        yield Trained({name: tensor + 1e-3 for name, tensor in task.start.items()}, 0.0, 1, End(), {})
 
 
 def sampling_of(work: Workload, data: Any) -> Sampling:
