@@ -17,6 +17,8 @@ Purpose = Literal[
     "batches",
     "dropout",
     "local-update",
+    "encode",
+    "decode",
     "evaluate",
     "strategy",
     "configure-train",

@@ -15,6 +15,10 @@ COMMAND = "python -m scripts.reference"
 WHOLE = ("experiment", "tune")  # groups whose options set keys of others
 AT = {"schedule": "optimizer.schedule"}  # of a group whose keys are not under its name
 
+LIST = """
+Takes a list of options, whose order counts: `{0}=[NAME,NAME]`. `{0}=[]` is none.
+"""
+
 CONFIG_PAGE = f"""\
 # Config reference
 
@@ -54,9 +58,11 @@ def config_page() -> str:
     for default in yaml.safe_load(text)["defaults"]:
         ((group, chosen),) = default.items() if isinstance(default, dict) else [("", "")]
         if (CONF / group).is_dir() and group:
-            page += f"\n## `{group}`\n"
+            page += f"\n## `{group}`\n" + LIST.format(group) * isinstance(chosen, list)
             for path in sorted((CONF / group).glob("*.yaml")):
-                page += "\n" + option(path, group, is_default=path.stem == chosen)
+                page += "\n" + option(
+                    path, group, is_default=path.stem in [*chosen] if isinstance(chosen, list) else path.stem == chosen
+                )
     return page
 
 

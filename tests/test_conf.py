@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from fedresearch.config.schema import LISTS
+
 CONF = Path(__file__).parents[1] / "conf"
 GROUPS = (
     "dataset",
@@ -14,6 +16,7 @@ GROUPS = (
     "schedule",
     "strategy",
     "sampling",
+    "channel",
     "hardware",
     "tracker",
     "experiment",
@@ -59,7 +62,7 @@ def test_every_option_composes_is_checked_and_built(compose, group, option, tmp_
     from fedresearch.superlink.connection import SuperLink
 
     config, choices = compose(f"{group}={option}", *WITH.get(f"{group}={option}", []), f"cache_dir={tmp_path}")
-    assert choices[group] == option
+    assert choices[group] == (f"[{option}]" if group in LISTS else option)
     experiment = Experiment(config, choices)
     declares = config.dataset["declares"]
     model = build_model(config, choices)

@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from fedresearch.config.help_text import CONF
 from fedresearch.config.options import our_keys
 from fedresearch.config.rules import RULES
-from fedresearch.config.schema import GROUPS
+from fedresearch.config.schema import GROUPS, LISTS
 from fedresearch.errors import InputError
 from tests.conftest import LONG
 from tests.test_config import command
@@ -79,13 +79,17 @@ def of_rules():
 
 NO_OPTIONS = [
     *("nowhere", "_cohort", "../x", "./x", "x.yaml", "[]", "[a]", "{a:1}", "nan", "3", "true", "null", "", "\u6570"),
-    *("/etc/passwd", "[sgd,adam]", "a b", "${x}", "*", "a:b", "_self_", "x" * 300),
+    *("/etc/passwd", "[sgd,adam]", "a b", "${x}", "*", "a:b", "_self_", "x" * 300, "[a,a]"),
 ]
+
+
+NO_LISTS = {("[]", group) for group in LISTS}  # these are right
 
 
 def of_groups():
     for group in GROUPS:
-        yield from (Wrong([f"{group}={word}"], word[2:-1] if "$" in word else group) for word in NO_OPTIONS)
+        words = [word for word in NO_OPTIONS if (word, group) not in NO_LISTS]
+        yield from (Wrong([f"{group}={word}"], word[2:-1] if "$" in word else group) for word in words)
         wrong = "~{0}", "+{0}=x", "++{0}=x", "{0}@x=y", "{0}.zzz=1", "{0}.=1", ".{0}=1", "{0}", "{0}:x", "--{0}=x"
         yield from (Wrong([word.format(group)], group) for word in wrong)
         yield Wrong([f"{group.upper()}=x"], group.upper())

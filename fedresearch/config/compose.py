@@ -18,7 +18,8 @@ from fedresearch.config.check import check
 from fedresearch.config.options import our_keys
 from fedresearch.config.resolvers import register, without_hydra
 from fedresearch.config.rules import as_written
-from fedresearch.config.schema import GROUPS, Config, parse, refuse_added
+from fedresearch.config.schema import GROUPS, LISTS, Config, as_typed, chosen_lists, parse, refuse_added
+from fedresearch.config.sections import is_name
 from fedresearch.config.suggest import key_to_type
 from fedresearch.dotted_keys import leaves
 from fedresearch.errors import InputError
@@ -87,17 +88,20 @@ def checked(composed: DictConfig, hydra: Any) -> tuple[Config, dict[str, str | N
     """
     refuse_added(hydra, "hydra.")
     config = parse(composed)
-    choices = {group: option for group, option in hydra.runtime.choices.items() if "/" not in group}
     plain: Any = OmegaConf.to_container(composed, resolve=False)
+    lists = chosen_lists(plain)
+    choices = {group: option for group, option in hydra.runtime.choices.items() if "/" not in group}
+    choices |= {group: as_typed(names) for group, names in lists.items()}
     sources = hydra.runtime.config_sources
     folders = tuple(Path(source.path) for source in sources if source["schema"] == "file")
-    ours = {key for group in GROUPS for key in our_keys(f"{group}/{choices.get(group)}", folders)}
+    chosen = [f"{group}/{name}" for group in GROUPS for name in lists.get(group, [choices.get(group)])]
+    ours = {key for option in chosen for key in our_keys(option, folders)}
     check(config, choices, ours, {key for key, value in leaves(plain) if isinstance(value, str) and "${" in value})
     return config, choices
 
 
 def refuse_invalid_options(words: Iterable[str]) -> None:
-    """Reject overrides without a key, and values of a config group that are not the name of an option.
+    """Reject overrides without a key, and values of a config group that are not the name of an option, or a list.
 
     Hydra rejects them too, but without naming them.
 
@@ -115,7 +119,14 @@ def refuse_invalid_options(words: Iterable[str]) -> None:
         key, value = override.key_or_group, override.value()
         if not key:
             lines.append(f"{word!r} has no key; write key=value")
-        elif key in NAMES and not (override.is_sweep_override() or override.is_delete() or _names(key, value)):
+        elif key not in NAMES or override.is_sweep_override() or override.is_delete():
+            continue
+        elif key in LISTS and not _names_several(value):
+            allowed = "the names of different options in a list"
+            lines.append(
+                f"{key} must be {allowed}, got {as_written(value)}; try {key}=[], and see --help for its options"
+            )
+        elif key not in LISTS and not _names(key, value):
             lines.append(f"{key} must be the name of one option, got {as_written(value)}; see --help for its options")
     if lines:
         raise InputError(*lines)
@@ -124,6 +135,12 @@ def refuse_invalid_options(words: Iterable[str]) -> None:
 def _names(group: str, value: Any) -> bool:
     """Return whether a value names an option of a group, or is a dict, which sets keys of the chosen option."""
     return isinstance(value, str | dict) or (value is None and group not in GROUPS)
+
+
+def _names_several(value: Any) -> bool:
+    """Return whether a value names one option, or is a list of different names."""
+    names = value if isinstance(value, list) else [value]
+    return all(isinstance(name, str) and is_name(name) for name in names) and len({*names}) == len(names)
 
 
 def default_key_to_type(conf: Path, key: str, value: str) -> str:

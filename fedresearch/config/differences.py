@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from fedresearch.config.compose import quoted
-from fedresearch.config.schema import counted_hardware, counts
+from fedresearch.config.schema import LISTS, chosen_lists, counted_hardware, counts
 from fedresearch.dotted_keys import ABSENT, differing
 
 
@@ -22,6 +22,8 @@ class ConfigDifference(NamedTuple):
     @property
     def override(self) -> str:
         """What to type in a shell to replace ``b`` with ``a``."""
+        if self.a is ABSENT and self.key.partition(".")[0] in LISTS:
+            return ""  # the list has an override of its own
         if self.a is ABSENT:
             return shlex.quote(f"~{self.key}")
         if isinstance(self.a, str):
@@ -29,7 +31,7 @@ class ConfigDifference(NamedTuple):
             value = self.a if is_word else quoted(self.a)
         else:
             value = json.dumps(self.a, separators=(",", ":"))
-        return shlex.quote(f"{'+' * (self.b is ABSENT)}{self.key}={value}")
+        return shlex.quote(f"{'++' * (self.b is ABSENT)}{self.key}={value}")
 
 
 def without_class_paths(
@@ -63,4 +65,5 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[ConfigDiffer
     def numerical(key: str) -> bool:
         return counts(key) or key.removeprefix("hardware.") in counted
 
-    return [ConfigDifference(key, x, y, numerical(key)) for key, x, y in differing(a, b)]
+    lists = differing(chosen_lists(a), chosen_lists(b))  # sections with another order do not differ
+    return [ConfigDifference(key, x, y, numerical(key)) for key, x, y in (*lists, *differing(a, b))]

@@ -25,7 +25,7 @@ from omegaconf.errors import (
 
 from fedresearch.config.compose import as_text
 from fedresearch.config.rules import RULES, as_written
-from fedresearch.config.schema import GROUPS
+from fedresearch.config.schema import GROUPS, LISTS
 from fedresearch.config.suggest import key_to_type, option_to_type
 from fedresearch.errors import InputError, named, one_line, printable
 
@@ -155,7 +155,7 @@ def _sweep_without_m(word: str) -> str:
     key, _, values = word.partition("=")
     line = f"{word} is a sweep of several values: add -m"
     if key in GROUPS:
-        return line
+        return line + f"; for a list, type {shlex.quote(f'{key}=[{values}]')}" * (key in LISTS)
     a_list = "" if "(" in values else f" for a list, type {shlex.quote(f'{key}=[{values}]')};"
     return f"{line};{a_list} for one text, type {as_text(word)}"
 

@@ -60,12 +60,13 @@ def help_text(arguments: Sequence[str] = ()) -> str:
     groups = ""
     for line in config[:start]:
         group, _, default = line.partition("#")[0].removeprefix("  - ").strip().partition(": ")
+        defaults = default.strip("[]").split(",")
         if (CONF / group).is_dir() and default:
-            groups += f"\n  {group}\n"
+            groups += f"\n  {group}{' (a list)' * default.startswith('[')}\n"
             for path in sorted(
                 (path for folder in folders for path in (folder / group).glob("[!_]*.yaml")), key=attrgetter("stem")
             ):
-                groups += f"  {'*' if path.stem == default else ' '} {path.stem:<20} {_description(path)}\n"
+                groups += f"  {'*' if path.stem in defaults else ' '} {path.stem:<20} {_description(path)}\n"
     keys = "".join(f"  {line}\n" if line else "\n" for line in config[start : config.index("hydra:")])
     return _TEMPLATE.format(groups=groups, keys=keys)
 

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, ListConfig, Node, OmegaConf, open_dict
 
 from fedresearch.config.help_text import CONF
 from fedresearch.config.rules import as_written
-from fedresearch.config.schema import Config, counted_hardware, counts, digest, parse
+from fedresearch.config.schema import Config, as_typed, chosen_lists, counted_hardware, counts, digest, parse
 from fedresearch.dotted_keys import as_json, leaves
 from fedresearch.errors import InputError
 
@@ -93,7 +93,8 @@ def tuned(table: Any, *, _root_: DictConfig, _node_: Node) -> Any:
         raise InputError(f"{path} holds values of {key}, and {asked} asks for one; try {key}=${{tuned:{table}}}")
     if _root_.seed in seeds:
         raise InputError(f"{path} was chosen on runs with seed={_root_.seed}; try another seed, such as seed=0")
-    options = HydraConfig.get().runtime.choices
+    lists = {group: as_typed(names) for group, names in chosen_lists(_root_).items()}
+    options = {**HydraConfig.get().runtime.choices, **lists}
     cell = as_json([options[name] if name in options else _selected(_root_, name) for name in keys])
     if cell not in values:
         raise InputError(f"{path} has no value for {', '.join(keys)} = {cell}; it has values for {', '.join(values)}")

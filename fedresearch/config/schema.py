@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any
 
@@ -58,7 +58,10 @@ class Checkpoint:
 
 @dataclass
 class Config:
-    """One experiment. The options of the groups are free-form: their keys are arguments of what they build."""
+    """One experiment. The options of the groups are free-form: their keys are arguments of what they build.
+
+    A group of ``LISTS`` holds one section for each chosen option, in their order.
+    """
 
     seed: int = MISSING
     name: str | None = MISSING
@@ -76,10 +79,13 @@ class Config:
     optimizer: Any = MISSING
     strategy: Any = MISSING
     sampling: Any = MISSING
+    channel: Any = field(default_factory=dict)
     hardware: Any = MISSING
     tracker: Any = MISSING
 
 
+# Groups that take a list of options, whose order counts. The YAML of an option NAME has its keys under NAME.
+LISTS = ("channel",)
 GROUPS = (
     "dataset",
     "partitioner",
@@ -88,6 +94,7 @@ GROUPS = (
     "schedule",  # is optimizer.schedule in the config
     "strategy",
     "sampling",
+    *LISTS,
     "hardware",
     "tracker",
 )
@@ -142,6 +149,17 @@ def _added(node: Any, prefix: str) -> Iterator[str]:
             yield f"{prefix}{key}"
 
 
+def chosen_lists(config: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return the names of the chosen options of each group of ``LISTS``, in their order."""
+    sections = {group: config.get(group) for group in LISTS}
+    return {group: [*map(str, node)] if isinstance(node, Mapping) else [] for group, node in sections.items()}
+
+
+def as_typed(names: Iterable[str]) -> str:
+    """Return the names of a list of options as one types them: ``[clip,topk]``."""
+    return f"[{','.join(names)}]"
+
+
 def from_plain(plain: Mapping[str, Any]) -> Config:
     """Return the config of which ``plain`` is the ``asdict``."""
     sections = {"federation": Federation, "local": Local, "validation": Validation, "checkpoint": Checkpoint}
@@ -163,8 +181,9 @@ def digest(config: Config, *, seeds: bool = True) -> str:
     seeds : bool
         Whether seeds count; without them it is the digest of a cell of an ablation.
     """
-    plain = {k: v for k, v in leaves(asdict(config)) if counts(k) and (seeds or not is_seed(k))}
-    plain |= counted_hardware(config.hardware)
+    whole = asdict(config)
+    plain = {k: v for k, v in leaves(whole) if counts(k) and (seeds or not is_seed(k))}
+    plain |= chosen_lists(whole) | counted_hardware(config.hardware)
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
 
 

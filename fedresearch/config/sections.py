@@ -5,10 +5,10 @@ from difflib import get_close_matches
 from pathlib import PurePosixPath
 from typing import Any
 
-from fedresearch.config.schema import GROUPS
+from fedresearch.config.schema import GROUPS, LISTS
 
-# The nodes that are built, by dotted key. The other keys of a node are arguments of what it builds, which rejects
-# unknown ones.
+# The nodes that are built, by dotted key; those in the groups of LISTS are built too. The other keys of a node are
+# arguments of what it builds, which rejects unknown ones.
 BUILT = (
     "dataset",
     "partitioner",
@@ -67,33 +67,45 @@ def values_at(node: Any, key: str) -> Iterator[Any]:
 
 
 def _options(choices: Mapping[str, str | None]) -> Iterator[str]:
-    for group in dict.fromkeys([*GROUPS, *choices]):
+    for group in [one for one in dict.fromkeys([*GROUPS, *choices]) if one not in LISTS]:
         option = choices.get(group)
         if not isinstance(option, str) and (option is not None or group in GROUPS):
             yield f"{group} must be one option, got several or none; see --help, and write {group}=OPTION"
-        elif isinstance(option, str) and not _is_name(option):
+        elif isinstance(option, str) and not is_name(option):
             stem = PurePosixPath(option).stem
-            hint = f"try {group}={stem}" if _is_name(stem) else "see --help for the options"
+            hint = f"try {group}={stem}" if is_name(stem) else "see --help for the options"
             yield (
                 f"{group} must be the name of an option, neither a path nor a part of options (_NAME), got {option}; "
                 f"{hint}"
             )
 
 
-def _is_name(option: str) -> bool:
-    names = option.split("/")  # an option may be in a subfolder of its group
+def is_name(option: str) -> bool:
+    """Return whether a text is the name of an option, maybe in a subfolder of its group."""
+    names = option.split("/")
     return all(name and name[0] not in "._" for name in names) and "\\" not in option and not option.endswith(".yaml")
 
 
 def _built(plain: Mapping[str, Any], choices: Mapping[str, str | None]) -> Iterator[str]:
+    for group in LISTS:
+        for name, node in plain[group].items() if isinstance(plain[group], dict) else [("", None)]:
+            if not _is_built(node):
+                yield (
+                    f"{group} must have a section with a _target_ for each option, got {group}{name and f'.{name}'}; "
+                    f"the YAML of an option NAME begins with NAME: and has its keys below"
+                )
     for key in BUILT:
         node = next(values_at(plain, key), None)
-        if not isinstance(node, dict) or not isinstance(node.get("_target_"), str) or _NOT_OURS & node.keys():
+        if not _is_built(node):
             group = "schedule" if key == "optimizer.schedule" else key.partition(".")[0]
             yield (
                 f"{group}={choices.get(group)}: {key} must be a section with a _target_, without _partial_, _args_ and "
                 f"_convert_; " + (f"try {group}={node}" if isinstance(node, str) else "see --help for options")
             )
+
+
+def _is_built(node: Any) -> bool:
+    return isinstance(node, dict) and isinstance(node.get("_target_"), str) and not _NOT_OURS & node.keys()
 
 
 def _unread(plain: Mapping[str, Any]) -> Iterator[str]:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from flwr.app import ArrayRecord
 
@@ -30,7 +31,7 @@ class Checkpoints:
     Parameters
     ----------
     experiment : Experiment
-        The experiment, whose strategy and clients are saved.
+        The experiment, whose strategy, channel and clients are saved.
     run : RunDirectory
         The run's directory.
     rows : list of dict
@@ -85,6 +86,7 @@ class Checkpoints:
                 "history": vars(self._run.history),
                 "arrays": packer.pack(arrays, "arrays"),
                 "strategy": packer.pack_object(self._experiment.strategy, "strategy"),
+                "channel": _pack_channel(packer, self._experiment),
                 "states": packer.pack(states, "states"),
             }
         self._run.sync()
@@ -120,7 +122,7 @@ def save_result(experiment: Experiment, path: Path, arrays: ArrayRecord, row: Ro
 
 
 def refuse_unsupported_state(experiment: Experiment) -> None:
-    """Reject a strategy whose state a checkpoint cannot hold, if checkpoints are on.
+    """Reject a strategy or a channel whose state a checkpoint cannot hold, if checkpoints are on.
 
     Raises
     ------
@@ -129,7 +131,14 @@ def refuse_unsupported_state(experiment: Experiment) -> None:
     """
     if experiment.config.checkpoint.every:
         with _explaining_unknown():
-            Packer().pack_object(experiment.strategy, "strategy")
+            packer = Packer()
+            packer.pack_object(experiment.strategy, "strategy")
+            _pack_channel(packer, experiment)
+
+
+def _pack_channel(packer: Packer, experiment: Experiment) -> dict[str, Any]:
+    """Return the packed attributes of the channel's stages, by their names."""
+    return {name: packer.pack_object(stage, f"channel.{name}") for name, stage in experiment.channel.stages.items()}
 
 
 @contextmanager
@@ -141,7 +150,7 @@ def _explaining_unknown() -> Iterator[None]:
 
 
 def restore(experiment: Experiment, directory: Path) -> tuple[History, ArrayRecord]:
-    """Restore the states of the strategy and of the clients from the newest intact checkpoint.
+    """Restore the states of the strategy, of the channel and of the clients from the newest intact checkpoint.
 
     Returns
     -------
@@ -152,6 +161,8 @@ def restore(experiment: Experiment, directory: Path) -> tuple[History, ArrayReco
     """
     for _, plain, arrays in read_checkpoints(directory, digest_for_resume(experiment.config)):
         unpack_object(plain["strategy"], arrays, experiment.strategy)
+        for name, packed in plain["channel"].items():
+            unpack_object(packed, arrays, experiment.channel.stages[name])
         experiment.grid.states = unpack(plain["states"], arrays)
         return History(**plain["history"]), unpack(plain["arrays"], arrays)
     return History(), experiment.initial_arrays

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
+from fedresearch.channel.stage import ChannelStage
 from fedresearch.config.cohorts import cohort_size, shortages
 from fedresearch.config.schema import Config
 from fedresearch.data.facts import Facts, gather_facts
@@ -24,6 +25,7 @@ from fedresearch.experiment.loading import load_source, partition
 from fedresearch.experiment.model import build_model
 from fedresearch.federation import flower
 from fedresearch.federation.buffers import SeparateBuffers
+from fedresearch.federation.channel import Channel
 from fedresearch.federation.client_app import Clients
 from fedresearch.federation.generators import seeded_generators
 from fedresearch.federation.hooks import Hooks, disable_waiting, nested_strategies
@@ -116,6 +118,19 @@ class Experiment:
         personal: Names = self.builder.build("strategy", self.update.personal, frozenset, model=self.model)
         return personal | buffers(self.model) if self.config.strategy["buffers"] == "local" else personal
 
+    def new_channel(self) -> Channel:
+        """Return what the clients' updates pass through, before any round."""
+        stages = {
+            name: self.builder.build("channel", node, ChannelStage, f"channel.{name}")
+            for name, node in self.config.channel.items()
+        }
+        return Channel(stages, buffers(self.model), self.config.seed)
+
+    @cached_property
+    def channel(self) -> Channel:
+        """The server's side of the channel."""
+        return self.new_channel()
+
     @property
     def has_classes(self) -> bool:
         """Whether the dataset has classes, and so accuracies."""
@@ -187,6 +202,7 @@ class Experiment:
             max_failures=federation.max_failures,
             nonfinite=federation.nonfinite,
             log_failure=log_failure,
+            channel=self.channel,
         )
 
     def state_dict(self, arrays: ArrayRecord) -> dict[str, Tensor]:
@@ -321,4 +337,5 @@ class Experiment:
             work=work,
             keep_optimizer_state=self.config.local.keep_optimizer_state,
             seed=self.config.seed,
+            channel=self.new_channel(),
         )

@@ -10,7 +10,9 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
+from fedresearch.channel.stage import Where
 from fedresearch.data.federated import FederatedData
+from fedresearch.federation.channel import Channel
 from fedresearch.federation.records import (
     ARRAYS,
     CONFIG,
@@ -36,8 +38,8 @@ from fedresearch.local.update import LocalUpdate, Tensors
 from fedresearch.seeding import derive_seed
 
 # Records of a client's state: its personal parts of the global model, its own second model, its optimizers. What the
-# update keeps has the update's names behind a prefix.
-_PARTS, _OWN, _KEPT = "parts", "own", "kept/"
+# update or a stage of the channel keeps has their names behind a prefix.
+_PARTS, _OWN, _KEPT, _OF_CHANNEL = "parts", "own", "kept/", "channel/"
 _OPTIMIZER, _OWN_OPTIMIZER = "optimizer", "own-optimizer"
 
 
@@ -77,6 +79,8 @@ class Clients(ClientApp):
         Whether a client's optimizer continues from its state after the client's last round.
     seed : int
         The run's seed. A client's draws are a function of it, the round and the partition.
+    channel : Channel, optional
+        What a client's update passes through; None: nothing.
 
     Attributes
     ----------
@@ -99,6 +103,7 @@ class Clients(ClientApp):
         work: LocalWork,
         keep_optimizer_state: bool,
         seed: int,
+        channel: Channel | None = None,
     ) -> None:
         super().__init__()
         self._remake = functools.partial(
@@ -111,9 +116,10 @@ class Clients(ClientApp):
             work=work,
             keep_optimizer_state=keep_optimizer_state,
             seed=seed,
+            channel=channel,
         )
         self.model, self.data, self.update, self.personal = model, data, update, personal
-        self.optimizer, self.work = optimizer, work
+        self.optimizer, self.work, self.channel = optimizer, work, channel or Channel()
         self._keeps_optimizer_state = keep_optimizer_state
         self._seed = seed
         self._initial = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -141,13 +147,13 @@ class Clients(ClientApp):
                 update=self.update,
                 stages=self.stages,
                 received=received,
-                kept={name.removeprefix(_KEPT): self._tensors(state, name) for name in state if name.startswith(_KEPT)},
+                kept=self._groups(state, _KEPT),
                 optimizer_state=self._optimizer_state(context, _OPTIMIZER),
             )
             tasks.append(task)
         contents = [
-            self._reply_content(trained, context, len(task.y))
-            for task, trained, (_, context) in zip(tasks, self._run(trainer, tasks), clients, strict=True)
+            self._reply_content(trained, task, message, context)
+            for task, trained, (message, context) in zip(tasks, self._run(trainer, tasks), clients, strict=True)
         ]
         if self.update.own_model is not None:
             own = [
@@ -194,6 +200,10 @@ class Clients(ClientApp):
         """Return the arrays at a key as tensors on the device of the samples."""
         return {name: tensor.to(self.data.x.device) for name, tensor in tensors(records, key).items()}
 
+    def _groups(self, records: RecordDict, prefix: str) -> dict[str, dict[str, Tensor]]:
+        """Return the arrays at all keys with a prefix, by the rest of the key."""
+        return {key.removeprefix(prefix): self._tensors(records, key) for key in records if key.startswith(prefix)}
+
     def _task(self, message: Message, context: Context, start: Tensors, *purpose: int, **options: Any) -> Task:
         """Return a client's task; ``purpose`` separates the draws of one round's tasks, ``options`` are the task's."""
         partition_id = int(context.node_config["partition-id"])
@@ -221,7 +231,7 @@ class Clients(ClientApp):
     def _optimizer_state(self, context: Context, key: str) -> Tensors | None:
         return self._tensors(context.state, key) if self._keeps_optimizer_state else None
 
-    def _reply_content(self, trained: Trained, context: Context, num_examples: int) -> RecordDict:
+    def _reply_content(self, trained: Trained, task: Task, message: Message, context: Context) -> RecordDict:
         """Return the content of a client's reply, and put what the client keeps into its context.
 
         If the content is not finite, the context stays as it was, as for a client that failed. Otherwise no later
@@ -233,7 +243,7 @@ class Clients(ClientApp):
         for name, group in end.sent.items():
             content[name] = tensor_record(group)
         content[METRICS] = metrics = MetricRecord(
-            {TRAIN_LOSS: trained.loss, NUM_STEPS: trained.num_steps, NUM_EXAMPLES: num_examples, UNIFORM: 1}
+            {TRAIN_LOSS: trained.loss, NUM_STEPS: trained.num_steps, NUM_EXAMPLES: len(task.y), UNIFORM: 1}
         )
         for name, value in end.metrics.items():
             if name in metrics:
@@ -244,7 +254,14 @@ class Clients(ClientApp):
             kept[_PARTS] = tensor_record({k: v for k, v in trained.state.items() if k in self.personal})
         if self._keeps_optimizer_state:
             kept[_OPTIMIZER] = tensor_record(trained.optimizer_state)
-        if kept and is_finite(content):
+        keeps = bool(kept or self.channel.stages) and is_finite(content)
+        if self.channel.stages:
+            received, states = self._read(message.content)[ARRAYS], self._groups(context.state, _OF_CHANNEL)
+            where = Where(task.server_round, task.partition_id)
+            new = self.channel.encode(content, received, where, states)
+            kept |= {_OF_CHANNEL + name: tensor_record(state) for name, state in new.items()}
+            keeps = keeps and is_finite(content)
+        if keeps:
             context.state.update(kept)
         return content
 

@@ -11,7 +11,9 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 
+from fedresearch.channel.stage import Where
 from fedresearch.errors import InputError
+from fedresearch.federation.channel import Channel
 from fedresearch.federation.cohort_grid import CohortGrid
 from fedresearch.federation.generators import restored_generators
 from fedresearch.federation.hooks import Hooks
@@ -85,6 +87,8 @@ class RoundLoop:
         ``"keep"`` averages them like the rest.
     log_failure : callable
         Called with the round, the partition id, the activity (``"train"`` or ``"evaluate"``) and the traceback.
+    channel : Channel
+        What the clients' updates have passed through; by default nothing.
     """
 
     hooks: Hooks
@@ -101,6 +105,7 @@ class RoundLoop:
     max_failures: int
     nonfinite: str
     log_failure: Callable[[int, int, str, str], None]
+    channel: Channel = field(default_factory=Channel)
     _totals: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_TOTALS, 0))
 
     def run(self, grid: Grid, arrays: ArrayRecord, last: Row | None = None) -> ArrayRecord:
@@ -165,6 +170,8 @@ class RoundLoop:
         messages = self.hooks.configure_train(server_round, arrays, config, cohort)
         row |= {"clients/sampled": len(messages), "clients/failed": 0}
         replies = self._send(cohort, messages, row, "train", "comm/")
+        where = [Where(server_round, cohort.partition_of(reply.metadata.src_node_id)) for reply in replies]
+        self.channel.decode(replies, messages, where)
         for reply in replies:
             _check_reply(reply, arrays, cohort, metrics_of(replies[0].content).keys())
         origin = flatten(arrays, self.parameters)

@@ -1,0 +1,1 @@
+"""What a client's update passes through on its way to the strategy."""

@@ -1,0 +1,71 @@
+"""One stage of the channel: what a client does to its update, and what the server does to those of a round."""
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple
+
+from torch import Tensor
+
+Tensors = Mapping[str, Tensor]
+
+
+class Where(NamedTuple):
+    """Whose update it is, and in which round."""
+
+    server_round: int
+    partition_id: int
+
+
+class Encoded(NamedTuple):
+    """What a stage makes of an update.
+
+    Attributes
+    ----------
+    update : Tensor
+        The vector for the next stage, of any length and dtype; that of the last stage is sent.
+    extra : mapping of str to Tensor
+        What is sent in addition, for ``decode``.
+    state : mapping of str to Tensor
+        What the client keeps, and receives in its next round.
+    """
+
+    update: Tensor
+    extra: Tensors = MappingProxyType({})
+    state: Tensors = MappingProxyType({})
+
+
+class ChannelStage:
+    """A stage that changes nothing.
+
+    The update is one vector: the trained parameters minus the received ones, on the CPU. Both methods may draw from the
+    global generators of torch, NumPy and Python, which are seeded for each call.
+
+    ``encode`` must be pure, since it runs in many processes: what it keeps is in its state. ``decode`` runs in one
+    process, and may keep what it needs in attributes, which checkpoints hold.
+    """
+
+    def encode(self, update: Tensor, where: Where, state: Tensors) -> Encoded:
+        """Return what a client sends in place of its update.
+
+        Parameters
+        ----------
+        update : Tensor
+            The update, or what the stage before this one made of it.
+        where : Where
+            The round and the client.
+        state : mapping of str to Tensor
+            What this stage returned as ``state`` in the client's last round; empty in its first one.
+        """
+        return Encoded(update)
+
+    def decode(self, replies: Sequence[Encoded], where: Sequence[Where]) -> Sequence[Tensor]:
+        """Return a round's updates as they were before ``encode``, or what the strategy receives in their place.
+
+        Parameters
+        ----------
+        replies : sequence of Encoded
+            What arrived, without states, in partition order.
+        where : sequence of Where
+            The round, and the client of each reply.
+        """
+        return [reply.update for reply in replies]

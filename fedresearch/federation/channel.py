@@ -1,0 +1,131 @@
+"""The channel: a client's update passes its stages in their order, and on the server in reverse order."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from flwr.app import ArrayRecord, Message, RecordDict
+from torch import Tensor
+
+from fedresearch.channel.stage import ChannelStage, Encoded, Tensors, Where
+from fedresearch.errors import InputError
+from fedresearch.federation.generators import seeded_generators
+from fedresearch.federation.records import ARRAYS, arrays_of, tensor_record, tensors
+from fedresearch.local.state_names import Names
+from fedresearch.seeding import derive_seed
+
+CHANNEL = "channel"  # the record of a reply with the update and the extra tensors of the stages
+_UPDATE = "update"
+
+
+class Channel:
+    """The stages between the clients and the strategy.
+
+    Parameters
+    ----------
+    stages : mapping of str to ChannelStage, optional
+        The stages by name, in the order in which an update passes them; None: models are sent as they are.
+    buffers : set of str
+        Names of the model's buffers. They are sent as they are, and so are integers; all other arrays are the update.
+    seed : int
+        The run's seed.
+    """
+
+    def __init__(
+        self, stages: Mapping[str, ChannelStage] | None = None, buffers: Names = frozenset(), seed: int = 0
+    ) -> None:
+        self.stages = stages or {}
+        self._buffers, self._seed = buffers, seed
+
+    def encode(
+        self, content: RecordDict, received: Tensors, where: Where, states: Mapping[str, Tensors]
+    ) -> dict[str, Tensors]:
+        """Put what is sent into a reply's content, in place of the trained parameters; return the new states.
+
+        Parameters
+        ----------
+        content : RecordDict
+            The content of a client's reply.
+        received : mapping of str to Tensor
+            The arrays that the client received.
+        where : Where
+            The round and the client.
+        states : mapping of str to mapping
+            What the stages kept in the client's last round, by their names.
+        """
+        trained = tensors(content, ARRAYS)
+        names = self._names(trained)
+        if not names:
+            return {}
+        update = torch.cat([(trained[name] - received[name].cpu()).ravel() for name in names])
+        sent: dict[str, Tensor] = {}
+        kept = {}
+        for number, (name, stage) in enumerate(self.stages.items()):
+            state = states.get(name, {})
+            with seeded_generators(derive_seed(self._seed, "encode", *where, number)):
+                encoded = stage.encode(update, where, state)
+            update = encoded.update
+            sent |= {f"{name}/{key}": tensor for key, tensor in encoded.extra.items()}
+            if state or encoded.state:
+                kept[name] = encoded.state
+        content[ARRAYS] = ArrayRecord({k: v for k, v in arrays_of(content).items() if k not in names})
+        content[CHANNEL] = tensor_record({_UPDATE: update, **sent})
+        return kept
+
+    def decode(self, replies: Sequence[Message], messages: Sequence[Message], where: Sequence[Where]) -> None:
+        """Put models into a round's replies, in place of what was sent for them.
+
+        Parameters
+        ----------
+        replies : sequence of Message
+            Replies without errors, in partition order.
+        messages : sequence of Message
+            The messages of the round, with the arrays that the clients received.
+        where : sequence of Where
+            The round, and the client of each reply.
+
+        Raises
+        ------
+        InputError
+            If a stage returns updates of another number or length.
+        """
+        encoded = [(reply, at) for reply, at in zip(replies, where, strict=True) if CHANNEL in reply.content]
+        if not encoded:
+            return
+        sent = [tensors(reply.content, CHANNEL) for reply, _ in encoded]
+        server_round, where = where[0].server_round, [at for _, at in encoded]
+        updates: Sequence[Tensor] = [each[_UPDATE] for each in sent]
+        for number, (name, stage) in reversed([*enumerate(self.stages.items())]):
+            extras = [
+                {key.removeprefix(f"{name}/"): tensor for key, tensor in each.items() if key.startswith(f"{name}/")}
+                for each in sent
+            ]
+            arrived = [Encoded(update, extra) for update, extra in zip(updates, extras, strict=True)]
+            with seeded_generators(derive_seed(self._seed, "decode", server_round, number)):
+                updates = stage.decode(arrived, where)
+            if len(updates) != len(arrived):
+                raise InputError(f"channel.{name}: decode must return {len(arrived)} updates, got {len(updates)}")
+        received = {message.metadata.dst_node_id: arrays_of(message.content) for message in messages}
+        for (reply, _), update in zip(encoded, updates, strict=True):
+            del reply.content[CHANNEL]
+            reply.content[ARRAYS] = self._model(received[reply.metadata.src_node_id], update, arrays_of(reply.content))
+
+    def _model(self, received: ArrayRecord, update: Tensor, apart: ArrayRecord) -> ArrayRecord:
+        """Return the received parameters plus an update, and the arrays that were sent as they are."""
+        before = received.to_torch_state_dict()
+        names = self._names(before)
+        sizes = [before[name].numel() for name in names]
+        if update.shape != (sum(sizes),):
+            raise InputError(
+                f"the channel's first stage must decode an update of shape ({sum(sizes)},), got {tuple(update.shape)}"
+            )
+        parts = dict(zip(names, update.split(sizes), strict=True))
+        model = tensor_record(
+            {
+                name: before[name] + part.reshape(before[name].shape).to(before[name].dtype)
+                for name, part in parts.items()
+            }
+        )
+        return ArrayRecord({name: model[name] if name in model else apart[name] for name in before})
+
+    def _names(self, arrays: Tensors) -> list[str]:
+        return sorted(name for name in arrays if name not in self._buffers and arrays[name].is_floating_point())
