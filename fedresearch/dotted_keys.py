@@ -9,7 +9,7 @@ Difference = tuple[str, Any, Any]
 
 class _Absent:
     def __repr__(self) -> str:
-        return "(none)"
+        return "not set"
 
 
 # The value of a key that only the other tree has.

@@ -153,5 +153,7 @@ def test_an_impossible_baseline_is_refused(tmp_path, text, tuned, message):
 
 def test_a_baseline_needs_a_varying_key(tmp_path):
     make(tmp_path / "run")
-    with pytest.raises(InputError, match="varying keys: none"):
+    with pytest.raises(
+        InputError, match="no other key does; sweep it first, as with fedresearch -m strategy=VALUE,VALUE"
+    ):
         matched(tmp_path, "strategy=fedavg")

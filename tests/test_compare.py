@@ -88,7 +88,7 @@ def test_leaves_differ_by_their_json():
         ("empty", {}, ABSENT),
     ]
     assert [*differing(True, 1, "key")] == [("key", True, 1)]
-    assert [*differing({"k": "(none)"}, {})] == [("k", "(none)", ABSENT)]
+    assert [*differing({"k": "not set"}, {})] == [("k", "not set", ABSENT)]
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_an_options_name_stands_for_the_path_of_its_class(tmp_path):
     lines, _ = compare(tmp_path / "a", tmp_path / "b")
     assert "  hardware: cpu | workers" in lines
     assert not any(line.startswith("  hardware._target_") for line in lines)
-    assert "  optimizer._target_: (none) | mine" in lines  # a different option of the same name
+    assert "  optimizer._target_: not set | mine" in lines  # a different option of the same name
 
 
 def test_rows_are_compared_until_one_differs():
@@ -183,7 +183,7 @@ def test_rows_are_compared_until_one_differs():
         "numbers differ from round 2 on, identical through round 1",
         "  train/loss: 0.5 | 0.5000000000000001",
         "  model/sha256: abababababab | cdcdcdcdcdcd",
-        "  eval/loss: (none) | null",
+        "  eval/loss: not set | null",
     ]
     assert compare_rows(a[1:], a).lines()[0] == "numbers differ from round 1 on"
 
@@ -233,7 +233,7 @@ def test_values_are_shown_on_one_line():
         "é",
         "[1.0]",
         "ab" * 6,
-        "(none)",
+        "not set",
     ]
 
 
@@ -268,7 +268,7 @@ def test_hardware_is_reported_to_change_no_number(finished):
     done = command(finished.parent, "compare", "one", "workers")
     assert done.returncode == 0, done.stdout
     lines = done.stdout.splitlines()
-    assert "  hardware.workers: (none) | 2 (changes no number)" in lines
+    assert "  hardware.workers: not set | 2 (changes no number)" in lines
     assert "  hardware: cpu | workers" in lines
     assert lines[-1] == "identical through round 3"
 
@@ -526,6 +526,7 @@ def test_a_users_options_and_experiment_are_reproduced_on_other_hardware(tmp_pat
         (there / name).write_text(text)
     run(there, "one", "--config-dir", "conf", "experiment=first", *SHORT[1:4])
     edit_record(there / "one", config_dirs=["conf"])
+    (there / "numpy.py").write_text("raise RuntimeError('of the folder, and not the installed one')")
     here = tmp_path / "here"
     here.mkdir()
     done = command(here, "reproduce", there / "one", "hardware=workers", "--out", "it's here", rerun="cold")

@@ -118,6 +118,10 @@ def test_impossible_tuning_is_refused(tmp_path):
         InputError, match=r"local.epochs does not vary .*; varying keys: optimizer.lr, partitioner.alpha"
     ):
         choose(load([tmp_path / "good"]), "local.epochs", "last")
+    make(tmp_path / "constant" / "run")
+    said = "optimizer.lr does not vary among these runs, and no other key does; sweep it first, as with fedresearch -m "
+    with pytest.raises(InputError, match=f"{said}optimizer.lr=VALUE,VALUE"):
+        choose(load([tmp_path / "constant"]), "optimizer.lr", "last")
     with pytest.raises(InputError, match=r"--select best_test takes the best round of each run, .* try --select last"):
         choose(load([tmp_path / "good"]), "optimizer.lr", "best_test")
     make(tmp_path / "good" / "half", seed=7, status="interrupted", rows=[{}])

@@ -155,8 +155,8 @@ def _become(job):
 
 
 def _popen(popen, command, **options):
-    """Run ``python -P -m fedresearch.main ...`` in a fork, to be waited for, and what is another command as it is."""
-    if command[1:4] != ["-P", "-m", "fedresearch.main"]:
+    """Run ``python -P -c CODE ...`` in a fork, to be waited for, and what is another command as it is."""
+    if command[1:3] != ["-P", "-c"]:
         return popen(command, **options)
     process = multiprocessing.get_context("fork").Process(target=_run_again, args=(command[2:],), kwargs=options)
     process.start()

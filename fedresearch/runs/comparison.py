@@ -111,8 +111,7 @@ def difference_lines(differences: Iterable[Difference]) -> list[str]:
 def format_changes(differences: Iterable[Difference]) -> str:
     """Return keys with both values, such as ``seed=0 (now 1), local.steps not set (now 3)``."""
     return ", ".join(
-        f"{key}{' not set' if before is ABSENT else f'={format_value(before)}'} "
-        f"(now {'not set' if now is ABSENT else format_value(now)})"
+        f"{key}{' ' if before is ABSENT else '='}{format_value(before)} (now {format_value(now)})"
         for key, before, now in differences
     )
 

@@ -31,6 +31,9 @@ examples:
   fedresearch reproduce outputs/one hardware=workers --out outputs/again
 """
 
+# Finds the modules of a run's folder after all others, as a run does.
+_RERUN = "import sys; sys.path.append(sys.argv.pop(1)); from fedresearch.main import main; main()"
+
 
 def reproduce(directory: Path, typed: Sequence[str], out: Path) -> bool:
     """Rerun a run in a new directory, print how many rounds have the same numbers, and return whether all do.
@@ -99,9 +102,9 @@ def _refuse_different_numbers(record: Mapping[str, Any], rerun: config.Config, d
 
 def _run(arguments: Sequence[str], folder: Path) -> None:
     """Run the command line in a folder, with this package even if the folder holds another copy."""
-    paths = [str(Path(__file__).parents[2]), str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    command = [sys.executable, "-P", "-m", "fedresearch.main", *arguments]
+    command = [sys.executable, "-P", "-c", _RERUN, str(folder), *arguments]
     with subprocess.Popen(command, cwd=folder, env=environment) as process:
         try:
             process.wait()

@@ -107,8 +107,13 @@ def refuse_constant(study: Study, key: str) -> None:
     """
     if key in study.equal:
         raise InputError(f"{key} equals {study.equal[key]} in every run; use {study.equal[key]}")
+    if not study.keys:
+        raise InputError(
+            f"{key} does not vary among these runs, and no other key does; "
+            f"sweep it first, as with fedresearch -m {shlex.quote(f'{key}=VALUE,VALUE')}"
+        )
     if key not in study.keys:
-        raise InputError(f"{key} does not vary among these runs; varying keys: {', '.join(study.keys) or 'none'}")
+        raise InputError(f"{key} does not vary among these runs; varying keys: {', '.join(study.keys)}")
 
 
 def _is_set(record: Mapping[str, Any], key: str) -> bool:
