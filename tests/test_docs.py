@@ -113,6 +113,7 @@ def test_they_are_found():
         "paces.py",
         "focal.py",
         "evenings.py",
+        "warmup.py",
         "mine.py",
         "dealing.py",
         "my_conf/strategy/clipped.yaml",
