@@ -37,7 +37,7 @@ from fedresearch.federation.sampling import Sampling, uniform
 from fedresearch.hardware.ordered import OrderedGrid
 from fedresearch.hardware.threads import be_deterministic
 from fedresearch.local.objective import evaluate
-from fedresearch.local.state_names import Names, buffers, parameters
+from fedresearch.local.state_names import Names, buffers, first_names, parameters
 from fedresearch.local.train import LocalWork
 from fedresearch.local.update import LocalUpdate
 from fedresearch.seeding import derive_seed
@@ -124,7 +124,7 @@ class Experiment:
             name: self.builder.build("channel", node, ChannelStage, f"channel.{name}")
             for name, node in self.config.channel.items()
         }
-        return Channel(stages, buffers(self.model), self.config.seed)
+        return Channel(stages, first_names(self.model), self.config.seed)
 
     @cached_property
     def channel(self) -> Channel:
@@ -250,13 +250,9 @@ class Experiment:
             "train-sampling",
         )
 
-    def sampled(self, server_round: int) -> Sequence[int]:
-        """Return the clients that the sampling scheme selects to train in a round, maybe some of them twice."""
-        return self.builder.build("sampling", self.train_cohort, Sequence, server_round=server_round)
-
     def _cohort(self, server_round: int) -> Sequence[int]:
         """Return the clients that train in a round. A rule that scores clients has each once: twins are nearest."""
-        sampled = self.sampled(server_round)
+        sampled = self.train_cohort(server_round)
         return sorted(set(sampled)) if "min_cohort" in self.config.strategy else sampled
 
     def shortages(self, num_clients: int) -> list[tuple[str, str]]:
@@ -282,7 +278,7 @@ class Experiment:
 
     def sampling_sha256(self) -> str:
         """Return the SHA-256 of the cohorts of rounds 1 to 10, for any number of rounds."""
-        cohorts = [sorted(map(int, self.sampled(server_round))) for server_round in range(1, 11)]
+        cohorts = [sorted(map(int, self.train_cohort(server_round))) for server_round in range(1, 11)]
         return hashlib.sha256(json.dumps(cohorts).encode()).hexdigest()
 
     def learning_rate(self, server_round: int) -> float:

@@ -6,6 +6,7 @@ import multiprocessing
 import signal
 import sys
 import warnings
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 
 import torch
@@ -54,15 +55,19 @@ def rehearse(experiment: Experiment) -> None:
         with restored_generators():
             (_answer_in_a_fork if forks else _answer)(experiment, message)
     except _CannotTakePart as error:
-        model, dataset, strategy = (experiment.choices[group] for group in ("model", "dataset", "strategy"))
+        model, dataset, strategy, channel = (
+            experiment.choices[group] for group in ("model", "dataset", "strategy", "channel")
+        )
+        through = f" and channel={channel}" if experiment.channel.stages else ""
         raise InputError(
-            f"model={model} cannot {error.doing} on dataset={dataset} with strategy={strategy}: {error}"
+            f"model={model} cannot {error.doing} on dataset={dataset} with strategy={strategy}{through}: {error}"
         ) from error
 
 
 def _first_message(experiment: Experiment) -> Message:
     """Return the first message that the strategy sends in round 1."""
-    cohort = CohortGrid(experiment.grid, sorted(set(experiment.sampled(1))))
+    sampled = experiment.builder.build("sampling", experiment.train_cohort, Sequence, server_round=1)
+    cohort = CohortGrid(experiment.grid, sorted(set(sampled)))
     config = ConfigRecord(dict(experiment.client_config(1)))
     hooks = Hooks(experiment.new_strategy(), experiment.config.seed)
     messages = hooks.configure_train(1, experiment.initial_arrays, config, cohort)

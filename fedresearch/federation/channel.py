@@ -10,7 +10,6 @@ from fedresearch.channel.stage import ChannelStage, Encoded, Tensors, Where
 from fedresearch.errors import InputError
 from fedresearch.federation.generators import seeded_generators
 from fedresearch.federation.records import ARRAYS, arrays_of, tensor_record, tensors
-from fedresearch.local.state_names import Names
 from fedresearch.seeding import derive_seed
 
 CHANNEL = "channel"  # the record of a reply with the update and the extra tensors of the stages
@@ -24,17 +23,21 @@ class Channel:
     ----------
     stages : mapping of str to ChannelStage, optional
         The stages by name, in the order in which an update passes them; None: models are sent as they are.
-    buffers : set of str
-        Names of the model's buffers. They are sent as they are, and so are integers; all other arrays are the update.
+    parameters : mapping of str to str, optional
+        The name of each parameter to its first one. Those in floating point are the update, each once; all other arrays
+        are sent as they are.
     seed : int
         The run's seed.
     """
 
     def __init__(
-        self, stages: Mapping[str, ChannelStage] | None = None, buffers: Names = frozenset(), seed: int = 0
+        self,
+        stages: Mapping[str, ChannelStage] | None = None,
+        parameters: Mapping[str, str] | None = None,
+        seed: int = 0,
     ) -> None:
         self.stages = stages or {}
-        self._buffers, self._seed = buffers, seed
+        self._first, self._seed = parameters or {}, seed
 
     def encode(
         self, content: RecordDict, received: Tensors, where: Where, states: Mapping[str, Tensors]
@@ -67,7 +70,8 @@ class Channel:
             sent |= {f"{name}/{key}": tensor for key, tensor in encoded.extra.items()}
             if state or encoded.state:
                 kept[name] = encoded.state
-        content[ARRAYS] = ArrayRecord({k: v for k, v in arrays_of(content).items() if k not in names})
+        apart = {name: array for name, array in arrays_of(content).items() if self._first.get(name) not in names}
+        content[ARRAYS] = ArrayRecord(apart)
         content[CHANNEL] = tensor_record({_UPDATE: update, **sent})
         return kept
 
@@ -119,13 +123,9 @@ class Channel:
                 f"the channel's first stage must decode an update of shape ({sum(sizes)},), got {tuple(update.shape)}"
             )
         parts = dict(zip(names, update.split(sizes), strict=True))
-        model = tensor_record(
-            {
-                name: before[name] + part.reshape(before[name].shape).to(before[name].dtype)
-                for name, part in parts.items()
-            }
-        )
-        return ArrayRecord({name: model[name] if name in model else apart[name] for name in before})
+        model = tensor_record({name: before[name] + part.view_as(before[name]) for name, part in parts.items()})
+        first = {name: self._first.get(name, name) for name in before}
+        return ArrayRecord({name: model[first[name]] if first[name] in model else apart[name] for name in before})
 
     def _names(self, arrays: Tensors) -> list[str]:
-        return sorted(name for name in arrays if name not in self._buffers and arrays[name].is_floating_point())
+        return sorted(n for n in arrays if self._first.get(n) == n and arrays[n].is_floating_point())

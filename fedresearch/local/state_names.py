@@ -13,6 +13,13 @@ def parameters(model: Module) -> Names:
     return frozenset(name for name, _ in model.named_parameters())
 
 
+def first_names(model: Module) -> dict[str, str]:
+    """Return the name in the ``state_dict`` of each parameter, with its first one if several modules share it."""
+    named = [*model.named_parameters(remove_duplicate=False)]
+    first = {id(tensor): name for name, tensor in reversed(named)}
+    return {name: first[id(tensor)] for name, tensor in named}
+
+
 def trainable(model: Module) -> Names:
     """Return the names of the parameters that are not frozen."""
     return frozenset(name for name, tensor in model.named_parameters() if tensor.requires_grad)

@@ -1,0 +1,23 @@
+"""Noise on updates."""
+
+import torch
+from torch import Tensor
+
+from fedresearch.channel.stage import ChannelStage, Encoded, Tensors, Where
+
+
+class Noise(ChannelStage):
+    """Adds Gaussian noise of mean 0 to each entry of a client's update.
+
+    Parameters
+    ----------
+    std : float
+        The standard deviation of the noise.
+    """
+
+    def __init__(self, std: float) -> None:
+        self.std = std
+
+    def encode(self, update: Tensor, where: Where, state: Tensors) -> Encoded:
+        """Return the update plus noise."""
+        return Encoded(update + self.std * torch.randn_like(update))
