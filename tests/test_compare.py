@@ -452,7 +452,9 @@ def test_a_rerun_with_different_numbers_is_refused_before_training(finished, cop
     assert "hardware.chunk not set (now auto)" in refusal(finished, "hardware=batched")
     assert refusal(finished, "hydra.run.dir=x").startswith("error: hydra.run.dir=x is not for a rerun; remove it")
     assert refusal(finished, "+resume=x").startswith("error: +resume=x is not for a rerun; remove it")
-    assert refusal(finished, "strategy=fedavgg").startswith("error: strategy=fedavgg does not exist, strategy may be ")
+    assert refusal(finished, "strategy=fedavgg").startswith(
+        "error: strategy=fedavgg does not exist; try strategy=fedavg; "
+    )
     edit_record(copy, status="interrupted")
     assert refusal(copy) == (
         f"error: {copy} is interrupted, and only finished runs can be reproduced; "

@@ -112,12 +112,26 @@ def test_fixed_is_the_same_in_every_round_for_any_cohort_size():
     assert draws(fixed, 4, partition_ids=[3, 0, 5]) == [[3, 0, 5]] * 4
 
 
-@pytest.mark.parametrize(("partition_ids", "wrong"), [([0, 7], "[7]"), ([1, 3, -1], "[1, -1]"), ([], "none")])
+@pytest.mark.parametrize(("partition_ids", "wrong"), [([0, 7], "[7]"), ([1, 3, -1], "[1, -1]")])
 def test_missing_and_empty_clients_are_rejected_from_any_scheme(partition_ids, wrong):
     sampling = Sampling(lambda **_: partition_ids, SIZES, 2, 0, "train-sampling")
     with pytest.raises(ValueError) as error:  # noqa: PT011 (the whole text is compared)
         sampling(1)
     assert str(error.value) == f"partition ids must be from 0 to 6 and hold training data, got {wrong}"
+
+
+def test_a_scheme_that_selects_nobody_is_rejected(compose, tmp_path, monkeypatch):
+    (tmp_path / "nobody_sampling.py").write_text("def late(server_round, **_): return [0] * (server_round < 3)")
+    (tmp_path / "sampling").mkdir()
+    (tmp_path / "sampling" / "late.yaml").write_text("_target_: nobody_sampling.late\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    experiment = Experiment(*compose("sampling=late", "tracker=none", config_dir=tmp_path))
+    prepare(experiment)
+    with pytest.raises(InputError) as error:
+        experiment.sampling_sha256()
+    assert str(error.value) == (
+        "sampling=late: no client trains in round 3; the scheme must return at least one partition id"
+    )
 
 
 def test_round_robin_goes_round_by_hand():

@@ -318,7 +318,7 @@ def test_a_sweep_of_strategies_applies_each_value_where_its_key_exists(tmp_path)
     assert lines[-1].startswith("4 missing in outputs/sweep_")
     single = command(tmp_path, "strategy=fedavg", "strategy.server.proximal_mu=0.1", runs=False)
     assert single.returncode == 1
-    assert single.stderr.startswith("error: unknown key strategy.server.proximal_mu; strategy.server has ")
+    assert single.stderr.startswith("error: unknown key strategy.server.proximal_mu; try strategy=")
     assert len(single.stderr.splitlines()) == 1
 
 

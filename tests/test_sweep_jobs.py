@@ -173,6 +173,12 @@ def test_a_job_that_does_not_compose_is_refused(compose):
         compose("strategy=fedavg,nope")
 
 
+def test_an_error_of_the_only_job_does_not_name_the_job(compose):
+    for words in (["seed=-1"], ["seed=choice(-1)", "strategy=fedavg"]):
+        with pytest.raises(InputError, match=r"^seed must be an integer >= 0, got -1; try seed=0$"):
+            compose(*words)
+
+
 def test_a_sweep_of_one_job_has_a_short_name():
     assert job_names([["strategy=fedavg", "seed=0"]]) == ["the only job"]
     assert job_names([["a=1", "b=2"], ["a=1", "b=3"]]) == ["b=2", "b=3"]

@@ -26,6 +26,7 @@ from omegaconf.errors import (
 from fedresearch.config.compose import as_text
 from fedresearch.config.rules import RULES, as_written
 from fedresearch.config.schema import GROUPS, LISTS
+from fedresearch.config.sections import FACTS
 from fedresearch.config.suggest import key_to_type, option_to_type
 from fedresearch.errors import InputError, named, one_line, printable
 
@@ -188,26 +189,28 @@ def _unknown_option(error: MissingConfigException) -> str:
     if extra:
         return f"{group}={option} needs a package that is not installed; try pip install 'fedresearch[{extra}]'"
     meant = option_to_type(group, option, options)
-    return f"{group}={option} does not exist, {group} may be {', '.join(options)}{f'; try {meant}' if meant else ''}"
+    hint = f"try {meant}; " if meant else ""
+    return f"{group}={option} does not exist; {hint}{group} may be {', '.join(options)}"
 
 
 def _unknown_key(error: OmegaConfBaseException, message: str) -> str:
     section = str(error.full_key).rpartition(".")[0]
     node = error.parent_node
     keys = map(str, node.keys()) if node is not None else []
-    known = sorted(key for key in keys if not key.startswith("_") and key != "hydra")
+    hidden = ("hydra", *FACTS)
+    known = sorted(key for key in keys if key[0] != "_" and f"{section}.{key}".lstrip(".") not in hidden)
     typed = re.search(r"To append to your config use \+([^=]*)=(.*)", message)
     key, value = (typed[1], typed[2]) if typed else (str(error.full_key), "")
     meant = key_to_type(key, value, node) if node is not None else ""
     if error.full_key == "schedule":
-        hint = "; its options are optimizer.schedule.*, and its file begins with the line # @package optimizer.schedule"
+        hint = "its options are optimizer.schedule.*, and its file begins with the line # @package optimizer.schedule; "
     elif meant:
-        hint = f"; try {meant}"
+        hint = f"try {meant}; "
     elif section in GROUPS:
-        hint = f"; another option may have it, see conf/{section}/"
+        hint = f"another option may have it, see conf/{section}/; "
     else:
         hint = ""
-    return f"unknown key {error.full_key}; {section or 'the config'} has {', '.join(known) or 'no keys'}{hint}"
+    return f"unknown key {error.full_key}; {hint}{section or 'the config'} has {', '.join(known) or 'no keys'}"
 
 
 def _wrong_type(error: ValidationError) -> str:

@@ -34,6 +34,8 @@ NEEDED = (
 )
 # Options declare facts for the checks in these keys, which are not arguments of what is built.
 DECLARATIONS = ("declares", "requires")
+# All such facts. Nobody types them, so they are left out where keys are listed.
+FACTS = ("dataset.declares", "model.requires", "hardware.declares", "strategy.min_cohort", "strategy.trim")
 # The sections that are not built, and the keys that are read: nothing would read another key.
 READ = {
     "dataset.declares": ("input", "input_shape", "num_classes", "columns"),
@@ -114,6 +116,7 @@ def _unread(plain: Mapping[str, Any]) -> Iterator[str]:
             for name in node if isinstance(node, dict) else ():
                 if name not in read:
                     close = get_close_matches(str(name), read, n=1)
-                    hint = f"did you mean {section}.{close[0]}?" if close else f"it has {', '.join(read)}"
+                    listed = ", ".join(key for key in read if f"{section}.{key}" not in FACTS)
+                    hint = f"try {section}.{close[0]}" if close else f"{section} has {listed}"
                     built = "; strategy.server and strategy.client take arguments" * (section == "strategy")
                     yield f"unknown key {section}.{name}, which nothing reads; {hint}{built}"

@@ -250,9 +250,13 @@ class Experiment:
             "train-sampling",
         )
 
+    def sampled(self, server_round: int) -> Sequence[int]:
+        """Return the clients that the sampling scheme selects to train in a round, maybe some of them twice."""
+        return self.builder.build("sampling", self.train_cohort, Sequence, server_round=server_round)
+
     def _cohort(self, server_round: int) -> Sequence[int]:
         """Return the clients that train in a round. A rule that scores clients has each once: twins are nearest."""
-        sampled = self.train_cohort(server_round)
+        sampled = self.sampled(server_round)
         return sorted(set(sampled)) if "min_cohort" in self.config.strategy else sampled
 
     def shortages(self, num_clients: int) -> list[tuple[str, str]]:
@@ -278,7 +282,7 @@ class Experiment:
 
     def sampling_sha256(self) -> str:
         """Return the SHA-256 of the cohorts of rounds 1 to 10, for any number of rounds."""
-        cohorts = [sorted(map(int, self.train_cohort(server_round))) for server_round in range(1, 11)]
+        cohorts = [sorted(map(int, self.sampled(server_round))) for server_round in range(1, 11)]
         return hashlib.sha256(json.dumps(cohorts).encode()).hexdigest()
 
     def learning_rate(self, server_round: int) -> float:

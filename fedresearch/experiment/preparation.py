@@ -1,7 +1,5 @@
 """Builds everything that can fail before the run starts."""
 
-from collections.abc import Sequence
-
 import torch
 from torch.nn import Parameter
 from torch.optim import Optimizer
@@ -27,6 +25,11 @@ def prepare(experiment: Experiment) -> None:
     for server_round in range(1, experiment.config.federation.num_rounds + 1):
         experiment.learning_rate(server_round)
     _refuse_small_cohorts(experiment)
+    if experiment.config.strategy["pooled"] and experiment.client_app.has_own_model:
+        raise InputError(
+            f"strategy={experiment.choices['strategy']} trains a model for each client, and strategy.pooled=true "
+            "leaves one client with all data; try strategy.pooled=false"
+        )
     # The optimizer's arguments are checked here, and not by the first client.
     parameter, lr = Parameter(torch.zeros(1)), experiment.config.optimizer["lr"]
     experiment.builder.build("optimizer", experiment.optimizer, Optimizer, params=[parameter], lr=lr)
@@ -41,8 +44,7 @@ def _refuse_small_cohorts(experiment: Experiment) -> None:
     if not experiment.shortages(0) or not experiment.num_clients:
         return
     for server_round in range(1, min(experiment.config.federation.num_rounds, _ROUNDS_AHEAD) + 1):
-        cohort = experiment.builder.build("sampling", experiment.train_cohort, Sequence, server_round=server_round)
-        num_clients = len(set(cohort))
+        num_clients = len(set(experiment.sampled(server_round)))
         for needed, instead in experiment.shortages(num_clients):
             which = f"the {num_clients} that train in round {server_round}, of {experiment.num_clients} with samples"
             raise InputError(f"{needed}, got {which}; try {instead or 'more clients a round'}")

@@ -6,7 +6,6 @@ import multiprocessing
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
 from multiprocessing.connection import Connection
 
 import torch
@@ -66,8 +65,7 @@ def rehearse(experiment: Experiment) -> None:
 
 def _first_message(experiment: Experiment) -> Message:
     """Return the first message that the strategy sends in round 1."""
-    sampled = experiment.builder.build("sampling", experiment.train_cohort, Sequence, server_round=1)
-    cohort = CohortGrid(experiment.grid, sorted(set(sampled)))
+    cohort = CohortGrid(experiment.grid, sorted(set(experiment.sampled(1))))
     config = ConfigRecord(dict(experiment.client_config(1)))
     hooks = Hooks(experiment.new_strategy(), experiment.config.seed)
     messages = hooks.configure_train(1, experiment.initial_arrays, config, cohort)

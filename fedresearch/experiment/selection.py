@@ -89,9 +89,9 @@ def _refuse_unknown(experiment: Experiment, column: str) -> None:
     # A strategy that is neither ours nor Flower's may measure more when it aggregates.
     if column in known or (column.startswith(("train/", "clients/")) and _measures_more(experiment)):
         return
-    close = get_close_matches(column, known, n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
-    raise InputError(f"checkpoint.best={column} is not a column of this run, which has {', '.join(known)}{hint}")
+    close = get_close_matches(column, known, n=1, cutoff=0.8)
+    hint = f"try checkpoint.best={close[0]}; " if close else ""
+    raise InputError(f"checkpoint.best={column} is not a column of this run; {hint}it has {', '.join(known)}")
 
 
 def _measures_more(experiment: Experiment) -> bool:

@@ -68,9 +68,13 @@ class Sampling:
                 seed=seed,
             )
         wrong = [i for i in drawn if i not in range(len(self.sizes)) or not self.sizes[i]]
-        if wrong or (self.cohort_size and not drawn and self._eligible):
+        if wrong:
             raise ValueError(
-                f"partition ids must be from 0 to {len(self.sizes) - 1} and hold training data, got {wrong or 'none'}"
+                f"partition ids must be from 0 to {len(self.sizes) - 1} and hold training data, got {wrong}"
+            )
+        if self.cohort_size and not drawn and self._eligible:
+            raise ValueError(
+                f"no client trains in round {server_round}; the scheme must return at least one partition id"
             )
         return drawn
 

@@ -99,10 +99,8 @@ def run_config(defaults: Mapping[str, Any], overrides: Sequence[str]) -> dict[st
             for key in changed:
                 if key not in defaults:
                     close = difflib.get_close_matches(key, defaults, 1)
-                    meant = f"; did you mean {close[0]}?" if close else ""
-                    raise InputError(
-                        f"unknown key {key} in --run-config; known: {', '.join(defaults) or 'none'}{meant}"
-                    )
+                    hint = f"try {close[0]}; " if close else ""
+                    raise InputError(f"unknown key {key} in --run-config; {hint}known: {', '.join(defaults) or 'none'}")
             config |= changed
     return config
 

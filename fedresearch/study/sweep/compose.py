@@ -95,7 +95,7 @@ def compose_jobs(sweep: DictConfig) -> list[Job]:
                 mistakes.setdefault(line, []).append(name)
     mistakes |= {lines[0]: job_names(batch) for lines in left_out.values() if len(lines) == len(batch)}
     if mistakes:
-        raise InputError(*(f"{_first_of(names)}: {line}" for line, names in mistakes.items()))
+        raise InputError(*(f"{_first_of(names)}{line}" for line, names in mistakes.items()))
     if len(jobs) < len(distinct):
         print(f"{len(distinct)} jobs, but only {len(jobs)} with different numbers: each of these runs once")
     if left_out:
@@ -192,8 +192,10 @@ def _add(jobs: dict[str, Job], composed: DictConfig, words: list[str], sweep: Di
 
 
 def _first_of(names: Sequence[str]) -> str:
-    first = names[0] if names[0] == ONLY_JOB else f"job {names[0]}"
-    return f"{first}{f' and {len(names) - 1} more' if len(names) > 1 else ''}"
+    """Return the start of an error line; "" where jobs do not differ."""
+    if names[0] == ONLY_JOB:
+        return ""
+    return f"job {names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: "
 
 
 def _print_jobs(jobs: Sequence[Job], left_out: Mapping[str, object]) -> None:
