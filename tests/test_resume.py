@@ -16,6 +16,7 @@ from fedresearch.config.help_text import CONF
 from fedresearch.errors import InputError
 from fedresearch.experiment import checkpoints, resuming
 from fedresearch.experiment.experiment import Experiment
+from fedresearch.experiment.request import RunRequest
 from fedresearch.federation import client_app
 from fedresearch.hardware.cores import num_cores
 from fedresearch.local import stacked
@@ -207,21 +208,42 @@ def test_without_checkpoints_all_rounds_are_recomputed(tmp_path, whole):
 
 def test_a_changed_value_is_rejected_and_named(tmp_path, whole):
     resumed = killed(whole, tmp_path / "run", checkpoint=2)
-    with pytest.raises(InputError, match=r"started with seed=0 \(now 1\), optimizer.lr=0.1 \(now 0.2\); a resumed run"):
-        conduct(resumed, *SCAFFOLD, "optimizer.lr=0.2", "seed=1")
+    with pytest.raises(
+        InputError,
+        match=r"started with seed=0 \(now 1\), optimizer.lr=0.1 \(now 0.2\); a resumed run must give the numbers that "
+        "it started with; leave out optimizer.lr=0.2 seed=1, or start a new run$",
+    ):
+        conduct(resumed, *SCAFFOLD, "optimizer.lr=0.2", "name=other", "seed=1")
     conduct(resumed, *SCAFFOLD, "name=other", "checkpoint.every=3", "checkpoint.keep=1")
     assert rows_of(resumed) == rows_of(whole)
     assert rounds_of_checkpoints(resumed) == [4]  # the last round is always kept
 
 
 def test_a_key_that_only_one_config_has_is_named(compose, tmp_path, monkeypatch):
-    before, now = (compose(f"optimizer={name}", "tracker=none")[0] for name in ("sgd", "adam"))
-    past = {"config": asdict(before), "status": "interrupted"}
+    (before, chosen), (now, _) = (compose(f"optimizer={name}", "tracker=none") for name in ("sgd", "adam"))
+    past = {"config": asdict(before), "choices": chosen, "overrides": [], "status": "interrupted"}
     monkeypatch.setattr(resuming, "refuse_invalid_fields", lambda *_: None)  # of the record, only this is read
     with pytest.raises(
-        InputError, match=r"optimizer.momentum=0.0 \(now not set\), .*optimizer.betas not set \(now \[0.9"
+        InputError, match=r"optimizer.momentum=0.0 \(now not set\), .*optimizer.betas not set \(now \[.*; restore these"
     ):
-        resuming.is_unfinished(past, now, tmp_path)
+        resuming.is_unfinished(past, RunRequest(now, chosen, tmp_path, [], [], []))
+
+
+def test_another_option_is_rejected_by_its_name(compose, tmp_path, monkeypatch):
+    (before, chosen), (now, choices) = (
+        compose(*words, "tracker=none", "name=it")
+        for words in ([], ["strategy=fedprox", "schedule=step", "strategy.server.proximal_mu=1", "local.epochs=3"])
+    )
+    past = {"config": asdict(before), "choices": chosen, "overrides": ["name=it"], "status": "interrupted"}
+    monkeypatch.setattr(resuming, "refuse_invalid_fields", lambda *_: None)
+    words = ["name=it", "strategy=fedprox", "schedule=step", "strategy.server.proximal_mu=1", "local.epochs=3"]
+    with pytest.raises(InputError) as error:
+        resuming.is_unfinished(past, RunRequest(now, choices, tmp_path, words, [], []))
+    assert str(error.value) == (
+        f"{tmp_path} started with strategy=fedavg (now fedprox), schedule=constant (now step), local.epochs=5 (now 3); "
+        "a resumed run must give the numbers that it started with; leave out strategy=fedprox schedule=step "
+        "strategy.server.proximal_mu=1 local.epochs=3, or start a new run"
+    )
 
 
 def test_more_rounds_equal_those_of_a_longer_run(tmp_path, whole):

@@ -21,6 +21,7 @@ from hydra.errors import HydraException
 from fedresearch import config, load_model, main
 from fedresearch.config.help_text import CONF
 from fedresearch.errors import InputError
+from fedresearch.experiment.request import RunRequest
 from fedresearch.experiment.resuming import is_unfinished
 from fedresearch.runs import record as records
 from fedresearch.runs.checkpoint import read_checkpoints
@@ -127,12 +128,12 @@ def folder_readers(folder):
     }
 
 
-def resume(directory, composed):
+def resume(directory, composed, choices):
     """Do all steps of a resume before it builds and trains, and claim its directory."""
     with contextlib.chdir(directory.parent):
         main._with_resumed_overrides([f"resume={directory}"])
     with locked(directory):
-        if is_unfinished(read_record(directory), composed, directory):
+        if is_unfinished(read_record(directory), RunRequest(composed, choices, directory, [], [], [])):
             for _ in read_checkpoints(directory):
                 pass
             RunDirectory(directory, {}, History())
@@ -147,7 +148,7 @@ def test_damaged_directories_are_answered_in_lines(tmp_path, monkeypatch, whole)
     random.Random(0).shuffle(names)
     names = names if LONG else names[:BATCH]
     compose = functools.cache(config.compose)
-    composed, *_ = compose(CONF, (*WORDS, "federation.num_rounds=3"))
+    composed, choices, _ = compose(CONF, (*WORDS, "federation.num_rounds=3"))
     monkeypatch.setattr(config, "compose", lambda conf, words, dirs: compose(conf, tuple(words), tuple(dirs)))
     again = tmp_path / "again"
     monkeypatch.setattr(reproduce, "_run", lambda *_: shutil.copytree(whole, again))
@@ -177,7 +178,7 @@ def test_damaged_directories_are_answered_in_lines(tmp_path, monkeypatch, whole)
             for number, name in enumerate(batch, start=1):
                 optimizer = {**composed.optimizer, "lr": RATES[number % 2]}
                 longer = replace(composed, seed=number, optimizer=optimizer)
-                note(trouble(lambda: resume(folder / f"{number}", longer)), name, "resume")  # noqa: B023
+                note(trouble(lambda: resume(folder / f"{number}", longer, choices)), name, "resume")  # noqa: B023
             assert found or "0.1" in (folder / "report" / "report.md").read_text()
             shutil.rmtree(folder)
     print(f"{len(names)} directories, {read} readings, {len(found)} troubles")

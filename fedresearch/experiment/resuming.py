@@ -1,13 +1,17 @@
 """Whether a started run may resume."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from fedresearch.config import Config, differences, digest
+from fedresearch.config.options import SECTIONS
+from fedresearch.config.schema import GROUPS, counts
+from fedresearch.dotted_keys import differing
 from fedresearch.errors import InputError
 from fedresearch.experiment.experiment import Experiment
+from fedresearch.experiment.request import RunRequest
 from fedresearch.federation.measures import Row
 from fedresearch.masking import masked_tree
 from fedresearch.runs.comparison import format_changes, format_value
@@ -23,7 +27,7 @@ def digest_for_resume(config: Config) -> str:
     return digest(replace(config, federation=replace(config.federation, num_rounds=1, max_failures=0)))
 
 
-def is_unfinished(past: Mapping[str, Any], config: Config, directory: Path) -> bool:
+def is_unfinished(past: Mapping[str, Any], request: RunRequest) -> bool:
     """Return whether a run has rounds left to do; print a line if not.
 
     Raises
@@ -31,17 +35,9 @@ def is_unfinished(past: Mapping[str, Any], config: Config, directory: Path) -> b
     InputError
         If a key that changes the numbers differs from the run's record, except for more rounds.
     """
+    config, directory = request.config, request.directory
     refuse_invalid_fields(directory / RECORD, past, *NEEDED_TO_RESUME)
-    changed = [
-        (key, theirs, ours)
-        for key, theirs, ours, numerical in differences(past["config"], masked_tree(asdict(config)))
-        if numerical and key not in _MAY_CHANGE
-    ]
-    if changed:
-        raise InputError(
-            f"{directory} started with {format_changes(changed)}; a resumed run must give the numbers that it "
-            "started with; restore these keys, or start a new run"
-        )
+    _refuse_changed_numbers(past, request)
     num_rounds, before = config.federation.num_rounds, past["config"]["federation"]["num_rounds"]
     _, rows = read_run(directory)
     done = len(rows)
@@ -55,6 +51,28 @@ def is_unfinished(past: Mapping[str, Any], config: Config, directory: Path) -> b
             f"federation.num_rounds={num_rounds}, which is fewer; try federation.num_rounds={least}"
         )
     return True
+
+
+def _refuse_changed_numbers(past: Mapping[str, Any], request: RunRequest) -> None:
+    """Reject a config that differs in keys that change the numbers; where an option differs, name it, not its keys."""
+    changed = [
+        (key, theirs, ours)
+        for key, theirs, ours, numerical in differences(past["config"], masked_tree(asdict(request.config)))
+        if numerical and key not in _MAY_CHANGE
+    ]
+    if not changed:
+        return
+    options = [*differing(past["choices"], request.choices)]
+    named = [option for option in options if option[0] in GROUPS and counts(option[0])]
+    sections = tuple(f"{SECTIONS.get(group, group)}." for group, *_ in named)
+    named += [one for one in changed if not one[0].startswith(sections)]
+    typed = {word.partition("=")[0].lstrip("+~"): word for word in request.overrides if word not in past["overrides"]}
+    keys = [f"{key}." for key, *_ in (*options, *changed)]
+    wrong = [word for key, word in typed.items() if any(of.startswith(f"{key}.") for of in keys)]
+    raise InputError(
+        f"{request.directory} started with {format_changes(named)}; a resumed run must give the numbers that it "
+        f"started with; {f'leave out {shlex.join(wrong)}' if wrong else 'restore these keys'}, or start a new run"
+    )
 
 
 def refuse_changed_data(past: Mapping[str, Any], record: Mapping[str, Any]) -> None:

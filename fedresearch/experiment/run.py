@@ -67,7 +67,7 @@ def run_experiment(request: RunRequest, nodes: NodeGrid | None = None) -> None:
         past: dict[str, Any] = {}
         if request.may_resume and (directory / RECORD).exists():
             past = read_record(directory)
-            if not is_unfinished(past, request.config, directory):
+            if not is_unfinished(past, request):
                 return
         else:
             refuse_used(directory)
