@@ -19,6 +19,7 @@ Purpose = Literal[
     "local-update",
     "encode",
     "decode",
+    "transforms",
     "evaluate",
     "strategy",
     "configure-train",

@@ -63,11 +63,6 @@ def load_option(compose, option, *overrides):
         raise error.__cause__ from None
 
 
-def pixels_of(x, options):
-    mean, std = (np.array(options[key]).reshape(-1, 1, 1) for key in ("mean", "std"))
-    return np.round((x.numpy().astype(float) * std + mean) * 255)
-
-
 @pytest.mark.parametrize("option", [option for option in IMAGES if option != "femnist"])
 def test_images_pixel_for_pixel(compose, tmp_path, option):
     pattern, columns, channels, side, num_classes = IMAGES[option]
@@ -79,11 +74,12 @@ def test_images_pixel_for_pixel(compose, tmp_path, option):
             compose, option, f"dataset.path={tmp_path / 'files'}", f"cache_dir={tmp_path / 'cache'}"
         )
         for samples, (pixels, labels) in zip((source.train, source.test), splits.values(), strict=True):
-            np.testing.assert_array_equal(pixels_of(samples.x, options), pixels)
+            np.testing.assert_array_equal(samples.x, pixels)
             mean, std = (np.array(options[key]).reshape(-1, 1, 1) for key in ("mean", "std"))
-            np.testing.assert_allclose(samples.x, (pixels / 255 - mean) / std, rtol=1e-5, atol=1e-6)
+            inputs = source.normalise(samples.x)
+            np.testing.assert_allclose(inputs, (pixels / 255 - mean) / std, rtol=1e-5, atol=1e-6)
             np.testing.assert_array_equal(samples.y, labels)
-            assert (samples.x.dtype, samples.y.dtype) == (torch.float32, torch.int64)
+            assert (samples.x.dtype, inputs.dtype, samples.y.dtype) == (torch.uint8, torch.float32, torch.int64)
             assert samples.x.is_contiguous()
             assert samples.natural_id is None
         assert list(source.train.x.shape[1:]) == options["declares"]["input_shape"]
@@ -107,8 +103,7 @@ def test_femnist_holds_out_the_same_tenth(compose, tmp_path):
     known = {pixels[i].tobytes(): (labels[i], WRITERS.index(writers[i])) for i in range(40)}
     seen = set()
     for samples in (source.train, source.test):
-        images = pixels_of(samples.x, options).astype(np.uint8)
-        for image, y, writer in zip(images, samples.y.tolist(), samples.natural_id, strict=True):
+        for image, y, writer in zip(samples.x.numpy(), samples.y.tolist(), samples.natural_id, strict=True):
             assert known[image.tobytes()] == (y, writer)
             seen.add(image.tobytes())
     assert seen == set(known)
@@ -128,7 +123,7 @@ def test_another_dataset_of_the_hub_is_one_yaml_file(compose, tmp_path, grey):
     )
     overrides = (f"dataset.path={grey['path']}", f"cache_dir={grey['cache_dir']}")
     source, _ = load_option(functools.partial(compose, config_dir=tmp_path / "conf"), "pictures", *overrides)
-    np.testing.assert_array_equal(pixels_of(source.test.x, GREY), draw_split(2, 1, 8, 10, 2)[0])
+    np.testing.assert_array_equal(source.test.x, draw_split(2, 1, 8, 10, 2)[0])
 
 
 def test_folders_of_the_hubs_own_conversion(tmp_path):
@@ -289,14 +284,13 @@ def test_images_of_several_modes_are_converted(grey, mode, kinds, expected):
     unit = {**grey, "mean": [0.0] * expected, "std": [1.0] * expected, "test_split": "train", "mode": mode}
     x = hub.load(**unit).train.x.numpy()
     assert x.shape == (len(kinds), expected, 8, 8)
-    np.testing.assert_array_equal(x, np.broadcast_to(PIXELS % 2, x.shape))
+    np.testing.assert_array_equal(x, np.broadcast_to(PIXELS % 2 * 255, x.shape))
 
 
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.dictionary(pa.int32(), pa.binary())])
 def test_images_as_plain_bytes(grey, kind):
     write_rows(grey, [png(PIXELS)] * 2, kind=kind)
-    x = hub.load(**{**grey, "mean": [0.0], "std": [1.0]}).train.x
-    np.testing.assert_array_equal((x.numpy() * 255).round(), np.broadcast_to(PIXELS, (2, 1, 8, 8)))
+    np.testing.assert_array_equal(hub.load(**grey).train.x, np.broadcast_to(PIXELS, (2, 1, 8, 8)))
 
 
 @pytest.mark.parametrize(
@@ -330,7 +324,8 @@ def test_means_and_deviations_are_of_pixels_in_0_to_1(grey, change):
 
 
 def test_a_number_alone_is_the_one_channels(grey):
-    assert torch.equal(hub.load(**{**grey, "mean": 0.1, "std": 0.3}).train.x, hub.load(**grey).train.x)
+    alone, listed = (hub.load(**{**grey, **given}) for given in ({"mean": 0.1, "std": 0.3}, {"mean": [0.1], "std": [0.3]}))
+    assert torch.equal(alone.normalise(alone.train.x), listed.normalise(listed.train.x))
 
 
 def test_a_folder_of_the_datasets_name_is_not_taken_for_the_hub(grey, tmp_path, monkeypatch):
@@ -409,7 +404,7 @@ def test_changed_files_are_decoded_again(grey):
     hub.load(**grey)
     pixels, labels = draw_split(7, 1, 8, 10, 99)
     write_parquet(Path(grey["path"]) / "train.parquet", pixels, labels, ("image", "label"), 10)
-    np.testing.assert_array_equal(pixels_of(hub.load(**grey).train.x, grey), pixels)
+    np.testing.assert_array_equal(hub.load(**grey).train.x, pixels)
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def _hashes(x: Tensor, y: Tensor) -> NDArray[np.uint64]:
     """Return a hash of each sample's bytes: the sum of its 32-bit words, each multiplied by its own odd number."""
     hashes = np.zeros(len(x), np.uint64)
     for seed, array in enumerate((x, y)):
-        num_words = array[0].numel() * array.element_size() // 4 if len(array) else 0
+        num_words = -(-array[0].numel() * array.element_size() // 4) if len(array) else 0
         factors = np.random.default_rng(seed).integers(0, 2**64, num_words, dtype=np.uint64) | np.uint64(1)
         for rows, words in _words(array):
             hashes[rows] += words.astype(np.uint64) @ factors
@@ -100,10 +100,12 @@ def _hashes(x: Tensor, y: Tensor) -> NDArray[np.uint64]:
 
 
 def _words(array: Tensor) -> Iterator[tuple[slice, NDArray[np.uint32]]]:
-    """Yield chunks of rows as 32-bit words of shape ``(rows, words)``."""
+    """Yield chunks of rows as 32-bit words of shape ``(rows, words)``; bytes are padded with zeros."""
     for start in range(0, len(array), _CHUNK):
         rows = slice(start, min(start + _CHUNK, len(array)))
-        yield rows, np.ascontiguousarray(array[rows].cpu().numpy()).reshape(rows.stop - start, -1).view(np.uint32)
+        content = np.ascontiguousarray(array[rows].cpu().numpy()).reshape(rows.stop - start, -1).view(np.uint8)
+        padding = -content.shape[1] % 4
+        yield rows, (np.pad(content, ((0, 0), (0, padding))) if padding else content).view(np.uint32)
 
 
 def _count_equal(data: FederatedData, hashes: NDArray[np.uint64], test_hashes: NDArray[np.uint64]) -> int:

@@ -2,7 +2,7 @@
 
 import hashlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedresearch.data.source import Rows, Source
+from fedresearch.data.source import Normalisation, Rows, Source
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,15 @@ class FederatedData:
         For each partition, the rows of the dataset's training split for training and for validation.
     x, y : Tensor
         All partitions' samples one after another, of shapes ``(n, *input_shape)`` and ``(n, ...)``; in each partition
-        the training samples are first. Clients read views of them, not copies.
+        the training samples are first. Clients read views of them, not copies. ``prepare`` makes a model's inputs of x.
     test_x, test_y : Tensor
         The server's test split.
     num_samples : int
         Number of samples of the dataset's training split, whether a client holds them or not.
     classes : ndarray
         The classes in the training split; empty for a regression.
+    normalise : Normalisation or None
+        For samples that are pixels.
     """
 
     train: Sequence[Rows]
@@ -42,6 +44,7 @@ class FederatedData:
     test_y: Tensor
     num_samples: int
     classes: NDArray[np.int64]
+    normalise: Normalisation | None = None
 
     @classmethod
     def build(
@@ -57,12 +60,18 @@ class FederatedData:
         samples, test = source.train, source.test
         x, y = cast(samples.x[order]), cast(samples.y[order])
         classes = np.unique(samples.y.numpy()) if not samples.y.is_floating_point() else np.zeros(0, np.int64)
-        return cls(train, validation, x, y, cast(test.x), cast(test.y), len(samples.y), classes)
+        normalise = source.normalise and replace(source.normalise, dtype=dtype)
+        return cls(train, validation, x, y, cast(test.x), cast(test.y), len(samples.y), classes, normalise)
 
     @property
     def num_partitions(self) -> int:
         """Number of clients."""
         return len(self.train)
+
+    @property
+    def prepare(self) -> Callable[[Tensor], Tensor]:
+        """Makes a model's inputs of samples' x."""
+        return self.normalise or _unchanged
 
     def train_samples(self, partition_id: int) -> tuple[Tensor, Tensor]:
         """Return views of one client's training inputs and targets."""
@@ -92,7 +101,8 @@ class FederatedData:
             return array.to(device, memory_format=memory_format if is_image else torch.preserve_format)
 
         x, y, test_x, test_y = map(move, (self.x, self.y, self.test_x, self.test_y))
-        return replace(self, x=x, y=y, test_x=test_x, test_y=test_y)
+        normalise = self.normalise and self.normalise.to(device)
+        return replace(self, x=x, y=y, test_x=test_x, test_y=test_y, normalise=normalise)
 
     def without_test(self) -> "FederatedData":
         """Return the data without the server's test split."""
@@ -101,7 +111,7 @@ class FederatedData:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the samples as NumPy arrays, which pickle protocol 5 does not copy."""
         arrays = (self.x, self.y, self.test_x, self.test_y)
-        rest = (self.num_samples, self.classes)
+        rest = (self.num_samples, self.classes, self.normalise)
         return _remake, (self.train, self.validation, rest, *(array.numpy() for array in arrays))
 
     def sample(self, partition_id: int, num_samples: int) -> "FederatedData":
@@ -135,12 +145,16 @@ class FederatedData:
 
 
 def _remake(
-    train: Sequence[Rows], validation: Sequence[Rows], rest: tuple[int, NDArray[np.int64]], *arrays: NDArray[Any]
+    train: Sequence[Rows], validation: Sequence[Rows], rest: tuple[Any, ...], *arrays: NDArray[Any]
 ) -> FederatedData:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nobody writes into samples
         x, y, test_x, test_y = map(torch.from_numpy, arrays)
     return FederatedData(train, validation, x, y, test_x, test_y, *rest)
+
+
+def _unchanged(x: Tensor) -> Tensor:
+    return x
 
 
 def _sha256(parts: Sequence[Rows]) -> str:

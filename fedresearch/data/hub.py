@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fedresearch.data.cache import Arrays, cached_arrays
 from fedresearch.data.files import find_parquet, read_columns, refuse_missing
-from fedresearch.data.images import decode_images, normalise
+from fedresearch.data.images import decode_images, normalisation
 from fedresearch.data.source import Samples, Source
 from fedresearch.errors import InputError
 
@@ -106,16 +106,17 @@ def load(
         )
 
     def samples(arrays: Arrays) -> Samples:
-        return Samples(normalise(arrays["x"], mean, std), torch.from_numpy(arrays["y"]), arrays.get("natural_id"))
+        return Samples(torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["y"]), arrays.get("natural_id"))
 
     arrays = split_arrays(train_split)
+    normalise = normalisation(arrays["x"].shape[1], mean, std)
     if test_split is not None:
-        return Source(samples(arrays), samples(split_arrays(test_split)))
+        return Source(samples(arrays), samples(split_arrays(test_split)), normalise)
     num_samples = len(arrays["y"])
     held_out = np.zeros(num_samples, dtype=bool)
     held_out[np.random.default_rng(0).permutation(num_samples)[: round(test_fraction * num_samples)]] = True
     train, test = ({key: array[rows] for key, array in arrays.items()} for rows in (~held_out, held_out))
-    return Source(samples(train), samples(test))
+    return Source(samples(train), samples(test), normalise)
 
 
 def load_split(

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedresearch.data import hub
-from fedresearch.data.images import normalise
+from fedresearch.data.images import normalisation
 from fedresearch.data.source import Samples, Source
 from fedresearch.errors import InputError
 
@@ -48,7 +48,7 @@ def load(*, root: str | None, raw: str, mean: Sequence[float], std: Sequence[flo
         raise InputError("dataset.root and dataset.path are both set; try dataset.path=null")
     folder = Path(root).expanduser()
     images, labels, test_images, test_labels = _find(folder, folder / raw)
-    return Source(_load_samples(images, labels, mean, std), _load_samples(test_images, test_labels, mean, std))
+    return Source(_load_samples(images, labels), _load_samples(test_images, test_labels), normalisation(1, mean, std))
 
 
 def _find(*folders: Path) -> list[Path]:
@@ -63,11 +63,11 @@ def _find(*folders: Path) -> list[Path]:
     raise InputError(f"dataset.root={folders[0]} must hold {missing[0]} or {missing[0]}.gz, itself or in {folders[1]}")
 
 
-def _load_samples(images_file: Path, labels_file: Path, mean: Sequence[float], std: Sequence[float]) -> Samples:
+def _load_samples(images_file: Path, labels_file: Path) -> Samples:
     images, labels = read_idx(images_file, ndim=3), read_idx(labels_file, ndim=1)
     if len(images) != len(labels):
         raise InputError(f"{images_file} holds {len(images)} images, but {labels_file} holds {len(labels)} labels")
-    return Samples(normalise(images[:, None], mean, std), torch.from_numpy(labels.astype(np.int64)))
+    return Samples(torch.from_numpy(images[:, None]), torch.from_numpy(labels.astype(np.int64)))
 
 
 def read_idx(file: Path, *, ndim: int) -> NDArray[np.uint8]:

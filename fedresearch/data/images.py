@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
 
+from fedresearch.data.source import Normalisation
 from fedresearch.errors import InputError, one_line
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
@@ -71,8 +71,8 @@ def decode_images(column: pa.ChunkedArray, name: str, mode: str | None = None) -
     return pixels
 
 
-def normalise(pixels: NDArray[np.uint8], mean: Sequence[float] | float, std: Sequence[float] | float) -> Tensor:
-    """Return pixels of shape ``(n, channels, height, width)`` as float32, normalised for each channel.
+def normalisation(num_channels: int, mean: Sequence[float] | float, std: Sequence[float] | float) -> Normalisation:
+    """Return the normalisation of pixels by a mean and a standard deviation for each channel.
 
     A single number is that of the only channel.
 
@@ -81,11 +81,10 @@ def normalise(pixels: NDArray[np.uint8], mean: Sequence[float] | float, std: Seq
     InputError
         If mean and std do not have one value in [0, 1] for each channel.
     """
-    channels = pixels.shape[1]
     mean, std = ([*value] if isinstance(value, Sequence) else [value] for value in (mean, std))
-    if not len(mean) == len(std) == channels:
+    if not len(mean) == len(std) == num_channels:
         raise InputError(
-            f"dataset.mean and dataset.std must have an entry for each channel, and the images have {channels}, "
+            f"dataset.mean and dataset.std must have an entry for each channel, and the images have {num_channels}, "
             f"got dataset.mean={mean} dataset.std={std}"
         )
     if not (all(0 <= m <= 1 for m in mean) and all(0 < s <= 1 for s in std)):
@@ -93,9 +92,8 @@ def normalise(pixels: NDArray[np.uint8], mean: Sequence[float] | float, std: Seq
             f"pixels are scaled to [0, 1] before dataset.mean and dataset.std, which must be in [0, 1] and (0, 1], "
             f"got dataset.mean={mean} dataset.std={std}; divide them by 255"
         )
-    x = torch.from_numpy(pixels).to(torch.float32)
     centre, scale = (torch.tensor(values).reshape(-1, 1, 1) for values in (mean, std))
-    return x.div_(255).sub_(centre).div_(scale)
+    return Normalisation(centre, scale)
 
 
 def _contents(column: pa.ChunkedArray, name: str) -> Iterator[bytes]:
@@ -147,7 +145,7 @@ def _decode(content: bytes, where: str, mode: str | None) -> Image.Image:
 def _empty(number: int, image: Image.Image, name: str) -> NDArray[np.uint8]:
     """Return an empty array for the images, or refuse if the memory is too small."""
     shape = (number, _CHANNELS[image.mode], image.height, image.width)
-    needed = 5 * math.prod(shape)  # as bytes, and as float32
+    needed = 2 * math.prod(shape)  # once in the order of the file, and once in that of the clients
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > memory:
         raise InputError(

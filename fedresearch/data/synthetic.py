@@ -46,7 +46,8 @@ def load(*, alpha: float, beta: float, iid: bool = False, num_devices: int = 30,
         start += len(y)
     x, y = torch.from_numpy(np.concatenate(xs)), torch.from_numpy(np.concatenate(ys))
     device = np.repeat(np.arange(num_devices), [len(y) for y in ys])
-    return Source(*(Samples(x[rows], y[rows], device[rows]) for rows in (train, test)))
+    of_train, of_test = (Samples(x[rows], y[rows], device[rows]) for rows in (train, test))
+    return Source(of_train, of_test)
 
 
 def _draw_devices(

@@ -39,6 +39,7 @@ from fedresearch.hardware.threads import be_deterministic
 from fedresearch.local.objective import evaluate
 from fedresearch.local.state_names import Names, buffers, first_names, parameters
 from fedresearch.local.train import LocalWork
+from fedresearch.local.transforms import Transform
 from fedresearch.local.update import LocalUpdate
 from fedresearch.seeding import derive_seed
 from fedresearch.tracking.tracker import Tracker
@@ -161,6 +162,14 @@ class Experiment:
         return ArrayRecord({k: v for k, v in self._initial_state.items() if k not in self.personal})
 
     @cached_property
+    def transforms(self) -> Sequence[Transform]:
+        """The random transforms of training samples, in their order."""
+        return [
+            self.builder.build("transform", node, Transform, f"transform.{name}")
+            for name, node in getattr(self.config, "transform", {}).items()
+        ]
+
+    @cached_property
     def tracker(self) -> Tracker:
         """The chosen tracker."""
         return self.builder.build("tracker", self.config.tracker, Tracker)
@@ -213,7 +222,7 @@ class Experiment:
         """Return the loss of global arrays on the test split, and the accuracy if the dataset has classes."""
         self.model.load_state_dict(self.state_dict(arrays))
         with seeded_generators(derive_seed(self.config.seed, "evaluate")):  # some models use dropout in evaluation too
-            loss, accuracy = evaluate(self.model, self.data.test_x, self.data.test_y)
+            loss, accuracy = evaluate(self.model, self.data.test_x, self.data.test_y, self.data.prepare)
         return {"eval/loss": loss} | ({} if accuracy is None else {"eval/accuracy": accuracy})
 
     @cached_property
@@ -340,6 +349,7 @@ class Experiment:
             optimizer=self.optimizer,
             work=work,
             keep_optimizer_state=self.config.local.keep_optimizer_state,
+            transforms=self.transforms,
             seed=self.config.seed,
             channel=self.new_channel(),
         )

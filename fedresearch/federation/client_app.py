@@ -31,9 +31,11 @@ from fedresearch.federation.records import (
     tensor_record,
     tensors,
 )
+from fedresearch.local.inputs import Inputs
 from fedresearch.local.objective import evaluate
 from fedresearch.local.state_names import Names
 from fedresearch.local.train import LocalWork, Task, Trained, seeded_for_client, train
+from fedresearch.local.transforms import Transform
 from fedresearch.local.update import LocalUpdate, Tensors
 from fedresearch.seeding import derive_seed
 
@@ -81,6 +83,8 @@ class Clients(ClientApp):
         The run's seed. A client's draws are a function of it, the round and the partition.
     channel : Channel, optional
         What a client's update passes through; None: nothing.
+    transforms : sequence of Transform
+        The random transforms of the training samples, in their order.
 
     Attributes
     ----------
@@ -104,6 +108,7 @@ class Clients(ClientApp):
         keep_optimizer_state: bool,
         seed: int,
         channel: Channel | None = None,
+        transforms: Sequence[Transform] = (),
     ) -> None:
         super().__init__()
         self._remake = functools.partial(
@@ -117,11 +122,13 @@ class Clients(ClientApp):
             keep_optimizer_state=keep_optimizer_state,
             seed=seed,
             channel=channel,
+            transforms=transforms,
         )
         self.model, self.data, self.update, self.personal = model, data, update, personal
         self.optimizer, self.work, self.channel = optimizer, work, channel or Channel()
         self._keeps_optimizer_state = keep_optimizer_state
         self._seed = seed
+        self._inputs = Inputs(data.prepare, transforms)
         self._initial = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         self.stages = update.stages(model)
         self._own_model_stages = update.own_model.stages(model) if update.own_model else ()
@@ -222,6 +229,8 @@ class Clients(ClientApp):
             server_round=server_round,
             partition_id=partition_id,
             update_seed=derive_seed(self._seed, "local-update", *place),
+            transforms_seed=derive_seed(self._seed, "transforms", *place),
+            inputs=self._inputs,
             **options,
         )
 
@@ -273,7 +282,7 @@ class Clients(ClientApp):
 
         def measure(loss_key: str, accuracy_key: str) -> None:
             with seeded_for_client(x.device, derive_seed(self._seed, "evaluate", partition_id)):
-                metrics[loss_key], accuracy = evaluate(self.model, x, y)
+                metrics[loss_key], accuracy = evaluate(self.model, x, y, self.data.prepare)
             if accuracy is not None:
                 metrics[accuracy_key] = accuracy
 

@@ -1,12 +1,15 @@
 """The loss and the accuracy of a model, which follow from the type of the targets."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 from torch.nn import Module
 from torch.nn import functional as F
+
+# Makes a model's inputs of samples, which may be pixels: ``(n, ...)`` to ``(n, *input_shape)``.
+Prepare = Callable[[Tensor], Tensor]
 
 # Samples in one forward pass of an evaluation. It is fixed, so that the order of sums is the same everywhere.
 EVALUATION_BATCH = 1024
@@ -19,7 +22,12 @@ def losses(outputs: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(outputs, targets, reduction="none")
 
 
-def evaluate(model: Module, x: Tensor, y: Tensor) -> tuple[float, float | None]:
+def unchanged(x: Tensor) -> Tensor:
+    """Return samples that are a model's inputs."""
+    return x
+
+
+def evaluate(model: Module, x: Tensor, y: Tensor, prepare: Prepare = unchanged) -> tuple[float, float | None]:
     """Return the mean loss over samples, and the accuracy if the targets are classes.
 
     Parameters
@@ -27,36 +35,43 @@ def evaluate(model: Module, x: Tensor, y: Tensor) -> tuple[float, float | None]:
     model : Module
         The model; it is in evaluation mode afterwards.
     x, y : Tensor
-        Inputs ``(n, *input_shape)`` and targets ``(n, ...)``, with n at least 1.
+        Samples ``(n, *input_shape)`` and targets ``(n, ...)``, with n at least 1.
+    prepare : callable
+        Makes the model's inputs of samples.
     """
     model.eval()
     total, correct = 0.0, 0
     with torch.inference_mode():
         for inputs, targets in zip(x.split(EVALUATION_BATCH), y.split(EVALUATION_BATCH), strict=True):
-            outputs = model(inputs)
+            outputs = model(prepare(inputs))
             total += losses(outputs, targets).mean().item() * len(targets)
             if not y.is_floating_point():
                 correct += int((outputs.argmax(dim=1) == targets).sum())
     return total / len(y), None if y.is_floating_point() else correct / len(y)
 
 
-def mean_gradient(model: Module, params: Mapping[str, Tensor], x: Tensor, y: Tensor) -> dict[str, Tensor]:
+def mean_gradient(
+    model: Module, params: Mapping[str, Tensor], x: Tensor, y: Tensor, prepare: Prepare = unchanged
+) -> dict[str, Tensor]:
     """Return the mean gradient of the loss over samples, at given parameters."""
     leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in params.items()}
     buffers = {name: tensor.clone() for name, tensor in model.named_buffers()}
     for inputs, targets in _parts(x, y):
-        outputs = functional_call(model, (leaves, buffers), (inputs,))
+        outputs = functional_call(model, (leaves, buffers), (prepare(inputs),))
         (losses(outputs, targets).sum() / len(y)).backward()
     return {name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in leaves.items()}
 
 
-def mean_loss(model: Module, params: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+def mean_loss(
+    model: Module, params: Mapping[str, Tensor], x: Tensor, y: Tensor, prepare: Prepare = unchanged
+) -> Tensor:
     """Return the mean loss over samples, at given parameters, as ``Start.loss``; the model then is in training mode."""
     total = torch.zeros((), dtype=torch.float64, device=x.device)
     model.eval()
     with torch.no_grad():
         for inputs, targets in _parts(x, y):
-            total += losses(functional_call(model, dict(params), (inputs,)), targets).sum(dtype=torch.float64)
+            outputs = functional_call(model, dict(params), (prepare(inputs),))
+            total += losses(outputs, targets).sum(dtype=torch.float64)
     model.train()
     return total / len(y)
 

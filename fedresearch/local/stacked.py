@@ -11,12 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor
 from torch.nn import Module
-from torch.utils._pytree import TreeSpec, tree_flatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_map
 
 from fedresearch.local.compiled import Code, compile_code
 from fedresearch.local.forward import Forward
-from fedresearch.local.steps import Steps
+from fedresearch.local.steps import Batches, Steps
 from fedresearch.local.train import LocalWork, MakeOptimizer, Task, Trained, drift, starting
+from fedresearch.local.update import Tensors
 
 log = logging.getLogger("fedresearch")
 
@@ -103,14 +104,15 @@ class StackedTrainer:
             number: work.for_stage(stage) for number, stage in enumerate(first.stages) if stage.trained & params.keys()
         }
         batches, lengths = _draw(tasks, starts, chunk, list(works.values()), self._largest)
-        for number, index in zip(works, batches, strict=True):
+        for number, drawn in zip(works, batches, strict=True):
             names = [name for name in params if name in first.stages[number].trained]
             others = {name: tensor for name, tensor in params.items() if name not in names}
-            key = (number, first.update, chunk, index.shape[2], x.shape, *axes)
+            key = (number, first.update, chunk, drawn[0].shape[2], x.shape, *axes)
             if key not in self._steps:
-                self._steps[key] = Steps(first.update, forward, make_optimizer, spec, axes, self._compile)
+                self._steps[key] = Steps(first.update, first.inputs, forward, make_optimizer, spec, axes, self._compile)
             trained = {name: params[name] for name in names}
-            moved, total = self._steps[key](trained, total, index.to(x.device), (others, leaves, lr, x, y))
+            batch = tree_map(lambda tensor: tensor.to(x.device), drawn)
+            moved, total = self._steps[key](trained, total, batch, (others, leaves, lr, x, y))
             params |= moved
         num_steps = [sum(each) for each in zip(*lengths, strict=True)]
         if not num_steps:
@@ -183,37 +185,64 @@ def _pool(tasks: Sequence[Task]) -> tuple[Tensor, Tensor, list[int]]:
 
 def _draw(
     tasks: Sequence[Task], starts: Sequence[int], chunk: int, works: Sequence[LocalWork], largest: int
-) -> tuple[list[Tensor], list[list[int]]]:
-    """Return each stage's batches as indices ``(steps, chunk, batch)``, and the clients' numbers of batches.
+) -> tuple[list[Batches], list[list[int]]]:
+    """Return the batches of each stage's steps, and the clients' numbers of steps.
 
     Short batches and finished clients are padded with ``~start``: negative, and the complement of the client's first
     index.
     """
-    generator = Generator()
+    orders, numbers = Generator(), Generator()
     rows: list[list[NDArray[np.int64]]] = [[] for _ in works]
+    drawn: list[list[list[Tensors]]] = [[] for _ in works]
     for task, start in zip(tasks, starts, strict=True):
-        generator.manual_seed(task.batches_seed)
-        for work, drawn in zip(works, rows, strict=True):
-            drawn.append(_rows(work, len(task.y), start, generator, work.batch_size or largest))
+        orders.manual_seed(task.batches_seed)
+        numbers.manual_seed(task.transforms_seed)
+        for stage, work in enumerate(works):
+            width = work.batch_size or largest
+            epochs = [*work.orders(len(task.y), orders)]
+            rows[stage].append(_rows(epochs, len(task.y), start, width))
+            drawn[stage].append(_numbers(task, epochs, numbers, width))
     batches, lengths = [], []
-    for drawn in rows:
-        lengths.append([len(own) for own in drawn])
+    for of_clients, of_samples in zip(rows, drawn, strict=True):
+        lengths.append([len(own) for own in of_clients])
         nothing = np.full(chunk, ~starts[-1])
         nothing[: len(tasks)] = np.invert(starts)
-        index = np.repeat(nothing[None, :, None], max(lengths[-1]), axis=0).repeat(drawn[0].shape[1], axis=2)
-        for member, own in enumerate(drawn):
+        index = np.repeat(nothing[None, :, None], max(lengths[-1]), axis=0).repeat(of_clients[0].shape[1], axis=2)
+        for member, own in enumerate(of_clients):
             index[: len(own), member] = own
-        batches.append(torch.from_numpy(index))
+        batches.append((torch.from_numpy(index), _pad_clients(of_samples, max(lengths[-1]), chunk)))
     return batches, lengths
 
 
-def _rows(work: LocalWork, num_examples: int, start: int, generator: Generator, width: int) -> NDArray[np.int64]:
+def _rows(epochs: Sequence[Tensor | slice], num_examples: int, start: int, width: int) -> NDArray[np.int64]:
     """Return a client's batches as indices ``(steps, width)``."""
     own = np.arange(start, start + num_examples)
-    epochs = []
-    for order in work.orders(num_examples, generator):
+    found = []
+    for order in epochs:
         samples = own[order if isinstance(order, slice) else order.numpy()]
         padded = np.full(-(-len(samples) // width) * width, ~start)
         padded[: len(samples)] = samples
-        epochs.append(padded)
-    return np.concatenate(epochs).reshape(-1, width)
+        found.append(padded)
+    return np.concatenate(found).reshape(-1, width)
+
+
+def _numbers(task: Task, epochs: Sequence[Tensor | slice], generator: Generator, width: int) -> list[Tensors]:
+    """Return each transform's random numbers for a client's batches, ``(steps, width, ...)``; short ones are padded."""
+    if not task.inputs.transforms:
+        return []
+    drawn = []
+    for order in epochs:
+        num_samples = len(task.y) if isinstance(order, slice) else len(order)
+        of_epoch = task.inputs.draw((num_samples, *task.x.shape[1:]), generator)
+        drawn.append(tree_map(functools.partial(_pad, length=-(-num_samples // width) * width), of_epoch))
+    return tree_map(lambda *tensors: torch.cat(tensors).unflatten(0, (-1, width)), *drawn)
+
+
+def _pad_clients(drawn: Sequence[list[Tensors]], num_steps: int, chunk: int) -> list[Tensors]:
+    """Return clients' random numbers as tensors ``(num_steps, chunk, width, ...)``."""
+    pad = functools.partial(_pad, length=num_steps)
+    return tree_map(lambda *tensors: _pad(torch.stack([*map(pad, tensors)]), chunk).transpose(0, 1), *drawn)
+
+
+def _pad(tensor: Tensor, length: int) -> Tensor:
+    return torch.cat([tensor, tensor.new_zeros(length - len(tensor), *tensor.shape[1:])])

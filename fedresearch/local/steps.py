@@ -1,19 +1,23 @@
 """All steps of a chunk's training in one stage, as functions of tensors."""
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 from torch.func import grad_and_value, vmap
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 
 from fedresearch.local.compiled import Code, States, optimize
 from fedresearch.local.forward import Forward
+from fedresearch.local.inputs import Inputs
 from fedresearch.local.train import MakeOptimizer
 from fedresearch.local.update import LocalUpdate, Tensors
 
 # The values that a step changes: parameters, the optimizer's state, each client's sum of losses.
 Moving = tuple[Tensors, States, Tensor]
+# A step's rows ``(chunk, batch)``, and each transform's random numbers for their samples.
+Batches = tuple[Tensor, list[Tensors]]
 # The values that stay: untrained parameters, what ``begin`` returned, the learning rate, all samples' x and y.
 Constant = tuple[Tensors, list[Tensor], Tensor, Tensor, Tensor]
 
@@ -25,6 +29,8 @@ class Steps:
     ----------
     update : LocalUpdate
         The client half of the strategy.
+    inputs : Inputs
+        Makes the model's inputs of samples.
     forward : Forward
         The model.
     make_optimizer : callable
@@ -40,19 +46,20 @@ class Steps:
     def __init__(
         self,
         update: LocalUpdate,
+        inputs: Inputs,
         forward: Forward,
         make_optimizer: MakeOptimizer,
         spec: TreeSpec,
         axes: list[int | None],
         compile: Callable[[Code, Sequence[Tensor]], Code],
     ) -> None:
-        self._update, self._forward, self._make_optimizer = update, forward, make_optimizer
+        self._update, self._inputs, self._forward, self._make_optimizer = update, inputs, forward, make_optimizer
         self._spec, self._axes, self._compile = spec, axes, compile
         self._code: dict[int, Code] = {}
         self._after: dict[int, TreeSpec] = {}
 
     def __call__(
-        self, trained: Tensors, total: Tensor, index: Tensor, constant: Constant
+        self, trained: Tensors, total: Tensor, batches: Batches, constant: Constant
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Return the trained parameters and the sums of losses after all steps.
 
@@ -62,41 +69,47 @@ class Steps:
             The parameters to train, ``(chunk, ...)``.
         total : Tensor
             Each client's sum of losses so far, ``(chunk,)``.
-        index : Tensor
+        batches : tuple
             Each step's batches, ``(steps, chunk, batch)``: rows of x and y. The complement of a negative entry is a row
-            that only pads.
+            that only pads. Then the transforms' random numbers for these samples.
         constant
             The values that stay.
         """
         moving, spec = tree_flatten((trained, {}, total))
-        held = tree_flatten(constant)
+        drawn, constants = tree_flatten(batches), tree_flatten(constant)
         with torch.no_grad():
-            for batch in index.unbind():
+            for batch in zip(*(tensor.unbind() for tensor in drawn[0]), strict=True):
                 # The first step creates the optimizer's state, if it has one; then later steps need a second code.
                 number = len(moving)
+                arguments = [*moving, *batch, *constants[0]]
                 if number not in self._code:
-                    self._code[number] = self._make(number, spec, [*moving, batch, *held[0]], held[1])
-                moving = list(self._code[number](*moving, batch, *held[0]))
+                    self._code[number] = self._make(number, (spec, drawn[1], constants[1]), arguments)
+                moving = list(self._code[number](*arguments))
                 spec = self._after[number]
         after, _, total = tree_unflatten(moving, spec)
         return after, total
 
-    def _make(self, number: int, spec: TreeSpec, arguments: Sequence[Tensor], held: TreeSpec) -> Code:
+    def _make(self, number: int, specs: Sequence[TreeSpec], arguments: Sequence[Tensor]) -> Code:
+        ends = [*accumulate(spec.num_leaves for spec in specs)]
+
         def function(*flat: Tensor) -> Sequence[Tensor]:
-            moving = tree_unflatten(flat[:number], spec)
+            parts = zip([0, *ends], ends, specs, strict=False)
             leaves, self._after[number] = tree_flatten(
-                self._step(moving, flat[number], tree_unflatten(flat[number + 1 :], held))
+                self._step(*(tree_unflatten(flat[start:end], spec) for start, end, spec in parts))
             )
             return leaves
 
         return self._compile(function, arguments)
 
-    def _step(self, moving: Moving, batch: Tensor, constant: Constant) -> Moving:
-        (before, state, total), (others, leaves, lr, x, y) = moving, constant
-        is_real = batch >= 0
-        rows = torch.where(is_real, batch, ~batch)
+    def _step(self, moving: Moving, batch: Batches, constant: Constant) -> Moving:
+        (before, state, total), (index, drawn), (others, leaves, lr, x, y) = moving, batch, constant
+        is_real = index >= 0
+        rows = torch.where(is_real, index, ~index)
+        # The samples of all clients at once: each is transformed alone.
+        flat = tree_map(lambda tensor: tensor.flatten(0, 1), drawn)
+        inputs = self._inputs.make(x[rows.flatten()], flat).unflatten(0, rows.shape)
         gradients, losses = vmap(self._gradients, in_dims=(0, 0, 0, 0, 0, self._axes))(
-            before, others, x[rows], y[rows], is_real, leaves
+            before, others, inputs, y[rows], is_real, leaves
         )
         params = {name: tensor.clone() for name, tensor in before.items()}
         state = {name: {key: value.clone() for key, value in own.items()} for name, own in state.items()}

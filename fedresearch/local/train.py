@@ -17,6 +17,7 @@ from torch.nn import Module, Parameter
 from torch.optim import Optimizer
 
 from fedresearch.local.forward import Forward
+from fedresearch.local.inputs import Inputs
 from fedresearch.local.objective import mean_gradient, mean_loss
 from fedresearch.local.update import End, Groups, LocalUpdate, Stage, Start, Tensors
 
@@ -59,12 +60,21 @@ class LocalWork:
             else:
                 yield torch.randperm(num_examples, generator=generator)[: left * batch_size]
 
-    def batches(self, x: Tensor, y: Tensor, generator: Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield a client's batches; each epoch has a new order of the samples."""
+    def batches(
+        self,
+        x: Tensor,
+        y: Tensor,
+        generator: Generator,
+        split: Callable[[Tensor, int], Iterable[Tensor]] = Tensor.split,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield a client's batches; each epoch has a new order of the samples.
+
+        ``split`` returns the inputs of an epoch's batches for its samples and the size of a batch.
+        """
         batch_size = self.batch_size or len(y)
         for order in self.orders(len(y), generator):
             # One gather for each epoch; the batches are views of it.
-            yield from zip(x[order].split(batch_size), y[order].split(batch_size), strict=True)
+            yield from zip(split(x[order], batch_size), y[order].split(batch_size), strict=True)
 
 
 class Task(NamedTuple):
@@ -75,15 +85,17 @@ class Task(NamedTuple):
     start : mapping of str to Tensor
         The ``state_dict`` to start from.
     x, y : Tensor
-        Inputs ``(n, *input_shape)`` and targets ``(n, ...)``, with n at least 1.
+        Samples ``(n, *input_shape)`` and targets ``(n, ...)``, with n at least 1.
     update : LocalUpdate
         The client half of the strategy.
     stages : sequence of Stage
         The stages of the training, in their order.
     config : mapping of str to float
         The numbers that the server sent; ``"lr"`` is the learning rate.
-    batches_seed, dropout_seed : int
-        Seeds of the order of the samples, and of the model's own draws such as dropout.
+    batches_seed, dropout_seed, transforms_seed : int
+        Seeds of the order of the samples, of the model's own draws such as dropout, and of the transforms.
+    inputs : Inputs
+        Makes the model's inputs of samples.
     anchor : mapping, optional
         The global model's ``state_dict``, if the training starts from a different one.
     received, kept : mapping
@@ -102,6 +114,8 @@ class Task(NamedTuple):
     config: Mapping[str, float]
     batches_seed: int
     dropout_seed: int
+    transforms_seed: int = 0
+    inputs: Inputs = Inputs()
     anchor: Tensors | None = None
     received: Groups = MappingProxyType({})
     kept: Groups = MappingProxyType({})
@@ -158,6 +172,7 @@ def train(model: Module, task: Task, *, optimizer: MakeOptimizer, work: LocalWor
     x, y, update = task.x, task.y, task.update
     make_optimizer = functools.partial(optimizer, lr=task.config["lr"])
     generator = Generator().manual_seed(task.batches_seed)
+    split = functools.partial(task.inputs.split, generator=Generator().manual_seed(task.transforms_seed))
     model.load_state_dict(task.start)
     model.train()
     forward = Forward(model)
@@ -179,7 +194,7 @@ def train(model: Module, task: Task, *, optimizer: MakeOptimizer, work: LocalWor
                 tensor.requires_grad_(name in trained)
             stepper = make_optimizer(list(trained.values()))
             _restore(stepper, trained, task.optimizer_state or {}, f"{number}/")
-            for inputs, targets in work.for_stage(stage).batches(x, y, generator):
+            for inputs, targets in work.for_stage(stage).batches(x, y, generator, split):
                 stepper.zero_grad()
                 losses = update.objective(forward, params, inputs, targets, fixed)
                 if len(targets) not in shares:
@@ -213,8 +228,8 @@ def train(model: Module, task: Task, *, optimizer: MakeOptimizer, work: LocalWor
 def starting(task: Task, model: Module, names: Iterable[str]) -> Start:
     """Return what a client has at the beginning of its round, for the named parameters."""
     anchor = {name: (task.anchor or task.start)[name] for name in names}
-    gradient = functools.partial(mean_gradient, model, x=task.x, y=task.y)
-    loss = functools.partial(mean_loss, model, x=task.x, y=task.y)
+    gradient = functools.partial(mean_gradient, model, x=task.x, y=task.y, prepare=task.inputs.prepare)
+    loss = functools.partial(mean_loss, model, x=task.x, y=task.y, prepare=task.inputs.prepare)
     return Start(
         anchor,
         task.config,
