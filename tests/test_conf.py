@@ -16,6 +16,7 @@ GROUPS = (
     "schedule",
     "strategy",
     "sampling",
+    "transform",
     "channel",
     "hardware",
     "tracker",

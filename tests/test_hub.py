@@ -95,7 +95,7 @@ def test_femnist_holds_out_the_same_tenth(compose, tmp_path):
         file = tmp_path / "files" / pattern.format("train").replace("00000-of-00001", f"0000{i}-of-00002")
         write_parquet(file, pixels[half], labels[half], columns, num_classes, {"writer_id": writers[half]})
     args = (f"dataset.path={tmp_path / 'files'}", f"cache_dir={tmp_path / 'cache'}")
-    source, options = load_option(compose, "femnist", *args)
+    source, _ = load_option(compose, "femnist", *args)
     again, _ = load_option(compose, "femnist", *args, "seed=1")
     assert (len(source.train.y), len(source.test.y)) == (36, 4)
     assert torch.equal(source.test.x, again.test.x)
@@ -324,7 +324,9 @@ def test_means_and_deviations_are_of_pixels_in_0_to_1(grey, change):
 
 
 def test_a_number_alone_is_the_one_channels(grey):
-    alone, listed = (hub.load(**{**grey, **given}) for given in ({"mean": 0.1, "std": 0.3}, {"mean": [0.1], "std": [0.3]}))
+    alone, listed = (
+        hub.load(**{**grey, **given}) for given in ({"mean": 0.1, "std": 0.3}, {"mean": [0.1], "std": [0.3]})
+    )
     assert torch.equal(alone.normalise(alone.train.x), listed.normalise(listed.train.x))
 
 

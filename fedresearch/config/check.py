@@ -99,6 +99,13 @@ def _cross_check(config: Config, choices: Mapping[str, str | None], ours: Mappin
             f"model={choices['model']} needs images of at least {side} x {side} pixels, got dataset="
             f"{choices['dataset']} with {declares['input_shape'][1]} x {declares['input_shape'][2]}; try model=mlp"
         )
+    for name, node in config.transform.items():
+        inputs = node.get("requires", {}).get("input", [declares["input"]])
+        if declares["input"] not in inputs:
+            yield (
+                f"transform={name} needs {' or '.join(inputs)} input, got dataset={choices['dataset']}, whose input is "
+                f"{declares['input']}; leave it out, or try another dataset"
+            )
     if runs_elsewhere(config):
         yield from _check_superlink(config)
     if ours.get("optimizer.nesterov") and not ours.get("optimizer.momentum"):

@@ -256,6 +256,8 @@ OF_OPTIONS = (
     Rule("optimizer.schedule.gamma", _positive, "> 0 and below 1e38", "0.5"),
     Rule("optimizer.schedule.min_lr", _not_negative, ">= 0 and below 1e38", "0.0"),
     Rule("sampling.partition_ids", _each(_integer(0)), "a list of integers >= 0", "[0,1]"),
+    Rule("transform.crop.padding", _integer(0), "an integer >= 0", "4"),
+    Rule("transform.flip.probability", _real(lambda v: 0 <= v <= 1), "in [0, 1]", "0.5"),
     Rule("channel.clip.max_norm", _positive, "> 0 and below 1e38", "1.0"),
     Rule("channel.topk.share", _real(lambda v: 0 < v <= 1), "in (0, 1]", "0.1"),
     Rule("channel.noise.std", _not_negative, ">= 0 and below 1e38", "0.01"),

@@ -79,13 +79,14 @@ class Config:
     optimizer: Any = MISSING
     strategy: Any = MISSING
     sampling: Any = MISSING
+    transform: Any = field(default_factory=dict)
     channel: Any = field(default_factory=dict)
     hardware: Any = MISSING
     tracker: Any = MISSING
 
 
 # Groups that take a list of options, whose order counts. The YAML of an option NAME has its keys under NAME.
-LISTS = ("channel",)
+LISTS = ("transform", "channel")
 GROUPS = (
     "dataset",
     "partitioner",

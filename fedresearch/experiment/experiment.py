@@ -166,7 +166,7 @@ class Experiment:
         """The random transforms of training samples, in their order."""
         return [
             self.builder.build("transform", node, Transform, f"transform.{name}")
-            for name, node in getattr(self.config, "transform", {}).items()
+            for name, node in self.config.transform.items()
         ]
 
     @cached_property
