@@ -194,7 +194,7 @@ def _run(composed: DictConfig, hydra_config: HydraConf, directory: Path, in_swee
     if not in_sweep and not hydra_config.run.dir:
         raise InputError("hydra.run.dir is empty; leave it out for a new directory")
     parsed, choices = config.checked(composed, hydra_config)
-    if in_sweep and job.is_settled(directory, config.digest(parsed)):
+    if in_sweep and job.is_settled(directory, parsed):
         return
     overrides = config.unresolved_overrides(hydra_config.overrides.task)
     request = RunRequest(

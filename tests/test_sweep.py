@@ -14,6 +14,7 @@ from fedresearch.study.sweep import preflight
 from fedresearch.study.sweep.compose import Job
 from fedresearch.study.sweep.job import report_failure
 from tests import warm
+from tests.records import make
 
 pytestmark = pytest.mark.slow
 
@@ -332,10 +333,7 @@ def test_an_experiment_may_be_a_sweep(tmp_path):
 
 
 def test_a_directory_of_another_job_is_refused(tmp_path):
-    from fedresearch.runs.record import dump_record
-
-    (tmp_path / "s" / "0").mkdir(parents=True)
-    (tmp_path / "s" / "0" / "run.json").write_text(dump_record({"status": "finished", "digest": "0123456789ab"}))
+    make(tmp_path / "s" / "0", record={"digest": "0123456789ab"})
     done = command(tmp_path, "-m", "seed=0,1", "hydra.sweep.dir=s", "hydra.sweep.subdir=${hydra.job.num}", runs=False)
     assert done.returncode == 1
     assert "s/0 holds the run of another config; try another hydra.sweep.subdir" in done.stderr

@@ -1,5 +1,7 @@
 """The jobs of a sweep: composed, checked and listed before any starts, in this process and without a run."""
 
+from dataclasses import asdict, replace
+
 import pytest
 from hydra import initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -10,8 +12,10 @@ from fedresearch import config
 from fedresearch.config.help_text import CONF
 from fedresearch.errors import InputError
 from fedresearch.study.sweep.compose import compose_jobs
+from fedresearch.study.sweep.job import is_settled
 from fedresearch.study.sweep.status import job_names
 from fedresearch.study.sweep.sweeper import ComposedJobs
+from tests.records import make
 
 SMALL = ["model=logistic", "tracker=none"]
 
@@ -183,3 +187,78 @@ def test_a_sweep_of_one_job_has_a_short_name():
     assert job_names([["strategy=fedavg", "seed=0"]]) == ["the only job"]
     assert job_names([["a=1", "b=2"], ["a=1", "b=3"]]) == ["b=2", "b=3"]
     assert job_names([]) == []
+
+
+@pytest.fixture
+def leave_run(tmp_path):
+    """Return a function that leaves the run of a job, resumed with other keys."""
+
+    def leave_run_(job, status, num_rows, **changed):
+        federation = replace(job.config.federation, **changed)
+        ran = replace(job.config, federation=federation)
+        sections = asdict(ran)
+        make(
+            tmp_path / job.directory,
+            status=status,
+            rows=[{}] * num_rows,
+            record={"digest": config.digest(ran), "config": sections},
+            choices=job.choices,
+        )
+
+    return leave_run_
+
+
+MORE = "federation.num_rounds=30 (now 20)"
+
+
+@pytest.mark.parametrize(
+    ("status", "num_rows", "changed", "said"),
+    [
+        ("finished", 30, {"num_rounds": 30}, MORE),
+        ("finished", 12, {"num_rounds": 30}, MORE),  # at the target
+        ("interrupted", 25, {"num_rounds": 30}, MORE),
+        ("interrupted", 20, {"num_rounds": 30}, None),
+        ("interrupted", 8, {"num_rounds": 30}, None),
+        ("finished", 15, {"num_rounds": 15}, None),
+        ("diverged", 15, {"num_rounds": 15}, "federation.num_rounds=15 (now 20)"),
+        ("finished", 20, {"max_failures": 2}, "federation.max_failures=2 (now 0)"),
+        ("failed", 9, {"max_failures": 2}, None),
+        ("finished", 20, {}, None),
+    ],
+)
+def test_a_job_that_was_resumed_with_more_rounds_is_skipped_and_no_other(
+    compose, leave_run, tmp_path, capsys, status, num_rows, changed, said
+):
+    first, second = compose("seed=0,1")
+    leave_run(second, status, num_rows, **changed)
+    jobs = compose("seed=0,1")
+    assert [job.directory for job in jobs] == [first.directory, second.directory]
+    expected = (
+        f"warning: job seed=1: done with {said}, and skipped; to run it anew, move {tmp_path / second.directory} "
+        "elsewhere\n"
+    )
+    out, error = capsys.readouterr()
+    assert (out, error) == ("", expected if said else "")
+    assert not is_settled(tmp_path / first.directory, first.config)
+    done = bool(said) or not changed
+    assert is_settled(tmp_path / second.directory, second.config) == done
+    printed = f"{second.directory} is {status}{f' with {said}' if said else ''}: skipped\n"
+    assert capsys.readouterr().out == printed * done
+
+
+def test_a_job_whose_run_has_other_numbers_is_refused(compose, leave_run):
+    first, _ = compose("seed=0,1")
+    leave_run(first, "finished", 20, fraction_train=0.1)
+    with pytest.raises(InputError, match="holds the run of another config; try another"):
+        compose("seed=0,1")
+
+
+def test_jobs_that_are_done_without_a_best_model_are_warned_of(compose, leave_run, capsys, tmp_path):
+    jobs = compose("seed=0,1")
+    for job in jobs:
+        leave_run(job, "finished", 20)
+    compose("seed=0,1", "checkpoint.best=clients/accuracy")
+    assert capsys.readouterr().err == (
+        "warning: job seed=0 and 1 more: done with checkpoint.best=null (now clients/accuracy), and skipped; "
+        f"to run it anew, move {tmp_path / jobs[0].directory} elsewhere\n"
+    )

@@ -100,6 +100,9 @@ GROUPS = (
     "tracker",
 )
 
+# Keys that a resume may change: they do not change the numbers of finished rounds.
+MAY_CHANGE_ON_RESUME = ("federation.num_rounds", "federation.max_failures")
+
 _PLACES = ("dataset.root", "dataset.path", "dataset.cache_dir")  # locations of the same data
 # Sections that do not change the numbers of a run, except by `counted_hardware`.
 _NOT_NUMERICAL = ("name", "cache_dir", "resume", "checkpoint", "hardware", "tracker")

@@ -7,7 +7,7 @@ from typing import Any
 
 from fedresearch.config import Config, differences, digest
 from fedresearch.config.options import SECTIONS
-from fedresearch.config.schema import GROUPS, counts
+from fedresearch.config.schema import GROUPS, MAY_CHANGE_ON_RESUME, counts
 from fedresearch.dotted_keys import differing
 from fedresearch.errors import InputError
 from fedresearch.experiment.experiment import Experiment
@@ -17,9 +17,6 @@ from fedresearch.masking import masked_tree
 from fedresearch.runs.comparison import format_changes, format_value
 from fedresearch.runs.record import RECORD, read_run
 from fedresearch.runs.record_fields import NEEDED_TO_RESUME, refuse_invalid_fields
-
-# They do not change the numbers of finished rounds.
-_MAY_CHANGE = ("federation.num_rounds", "federation.max_failures")
 
 
 def digest_for_resume(config: Config) -> str:
@@ -33,7 +30,8 @@ def is_unfinished(past: Mapping[str, Any], request: RunRequest) -> bool:
     Raises
     ------
     InputError
-        If a key that changes the numbers differs from the run's record, except for more rounds.
+        If a key that changes the numbers differs from the run's record, except for more rounds, or ``checkpoint.best``
+        differs from that of a finished run.
     """
     config, directory = request.config, request.directory
     refuse_invalid_fields(directory / RECORD, past, *NEEDED_TO_RESUME)
@@ -42,6 +40,7 @@ def is_unfinished(past: Mapping[str, Any], request: RunRequest) -> bool:
     _, rows = read_run(directory)
     done = len(rows)
     if past["status"] == "diverged" or (past["status"] == "finished" and num_rounds == before):
+        refuse_changed_selection(past, config, done)
         print(f"{directory} is {past['status']} after {done} rounds: nothing to do")
         return False
     least = max(done, before if past["status"] == "finished" else 0)
@@ -58,7 +57,7 @@ def _refuse_changed_numbers(past: Mapping[str, Any], request: RunRequest) -> Non
     changed = [
         (key, theirs, ours)
         for key, theirs, ours, numerical in differences(past["config"], masked_tree(asdict(request.config)))
-        if numerical and key not in _MAY_CHANGE
+        if numerical and key not in MAY_CHANGE_ON_RESUME
     ]
     if not changed:
         return

@@ -15,9 +15,8 @@ from fedresearch import config
 from fedresearch.errors import InputError
 from fedresearch.masking import masked_words
 from fedresearch.runs.directory import write_whole
-from fedresearch.runs.loaded import load
-from fedresearch.runs.record import FINAL
 from fedresearch.study.sweep.compose import compose_jobs, knows_its_jobs, sweep_directory
+from fedresearch.study.sweep.job import is_done
 from fedresearch.study.sweep.status import JOBS, show
 from fedresearch.study.sweep.sweeper import replace_jobs
 
@@ -50,7 +49,7 @@ def _start(sweep: DictConfig) -> None:
     entries = [{"overrides": masked_words(job.overrides), "directory": job.directory} for job in jobs]
     text = json.dumps(entries, indent=2) + "\n"
     write_whole(directory / JOBS, lambda path: path.write_text(text, encoding="utf-8"))
-    if all(load(directory / job.directory)[0].state in FINAL for job in jobs):
+    if all(is_done(directory / job.directory, job.config) for job in jobs):
         show(directory)
         print("there is nothing left to do")
         sys.exit(0)

@@ -1,5 +1,6 @@
 """The jobs of a sweep with Hydra's basic sweeper, composed and checked before any starts."""
 
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from fedresearch import config
 from fedresearch.config.resolvers import without_hydra
 from fedresearch.errors import InputError
-from fedresearch.study.sweep.job import refuse_other
+from fedresearch.study.sweep.job import changes_in_record, is_done
 from fedresearch.study.sweep.status import ONLY_JOB, job_names
 
 # A job takes about 50 ms to compose: ten minutes before the first one starts.
@@ -32,12 +33,16 @@ _SWEEP_KEYS = ("hydra.sweeper", "hydra.launcher", "hydra.sweep.dir")
 
 @dataclass(frozen=True)
 class Job:
-    """A job before it starts: its overrides, its directory in the sweep's, its checked config, its options."""
+    """A job before it starts: its overrides, its directory in the sweep's, its checked config, its options.
+
+    ``changes`` are those of :func:`fedresearch.study.sweep.job.changes_in_record`.
+    """
 
     overrides: list[str]
     directory: str
     config: config.Config
     choices: dict[str, str | None]
+    changes: str = ""
 
 
 def sweep_directory(sweep: DictConfig) -> Path:
@@ -100,6 +105,7 @@ def compose_jobs(sweep: DictConfig) -> list[Job]:
         print(f"{len(distinct)} jobs, but only {len(jobs)} with different numbers: each of these runs once")
     if left_out:
         _print_jobs(list(jobs.values()), left_out)
+    _warn_of_changes(list(jobs.values()), Path(sweep.hydra.sweep.dir))
     return list(jobs.values())
 
 
@@ -187,8 +193,8 @@ def _add(jobs: dict[str, Job], composed: DictConfig, words: list[str], sweep: Di
             f"hydra.sweep.subdir={directory} is the directory of another job too; leave it out, or try "
             "'hydra.sweep.subdir=${hydra.job.num}'"
         )
-    refuse_other(Path(sweep.hydra.sweep.dir) / directory, digest)
-    jobs.setdefault(directory, Job(words, directory, parsed, choices))
+    changes = changes_in_record(Path(sweep.hydra.sweep.dir) / directory, parsed)
+    jobs.setdefault(directory, Job(words, directory, parsed, choices, changes))
 
 
 def _first_of(names: Sequence[str]) -> str:
@@ -205,3 +211,19 @@ def _print_jobs(jobs: Sequence[Job], left_out: Mapping[str, object]) -> None:
         print(f"{key} applies to {having[key]} of {len(jobs)} jobs: the others' options do not have it")
     for name in job_names([job.overrides for job in jobs]):
         print(f"  {name}")
+
+
+def _warn_of_changes(jobs: Sequence[Job], directory: Path) -> None:
+    """Warn of jobs that are done, and ran with another value than the sweep's."""
+    names = job_names([job.overrides for job in jobs])
+    done: dict[str, list[tuple[str, Path]]] = {}
+    for job, name in zip(jobs, names, strict=True):
+        if job.changes and is_done(path := directory / job.directory, job.config):
+            done.setdefault(job.changes, []).append((name, path))
+    for changes, found in done.items():
+        print(
+            f"warning: {_first_of([name for name, _ in found])}: done with {changes}, and skipped; "
+            f"to run it anew, move {found[0][1]} elsewhere",
+            file=sys.stderr,
+            flush=True,
+        )

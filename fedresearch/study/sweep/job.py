@@ -2,20 +2,24 @@
 
 import sys
 import traceback
+from dataclasses import asdict
 from pathlib import Path
 
-from fedresearch.config import report_error
+from fedresearch.config import Config, differences, digest, report_error
+from fedresearch.config.schema import MAY_CHANGE_ON_RESUME
 from fedresearch.errors import InputError, named
-from fedresearch.masking import masked
+from fedresearch.masking import masked, masked_tree
+from fedresearch.runs.comparison import format_changes
 from fedresearch.runs.directory import Unwritable, write_whole
 from fedresearch.runs.loaded import PERSONAL_METRICS, load
-from fedresearch.runs.record import FINAL, REFUSED, Busy, read_record, read_run, state_of
+from fedresearch.runs.record import REFUSED, Busy, read_record, read_run, state_of
+from fedresearch.runs.record_fields import invalid_field
 
 # The first of these that a job has. Test data must not choose jobs.
 _OBJECTIVES = ("clients/accuracy", "clients/loss")
 
 
-def is_settled(directory: Path, digest: str) -> bool:
+def is_settled(directory: Path, config: Config) -> bool:
     """Return whether a job is done or runs in another process, and print so; else remove the error of its last try.
 
     Raises
@@ -23,29 +27,49 @@ def is_settled(directory: Path, digest: str) -> bool:
     InputError
         If its directory holds another job's run.
     """
-    refuse_other(directory, digest)
-    state = load(directory)[0].state  # "damaged" also where a finished run has lost rows
-    if state in (*FINAL, "running"):
-        _print_skipped(directory, state)
+    changes = changes_in_record(directory, config)
+    state = load(directory)[0].state
+    if state == "running" or is_done(directory, config):
+        _print_skipped(directory, state, changes)
         return True
     (directory / REFUSED).unlink(missing_ok=True)
     return False
 
 
-def refuse_other(directory: Path, digest: str) -> None:
-    """Refuse a directory that holds another job's run, which only a typed ``hydra.sweep.subdir`` can cause.
+def is_done(directory: Path, config: Config) -> bool:
+    """Return whether a job has all its rounds, or diverged; ``resume`` may have given its run more rounds."""
+    run, rows = load(directory)  # "damaged" also where a finished run has lost rows
+    num_rounds = config.federation.num_rounds
+    if run.state == "finished":
+        return run.planned_rounds is None or run.planned_rounds >= num_rounds
+    return run.state == "diverged" or (run.state not in ("running", "damaged") and len(rows) > num_rounds)
+
+
+def changes_in_record(directory: Path, config: Config) -> str:
+    """Return what a job's run was resumed with, and a ``checkpoint.best`` that it did not have; "" if nothing differs.
+
+    Returns
+    -------
+    str
+        Such as ``federation.num_rounds=30 (now 20)``.
 
     Raises
     ------
     InputError
-        If it does.
+        If the directory holds another job's run, which only a typed ``hydra.sweep.subdir`` can cause.
     """
     try:
-        recorded = read_record(directory).get("digest")
+        record = read_record(directory)
     except InputError:
-        return  # the record is missing or damaged
-    if recorded != digest:
+        return ""  # the record is missing or damaged
+    if invalid_field(record):
+        return ""
+    found = differences(record["config"], masked_tree(asdict(config)))
+    numerical = [key for key, _, _, is_numerical in found if is_numerical]
+    if record.get("digest") != digest(config) and not (numerical and {*numerical} <= {*MAY_CHANGE_ON_RESUME}):
         raise InputError(f"{directory} holds the run of another config; try another hydra.sweep.subdir")
+    told = [*numerical, "checkpoint.best"] if config.checkpoint.best else numerical
+    return format_changes((key, theirs, ours) for key, theirs, ours, _ in found if key in told)
 
 
 def report_failure(directory: Path, error: Exception) -> None:
@@ -88,6 +112,6 @@ def objective(directory: Path) -> float | None:
     return None
 
 
-def _print_skipped(directory: Path, state: str) -> None:
+def _print_skipped(directory: Path, state: str, changes: str = "") -> None:
     where = " in another process" if state == "running" else ""
-    print(f"{directory.name} is {state}{where}: skipped", flush=True)
+    print(f"{directory.name} is {state}{where}{f' with {changes}' if changes else ''}: skipped", flush=True)

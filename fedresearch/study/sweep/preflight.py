@@ -19,9 +19,10 @@ from fedresearch.config.schema import counts, is_seed
 from fedresearch.dotted_keys import as_json, leaves
 from fedresearch.errors import InputError
 from fedresearch.experiment.request import RunRequest
-from fedresearch.runs.record import FINAL, read_rows, read_run, state_of
+from fedresearch.runs.record import read_rows, read_run, state_of
 from fedresearch.study.sweep.callback import exit_on_error
 from fedresearch.study.sweep.compose import Job, compose_jobs, knows_its_jobs, sweep_directory
+from fedresearch.study.sweep.job import is_done
 from fedresearch.study.sweep.status import job_names, new_table, print_table
 from fedresearch.tracking.console import duration
 
@@ -72,13 +73,14 @@ def estimate(jobs: Sequence[Job], directory: Path) -> bool:
     Jobs of one cell share an estimate. Cells of one scale share one where none of their jobs is done.
     """
     states = [state_of(directory / job.directory) for job in jobs]
+    done = [is_done(directory / job.directory, job.config) for job in jobs]
     cells = [digest(job.config, seeds=False) for job in jobs]
     scales = [_scale(job.config) for job in jobs]
-    past = _estimates_from_past(jobs, states, cells, directory)
+    past = _estimates_from_past(jobs, done, cells, directory)
     estimates = {scale: past[cell] for cell, scale in zip(cells, scales, strict=True) if cell in past}
     failed = False
-    for job, state, scale in zip(jobs, states, scales, strict=True):
-        if state not in FINAL and scale not in estimates:
+    for job, is_over, scale in zip(jobs, done, scales, strict=True):
+        if not is_over and scale not in estimates:
             try:
                 estimates[scale] = _measure(job)
             except InputError as error:
@@ -87,8 +89,8 @@ def estimate(jobs: Sequence[Job], directory: Path) -> bool:
     table = new_table("job", "directory", "state", "time", "memory", "communicated", "estimated from")
     remaining: list[Estimate] = []
     names = job_names([job.overrides for job in jobs])
-    for job, name, state, cell, scale in zip(jobs, names, states, cells, scales, strict=True):
-        if state in FINAL:
+    for job, name, state, is_over, cell, scale in zip(jobs, names, states, done, cells, scales, strict=True):
+        if is_over:
             table.add_row(name, job.directory, state)
         else:
             remaining.append(past[cell] if cell in past else estimates[scale])
@@ -121,13 +123,14 @@ def _is_rate(key: str, value: Any) -> bool:
 
 
 def _estimates_from_past(
-    jobs: Sequence[Job], states: Sequence[str], cells: Sequence[str], directory: Path
+    jobs: Sequence[Job], done: Sequence[bool], cells: Sequence[str], directory: Path
 ) -> dict[str, Estimate]:
-    """Return an estimate for each cell that has a finished run on the same hardware."""
+    """Return an estimate for each cell of which a job is done on the same hardware."""
     found = {}
-    for job, state, cell in zip(jobs, states, cells, strict=True):
-        if state in FINAL:
+    for job, is_over, cell in zip(jobs, done, cells, strict=True):
+        if is_over:
             record, rows = read_run(directory / job.directory)
+            rows = rows[: job.config.federation.num_rounds]  # resume may have added some
             if rows and record["config"]["hardware"] == job.config.hardware:
                 found[cell] = Estimate(
                     seconds=rows[-1]["time/total_s"],
