@@ -178,3 +178,20 @@ def test_axes_and_the_default_metric(tmp_path):
     found = {name: list(AXES[name].progress(run)) for name in ("rounds", "bytes", "steps", "seconds")}
     assert found == {"rounds": [1, 2, 3], "bytes": [12, 24, 36], "steps": [0, 1, 3], "seconds": [0.5, 1, 1.5]}
     assert default_metric([(run, run.columns)]) == "clients/loss"
+
+
+def test_a_warning_names_a_cell_by_the_keys_that_tell_it_apart(tmp_path):
+    for strategy, lr, alpha in [("fedavg", 0.1, 1), ("fedavg", 0.2, 1), ("fedavg", 0.2, 2), ("ditto", 0.3, 3)]:
+        make(
+            tmp_path / f"{strategy}_{lr}_{alpha}",
+            choices={"strategy": strategy},
+            optimizer={"lr": lr, "schedule": {}},
+            partitioner={"_target_": "dirichlet", "alpha": alpha},
+        )
+    found = group_runs(load([tmp_path]))
+    assert {found.short_label(cell) for cell in found.cells} == {
+        "strategy=ditto",
+        "strategy=fedavg, lr=0.1",
+        "strategy=fedavg, lr=0.2, alpha=1",
+        "strategy=fedavg, lr=0.2, alpha=2",
+    }

@@ -80,10 +80,12 @@ def find_baseline(study: Study, text: str, tuned: Sequence[str]) -> Baseline:
         elif len(candidates) == 1:
             (only,) = candidates
             partners[cell.label] = only
-            warnings.append(f"{cell.label} also differs from its baseline in {', '.join(differing[only.label])}")
+            warnings.append(
+                f"{study.short_label(cell)} also differs from its baseline in {', '.join(differing[only.label])}"
+            )
         else:
             found = "several cells have" if matching else "no cell has"
-            warnings.append(f"{cell.label} has no baseline: {found} {text} and the same other values")
+            warnings.append(f"{study.short_label(cell)} has no baseline: {found} {text} and the same other values")
     return Baseline(text, partners, warnings)
 
 

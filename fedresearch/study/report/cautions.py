@@ -83,7 +83,7 @@ def _unexpected_differences(study: Study) -> Iterator[str]:
             for run in cell.runs.values():
                 if name in run.record:
                     case = as_json([_value_at(run.record["config"], key) for key in ("seed", *sections)])
-                    cases.setdefault(case, {}).setdefault(run.record[name], cell.label)
+                    cases.setdefault(case, {}).setdefault(run.record[name], study.short_label(cell))
         differing = [digests for digests in cases.values() if len(digests) > 1]
         if differing:
             first, second, *_ = differing[0].values()
@@ -96,10 +96,11 @@ def _unexpected_differences(study: Study) -> Iterator[str]:
 
 def _data_facts(study: Study, name: str, words: str) -> Iterator[str]:
     """Yield the number of cells whose runs record a fact about their data, with the first such cell."""
-    cells = {cell.label: run for cell in reversed(study.cells) for run in cell.runs.values() if _data(run).get(name)}
-    if cells:
-        label, run = [*cells.items()][-1]
-        yield f"{words} in {len(cells)} of {counted(len(study.cells), 'cell')}, such as {label}: {_data(run)[name]}"
+    found = {cell.label: (cell, run) for cell in study.cells for run in cell.runs.values() if _data(run).get(name)}
+    if found:
+        cell, run = next(iter(found.values()))
+        number = f"{len(found)} of {counted(len(study.cells), 'cell')}"
+        yield f"{words} in {number}, such as {study.short_label(cell)}: {_data(run)[name]}"
 
 
 def _data(run: LoadedRun) -> Mapping[str, Any]:
@@ -111,16 +112,15 @@ def _configured_differences(study: Study, baseline: Baseline) -> Iterator[str]:
     """Yield derived data that cells do not share with their baselines."""
     for name, (words, _) in _DERIVED.items():
         differing = [
-            cell.label
+            cell
             for cell in study.cells
-            if cell.label in baseline.partners
-            for replicate, run in cell.runs.items()
-            if _differs(name, run.record, baseline.partners[cell.label].runs.get(replicate, run).record)
+            if (partner := baseline.partners.get(cell.label))
+            and any(_differs(name, run.record, partner.runs.get(seed, run).record) for seed, run in cell.runs.items())
         ]
-        cells = dict.fromkeys(differing)
-        if cells:
-            number = f"{len(cells)} of {counted(len(baseline.partners), 'cell')}"
-            yield f"the {words} differ from the baseline's in {number}, such as {next(iter(cells))}"
+        if differing:
+            number = f"{len(differing)} of {counted(len(baseline.partners), 'cell')}"
+            first = study.short_label(differing[0])
+            yield f"the {words} differ from the baseline's in {number}, such as {first}"
 
 
 def _differs(name: str, record: Mapping[str, Any], baseline: Mapping[str, Any]) -> bool:
@@ -143,7 +143,7 @@ def _stopped_at_target(study: Study) -> Iterator[str]:
 
 def _global_models(study: Study, metric: str) -> Iterator[str]:
     """Yield a line where a metric measures global models, and these are not the results of their runs."""
-    personal = [cell.label for cell in study.cells if any(run.own_models for run in cell.runs.values())]
+    personal = [study.short_label(cell) for cell in study.cells if any(run.own_models for run in cell.runs.values())]
     if line := wrong_model_warning(metric, personal, counted(len(study.cells), "cell")):
         yield line
 
@@ -160,8 +160,8 @@ def _without_shared_seed(study: Study, baseline: Baseline) -> Iterator[str]:
         other = baseline.partners.get(cell.label)
         if other and not cell.runs.keys() & other.runs.keys():
             yield (
-                f"{cell.label} shares no seed with its baseline {other.label} ({_both_seeds(cell, other)}): "
-                "they are not compared"
+                f"{study.short_label(cell)} shares no seed with its baseline {study.short_label(other)} "
+                f"({_both_seeds(cell, other)}): they are not compared"
             )
 
 
@@ -169,12 +169,13 @@ def _different_seeds(study: Study) -> tuple[list[str], list[str]]:
     """Return a warning for the first two cells that share no seed; else a note for the first with different seeds."""
     first_cells = {frozenset(cell.runs): cell for cell in reversed(study.cells)}  # seeds to the first cell with them
     pairs = [*combinations(reversed(first_cells.values()), 2)]
-    for one, other in pairs:
-        if not one.runs.keys() & other.runs.keys():
-            return [f"{one.label} and {other.label} share no seed ({_both_seeds(one, other)})"], []
-    return [], [
-        f"{one.label} and {other.label} have different seeds ({_both_seeds(one, other)})" for one, other in pairs[:1]
+    without_common = [(one, other) for one, other in pairs if not one.runs.keys() & other.runs.keys()]
+    lines = [
+        f"{study.short_label(one)} and {study.short_label(other)} "
+        f"{'share no seed' if without_common else 'have different seeds'} ({_both_seeds(one, other)})"
+        for one, other in (without_common or pairs)[:1]
     ]
+    return (lines, []) if without_common else ([], lines)
 
 
 def _both_seeds(one: Cell, other: Cell) -> str:

@@ -79,6 +79,15 @@ class Study:
         """Return keys by their short names, with their values."""
         return ", ".join(f"{self.short_name(key)}={format_value(value)}" for key, value in values.items())
 
+    def short_label(self, cell: Cell) -> str:
+        """Return a cell's first keys that tell it apart from all others; its label where only a missing key does."""
+        others, told = [other for other in self.cells if other is not cell], {}
+        for key, value in cell.keys.items():
+            same = [other for other in others if key in other.keys and as_json(other.keys[key]) == as_json(value)]
+            if len(same) < len(others):
+                others, told[key] = same, value
+        return cell.label if others or not told else self.describe(told)
+
     def other_keys(self, keys: Sequence[str], tuned: Sequence[str]) -> list[str]:
         """Return the keys that distinguish cells besides some; without the tuned ones where these are not needed."""
         others = [key for key in self.keys if key not in keys]
