@@ -173,7 +173,7 @@ def check(end: float, device: str, folder: Path, jobs: int) -> bool:
 
     def same(one: Future[Path], other: Future[Path]) -> tuple[bool, str]:
         a, b = rows_of(one.result()), rows_of(other.result())
-        unequal = [i + 1 for i in range(max(len(a), len(b))) if a[i : i + 1] != b[i : i + 1]]
+        unequal = [i for i in range(max(len(a), len(b))) if a[i : i + 1] != b[i : i + 1]]
         return not unequal, f"rounds {unequal} differ" if unequal else f"model/sha256 {a[-1]['model/sha256'][:12]}"
 
     def finished() -> tuple[bool, str]:

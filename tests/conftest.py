@@ -76,6 +76,7 @@ def run(compose: Callable[..., Any]) -> Callable[..., Result]:
         from fedresearch.experiment.preparation import prepare
         from fedresearch.federation.server_app import make_server_app
 
+        overrides = ("federation.evaluate_initial=false", *overrides)  # these tests are about rounds
         experiment = Experiment(*compose(*overrides, "tracker=none", config_dir=config_dir))
         prepare(experiment)
         rows: list[dict[str, Any]] = []

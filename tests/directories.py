@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import json
 import shutil
 
 import pytest
@@ -61,7 +62,8 @@ def killed(source, directory, *, checkpoint, row=None):
         if int(path.stem[6:]) > checkpoint:
             path.unlink()
     lines = (directory / "metrics.jsonl").read_bytes().splitlines(keepends=True)
-    (directory / "metrics.jsonl").write_bytes(b"".join(lines[: checkpoint if row is None else row]))
+    last = checkpoint if row is None else row
+    (directory / "metrics.jsonl").write_bytes(b"".join(line for line in lines if json.loads(line)["round"] <= last))
     (directory / "model.safetensors").unlink()
     set_status(directory, "running")
     return directory

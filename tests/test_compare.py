@@ -55,10 +55,10 @@ def edit_record(directory, **fields):
     (directory / "run.json").write_text(dump_record({**read_record(directory), **fields}))
 
 
-def edit_row(directory, number, **values):
+def edit_row(directory, server_round, **values):
     path = directory / "metrics.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    rows[number - 1] |= values
+    rows[server_round] |= values  # the first is of round 0
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -185,7 +185,17 @@ def test_rows_are_compared_until_one_differs():
         "  model/sha256: abababababab | cdcdcdcdcdcd",
         "  eval/loss: not set | null",
     ]
-    assert compare_rows(a[1:], a).lines()[0] == "numbers differ from round 1 on"
+
+
+def test_rows_are_compared_by_their_rounds():
+    without = [{"round": n, "train/loss": 1 / n} for n in (1, 2)]
+    a = [{"round": 0, "eval/loss": 2.0}, *without]
+    assert compare_rows(a, a).lines() == ["identical through round 2"]
+    assert compare_rows(a[:1], a[:1]).lines() == ["neither has a round, so there are no numbers to compare"]
+    found = compare_rows(a, without)
+    assert (found.identical, found.lines()) == (False, ["identical through round 2, but only one has a row of round 0"])
+    found = compare_rows(a, [{"round": 0, "eval/loss": 3.0}, *without])
+    assert found.lines() == ["numbers differ from round 0 on", "  eval/loss: 2.0 | 3.0"]
 
 
 @pytest.mark.parametrize(
@@ -252,7 +262,7 @@ def test_another_seed_differs_from_the_first_round(finished):
     assert done.returncode == 1
     lines = done.stdout.splitlines()
     assert lines[:4] == ["A  one: finished, 3 rounds", "B  seed: finished, 3 rounds", "config", "  seed: 0 | 1"]
-    derived = lines[lines.index("derived") + 1 : lines.index("numbers differ from round 1 on")]
+    derived = lines[lines.index("derived") + 1 : lines.index("numbers differ from round 0 on")]
     assert {"  partition_sha256", "  initial_model_sha256"} <= {line.partition(":")[0] for line in derived}
     shas = [row["model/sha256"][:12] for row in map(first_row, (finished, finished.parent / "seed"))]
     assert f"  model/sha256: {shas[0]} | {shas[1]}" in lines
@@ -277,7 +287,7 @@ def test_one_changed_number_is_found(finished, copy):
     edit_row(copy, 2, **{"train/loss": -1.5})
     done = command(copy, "compare", finished, copy)
     assert done.returncode == 1
-    loss = json.loads((finished / "metrics.jsonl").read_text().splitlines()[1])["train/loss"]
+    loss = json.loads((finished / "metrics.jsonl").read_text().splitlines()[2])["train/loss"]
     assert done.stdout.splitlines()[2:] == [
         "numbers differ from round 2 on, identical through round 1",
         f"  train/loss: {loss} | -1.5",
@@ -286,7 +296,7 @@ def test_one_changed_number_is_found(finished, copy):
 
 def test_a_shorter_run_and_another_package_are_reported(finished, copy):
     lines = (copy / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (copy / "metrics.jsonl").write_text("".join(lines[:2]) + lines[2][:20])  # torn off
+    (copy / "metrics.jsonl").write_text("".join(lines[:3]) + lines[3][:20])  # torn off
     versions = read_record(copy)["versions"]
     unended = {"status": "running", "result": None, "metrics_sha256": None}
     edit_record(copy, **unended, versions={**versions, "torch": "1.0"}, processor="abacus")
@@ -407,7 +417,7 @@ def test_a_run_is_reproduced_from_another_folder(finished, tmp_path):
     done = command(tmp_path, "reproduce", finished, "--out", "again")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0].startswith("round 1/3")  # as it ran
+    assert lines[0].startswith("round 0/3")  # as it ran
     assert lines[-1] == "identical through round 3"
     assert [path.name for path in tmp_path.iterdir() if path.name[0] != "."] == ["again"]
 
@@ -422,7 +432,7 @@ def test_a_changed_number_is_not_reproduced_and_changed_packages_are_reported(co
     assert done.returncode == 1
     assert not done.stderr
     (out,) = (tmp_path / "outputs").glob("reproduced_*")
-    loss = json.loads((out / "metrics.jsonl").read_text().splitlines()[2])["eval/loss"]
+    loss = json.loads((out / "metrics.jsonl").read_text().splitlines()[3])["eval/loss"]
     assert done.stdout.splitlines()[-3:] == [
         f"changed since the record: packages: torch=1.0 (now {versions['torch']})",
         "numbers differ from round 3 on, identical through round 2",

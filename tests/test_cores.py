@@ -77,4 +77,4 @@ def test_a_job_of_joblib_runs_on_every_hardware(tmp_path):
     done = dict(zip(options, joblib.Parallel(n_jobs=2)(jobs), strict=True))
     assert done["cpu"] == done["workers"] == done["ray"]
     assert done["cpu"][1] == done["batched"][1] == sum(range(10))
-    assert [row["round"] for row in done["batched"][0]] == [1, 2, 3, 4]
+    assert [row["round"] for row in done["batched"][0]] == [0, 1, 2, 3, 4]

@@ -24,4 +24,4 @@ def test_a_dropped_client_resumes_from_what_it_had(tmp_path, monkeypatch, keeps)
     monkeypatch.setattr(Clients, "_task", overflow_once)
     words = ["optimizer.momentum=0.9", "federation.num_rounds=2", "federation.fraction_train=1"]
     run = conduct(tmp_path / "run", keeps, *words, "federation.nonfinite=drop")
-    assert [row["clients/dropped"] for row in rows_of(run)] == [1, 0]
+    assert [row["clients/dropped"] for row in rows_of(run)[1:]] == [1, 0]

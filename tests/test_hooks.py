@@ -240,7 +240,7 @@ def test_a_strategy_that_draws_has_the_same_bits_each_time(tmp_path, restless, u
     draws()
     assert outcome(conduct(tmp_path / "run", "strategy=restless", config_dir=restless)) == outcome(undisturbed)
     other = conduct(tmp_path / "other", "strategy=restless", "seed=1", config_dir=restless)
-    drawn = [row["clients/drawn"] for row in rows_of(undisturbed) + rows_of(other)]
+    drawn = [row["clients/drawn"] for row in rows_of(undisturbed)[1:] + rows_of(other)[1:]]
     assert len(set(drawn)) == 8
 
 

@@ -20,6 +20,16 @@ from fedresearch.study.sweep.status import list_jobs
 from tests.records import make
 
 
+def test_a_runs_rounds_are_counted_without_round_0_and_select_passes_it_over(tmp_path):
+    rows = [{"round": n, "eval/accuracy": value} for n, value in enumerate([0.9, 0.2, 0.4])]
+    make(tmp_path / "run", rows=rows)
+    (run,) = load([tmp_path])
+    assert run.num_rounds == 2
+    assert len(run.column("eval/loss")) == 3
+    chosen = {rule: parse_selection(rule, "eval/accuracy").choose(run) for rule in ("best_test", "mean_last:9")}
+    assert chosen == {"best_test": 0.4, "mean_last:9": pytest.approx(0.3)}
+
+
 def test_links_are_followed_and_do_not_loop(tmp_path, monkeypatch):
     make(tmp_path / "elsewhere" / "run")
     folder = tmp_path / "runs"

@@ -70,7 +70,7 @@ def test_a_run_leaves_its_record_metrics_model_and_partition(finished):
     assert not done.stderr
     run = record(directory)
     rows = numbers(directory)
-    assert [row["round"] for row in rows] == [1, 2, 3]
+    assert [row["round"] for row in rows] == [0, 1, 2, 3]
     assert run["status"] == "finished"
     assert run["choices"]["strategy"] == "fedavg"
     assert run["overrides"] == SHORT
@@ -151,7 +151,7 @@ def test_of_two_commands_that_start_in_one_directory_one_runs(tmp_path):
     # The second waits a moment for the first, or starts after it has finished.
     assert "is being run by another process" in refused or "already holds a run" in refused
     assert record(tmp_path / "both")["status"] == "finished"
-    assert len(numbers(tmp_path / "both")) == 3
+    assert [row["round"] for row in numbers(tmp_path / "both")] == [0, 1, 2, 3]
 
 
 def test_same_seed_same_bits_and_only_caches_are_written_elsewhere(finished, tmp_path):
@@ -188,6 +188,7 @@ def test_another_seed_differs_in_everything_random(finished, tmp_path):
         ["tracker=wandb"],
         ["federation.evaluate_every=2"],
         ["federation.fraction_evaluate=0.3"],
+        ["federation.evaluate_initial=false"],
     ],
     ids=lambda change: change[0],
 )
@@ -195,7 +196,9 @@ def test_keys_that_must_not_change_a_round_do_not_change_it(finished, tmp_path, 
     directory, _ = finished
     done = command(tmp_path, *SHORT, *change, "hydra.run.dir=changed")
     assert done.returncode == 0, done.stderr
-    for ours, changed in zip(numbers(directory), numbers(tmp_path / "changed"), strict=False):
+    before, after = numbers(directory), numbers(tmp_path / "changed")
+    assert [row["round"] for row in before] == [0, 1, 2, 3]
+    for ours, changed in zip(before[1:], after[after[0]["round"] == 0 :], strict=False):
         shared = ours.keys() & changed.keys()
         if change[0].startswith(("federation.fraction_evaluate", "federation.evaluate_every")):
             # These change which clients evaluate: only the measures of clients and the bytes for them change.
@@ -209,7 +212,7 @@ def test_keys_that_must_not_change_a_round_do_not_change_it(finished, tmp_path, 
 def test_the_last_round_is_always_evaluated(finished, tmp_path):
     directory, _ = finished
     assert command(tmp_path, *SHORT, "federation.evaluate_every=2", "hydra.run.dir=d").returncode == 0
-    assert ["eval/loss" in row for row in numbers(tmp_path / "d")] == [False, True, True]
+    assert ["eval/loss" in row for row in numbers(tmp_path / "d")] == [True, False, True, True]
     assert record(tmp_path / "d")["result"]["eval/loss"] == numbers(directory)[-1]["eval/loss"]
 
 
@@ -236,7 +239,7 @@ def test_an_interrupted_run_reports_it(tmp_path):
     assert record(tmp_path / "d")["status"] == "interrupted"
     assert out.splitlines()[-9].startswith("interrupted after ")
     rows = numbers(tmp_path / "d")
-    assert [row["round"] for row in rows] == list(range(1, len(rows) + 1))
+    assert [row["round"] for row in rows] == list(range(len(rows)))
     assert not list((tmp_path / "d").glob(".*tmp"))
 
 

@@ -45,7 +45,12 @@ def test_optuna_gets_objectives_and_continues(tmp_path):
     def sweep(trials):
         words = ["hydra/sweeper=optuna", "hydra.sweeper.direction=maximize", f"hydra.sweeper.n_trials={trials}"]
         words += ["hydra.sweeper.n_jobs=1", "hydra.sweeper.sampler.seed=1", "hydra.sweep.dir=sweep", "tracker=none"]
-        words += ["optimizer.lr=tag(log, interval(0.001, 1.0))", "model=logistic", "federation.num_rounds=1"]
+        words += [
+            "optimizer.lr=tag(log, interval(0.001, 1.0))",
+            "model=logistic",
+            "federation.num_rounds=1",
+            "federation.evaluate_initial=false",
+        ]
         done = warm.python("-m", "fedresearch.main", "-m", *words, cwd=tmp_path, env=dict(os.environ))
         assert done.returncode == 0, done.stderr
         return done.stdout + done.stderr

@@ -168,6 +168,27 @@ def test_a_cohort_is_a_grid_of_its_own():
     assert [r.content["metrics"]["partition"] for r in ask(cohort)] == [1, 4]
 
 
+def test_round_0_is_the_initial_model_and_changes_no_round(run):
+    options = ["federation.num_rounds=5", "local.epochs=1", "federation.target_accuracy=0.01"]  # which it has, too
+    first, *rest = run(*options, "federation.evaluate_initial=true").rows
+    alone = run(*options)
+    assert [row["round"] for row in rest] == [1]
+    model, data = alone.experiment.model, alone.experiment.data
+    model.load_state_dict(alone.experiment.state_dict(alone.experiment.initial_arrays))
+    with torch.no_grad():
+        outputs = model(data.test_x)
+    assert {k: v for k, v in first.items() if not k.startswith("time/")} == {
+        "round": 0,
+        "eval/loss": pytest.approx(torch.nn.functional.cross_entropy(outputs, data.test_y).item(), abs=1e-6),
+        "eval/accuracy": pytest.approx((outputs.argmax(1) == data.test_y).float().mean().item(), abs=1e-6),
+        "comm/bytes_down_total": 0,
+        "comm/bytes_up_total": 0,
+        "model/sha256": sha256(alone.experiment.initial_arrays),
+    }
+    assert 0 < first["time/round_s"] == first["time/total_s"] < rest[0]["time/total_s"]
+    assert [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rest] == alone.numbers()
+
+
 def test_a_round_has_all_its_numbers(run):
     result = run("federation.num_rounds=2", "federation.fraction_evaluate=0.3", "local.epochs=1")
     row = result.rows[-1]

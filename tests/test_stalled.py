@@ -58,6 +58,7 @@ def rounds_of(strategy=None, app=None, cohort=(0, 1, 2), needs=0, num_rounds=2, 
         target_accuracy=None,
         train_cohort=lambda server_round: cohort,
         evaluate_cohort=lambda server_round: evaluating,
+        evaluate_initial=False,
         evaluate_every=1,
         parameters={"w"},
         shortage=lambda num_clients: f"it needs {needs} clients" if num_clients < needs else "",
@@ -291,7 +292,7 @@ def test_a_stalled_run_says_so_and_resume_tries_the_round_again(tmp_path, moody)
     assert stalled["status"] == "stalled"
     assert stalled["error"].startswith("Stalled: round 3 trained nothing")
     assert stalled["result"]["round"] == 2
-    assert [row["round"] for row in rows_of(tmp_path / "run")] == [1, 2]
+    assert [row["round"] for row in rows_of(tmp_path / "run")] == [0, 1, 2]
     assert not (tmp_path / "run" / "model.safetensors").exists()
     with pytest.raises(InputError, match=r"^round 3 trained nothing: "):
         conduct(tmp_path / "run", "strategy=moody", config_dir=conf)

@@ -134,7 +134,7 @@ def test_the_same_command_runs_exactly_the_missing_jobs(tmp_path):
     assert "Traceback" in second.stderr
     assert before.items() <= times(directory).items()
     assert all(
-        len((job / "metrics.jsonl").read_text().splitlines()) == 2 for job in records(directory) if job != failed
+        len((job / "metrics.jsonl").read_text().splitlines()) == 3 for job in records(directory) if job != failed
     )
 
     (tmp_path / "broken").unlink()
@@ -160,7 +160,7 @@ def test_two_sweeps_at_once_share_the_jobs(tmp_path):
     printed = both[0].stdout + both[1].stdout
     assert printed.count("finished after 2 of 2 rounds") == 3
     for job in records(directory):
-        assert len((job / "metrics.jsonl").read_text().splitlines()) == 2
+        assert len((job / "metrics.jsonl").read_text().splitlines()) == 3
         assert printed.splitlines().count(str(job)) == 1
 
 

@@ -43,6 +43,20 @@ def test_the_crossing_is_taken_along_every_axis(tmp_path):
     assert (record["metric"], record["target"], record["seeds"], record["reached"]) == ("eval/accuracy", 0.5, 1, 1)
 
 
+def test_the_crossing_may_follow_the_initial_model(tmp_path):
+    # From 0.1 at the start to 0.9 in round 1, the target is half of the way, on every axis: nothing was spent before.
+    start = {"round": 0, "eval/accuracy": 0.1, "time/total_s": 0.0}
+    start |= {"comm/bytes_up_total": 0, "comm/bytes_down_total": 0}
+    first = {"round": 1, "eval/accuracy": 0.9, "local/steps": 6, "time/total_s": 2.0}
+    first |= {"comm/bytes_up_total": 1000, "comm/bytes_down_total": 1000}
+    make(tmp_path / "run", rows=[start, first], federation={"num_rounds": 1})
+    (record,) = table(tmp_path).records
+    assert [record[f"{name}_median"] for name in ("rounds", "bytes", "steps", "seconds")] == [0.5, 1000, 3, 1]
+    make(tmp_path / "other", seed=1, rows=[start], status="diverged", federation={"num_rounds": 1})
+    (record,) = table(tmp_path).records  # it took longer than its planned round
+    assert (record["seeds"], record["reached"], record["rounds_at_least"]) == (2, 1, 0.75)
+
+
 def test_seeds_have_a_median_and_a_range(tmp_path):
     # Reached in rounds 1, 2 and 4; the best value before is 0.4.
     cell(tmp_path, "fedavg", [[0.5], [0.4, 0.5], [0.4, 0.1, 0.2, 0.5]])

@@ -486,6 +486,13 @@ def test_plain_lines(tmp_path):
     ]
 
 
+def test_the_plain_line_of_round_0_has_no_speed(tmp_path):
+    row = {"round": 0, "eval/loss": 2.5, "eval/accuracy": 0.125, "time/round_s": 0.1, "time/total_s": 0.1}
+    assert shown(tmp_path, rows=[row], summary={}).splitlines()[0] == (
+        "round 0/3  eval/loss 2.500     eval/accuracy 0.1250"
+    )
+
+
 def test_plain_lines_of_a_regression_that_failed(tmp_path):
     row = {"round": 1, "train/loss": 12.5, "eval/loss": 1e-9, "clients/sampled": 3, "time/round_s": 2.0}
     lines = shown(tmp_path, rows=[row | {"time/total_s": 4000.0}], summary={}).splitlines()

@@ -37,7 +37,7 @@ def panels(view):
 
 
 def test_every_column_is_one_of_a_row(view, tmp_path):
-    (row,) = read_rows(conduct(tmp_path / "run", "model=logistic", "federation.num_rounds=1"))
+    _, row = read_rows(conduct(tmp_path / "run", "model=logistic", "federation.num_rounds=1"))
     for panel in chain(*panels(view).values()):
         assert {panel.x_axis, *panel.metrics, *re.findall(r"\$\{(.*?)\}", panel.x_expression or "")} <= row.keys()
 

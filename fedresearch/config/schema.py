@@ -23,6 +23,7 @@ class Federation:
     num_rounds: int = MISSING
     fraction_train: float = MISSING
     fraction_evaluate: float = MISSING
+    evaluate_initial: bool = MISSING
     evaluate_every: int = MISSING
     target_accuracy: float | None = MISSING
     max_failures: int = MISSING

@@ -45,18 +45,20 @@ class Checkpoints:
         self._digest = digest_for_resume(experiment.config)
         self._best = -math.inf
         for row in rows:
-            self._best = max(self._best, self._score(row))
+            self._best = max(self._best, self._score(row) if row["round"] else -math.inf)
         self._next = 0.0  # by time.perf_counter
         self._last = run.history.num_rounds
 
     def after(self, row: Row, arrays: ArrayRecord) -> None:
-        """Write the best model and the checkpoint if they are due after a round.
+        """Write the best model and the checkpoint if they are due after a round; after round 0 neither is.
 
         Raises
         ------
         InputError
             If the row does not have the column ``checkpoint.best``, one that the strategy measures itself.
         """
+        if not row["round"]:
+            return
         numbers = [name for name, value in row.items() if isinstance(value, int | float)]
         if self._column is not None and "eval/loss" in row and self._column not in numbers:
             columns = ", ".join(numbers)

@@ -202,6 +202,7 @@ class Experiment:
                 "evaluate-sampling",
             ),
             target_accuracy=federation.target_accuracy,
+            evaluate_initial=federation.evaluate_initial,
             evaluate_every=federation.evaluate_every,
             parameters=parameters(self.model),
             shortage=lambda num_clients: ", ".join(needed for needed, _ in self.shortages(num_clients)),

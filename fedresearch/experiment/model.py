@@ -22,7 +22,7 @@ from fedresearch.local.state_names import remove_running_statistics
 from fedresearch.runs.checkpoint import write_arrays
 from fedresearch.runs.directory import MODEL, write_whole
 from fedresearch.runs.files import refuse_irregular, unreadable
-from fedresearch.runs.record import RECORD, read_run
+from fedresearch.runs.record import RECORD, num_rounds, read_run
 from fedresearch.runs.record_fields import refuse_invalid_fields
 
 BEST = "best.safetensors"
@@ -51,8 +51,8 @@ def load_model(directory: str | Path, client: int | None = None, *, best: bool =
     if not trust:
         refuse_foreign(node)
     personal = record.get("personal")
-    server_round = _round(header, len(rows)) if best else len(rows)
-    row = rows[server_round - 1] if 0 < server_round <= len(rows) else {}
+    server_round = _round(header, num_rounds(rows)) if best else num_rounds(rows)
+    row = next((row for row in rows if row["round"] == server_round), {})
     shared = {name: tensor for name, tensor in tensors.items() if name not in (personal or ())}
     digest = sha256(tensor_record(tensors))
     is_whole = header.get("sha256") in (None, digest)

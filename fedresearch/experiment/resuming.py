@@ -15,7 +15,7 @@ from fedresearch.experiment.request import RunRequest
 from fedresearch.federation.measures import Row
 from fedresearch.masking import masked_tree
 from fedresearch.runs.comparison import format_changes, format_value
-from fedresearch.runs.record import RECORD, read_run
+from fedresearch.runs.record import RECORD, num_rounds, read_run
 from fedresearch.runs.record_fields import NEEDED_TO_RESUME, refuse_invalid_fields
 
 
@@ -36,18 +36,18 @@ def is_unfinished(past: Mapping[str, Any], request: RunRequest) -> bool:
     config, directory = request.config, request.directory
     refuse_invalid_fields(directory / RECORD, past, *NEEDED_TO_RESUME)
     _refuse_changed_numbers(past, request)
-    num_rounds, before = config.federation.num_rounds, past["config"]["federation"]["num_rounds"]
+    planned, before = config.federation.num_rounds, past["config"]["federation"]["num_rounds"]
     _, rows = read_run(directory)
-    done = len(rows)
-    if past["status"] == "diverged" or (past["status"] == "finished" and num_rounds == before):
+    done = num_rounds(rows)
+    if past["status"] == "diverged" or (past["status"] == "finished" and planned == before):
         refuse_changed_selection(past, config, done)
         print(f"{directory} is {past['status']} after {done} rounds: nothing to do")
         return False
     least = max(done, before if past["status"] == "finished" else 0)
-    if num_rounds < least:
+    if planned < least:
         raise InputError(
             f"{directory} is {past['status']} with federation.num_rounds={before} after {done} rounds, got "
-            f"federation.num_rounds={num_rounds}, which is fewer; try federation.num_rounds={least}"
+            f"federation.num_rounds={planned}, which is fewer; try federation.num_rounds={least}"
         )
     return True
 
@@ -99,7 +99,7 @@ def refuse_changed_rates(experiment: Experiment, rows: Sequence[Row]) -> None:
         With the first such round.
     """
     for row in rows:
-        if row["local/lr"] != experiment.learning_rate(row["round"]):
+        if row["round"] and row["local/lr"] != experiment.learning_rate(row["round"]):
             raise InputError(
                 f"with federation.num_rounds={experiment.config.federation.num_rounds} the learning rate of round "
                 f"{row['round']}, which is finished, would change; restore federation.num_rounds, or start a new run"

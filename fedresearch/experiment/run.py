@@ -35,7 +35,7 @@ from fedresearch.federation.server_app import make_server_app
 from fedresearch.masking import masked_tree, masked_words
 from fedresearch.runs.directory import MODEL, History, RunDirectory, now, refuse_used
 from fedresearch.runs.provenance import provenance
-from fedresearch.runs.record import RECORD, locked, read_record, read_rows
+from fedresearch.runs.record import METRICS, RECORD, locked, parse_rows, read_record, read_rows_bytes
 from fedresearch.tracking.console import Console
 from fedresearch.tracking.tracker import RunInfo, TrackerGroup
 
@@ -105,7 +105,7 @@ def _resume(experiment: Experiment, request: RunRequest, past: Mapping[str, Any]
     record = _record(experiment, request)
     refuse_changed_data(past, record)
     history, arrays = restore(experiment, request.directory)
-    rows = read_rows(request.directory)[: history.num_rounds]
+    rows, _ = parse_rows(read_rows_bytes(request.directory)[: history.num_bytes], request.directory / METRICS)
     refuse_changed_rates(experiment, rows)
     refuse_changed_selection(past, experiment.config, history.num_rounds)
     resumed = [*past.get("resumed", ()), _resumption(past, whence, history)]

@@ -67,6 +67,8 @@ class RoundLoop:
     train_cohort, evaluate_cohort : callable
         The partition ids that train in a round, and those that evaluate the new global model. A client that occurs
         twice trains once and counts twice in the average.
+    evaluate_initial : bool
+        Whether the server evaluates the initial model, and logs a row of round 0.
     evaluate_every : int
         Evaluate in the rounds divisible by this, and in the last one.
     parameters : set of str
@@ -96,6 +98,7 @@ class RoundLoop:
     target_accuracy: float | None
     train_cohort: Callable[[int], Sequence[int]]
     evaluate_cohort: Callable[[int], Sequence[int]]
+    evaluate_initial: bool
     evaluate_every: int
     parameters: Names
     shortage: Callable[[int], str]
@@ -130,11 +133,16 @@ class RoundLoop:
         Stalled
             If a round trains nothing.
         """
-        row = last or {"round": 0, "time/total_s": 0.0, **{f"{key}_total": 0 for key in _TOTALS}}
+        row = last or {"round": 0, **{f"{key}_total": 0 for key in _TOTALS}}
         self._totals = {key: row[f"{key}_total"] for key in _TOTALS}
-        started = time.perf_counter() - row["time/total_s"]
+        started = time.perf_counter() - row.get("time/total_s", 0.0)
         gc.freeze()  # these objects live as long as the run, and Flower's Bulyan collects garbage for each client
         try:
+            if last is None and self.evaluate_initial:
+                row |= self.evaluate(arrays)
+                row["model/sha256"] = sha256(arrays)
+                row["time/round_s"] = row["time/total_s"] = time.perf_counter() - started
+                self.log(row, arrays)
             while row["round"] < self.num_rounds and not self._reached(row):
                 row, arrays = self._round(row["round"] + 1, grid, arrays)
                 row["time/total_s"] = time.perf_counter() - started
@@ -144,7 +152,9 @@ class RoundLoop:
         return arrays
 
     def _reached(self, row: Row) -> bool:
-        return self.target_accuracy is not None and row.get("eval/accuracy", 0.0) >= self.target_accuracy
+        """Return whether a round reached the target; the initial model does not end a run."""
+        accuracy = row.get("eval/accuracy", 0.0)
+        return row["round"] > 0 and self.target_accuracy is not None and accuracy >= self.target_accuracy
 
     def _round(self, server_round: int, grid: Grid, arrays: ArrayRecord) -> tuple[Row, ArrayRecord]:
         started = time.perf_counter()

@@ -68,7 +68,7 @@ def _of_clients(whose: str, *needs: str) -> tuple[Column, ...]:
 
 
 COLUMNS = (
-    Column("round", "the round, from 1", "", "none", "none"),
+    Column("round", "the round; 0 is the evaluation of the initial model", "", "none", "none"),
     Column("local/lr", "learning rate of the clients", "", "none", "none"),
     Column("local/steps", "optimizer steps; fine-tuning before an evaluation does not count", "steps", "sum", "none"),
     Column("train/loss", "mean of a client's batch losses in local training", _LOSS, "by num_examples", "down"),

@@ -9,7 +9,7 @@ from typing import Any
 
 from fedresearch.dotted_keys import ABSENT, Difference, differing
 from fedresearch.errors import printable
-from fedresearch.runs.record import Row, untimed
+from fedresearch.runs.record import Row, num_rounds, untimed
 
 # Fields of a record, under the headings that reports of differences use. A group is reported by its keys.
 _GROUPS = {"options": "choices", "code": "git", "packages": "versions"}
@@ -61,46 +61,50 @@ class Numbers:
 
     Parameters
     ----------
-    common : int
-        Through which round they are; 0: not even in the first, or one of the runs has none.
+    common : int or None
+        The last round through which they are; None: not even in the first, or one of the runs has none.
     num_rounds : tuple of int
         How many rounds each run has.
+    identical : bool
+        Whether all rows are the same, of the same rounds in both runs, and there are any.
+    since : int
+        The first round that differs, where there is one.
     differing : list
-        What the round after ``common`` differs in, where both runs have one.
+        What it differs in.
     """
 
-    common: int
+    common: int | None
     num_rounds: tuple[int, int]
+    identical: bool
+    since: int
     differing: list[Difference]
-
-    @property
-    def identical(self) -> bool:
-        """Whether all rounds are the same, as many in both runs, and there are any."""
-        return self.num_rounds == (self.common, self.common) and self.common > 0
 
     def lines(self, names: tuple[str, str] = ("A", "B")) -> list[str]:
         """Return the verdict in words, and below it the keys and values that differ first."""
         same = f"identical through round {self.common}"
         if self.differing:
-            since = f"numbers differ from round {self.common + 1} on" + f", {same}" * bool(self.common)
+            since = f"numbers differ from round {self.since} on" + f", {same}" * (self.common is not None)
             return [since, *difference_lines(self.differing)]
         if self.num_rounds == (0, 0):
             return ["neither has a round, so there are no numbers to compare"]
-        if not self.identical:
-            shorter, longer = sorted(range(2), key=self.num_rounds.__getitem__)
+        shorter, longer = sorted(range(2), key=self.num_rounds.__getitem__)
+        if self.num_rounds[shorter] < self.num_rounds[longer]:
             return [
                 f"{same}, of which {names[shorter]} has no further; {names[longer]} has {self.num_rounds[longer]}"
-                if self.common
+                if self.common is not None
                 else f"{names[shorter]} has no round to compare, {names[longer]} has {self.num_rounds[longer]}"
             ]
-        return [same]
+        return [same if self.identical else f"{same}, but only one has a row of round 0"]
 
 
 def compare_rows(a: Sequence[Row], b: Sequence[Row]) -> Numbers:
     """Compare two runs' rows, round by round until one differs."""
-    rounds = [[*differing(untimed(x), untimed(y))] for x, y in zip(a, b, strict=False)]
-    common = len([*takewhile(lambda differences: not differences, rounds)])
-    return Numbers(common, (len(a), len(b)), next(filter(None, rounds), []))
+    theirs = {row["round"]: untimed(row) for row in b}
+    rounds = {row["round"]: [*differing(untimed(row), theirs[row["round"]])] for row in a if row["round"] in theirs}
+    same = [*takewhile(lambda server_round: not rounds[server_round], rounds)]
+    since, differences = next(((each, found) for each, found in rounds.items() if found), (0, []))
+    identical = bool(same) and len(same) == len(a) == len(b)
+    return Numbers(same[-1] if same else None, (num_rounds(a), num_rounds(b)), identical, since, differences)
 
 
 def difference_lines(differences: Iterable[Difference]) -> list[str]:

@@ -30,7 +30,7 @@ _UNFINISHED = ".tmp"
 
 @dataclass(frozen=True)
 class History:
-    """How far ``metrics.jsonl`` goes: rounds, bytes, and the SHA-256 of these."""
+    """How far ``metrics.jsonl`` goes: the last round, bytes, and the SHA-256 of these."""
 
     num_rounds: int = 0
     num_bytes: int = 0
@@ -123,7 +123,7 @@ class RunDirectory:
                 "bring it back, or start a new run"
             )
         # Their lines are kept as they are, for the next checkpoint is of the file's bytes.
-        self._known = deque(line + b"\n" for line in content[:size].split(b"\n")[after.num_rounds : -1])
+        self._known = deque(line + b"\n" for line in content[after.num_bytes : size].split(b"\n")[:-1])
         self._forget_failures()
         ended = dict.fromkeys(("ended", "error", "result", "metrics_sha256"))
         self.update(**{**record, "status": "running", **ended})
@@ -166,8 +166,7 @@ class RunDirectory:
         else:
             self._append(line)
         self._sha256.update(line)
-        rounds, size = self.history.num_rounds + 1, self.history.num_bytes + len(line)
-        self.history = History(rounds, size, self._sha256.hexdigest())
+        self.history = History(row["round"], self.history.num_bytes + len(line), self._sha256.hexdigest())
 
     def _append(self, line: bytes) -> None:
         size = self._metrics.tell()

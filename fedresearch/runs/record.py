@@ -6,7 +6,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -178,8 +178,8 @@ def read_run(directory: Path) -> tuple[dict[str, Any], list[Row]]:
     rows, _ = parse_rows(content, path)
     result = record.get("result")
     ended = result.get("round", 0) if isinstance(result, dict) else 0
-    if isinstance(ended, int) and ended > len(rows):
-        raise InputError(f"{path} is damaged: it has {len(rows)} rounds, and {RECORD} says {ended}")
+    if isinstance(ended, int) and ended > num_rounds(rows):
+        raise InputError(f"{path} is damaged: it has {num_rounds(rows)} rounds, and {RECORD} says {ended}")
     pinned = record.get("metrics_sha256")
     is_other = record.get("status") != "running" and pinned not in (None, hashlib.sha256(content).hexdigest())
     if is_other and read_record(directory) == record:  # else it was resumed meanwhile
@@ -236,10 +236,16 @@ def parse_rows(content: bytes, path: Path) -> tuple[list[Row], int]:
             row = None
         except ValueError:
             row = None
-        if not isinstance(row, dict) or type(row.get("round")) is not int or row["round"] != number:
-            raise InputError(f"{path} is damaged: line {number} is not the row of round {number}")
+        due = [rows[-1]["round"] + 1] if rows else [0, 1]
+        if not isinstance(row, dict) or type(row.get("round")) is not int or row["round"] not in due:
+            raise InputError(f"{path} is damaged: line {number} is not the row of round {due[-1]}")
         rows.append(row)
     return rows, sum(len(line) + 1 for line in lines)
+
+
+def num_rounds(rows: Sequence[Row]) -> int:
+    """Return the number of rounds that rows are of; the row of round 0, of the initial model, does not count."""
+    return rows[-1]["round"] if rows else 0
 
 
 def untimed(row: Mapping[str, Any]) -> Row:

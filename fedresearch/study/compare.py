@@ -9,7 +9,7 @@ from fedresearch.config import differences, without_class_paths
 from fedresearch.config.verbs import VerbParser, reporting
 from fedresearch.errors import printing
 from fedresearch.runs.comparison import compare_rows, difference_lines, format_value, record_differences
-from fedresearch.runs.record import Edited, Row, read_record, read_rows, read_run, refuse_no_run
+from fedresearch.runs.record import Edited, Row, num_rounds, read_record, read_rows, read_run, refuse_no_run
 
 _DESCRIPTION = """\
 Print the differences of two runs: config, options, code, packages, machine,
@@ -53,7 +53,7 @@ def compare(first: Path, second: Path) -> tuple[list[str], bool]:
     if not lines and numbers.identical:
         return [f"nothing differs: {', '.join(numbers.lines())}"], True
     heads = [
-        f"{letter}  {path}: {format_value(record.get('status'))}, {len(own)} round{'s' * (len(own) != 1)}"
+        f"{letter}  {path}: {format_value(record.get('status'))}, {num_rounds(own)} round{'s' * (num_rounds(own) != 1)}"
         for letter, path, record, own in zip("AB", (first, second), records, rows, strict=True)
     ]
     return [*heads, *lines, *numbers.lines()], numbers.identical

@@ -40,6 +40,7 @@ _LENGTH = "federation.num_rounds"
 # Besides seeds, keys or prefixes of keys in which tuning and final runs may differ.
 _MAY_DIFFER = (
     _LENGTH,
+    "federation.evaluate_initial",
     "federation.evaluate_every",
     "federation.fraction_evaluate",
     "federation.target_accuracy",

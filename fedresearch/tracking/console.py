@@ -48,7 +48,9 @@ class Console:
         present = {name: value for name, value in row.items() if value is not None}
         self._known |= present
         position = self._position(row["round"])
-        speed = [f"{_rate(row['clients/sampled'] / row['time/round_s'])} clients/s", f"{self._time_left(row)} left"]
+        speed = []
+        if row["round"]:
+            speed = [f"{_rate(row['clients/sampled'] / row['time/round_s'])} clients/s", f"{self._time_left(row)} left"]
         if self._terminal.is_interactive:
             # Short, for 80 columns: what is not said to be of the training is of the test split.
             name, loss = ("loss", "eval/loss") if "eval/loss" in self._known else ("train loss", "train/loss")

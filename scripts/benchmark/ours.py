@@ -106,6 +106,7 @@ class Ours:
             train_cohort=sampling_of(work, data),
             evaluate_cohort=lambda _: range(num_clients),
             target_accuracy=None,
+            evaluate_initial=False,
             evaluate_every=1 if work.evaluates else 10**9,
             parameters=parameters(self._model),
             shortage=lambda _: "",

@@ -43,7 +43,7 @@ AXES = {
     "steps": Axis(
         "local steps",
         lambda steps: f"{steps:,.0f}",
-        lambda run: np.cumsum(run.column("local/steps")),
+        lambda run: np.cumsum(np.where(run.column("round") > 0, run.column("local/steps"), 0)),
     ),
     "seconds": Axis("seconds", format_seconds, lambda run: run.column("time/total_s")),
 }

@@ -25,19 +25,19 @@ class LoadedRun(loaded.Run):
     Parameters
     ----------
     columns : mapping
-        Column of ``metrics.jsonl`` to float64 (rounds,); NaN where a round has no number.
+        Column of ``metrics.jsonl`` to float64 (rows,); NaN where a row has no number.
     """
 
     columns: Mapping[str, Column]
 
     @property
     def num_rounds(self) -> int:
-        """The number of rounds so far."""
-        return len(self.columns.get("round", ()))
+        """The number of rounds so far; the evaluation of the initial model does not count."""
+        return int(self.columns["round"][-1]) if self.columns else 0
 
     def column(self, name: str) -> Column:
-        """Return a column, float64 (rounds,); NaN in every round if the run does not have it."""
-        return self.columns.get(name, np.full(self.num_rounds, np.nan))
+        """Return a column, float64 (rows,); NaN in every row if the run does not have it."""
+        return self.columns.get(name, np.full(len(self.columns.get("round", ())), np.nan))
 
 
 def load(paths: Sequence[Path]) -> list[LoadedRun]:
@@ -82,7 +82,7 @@ def _load(directory: Path) -> LoadedRun:
 
 
 def _columns(rows: Sequence[Row]) -> dict[str, Column]:
-    """Return each column of numbers with a value for each round; NaN where it is null or missing."""
+    """Return each column of numbers with a value for each row; NaN where it is null or missing."""
     columns = {}
     for name in dict.fromkeys(chain.from_iterable(rows)):
         values = [row.get(name) for row in rows]

@@ -89,7 +89,7 @@ def plotted_runs(cell: Cell) -> list[LoadedRun]:
 def mean_progress(cell: Cell, axis: str) -> Column:
     """Return the mean place of a cell's plotted runs on an axis, after each round that all have."""
     runs = plotted_runs(cell)
-    return np.mean([AXES[axis].progress(run)[: _num_shared_rounds(runs)] for run in runs], axis=0)
+    return np.mean([AXES[axis].progress(run)[: _num_shared_rows(runs)] for run in runs], axis=0)
 
 
 def mean_curve(cell: Cell, axis: str, metric: str) -> Curve:
@@ -98,13 +98,13 @@ def mean_curve(cell: Cell, axis: str, metric: str) -> Curve:
     NaN where a run has no number, and for the interval of a single run.
     """
     runs = plotted_runs(cell)
-    values = np.array([run.column(metric)[: _num_shared_rounds(runs)] for run in runs])
+    values = np.array([run.column(metric)[: _num_shared_rows(runs)] for run in runs])
     mean, half_widths = values.mean(axis=0), t_half_widths(values)
     return Curve(cell.label, mean_progress(cell, axis), mean, mean - half_widths, mean + half_widths)
 
 
-def _num_shared_rounds(runs: list[LoadedRun]) -> int:
-    return min(run.num_rounds for run in runs)
+def _num_shared_rows(runs: list[LoadedRun]) -> int:
+    return min(len(run.column("round")) for run in runs)
 
 
 def sensitivity_lines(study: Study, key: str, tuned: Sequence[str], outcomes: Mapping[str, Outcome]) -> list[Line]:

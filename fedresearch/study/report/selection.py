@@ -73,7 +73,8 @@ def parse_selection(rule: str, metric: str) -> Selection:
 
     def choose(run: LoadedRun) -> float:
         values, validated = run.column(metric), run.column(validation)
-        known = np.isfinite(values) & (np.isfinite(validated) if rule == "best_val" else True)
+        known = np.isfinite(values) & (run.column("round") > 0)  # the initial model is no round's
+        known &= np.isfinite(validated) if rule == "best_val" else True
         return float(pick(values[known], validated[known])) if known.any() else np.nan
 
     return Selection(caption, choose)

@@ -25,7 +25,7 @@ def duration_to(cell: Cell, metric: str, target: float, axis: str) -> Duration:
     times, censored = [], []
     for run in cell.runs.values():
         x = AXES[axis].progress(run)
-        if math.isfinite(x[-1] if run.num_rounds else math.nan):
+        if run.num_rounds and math.isfinite(x[-1]):
             time = crossing(x, run.column(metric), target, larger_is_better(metric))
             never = math.isnan(time)
             times.append(float(x[-1]) * _planned_share(run) if never else time)

@@ -135,7 +135,7 @@ def _estimates_from_past(
                 found[cell] = Estimate(
                     seconds=rows[-1]["time/total_s"],
                     memory_bytes=record.get("peak_memory_bytes"),
-                    comm_bytes=sum(map(_comm_bytes, rows)),
+                    comm_bytes=rows[-1]["comm/bytes_down_total"] + rows[-1]["comm/bytes_up_total"],
                     source=f"past run {job.directory}",
                 )
     return found

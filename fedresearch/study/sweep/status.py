@@ -13,7 +13,7 @@ from rich.table import Table
 from fedresearch.errors import InputError, printable
 from fedresearch.runs.files import read_bytes, refuse_no_folders
 from fedresearch.runs.loaded import default_metric, load, wrong_model_warning
-from fedresearch.runs.record import RECORD, REFUSED
+from fedresearch.runs.record import RECORD, REFUSED, num_rounds
 
 _MAX_LIST_BYTES = 64_000_000
 # The list of a sweep's jobs, written before they start.
@@ -43,7 +43,7 @@ def show(directory: Path) -> bool:
     metric = default_metric([(run, last) for (run, _), last in zip(loaded, last_rows, strict=True)])
     table = new_table("job", "directory", "state", "rounds", metric)
     for (run, rows), name, last in zip(loaded, names, last_rows, strict=True):
-        rounds = f"{len(rows)}/{run.planned_rounds or '?'}" if run.record else ""
+        rounds = f"{num_rounds(rows)}/{run.planned_rounds or '?'}" if run.record else ""
         value = last.get(metric)
         number = f"{value:.4f}" if isinstance(value, int | float) else ""
         table.add_row(*map(printable, (name, run.directory.name, run.state, rounds, number)))
