@@ -163,7 +163,8 @@ def test_a_cluster_of_its_own_is_this_machines_and_this_runs_alone(tmp_path):
 
 
 def test_a_killed_run_leaves_no_process_and_no_folder(tmp_path):
-    overrides = ["model=logistic", "tracker=none", "federation.num_rounds=100000", "hydra.run.dir=d"]
+    overrides = ["model=logistic", "tracker=none", "federation.num_rounds=100000", "federation.evaluate_initial=false"]
+    overrides.append("hydra.run.dir=d")
     overrides.append(f"hardware.num_cpus={num_cores()}")  # one actor
     with tempfile.TemporaryDirectory(dir="/tmp") as short:
         process = subprocess.Popen(

@@ -139,8 +139,7 @@ class RoundLoop:
         gc.freeze()  # these objects live as long as the run, and Flower's Bulyan collects garbage for each client
         try:
             if last is None and self.evaluate_initial:
-                row |= self.evaluate(arrays)
-                row["model/sha256"] = sha256(arrays)
+                row = {"round": 0, **self.evaluate(arrays), **row, "model/sha256": sha256(arrays)}
                 row["time/round_s"] = row["time/total_s"] = time.perf_counter() - started
                 self.log(row, arrays)
             while row["round"] < self.num_rounds and not self._reached(row):
