@@ -30,7 +30,8 @@ from tests.directories import killed, outcome
 from tests.processes import descendants, listens, living
 
 ROOT = Path(__file__).parents[1]
-SHORT = ["tracker=none", "federation.evaluate_initial=false", "federation.num_supernodes=2", "local.epochs=1", "model=logistic"]
+SHORT = ["tracker=none", "federation.num_supernodes=2", "local.epochs=1", "model=logistic"]
+SHORT += ["federation.evaluate_initial=false"]
 NO_EVALUATION = ["federation.fraction_evaluate=0", "validation.fraction=0"]
 
 FAULTY = """
