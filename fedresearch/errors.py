@@ -1,5 +1,6 @@
 """Errors that a user reads as lines instead of a traceback, and output that any terminal can print."""
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -41,6 +42,15 @@ def readable(error: Exception) -> Exception:
 def printable(text: str) -> str:
     """Return a text with control characters escaped, so that it is safe to print on a terminal."""
     return "".join(one if one.isprintable() or one in "\n\t" else one.encode("unicode_escape").decode() for one in text)
+
+
+class MarkedFormatter(logging.Formatter):
+    """Marks a log's warnings and errors by their level, as the command marks its own lines; not what only informs."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record's line."""
+        mark = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        return mark + super().format(record)
 
 
 class InputError(Exception):

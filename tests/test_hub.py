@@ -340,6 +340,7 @@ def test_a_folder_of_the_datasets_name_is_not_taken_for_the_hub(grey, tmp_path, 
 
 
 def test_files_and_samples_of_each_split_are_reported(grey, caplog):
+    caplog.set_level("INFO", "fedresearch")
     hub.load(**grey)
     folder = grey["path"]
     assert caplog.messages == [

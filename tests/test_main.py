@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fedresearch.errors import MarkedFormatter
 from tests import warm
 
 pytestmark = pytest.mark.slow
@@ -333,7 +335,7 @@ def test_a_module_that_cannot_be_found(tmp_path):
 def test_divergence_is_reported_once_and_stays_valid_json(tmp_path):
     done = command(tmp_path, *SHORT, "optimizer.lr=1e30", "federation.nonfinite=keep", "hydra.run.dir=d")
     assert done.returncode == 0, done.stderr
-    assert done.stderr == "round 1: the loss is not finite, the run has diverged\n"
+    assert done.stderr == "warning: round 1: the loss is not finite, the run has diverged\n"
     assert record(tmp_path / "d")["status"] == "diverged"
     for name in ("run.json", "metrics.jsonl"):
         text = (tmp_path / "d" / name).read_text()
@@ -372,6 +374,15 @@ def test_flags_may_be_anywhere(tmp_path):
     done = command(tmp_path, *SHORT, "-m", "seed=0,1", "hydra.sweep.dir=s")
     assert done.returncode == 0, done.stderr
     assert {record(path.parent)["config"]["seed"] for path in (tmp_path / "s").glob("*/run.json")} == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("level", "mark"), [("INFO", ""), ("WARNING", "warning: "), ("ERROR", "error: "), ("CRITICAL", "critical: ")]
+)
+def test_the_log_marks_warnings_and_errors(level, mark):
+    record = logging.makeLogRecord({"msg": "split %s", "args": ("train",), "levelname": level})
+    record.levelno = logging.getLevelNamesMapping()[level]
+    assert MarkedFormatter("%(message)s").format(record) == f"{mark}split train"
 
 
 @pytest.mark.parametrize(
@@ -444,8 +455,8 @@ def test_tiny_and_empty_partitions_are_reported_by_id(tmp_path):
     assert len(empty) > 1
     assert len(tiny) > 1
     lines = done.stderr.splitlines()
-    assert lines[0] == f"partitions {', '.join(empty)} are empty and never sampled"
-    assert lines[1] == f"partitions {', '.join(tiny)} hold less than one batch of 10 training samples"
+    assert lines[0] == f"warning: partitions {', '.join(empty)} are empty and never sampled"
+    assert lines[1] == f"warning: partitions {', '.join(tiny)} hold less than one batch of 10 training samples"
 
 
 @pytest.mark.parametrize("word", ["resume=nowhere", "+resume=nowhere", "++resume=nowhere"])

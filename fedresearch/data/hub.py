@@ -166,7 +166,7 @@ def load_split(
     arrays = cached_arrays(cache_dir, f"{name}-{split}", key, make)
     if files is not None:
         listed = f"{len(files)} files, {files[0]} and others" if len(files) > 1 else f"{files[0]}"
-        log.warning("split %s: %d samples of %s", split, len(arrays[next(iter(arrays))]), listed)
+        log.info("split %s: %d samples of %s", split, len(arrays[next(iter(arrays))]), listed)
     return arrays
 
 
@@ -194,7 +194,7 @@ def _load_from_hub(
             f"dataset.name={name} is a local folder, which would be read instead of the Hub; try dataset.path={name}"
         )
     if _is_reachable(name):
-        log.warning("downloading split %s of %s from the Hugging Face Hub, once", split, name)
+        log.info("downloading split %s of %s from the Hugging Face Hub, once", split, name)
     else:
         datasets.config.HF_HUB_OFFLINE = True  # otherwise it retries for 20 s before it looks for a local copy
     where = f"split {split} of {name}"

@@ -1,6 +1,7 @@
 """Runs one experiment, from the first check to the saved model."""
 
 import logging
+import sys
 import uuid
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -187,7 +188,7 @@ def _resumption(past: Mapping[str, Any], whence: Mapping[str, Any], after: Histo
     other_code = any(_code(whence).get(key) != _code(past).get(key) for key in ("commit", "diff_sha256"))
     if other_code or changed.keys() & {"versions", "processor", "python"}:
         log.warning("the code, its packages or the machine have changed since this run started; see run.json")
-    log.warning("resuming after round %d", after.num_rounds)
+    print(f"resuming after round {after.num_rounds}", file=sys.stderr, flush=True)
     return {"at": now(), "after_round": after.num_rounds, "command": whence["command"], **changed}
 
 
