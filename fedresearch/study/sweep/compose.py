@@ -222,7 +222,7 @@ def _warn_of_changes(jobs: Sequence[Job], directory: Path) -> None:
             done.setdefault(job.changes, []).append((name, path))
     for changes, found in done.items():
         print(
-            f"warning: {_first_of([name for name, _ in found])}: done with {changes}, and skipped; "
+            f"warning: {_first_of([name for name, _ in found])}done with {changes}, and skipped; "
             f"to run it anew, move {found[0][1]} elsewhere",
             file=sys.stderr,
             flush=True,
