@@ -2,6 +2,7 @@
 
 import copy
 import textwrap
+from types import SimpleNamespace
 
 import flwr.serverapp.strategy
 import numpy as np
@@ -11,9 +12,10 @@ from flwr.app import Metadata, MetricRecord, RecordDict
 from fedresearch.federation import flower
 from fedresearch.federation.buffers import SeparateBuffers
 from fedresearch.federation.records import array_record
+from fedresearch.federation.rounds import Stalled
 from fedresearch.strategies.bulyan import Bulyan
 from fedresearch.strategies.krum import Krum, MultiKrum
-from fedresearch.strategies.qfedavg import step
+from fedresearch.strategies.qfedavg import QFedAvg
 from fedresearch.strategies.robust import _BLOCK
 
 
@@ -60,8 +62,9 @@ def bulyan_flower(vectors, f):
 
 
 def as_models(vectors):
-    """Return vectors as models of two arrays, one of them a scalar."""
-    return [{"a": vector[:-1].reshape(2, -1), "b": vector[-1]} for vector in vectors]
+    """Return vectors as models of two arrays, one of them a scalar: name to ``(n, *shape)``."""
+    stacked = np.array(vectors)
+    return {"a": stacked[:, :-1].reshape(len(stacked), 2, -1), "b": stacked[:, -1]}
 
 
 def as_vector(model):
@@ -122,8 +125,8 @@ def test_small_updates_of_large_weights_are_distinguished_in_any_precision(rule)
     updates[[3, 8]] += 12 * 2.0**-15
     models = start + updates
     exact, single = (
-        rule.combine([{"a": m} for m in models]),
-        rule.combine([{"a": m.astype(np.float32)} for m in models]),
+        rule.combine({"a": models}),
+        rule.combine({"a": models.astype(np.float32)}),
     )
     assert (models.astype(np.float32) == models).all()  # so that precision is all that differs
     np.testing.assert_array_equal(exact["a"], single["a"])
@@ -132,15 +135,15 @@ def test_small_updates_of_large_weights_are_distinguished_in_any_precision(rule)
 
 def test_arrays_larger_than_a_block():
     rng = np.random.default_rng(0)
-    vectors = list(rng.normal(size=(7, _BLOCK + 3)))
-    result = Bulyan(num_malicious_nodes=0).combine([{"a": vector.reshape(1, -1)} for vector in vectors])
+    vectors = rng.normal(size=(7, _BLOCK + 3))
+    result = Bulyan(num_malicious_nodes=0).combine({"a": vectors[:, None]})
     np.testing.assert_allclose(result["a"], np.mean(vectors, axis=0)[None], rtol=0, atol=1e-14)
-    chosen = Krum(num_malicious_nodes=1).combine([{"a": vector} for vector in vectors])
+    chosen = Krum(num_malicious_nodes=1).combine({"a": vectors})
     np.testing.assert_array_equal(chosen["a"], vectors[krum_order(vectors, 1)[0]])
 
 
 def test_what_is_not_finite_is_far_from_all():
-    models = [{"a": np.array([value, 0.0])} for value in (np.nan, 1.0, 2.0, 3.0, np.inf, 1.5, -np.inf)]
+    models = {"a": np.array([[value, 0.0] for value in (np.nan, 1.0, 2.0, 3.0, np.inf, 1.5, -np.inf)])}
     assert Krum(num_malicious_nodes=2).combine(models)["a"][0] == 2  # at 0.5, 1 and 1 from the others
     middle = MultiKrum(num_malicious_nodes=2, num_nodes_to_select=4).combine(models)
     assert middle["a"].tolist() == [(1 + 2 + 3 + 1.5) / 4, 0]
@@ -153,7 +156,8 @@ def test_a_client_that_is_drawn_twice_has_one_model():
     again, metrics = Krum(num_malicious_nodes=1).aggregate_train(1, [*replies, replies[4], replies[4]])
     assert once["a"].numpy() == again["a"].numpy() == 1
     assert metrics["train_loss"] == pytest.approx((0 + 1 + 2 + 3 + 4 * 3) / 7)
-    assert Bulyan(num_malicious_nodes=1).aggregate_train(1, [*replies, *replies]) == (None, None)
+    with pytest.raises(Stalled, match="Bulyan needs 7 clients, got 5"):
+        Bulyan(num_malicious_nodes=1).aggregate_train(1, [*replies, *replies])
 
 
 @pytest.mark.parametrize(
@@ -167,7 +171,8 @@ def test_a_client_that_is_drawn_twice_has_one_model():
 def test_there_is_no_result_of_fewer_models_than_a_rule_needs(rule, needed):
     replies = [reply(i, {"a": float(i)}) for i in range(needed)]
     assert rule.aggregate_train(1, replies)[0] is not None
-    assert rule.aggregate_train(1, replies[:-1]) == (None, None)
+    with pytest.raises(Stalled, match=rf"needs {needed} clients, got {needed - 1}"):
+        rule.aggregate_train(1, replies[:-1])
 
 
 def test_multikrums_mean_ignores_what_clients_say_of_their_examples():
@@ -275,12 +280,19 @@ def test_single_and_double_precision_choose_the_same_clients(run, strategy):
         assert ours["update/norm"] == pytest.approx(exact["update/norm"], rel=1e-3)
 
 
+def step(w, models, losses, q, lipschitz):
+    """Return q-FedAvg's next model from vectors."""
+    replies = SimpleNamespace(params=as_models(models), sent={"received-loss": {"F": np.array(losses)}})
+    server = QFedAvg(q=q, client_learning_rate=1 / lipschitz)
+    return server.step({name: each[0] for name, each in as_models([w]).items()}, {}, replies)
+
+
 @pytest.mark.parametrize("q", [0.0, 0.5, 1.0, 2.0, 5.0])
 def test_q_fedavgs_step(q):
     rng = np.random.default_rng(0)
     w, *models = rng.normal(size=(5, 13))
     losses = [0.3, 2.5, 1e-3, 7.0]
-    ours = step(as_models([w])[0], as_models(models), losses, q, 4.0)
+    ours = step(w, models, losses, q, 4.0)
     np.testing.assert_allclose(as_vector(ours), qfedavg(w, models, losses, q, 4.0), rtol=0, atol=1e-13)
     if q == 0:
         np.testing.assert_allclose(as_vector(ours), np.mean(models, axis=0), rtol=0, atol=1e-13)
@@ -290,14 +302,14 @@ def test_q_fedavg_at_its_limits():
     """A client without loss pulls at nothing, whatever q; powers beyond 1e308, or all below 1e-308, cancel."""
     w, near, far = np.zeros(3), np.full(3, 1e-3), np.ones(3)
     for q in (0.5, 1.0, 3.0):
-        alone = step(as_models([w])[0], as_models([w, far]), [0.0, 2.0], q, 1.0)
+        alone = step(w, [w, far], [0.0, 2.0], q, 1.0)
         # The client without loss adds L F^q to the sum of h, which is at most sqrt(1e-10 / 2) of the other's.
         np.testing.assert_allclose(as_vector(alone), qfedavg(w, [far], [2.0], q, 1.0), rtol=1e-4)
-    none = step(as_models([w])[0], as_models([near, far]), [0.0, 0.0], 0.0, 1.0)
+    none = step(w, [near, far], [0.0, 0.0], 0.0, 1.0)
     np.testing.assert_allclose(as_vector(none), (near + far) / 2)
     for scale in (1e-9, 1e3):
         # As all losses are the same, F^q cancels: w - sum Delta w / sum (q / F |Delta w|^2 + L).
-        large = step(as_models([w])[0], as_models([near, far]), [scale, scale], 500.0, 1.0)
+        large = step(w, [near, far], [scale, scale], 500.0, 1.0)
         expected = (near + far) / (500 / scale * (near @ near + far @ far) + 2)
         np.testing.assert_allclose(as_vector(large), expected, rtol=1e-12)
 

@@ -7,6 +7,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from fedresearch.federation.averaging import aggregate_train
 from fedresearch.federation.records import ARRAYS, array_record, arrays_of, metrics_of, number, values
 from fedresearch.local.state_names import Names
 
@@ -51,7 +52,7 @@ class SeparateBuffers(Strategy):
             reply.content[ARRAYS], rest = self._split(arrays_of(reply.content))
             buffers.append(values(rest))
         weights = self._key and [float(number(metrics_of(reply.content), self._key)) for reply in replies]
-        arrays, metrics = self._strategy.aggregate_train(server_round, replies)
+        arrays, metrics = aggregate_train(self._strategy, server_round, replies)
         if arrays is None:
             return None, metrics
         aggregated = {}

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedresearch.federation.records import Values
 from fedresearch.strategies.krum import scores, squared_distances
-from fedresearch.strategies.robust import Block, Models, RobustRule, by_coordinate
+from fedresearch.strategies.robust import Block, RobustRule, by_coordinate
+from fedresearch.strategies.server import Params
 
 
 class Bulyan(RobustRule):
@@ -27,7 +27,7 @@ class Bulyan(RobustRule):
     num_malicious_nodes : int
         f.
     **options
-        Of :class:`flwr.serverapp.strategy.FedAvg`.
+        Of :class:`ServerUpdate`.
     """
 
     def __init__(self, *, num_malicious_nodes: int, **options: Any) -> None:
@@ -39,12 +39,13 @@ class Bulyan(RobustRule):
         """The paper's 4f + 3."""
         return 4 * self.num_malicious_nodes + 3
 
-    def combine(self, models: Models) -> dict[str, Values]:
+    def combine(self, models: Params) -> Params:
         """Return the mean of what is closest to the median of the chosen."""
-        theta = len(models) - 2 * self.num_malicious_nodes
-        chosen = choose(squared_distances(models), theta, self.num_malicious_nodes)
+        distances = squared_distances(models)
+        theta = len(distances) - 2 * self.num_malicious_nodes
+        chosen = choose(distances, theta, self.num_malicious_nodes)
         beta = theta - 2 * self.num_malicious_nodes
-        return by_coordinate(lambda block: near_median(block, beta), [models[i] for i in chosen])
+        return by_coordinate(lambda block: near_median(block[chosen], beta), models)
 
 
 def choose(distances: NDArray[np.float64], theta: int, num_malicious: int) -> list[int]:

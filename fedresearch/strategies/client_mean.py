@@ -1,50 +1,45 @@
 """What the servers share that keep account of the clients."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from math import sqrt
 
 import numpy as np
-from flwr.app import ArrayRecord, Message
 
-from fedresearch.federation.records import Values, metrics_of, number, values
+from fedresearch.federation.records import Values
+from fedresearch.federation.replies import Replies
+from fedresearch.strategies.server import Params
 
 
 class ClientMean:
     """The mean over all clients of arrays that each of them has; clients send only the changes.
 
     A client that never took part counts with zeros, and weighs as much as those that did weigh on average.
-
-    Parameters
-    ----------
-    weighted_by_key : str
-        The metric whose value weighs a client.
     """
 
-    def __init__(self, weighted_by_key: str) -> None:
-        self._key = weighted_by_key
+    def __init__(self) -> None:
         self._weights: dict[int, float] = {}
         self._sum: dict[str, Values] = {}
 
-    def add(self, changes: Iterable[tuple[Message, Mapping[str, Values]]]) -> None:
-        """Take the changes of a round in, each client's once, however often its reply counts in the average."""
-        seen = set()
-        for reply, change in changes:
-            node_id = reply.metadata.src_node_id
-            if node_id in seen:
-                continue
-            seen.add(node_id)
-            self._weights[node_id] = weight = float(number(metrics_of(reply.content), self._key))
-            for name, value in change.items():
-                self._sum[name] = self._sum.get(name, np.zeros_like(value)) + weight * value
+    def add(self, replies: Replies, changes: Mapping[str, Values]) -> None:
+        """Add the changes of the clients of a round, ``(n, *shape)``, each of whom occurs once."""
+        weights = replies.weights.tolist()
+        self._weights |= zip(replies.node_ids, weights, strict=True)
+        for name, of_clients in changes.items():
+            for weight, change in zip(weights, of_clients, strict=True):
+                self._sum[name] = self._sum.get(name, np.zeros_like(change)) + weight * change
 
-    def mean(self, like: ArrayRecord, num_clients: int) -> dict[str, Values]:
-        """Return the mean, with the names, shapes and dtypes of a record's arrays; zeros before any change."""
-        total = sum(self._weights.values()) * num_clients / max(len(self._weights), 1)
+    def mean(self, like: Params, num_clients: int) -> dict[str, Values]:
+        """Return the mean, with the names, shapes and dtypes of other arrays; zeros before any change."""
+        total = self._total(num_clients)
         return {
             name: (self._sum[name] / total).astype(x.dtype) if name in self._sum else np.zeros_like(x)
-            for name, x in values(like).items()
+            for name, x in like.items()
         }
 
+    def norm(self, num_clients: int) -> float:
+        """Return the Euclidean norm of the mean."""
+        squares = sum(float(np.sum(np.square(each, dtype=np.float64))) for each in self._sum.values())
+        return sqrt(squares) / self._total(num_clients) if squares else 0.0
 
-def take(replies: Iterable[Message], key: str) -> list[ArrayRecord]:
-    """Take a further record out of each reply: Flower's strategies admit one ArrayRecord."""
-    return [reply.content.pop(key) for reply in replies]  # type: ignore[misc]
+    def _total(self, num_clients: int) -> float:
+        return sum(self._weights.values()) * num_clients / max(len(self._weights), 1)

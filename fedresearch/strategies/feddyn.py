@@ -9,23 +9,21 @@ The server keeps h, the mean of all g_i, and sends ``x+ = mean_S y_i - h+ / alph
 examples, they weigh so in h too; the paper weighs them equally.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg
 
-from fedresearch.federation.records import NUM_CLIENTS, array_record, arrays_of, number, values
+from fedresearch.federation.replies import Replies
 from fedresearch.local.update import End, Fixed, LocalUpdate, Start, Tensors
 from fedresearch.strategies.client_mean import ClientMean
+from fedresearch.strategies.server import Params, Sent, ServerUpdate
 
 _LINEAR = "linear-term"
 _ALPHA = "alpha"
 
 
-class FedDyn(FedAvg):
+class FedDyn(ServerUpdate):
     """The server.
 
     Parameters
@@ -33,38 +31,24 @@ class FedDyn(FedAvg):
     alpha : float
         Weight of the regulariser, above 0.
     **options
-        Of :class:`flwr.serverapp.strategy.FedAvg`.
+        Of :class:`ServerUpdate`.
     """
 
     def __init__(self, *, alpha: float, **options: Any) -> None:
         super().__init__(**options)
         self.alpha = alpha
-        self.h = ClientMean(self.weighted_by_key)
-        self._arrays = ArrayRecord()
-        self._num_clients = 0
+        self.h = ClientMean()
 
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Keep x, and send alpha along."""
-        self._arrays, self._num_clients = arrays, int(number(config, NUM_CLIENTS))
-        config[_ALPHA] = self.alpha
-        return super().configure_train(server_round, arrays, config, grid)
+    def send(self, x: Params) -> Sent:
+        """Send alpha along."""
+        return {_ALPHA: self.alpha}
 
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Average the models, and move the mean by h."""
-        replies = list(replies)
-        x = values(self._arrays)
-        models = [values(arrays_of(reply.content)) for reply in replies]
-        changes = [{name: -self.alpha * (y[name] - x[name]) for name in x} for y in models]
-        self.h.add(zip(replies, changes, strict=True))
-        mean, metrics = super().aggregate_train(server_round, replies)
-        if mean is None:
-            return None, metrics
-        h = self.h.mean(self._arrays, self._num_clients)
-        return array_record({name: y - h[name] / self.alpha for name, y in values(mean).items()}), metrics
+    def step(self, x: Params, mean: Params, replies: Replies) -> Params:
+        """Move the mean model by h."""
+        once = replies.once()
+        self.h.add(once, {name: -self.alpha * (once.params[name] - x[name]) for name in x})
+        h = self.h.mean(x, self.num_clients)
+        return {name: y - h[name] / self.alpha for name, y in mean.items()}
 
 
 class DynamicUpdate(LocalUpdate):

@@ -9,25 +9,23 @@ with ``tau_eff = sum_i p_i |a_i|_1``, or ``sum_i p_i tau_i`` with a proximal ter
 client's gradients weigh follows from its optimizer: see :func:`fedresearch.local.train.drift`.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg
 
-from fedresearch.federation.records import ARRAYS, NUM_STEPS, array_record, arrays_of, metrics_of, number, values
+from fedresearch.federation.records import NUM_STEPS
+from fedresearch.federation.replies import Replies
 from fedresearch.local.update import End, Fixed, LocalUpdate, Start, Tensors
-from fedresearch.strategies.client_mean import take
 from fedresearch.strategies.fedprox import attract
+from fedresearch.strategies.server import Params, Sent, ServerUpdate
 
 _WEIGHT = "gradient-weight"
 _MU = "proximal-mu"
 
 
-class FedNova(FedAvg):
+class FedNova(ServerUpdate):
     """The server.
 
     Parameters
@@ -35,39 +33,28 @@ class FedNova(FedAvg):
     proximal_mu : float
         Weight of a proximal term on the clients, as in FedProx; 0: none.
     **options
-        Of :class:`flwr.serverapp.strategy.FedAvg`.
+        Of :class:`ServerUpdate`.
     """
 
     def __init__(self, *, proximal_mu: float, **options: Any) -> None:
         super().__init__(**options)
         self.proximal_mu = proximal_mu
-        self._arrays = ArrayRecord()
 
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Keep x, and send mu along."""
-        self._arrays = arrays
-        config[_MU] = self.proximal_mu
-        return super().configure_train(server_round, arrays, config, grid)
+    def send(self, x: Params) -> Sent:
+        """Send mu along."""
+        return {_MU: self.proximal_mu}
 
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+    def step(self, x: Params, mean: Params, replies: Replies) -> Params:
         """Average the clients' updates, each brought to the same weight of gradients."""
-        replies = list(replies)
-        metrics = [metrics_of(reply.content) for reply in replies]
-        a = [weight["a"].numpy().item() for weight in take(replies, _WEIGHT)]
-        tau = [number(metric, NUM_STEPS) for metric in metrics] if self.proximal_mu else a
-        tau_eff = np.average(tau, weights=[number(metric, self.weighted_by_key) for metric in metrics]).item()
-        x = values(self._arrays)
-        for reply, a_i in zip(replies, a, strict=True):
-            if a_i != tau_eff:  # otherwise the model stays, bit for bit, what FedAvg averages
-                y = values(arrays_of(reply.content))
-                reply.content[ARRAYS] = array_record(
-                    {name: x[name] + (y[name] - x[name]) * (tau_eff / a_i) for name in x}
-                )
-        return super().aggregate_train(server_round, replies)
+        a = replies.sent[_WEIGHT]["a"]
+        tau_eff = np.average(replies.metrics[NUM_STEPS] if self.proximal_mu else a, weights=replies.weights)
+        scales = (tau_eff / a).tolist()
+        return {
+            name: replies.mean(  # with the scale 1 a model stays, bit for bit, what FedAvg averages
+                y if scale == 1 else w + (y - w) * scale for y, scale in zip(replies.params[name], scales, strict=True)
+            )
+            for name, w in x.items()
+        }
 
 
 class NormalizedUpdate(LocalUpdate):

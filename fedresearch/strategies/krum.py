@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.distance import pdist, squareform
 
-from fedresearch.federation.records import Values
-from fedresearch.strategies.robust import Models, RobustRule, blocks, by_coordinate
+from fedresearch.strategies.robust import RobustRule, blocks, by_coordinate
+from fedresearch.strategies.server import Params
 
 
 class MultiKrum(RobustRule):
@@ -33,7 +33,7 @@ class MultiKrum(RobustRule):
     num_nodes_to_select : int
         m; 1 is Krum.
     **options
-        Of :class:`flwr.serverapp.strategy.FedAvg`.
+        Of :class:`ServerUpdate`.
     """
 
     def __init__(self, *, num_malicious_nodes: int, num_nodes_to_select: int, **options: Any) -> None:
@@ -45,11 +45,11 @@ class MultiKrum(RobustRule):
         """The paper's 2f + 3, and m."""
         return max(2 * self.num_malicious_nodes + 3, self.num_nodes_to_select)
 
-    def combine(self, models: Models) -> dict[str, Values]:
+    def combine(self, models: Params) -> Params:
         """Return the mean of the models with the least scores."""
         of_clients = scores(squared_distances(models), self.num_malicious_nodes)
         least = np.argsort(of_clients, kind="stable")[: self.num_nodes_to_select]
-        return by_coordinate(lambda block: block.mean(axis=0), [models[i] for i in least])
+        return by_coordinate(lambda block: block[least].mean(axis=0), models)
 
 
 class Krum(MultiKrum):
@@ -60,16 +60,16 @@ class Krum(MultiKrum):
     num_malicious_nodes : int
         f.
     **options
-        Of :class:`flwr.serverapp.strategy.FedAvg`.
+        Of :class:`ServerUpdate`.
     """
 
     def __init__(self, *, num_malicious_nodes: int, **options: Any) -> None:
         super().__init__(num_malicious_nodes=num_malicious_nodes, num_nodes_to_select=1, **options)
 
 
-def squared_distances(models: Models) -> NDArray[np.float64]:
+def squared_distances(models: Params) -> NDArray[np.float64]:
     """Return the squared distance of each two models, ``(n, n)``; infinity where it is not a number."""
-    pairs = sum(pdist(block, "sqeuclidean") for name in models[0] for block in blocks(models, name))
+    pairs = sum(pdist(block, "sqeuclidean") for of_models in models.values() for block in blocks(of_models))
     return squareform(np.nan_to_num(pairs, nan=np.inf, posinf=np.inf))
 
 

@@ -12,24 +12,20 @@ With q = 0 this is the plain mean of the models. Each client counts as often as 
 proportion to their examples. Flower's QFedAvg takes the mean loss of the local steps for F_k(w).
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg
 
-from fedresearch.federation.records import Values, array_record, arrays_of, values
+from fedresearch.federation.replies import Replies
 from fedresearch.local.update import End, Fixed, LocalUpdate, Start, Tensors
-from fedresearch.strategies.client_mean import take
-from fedresearch.strategies.robust import Models
+from fedresearch.strategies.server import Params, ServerUpdate
 
 _LOSS = "received-loss"
 _LEAST_LOSS = 1e-10  # so that a power of 0 is finite; the authors' code adds as much
 
 
-class QFedAvg(FedAvg):
+class QFedAvg(ServerUpdate):
     """The server.
 
     Parameters
@@ -39,46 +35,25 @@ class QFedAvg(FedAvg):
     client_learning_rate : float
         1 / L.
     **options
-        Of :class:`flwr.serverapp.strategy.FedAvg`.
+        Of :class:`ServerUpdate`.
     """
 
     def __init__(self, *, q: float, client_learning_rate: float, **options: Any) -> None:
         super().__init__(**options)
         self.q, self.client_learning_rate = q, client_learning_rate
-        self._arrays = ArrayRecord()
 
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Keep w."""
-        self._arrays = arrays
-        return super().configure_train(server_round, arrays, config, grid)
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Step along the clients' updates, weighed by powers of their losses."""
-        replies = list(replies)
-        losses = [loss["F"].numpy().item() for loss in take(replies, _LOSS)]
-        models = [values(arrays_of(reply.content)) for reply in replies]
-        metrics = self.train_metrics_aggr_fn([reply.content for reply in replies], self.weighted_by_key)
-        return array_record(step(values(self._arrays), models, losses, self.q, 1 / self.client_learning_rate)), metrics
-
-
-def step(
-    w: Mapping[str, Values], models: Models, losses: Sequence[float], q: float, lipschitz: float
-) -> dict[str, Values]:
-    """Return w+ from w, the clients' models and their losses at w; in double precision."""
-    at_w = np.maximum(losses, _LEAST_LOSS)
-    # F_k^q without a factor that cancels, so that none overflows and they do not all vanish.
-    powers = (at_w / at_w.max()) ** q
-    delta, h = {name: np.zeros(value.shape) for name, value in w.items()}, 0.0
-    for model, loss, power in zip(models, at_w, powers, strict=True):
-        update = {name: lipschitz * (value.astype(np.float64) - model[name]) for name, value in w.items()}
-        h += power * (q / loss * sum(np.sum(value**2) for value in update.values()) + lipschitz)
-        for name, value in update.items():
-            delta[name] += power * value
-    return {name: value - delta[name] / h for name, value in w.items()}
+    def step(self, x: Params, mean: Params, replies: Replies) -> Params:
+        """Step along the clients' updates, weighed by powers of their losses; in double precision."""
+        at_w, lipschitz = np.maximum(replies.sent[_LOSS]["F"], _LEAST_LOSS), 1 / self.client_learning_rate
+        # F_k^q without a factor that cancels, so that none overflows and they do not all vanish.
+        powers = (at_w / at_w.max()) ** self.q
+        deltas, squares = {}, np.zeros_like(at_w)
+        for name, w in x.items():
+            updates = lipschitz * (w.astype(np.float64) - replies.params[name])
+            deltas[name] = sum(power * update for power, update in zip(powers, updates, strict=True))
+            squares += [np.sum(update**2) for update in updates]
+        h = sum(powers * (self.q / at_w * squares + lipschitz))
+        return {name: w - deltas[name] / h for name, w in x.items()}
 
 
 class ReportingUpdate(LocalUpdate):

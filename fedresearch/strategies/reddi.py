@@ -13,18 +13,16 @@ corrects a bias that the paper's does not.
 """
 
 from abc import abstractmethod
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg
 
-from fedresearch.federation.records import Values, array_record, values
+from fedresearch.federation.records import Values
+from fedresearch.federation.replies import Replies
+from fedresearch.strategies.server import Params, ServerUpdate
 
 
-class _Adaptive(FedAvg):
+class _Adaptive(ServerUpdate):
     """What the three share.
 
     Parameters
@@ -36,13 +34,12 @@ class _Adaptive(FedAvg):
     tau : float
         Degree of adaptivity, added to the root of v; its square is v's start.
     **options
-        Of :class:`flwr.serverapp.strategy.FedAvg`.
+        Of :class:`ServerUpdate`.
     """
 
     def __init__(self, *, eta: float, beta_1: float, tau: float, **options: Any) -> None:
         super().__init__(**options)
         self.eta, self.beta_1, self.tau = eta, beta_1, tau
-        self.current_arrays: dict[str, Values] = {}
         self.m: dict[str, Values] = {}
         self.v: dict[str, Values] = {}
 
@@ -50,28 +47,16 @@ class _Adaptive(FedAvg):
     def second_moment(self, v: Values, squared: Values) -> Values:
         """Return v_t from v_{t-1} and Delta_t^2."""
 
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Keep x_t, then do as FedAvg."""
-        self.current_arrays = values(arrays)
-        return super().configure_train(server_round, arrays, config, grid)
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Average as FedAvg, then take the adaptive step from x_t."""
-        averaged, metrics = super().aggregate_train(server_round, replies)
-        if averaged is None:
-            return None, metrics
+    def step(self, x: Params, mean: Params, replies: Replies) -> Params:
+        """Take the adaptive step from x_t."""
         stepped = {}
-        for name, x in self.current_arrays.items():
-            delta = averaged[name].numpy() - x
+        for name, x_t in x.items():
+            delta = mean[name] - x_t
             m, v = self.m.get(name, np.zeros_like(delta)), self.v.get(name, np.full_like(delta, self.tau**2))
             self.m[name] = m = self.beta_1 * m + (1 - self.beta_1) * delta
             self.v[name] = v = self.second_moment(v, delta**2)
-            stepped[name] = x + self.eta * m / (np.sqrt(v) + self.tau)
-        return array_record(stepped), metrics
+            stepped[name] = x_t + self.eta * m / (np.sqrt(v) + self.tau)
+        return stepped
 
 
 class FedAdagrad(_Adaptive):

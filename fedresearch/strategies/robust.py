@@ -1,23 +1,23 @@
 """What the servers share whose result is a function of the clients' models alone, whatever the clients weigh."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 
 import numpy as np
-from flwr.app import ArrayRecord, Message, MetricRecord
-from flwr.serverapp.strategy import FedAvg
 from numpy.typing import NDArray
 
-from fedresearch.federation.records import Values, array_record, arrays_of, view
+from fedresearch.federation.records import Values
+from fedresearch.federation.replies import Replies
+from fedresearch.federation.rounds import Stalled
+from fedresearch.strategies.server import Params, ServerUpdate
 
-Models = Sequence[Mapping[str, Values]]
 # Some coordinates of all models, (n, b), in double precision.
 Block = NDArray[np.float64]
 
 _BLOCK = 1 << 16  # coordinates in a block: the models as doubles would take n times 8 bytes a parameter
 
 
-class RobustRule(FedAvg):
+class RobustRule(ServerUpdate):
     """A rule in the place of FedAvg's mean. Each client has one model, however often it was drawn.
 
     Metrics are aggregated as FedAvg does, over all clients.
@@ -29,32 +29,33 @@ class RobustRule(FedAvg):
         """The number of models below which there is no result."""
 
     @abstractmethod
-    def combine(self, models: Models) -> dict[str, Values]:
-        """Return the new global model from the clients', which are in partition order."""
+    def combine(self, models: Params) -> Params:
+        """Return the new global model from the clients', ``(n, *shape)`` in partition order."""
 
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Combine the models; None of fewer than the rule needs."""
-        replies = list(replies)
-        of_client = {reply.metadata.src_node_id: arrays_of(reply.content) for reply in replies}
-        models = [{name: view(array) for name, array in arrays.items()} for arrays in of_client.values()]
-        if len(models) < self.min_models:
-            return None, None
-        metrics = self.train_metrics_aggr_fn([reply.content for reply in replies], self.weighted_by_key)
-        return array_record(self.combine(models)), metrics
+    def step(self, x: Params, mean: Params, replies: Replies) -> Params:
+        """Combine the models.
+
+        Raises
+        ------
+        Stalled
+            If there are fewer than the rule needs.
+        """
+        once = replies.once()
+        if len(once.node_ids) < self.min_models:
+            raise Stalled(f"{type(self).__name__} needs {self.min_models} clients, got {len(once.node_ids)}")
+        return self.combine(once.params)
 
 
-def by_coordinate(rule: Callable[[Block], NDArray[np.float64]], models: Models) -> dict[str, Values]:
+def by_coordinate(rule: Callable[[Block], NDArray[np.float64]], models: Params) -> dict[str, Values]:
     """Return what a rule makes of each coordinate: ``(n, b)`` values of n models to ``(b,)``."""
     return {
-        name: np.concatenate([rule(block) for block in blocks(models, name)]).reshape(array.shape)
-        for name, array in models[0].items()
+        name: np.concatenate([rule(block) for block in blocks(of_models)]).reshape(of_models.shape[1:])
+        for name, of_models in models.items()
     }
 
 
-def blocks(models: Models, name: str) -> Iterator[Block]:
+def blocks(of_models: Values) -> Iterator[Block]:
     """Yield the coordinates of one array of all models, some at a time."""
-    flat = [model[name].ravel() for model in models]
-    for start in range(0, flat[0].size, _BLOCK):
-        yield np.array([values[start : start + _BLOCK] for values in flat], np.float64)
+    flat = of_models.reshape(len(of_models), -1)
+    for start in range(0, flat.shape[1], _BLOCK):
+        yield flat[:, start : start + _BLOCK].astype(np.float64)

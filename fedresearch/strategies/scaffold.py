@@ -13,23 +13,21 @@ weigh in all (``LocalUpdate.end``'s drift); and clients that are weighed by thei
 which the fixed point would not be the optimum. A client that was never drawn has c_i = 0.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg
 
-from fedresearch.federation.records import NUM_CLIENTS, array_record, number, values
+from fedresearch.federation.replies import Replies
 from fedresearch.local.update import End, Fixed, LocalUpdate, Start, Tensors
-from fedresearch.strategies.client_mean import ClientMean, take
+from fedresearch.strategies.client_mean import ClientMean
+from fedresearch.strategies.server import Params, Sent, ServerUpdate
 
 _VARIATE = "control-variate"
 _CHANGE = "control-variate-change"
 
 
-class Scaffold(FedAvg):
+class Scaffold(ServerUpdate):
     """The server.
 
     Parameters
@@ -37,38 +35,29 @@ class Scaffold(FedAvg):
     server_learning_rate : float
         eta_g.
     **options
-        Of :class:`flwr.serverapp.strategy.FedAvg`.
+        Of :class:`ServerUpdate`.
     """
 
     def __init__(self, *, server_learning_rate: float, **options: Any) -> None:
         super().__init__(**options)
         self.server_learning_rate = server_learning_rate
-        self.variate = ClientMean(self.weighted_by_key)
-        self._arrays = ArrayRecord()
+        self.variate = ClientMean()
 
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
+    def send(self, x: Params) -> Sent:
         """Send c along."""
-        self._arrays = arrays
-        variate = array_record(self.variate.mean(arrays, int(number(config, NUM_CLIENTS))))
-        messages = list(super().configure_train(server_round, arrays, config, grid))
-        for message in messages:
-            message.content[_VARIATE] = variate
-        return messages
+        return {_VARIATE: self.variate.mean(x, self.num_clients)}
 
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Step towards the mean model, and take the changes of the control variates in."""
-        replies = list(replies)
-        changes = [values(change) for change in take(replies, _CHANGE)]
-        self.variate.add(zip(replies, changes, strict=True))
-        mean, metrics = super().aggregate_train(server_round, replies)
-        if mean is None or self.server_learning_rate == 1:
-            return mean, metrics
-        x, y = values(self._arrays), values(mean)
-        return array_record({name: x[name] + self.server_learning_rate * (y[name] - x[name]) for name in x}), metrics
+    def step(self, x: Params, mean: Params, replies: Replies) -> Params:
+        """Step towards the mean model, and add the changes of the control variates to c."""
+        once = replies.once()
+        self.variate.add(once, once.sent[_CHANGE])
+        if self.server_learning_rate == 1:
+            return mean
+        return {name: x[name] + self.server_learning_rate * (mean[name] - x[name]) for name in x}
+
+    def diagnostics(self) -> Mapping[str, float]:
+        """Return the norm of c+."""
+        return {"variate_norm": self.variate.norm(self.num_clients)}
 
 
 class ScaffoldUpdate(LocalUpdate):
