@@ -1,5 +1,6 @@
 """What updates pass through: each stage by its equation, and whole runs on every hardware."""
 
+import random
 import textwrap
 from importlib.util import find_spec
 
@@ -13,6 +14,8 @@ from fedresearch.channel.quantise import Quantise
 from fedresearch.channel.stage import Encoded, Where
 from fedresearch.channel.topk import TopK
 from fedresearch.errors import InputError
+from fedresearch.experiment.checkpoints import refuse_unsupported_state
+from fedresearch.experiment.experiment import Experiment
 from fedresearch.hardware.cores import num_cores
 from fedresearch.runs.record import read_record
 from tests.directories import conduct, killed, outcome
@@ -301,6 +304,13 @@ def test_a_run_resumes_to_the_same_bits(tmp_path, own, overrides):
     conduct(resumed, *overrides, config_dir=own)
     assert outcome(resumed) == outcome(undisturbed)
     assert read_record(resumed)["resumed"][-1]["after_round"] == 2
+
+
+def test_a_state_that_a_checkpoint_cannot_hold_is_rejected(compose, own):
+    experiment = Experiment(*compose("channel=smoothed", config_dir=own))
+    experiment.channel.stages["smoothed"].mean = random.Random(0)
+    with pytest.raises(InputError, match=r"^channel.smoothed.mean is a Random \(draw from the global generators"):
+        refuse_unsupported_state(experiment)
 
 
 def test_an_option_that_is_not_nested_below_its_name_is_rejected(compose, own):

@@ -110,8 +110,9 @@ def there(superlink):
 
 @pytest.mark.slow
 def test_scaffold_resumes_over_tls_with_authenticated_supernodes_to_the_bits_of_cpu(there, tmp_path, compose):
-    """It keeps a variate on each client, which is sent to the SuperNodes, used there, and fetched again."""
+    """Each client keeps a variate and a channel's error, which are sent to the SuperNodes, used there, and fetched."""
     overrides = [*SHORT, "strategy=scaffold", "federation.fraction_train=1", *NO_EVALUATION, "checkpoint.keep=9"]
+    overrides += ["channel=[topk,noise]"]
     whole = tmp_path / "whole"
     two_rounds = [*overrides, "federation.num_rounds=2"]
     run_experiment(RunRequest(*compose(*two_rounds), whole, two_rounds, [], []))
