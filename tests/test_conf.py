@@ -31,6 +31,7 @@ WITH = {
     "partitioner=natural_id": ["dataset=fcube"],
     "partitioner=grouped_natural_id": ["dataset=fcube"],
     "partitioner=exponential": ["federation.num_supernodes=5"],
+    "partitioner=file": [f"partitioner.path={Path(__file__).parent / 'partition.json'}"],
     "model=char_lstm": ["dataset=shakespeare"],
     "experiment=mcmahan2017_table1_2nn": ["partitioner=iid", "federation.fraction_train=0.1"],
     "model=cnn_mcmahan": ["dataset=mnist"],

@@ -12,8 +12,10 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -252,6 +254,31 @@ def test_focal_loss_with_gamma_0_is_cross_entropy_and_away_clients_are_not_sampl
     assert plain == same
     sampled = [row["clients/sampled"] for row in rows("sampling=evenings", "federation.fraction_train=1")]
     assert all(1 <= number < 10 for number in sampled)
+
+
+@pytest.mark.slow
+def test_cutting_nothing_out_is_no_transform(tmp_path):
+    place("docs/extending.md", tmp_path)
+
+    def model(*overrides):
+        arguments = ["--config-dir", "my_conf", *overrides, *SHORTER, "tracker=none"]
+        arguments += [f"hydra.run.dir=outputs/{len(list(tmp_path.glob('outputs/*')))}"]
+        *_, row = Path(fedresearch(tmp_path, *arguments).split()[-1], "metrics.jsonl").read_text().splitlines()
+        return json.loads(row)["model/sha256"]
+
+    assert model("transform=[cutout]", "transform.cutout.size=0") == model()
+    assert model("transform=[cutout]") != model()
+
+
+def test_cutout_sets_a_square_to_zero(tmp_path):
+    code: dict[str, Any] = {}
+    exec(dict(files("docs/extending.md"))["cutout.py"], code)
+    drawn = {"centre": torch.tensor([[0.5, 0.25], [0.0, 1.0]])}  # at pixels (4, 2) and (0, 8)
+    cut = code["Cutout"](3).apply(torch.ones(2, 1, 8, 8, dtype=torch.uint8), drawn)
+    expected = torch.ones(2, 8, 8, dtype=torch.uint8)
+    expected[0, 3:6, 1:4] = 0
+    expected[1, :2, 7:] = 0
+    assert torch.equal(cut[:, 0], expected)
 
 
 def test_readmes_strategy_is_the_client_half_of_the_one_in_extending():

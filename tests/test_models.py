@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -232,3 +233,22 @@ def test_min_side_is_the_smallest_that_works(name, model):
     assert model((1, side, side + 1), 10)(torch.zeros(2, 1, side, side + 1)).shape == (2, 10)
     with pytest.raises(ValueError, match=f"at least {side} x {side}"):
         model((1, side - 1, side), 10)
+
+
+def test_a_models_own_tensors_are_double_with_float64_and_its_weights_those_of_float32(run, tmp_path, monkeypatch):
+    """The tensor is neither a parameter nor a buffer, so that Module.double() does not reach it."""
+    (tmp_path / "mixing.py").write_text(
+        "import torch\n\n\nclass Mixing(torch.nn.Linear):\n"
+        "    def __init__(self, input_shape, num_classes):\n"
+        "        super().__init__(64, num_classes)\n        self.mix = torch.eye(64).roll(1, 0)\n\n"
+        "    def forward(self, x):\n        return super().forward(x.flatten(1) @ self.mix)\n"
+    )
+    (tmp_path / "conf/model").mkdir(parents=True)
+    (tmp_path / "conf/model/mixing.yaml").write_text("_target_: mixing.Mixing\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    options = ["model=mixing", "federation.num_rounds=1", "local.epochs=1"]
+    single, double = (run(*options, *more, config_dir=tmp_path / "conf") for more in ([], ["dtype=float64"]))
+    first, exact = (one.experiment.initial_arrays["weight"].numpy() for one in (single, double))
+    assert (first.dtype, exact.dtype) == (np.float32, np.float64)
+    np.testing.assert_array_equal(first, exact)
+    np.testing.assert_allclose(double.arrays["weight"], single.arrays["weight"], atol=1e-5)

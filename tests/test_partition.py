@@ -24,6 +24,7 @@ from fedresearch.data.partition import partition_rows, split_validation
 from fedresearch.data.plot import label_distribution_png, partition_csv
 from fedresearch.data.source import Samples, Source
 from fedresearch.errors import InputError
+from fedresearch.experiment.experiment import Experiment
 
 PARTITIONERS = [
     "continuous",
@@ -423,3 +424,42 @@ def test_the_first_so_many_natural_ids(build):
     samples = Samples(torch.zeros(6, 1), torch.zeros(6, dtype=torch.int64), np.array(["b", "a", "c", "a", "b", "c"]))
     rows = partition_rows(samples, NaturalIdPartitioner("natural_id"), num_supernodes=2, shuffle_seed=None)
     assert [part.tolist() for part in rows] == [[1, 3], [0, 4]]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("[[0, 5, 9, 12], [], [3, 2]]", [[0, 5, 9, 12], [], [2, 3]]),
+        ("[[0, 1], [1, 2]]", r"it assigns 1 of them more than once, such as sample 1 to clients 0 and 1; try another"),
+        ("[[0], [1437]]", r"Index 1437 out of range for dataset of size 1437; try another partitioner\.path"),
+        (
+            "[[0], [-1]]",
+            r"partitioner\.path=\S+ must hold a list of rows, which are integers >= 0, for each client, such",
+        ),
+        (
+            '{"0": [1]}',
+            r"must hold a list of rows, which are integers >= 0, for each client, such as \[\[0, 5, 9\], \[1",
+        ),
+        ("[[0, true]]", r"must hold a list of rows"),
+        ("[]", r"must hold a list of rows"),
+        ("[[0", r"partitioner\.path=\S+ cannot be read: Expecting"),
+        (None, r"partitioner\.path=\S+ cannot be read: .*No such file"),
+    ],
+)
+def test_the_rows_of_a_file(compose, tmp_path, content, expected):
+    path = tmp_path / "rows.json"
+    if content is not None:
+        path.write_text(content)
+    config, choices = compose("partitioner=file", f"partitioner.path={path}")
+    experiment = Experiment(config, choices)
+    if isinstance(expected, str):
+        with pytest.raises(InputError, match=expected):
+            _ = experiment.data
+    else:
+        pairs = zip(experiment.data.train, experiment.data.validation, strict=True)
+        assert [sorted([*train.tolist(), *validation.tolist()]) for train, validation in pairs] == expected
+
+
+def test_a_file_of_rows_must_be_named(compose):
+    with pytest.raises(InputError, match=r"partitioner=file needs a file with the rows of each client; try"):
+        _ = Experiment(*compose("partitioner=file")).data

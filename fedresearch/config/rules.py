@@ -157,6 +157,7 @@ SHARED = (
         "[label]",
     ),
     Rule("partitioner.seed", _or_null(_integer(0)), "an integer >= 0, or null", "42"),
+    Rule("partitioner.path", _or_null(_some_text), "the path of a file", "rows.json"),
     Rule("partitioner.num_partitions", _or_null(_integer(1)), "an integer >= 1", "10"),
     Rule(
         "model.requires", lambda v: isinstance(v, dict), "a section of input, min_side, usual_side", "{input:[image]}"

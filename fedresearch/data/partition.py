@@ -121,6 +121,7 @@ _HINTS = {
         )
     },
     "num_partitions": "a smaller federation.num_supernodes",
+    "path": "another partitioner.path",
 }
 
 

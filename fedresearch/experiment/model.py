@@ -31,13 +31,26 @@ CLIENTS = {MODEL: "clients.safetensors", BEST: "best_clients.safetensors"}
 
 
 def build_model(config: Config, choices: Mapping[str, str | None]) -> Module:
-    """Build the model for the dataset's declared shape and classes, in double precision with dtype float64."""
+    """Build the model for the dataset's declared shape and classes, in double precision with dtype float64.
+
+    Its initial weights are those of single precision. Tensors that are neither parameters nor buffers are double only
+    in a model that is made so.
+    """
     declared = config.dataset["declares"]
     given = {"input_shape": tuple(declared["input_shape"]), "num_classes": declared["num_classes"]}
-    model = Builder(choices).build("model", config.model, Module, **given)
+    builder = Builder(choices)
+    model = builder.build("model", config.model, Module, **given)
+    if config.dtype == "float64":
+        single, dtype = model, torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        try:
+            model = builder.build("model", config.model, Module, **given).double()
+        finally:
+            torch.set_default_dtype(dtype)
+        model.load_state_dict(single.state_dict())
     if config.strategy["buffers"] == "drop":
         remove_running_statistics(model)
-    return model.double() if config.dtype == "float64" else model
+    return model
 
 
 def load_model(directory: str | Path, client: int | None = None, *, best: bool = False, trust: bool = False) -> Module:
