@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from fedresearch.config.rules import RULES
-from fedresearch.runs.columns import COLUMNS, NEEDS
+from fedresearch.runs.columns import COLUMNS, NEEDS, evaluated
 
 ROOT = Path(__file__).parents[1]
 DOCS, CONF = ROOT / "docs", ROOT / "conf"
@@ -42,7 +42,8 @@ def columns_page(page: str) -> str:
     marker, _, rest = rest.partition("\n")
     _, end, after = rest.partition("<!-- end of columns -->")
     names: dict[tuple[str, ...], list[str]] = {}  # clients/ and personal/ differ in whose model they measure alone
-    for column in COLUMNS:
+    accuracy = yaml.safe_load((CONF / "metrics" / "accuracy.yaml").read_text())["accuracy"]
+    for column in (*COLUMNS, *evaluated("accuracy", accuracy["declares"])):
         present = "; ".join(NEEDS[need] for need in column.needs if need != "own models") or "every round"
         facts = (column.definition, column.unit or "–", column.weighting, column.direction, present)
         names.setdefault(facts, []).append(f"`{column.name}`")

@@ -2,6 +2,7 @@
 
 import json
 
+from fedresearch.runs.columns import declared, evaluated
 from fedresearch.runs.record import dump_record
 
 
@@ -19,6 +20,7 @@ def make(directory, *, seed=0, status="finished", choices=None, rows=(), record=
     options = {"strategy": "fedavg", "partitioner": "iid", "experiment": directory.name, **(choices or {})}
     directory.mkdir(parents=True)
     known = {"status": status, "config": config, "choices": options, "started": directory.name, "error": None}
+    known["columns"] = declared(evaluated("accuracy", {"direction": "up", "unit": "share, 0 to 1"}))
     (directory / "run.json").write_text(dump_record({**known, **(record or {})}))
     lines = [json.dumps({"round": number, **row}) + "\n" for number, row in enumerate(rows, start=1)]
     (directory / "metrics.jsonl").write_text("".join(lines))

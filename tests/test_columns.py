@@ -5,8 +5,10 @@ import pytest
 from fedresearch.errors import InputError
 from fedresearch.experiment import selection
 from fedresearch.experiment.experiment import Experiment
-from fedresearch.runs.columns import COLUMNS, NEEDS, direction, expected_columns, is_share, larger_is_better
+from fedresearch.runs.columns import COLUMNS, NEEDS, declared, direction, evaluated, is_share, larger_is_better
 
+UP = {"direction": "up", "unit": "share, 0 to 1"}
+DECLARED = declared([*evaluated("accuracy", UP), *evaluated("head", {"direction": "none"})])
 DIABETES = ["dataset=diabetes", "model=logistic", "partitioner=iid"]
 
 
@@ -29,28 +31,22 @@ def test_rows_have_the_columns_of_the_table_where_it_says(run, options):
     words = ["federation.num_rounds=2", "federation.evaluate_every=2", "local.epochs=null", "local.steps=1"]
     result = run(*options, *words)
     config = result.experiment.config
-    ahead = {
-        "classes": config.dataset["declares"]["num_classes"] > 1,
-        "evaluated": config.federation.fraction_evaluate > 0,
-        "own_models": result.experiment.client_app.has_own_model,
-        "dropped": config.federation.nonfinite == "drop",
-    }
+    columns = (*COLUMNS, *evaluated("r2" if options == DIABETES else "accuracy", UP))
     missing = {
         need
         for need, holds in {
-            "classes": ahead["classes"],
-            "validation": ahead["evaluated"],
-            "own models": ahead["own_models"],
-            "drop": ahead["dropped"],
+            "validation": config.federation.fraction_evaluate > 0,
+            "own models": result.experiment.client_app.has_own_model,
+            "drop": config.federation.nonfinite == "drop",
             "two updates": config.federation.fraction_train > 0.1,
         }.items()
         if not holds
     }
-    unevaluated, evaluated = result.rows
-    assert evaluated.keys() == {column.name for column in COLUMNS if not missing & {*column.needs}}
+    before, last = result.rows
+    assert last.keys() == {column.name for column in columns if not missing & {*column.needs}}
     missing |= {"evaluation", "validation"}
-    assert unevaluated.keys() == {column.name for column in COLUMNS if not missing & {*column.needs}}
-    assert {*expected_columns(**ahead)} == evaluated.keys() - {"model/sha256"} | {"update/cosine"}
+    assert before.keys() == {column.name for column in columns if not missing & {*column.needs}}
+    assert result.experiment.columns.keys() == last.keys() - {"model/sha256"} | {"update/cosine"}
 
 
 @pytest.mark.parametrize(
@@ -64,20 +60,23 @@ def test_rows_have_the_columns_of_the_table_where_it_says(run, options):
         ("time/round_s", "down"),
         ("update/cosine", "none"),
         ("clients/f1", "up"),
+        ("eval/head", "none"),
+        ("clients/head_std", "down"),
+        ("eval/head/3", "none"),  # of a list
         ("train/occupancy_error", "down"),  # no accuracy, for its letters
         ("clients/head_loss/3", "down"),
         ("clients/lossless", "up"),
     ],
 )
 def test_which_way_is_better(name, expected):
-    assert direction(name) == expected
-    assert larger_is_better(name) == (expected == "up")
+    assert direction(name, DECLARED) == expected
+    assert larger_is_better(name, DECLARED) == (expected == "up")
 
 
 def test_shares_are_known_by_declaration_and_not_by_letters():
-    assert is_share("eval/accuracy")
-    assert is_share("clients/accuracy_std")
-    assert not any(map(is_share, ("eval/loss", "update/cosine", "clients/account", "clients/f1")))
+    assert is_share("eval/accuracy", DECLARED)
+    assert is_share("clients/accuracy_std", DECLARED)
+    assert not any(is_share(name, DECLARED) for name in ("eval/loss", "update/cosine", "clients/account", "clients/f1"))
 
 
 def test_a_column_that_is_good_neither_way_has_no_best_round(compose):

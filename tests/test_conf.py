@@ -18,6 +18,7 @@ GROUPS = (
     "sampling",
     "transform",
     "channel",
+    "metrics",
     "hardware",
     "tracker",
     "experiment",

@@ -115,17 +115,21 @@ def test_they_are_found():
         "paces.py",
         "little_is_enough.py",
         "focal.py",
+        "top.py",
         "evenings.py",
         "warmup.py",
+        "cutout.py",
         "mine.py",
         "dealing.py",
         "my_conf/strategy/clipped.yaml",
         "my_conf/strategy/paces.yaml",
         "my_conf/channel/little_is_enough.yaml",
         "my_conf/strategy/focal.yaml",
+        "my_conf/metrics/top_k.yaml",
         "my_conf/sampling/evenings.yaml",
         "my_conf/schedule/warmup.yaml",
         "my_conf/dataset/svhn.yaml",
+        "my_conf/transform/cutout.yaml",
         "my_conf/dataset/noise.yaml",
         "my_conf/model/net.yaml",
         "my_conf/partitioner/dealt_out.yaml",
@@ -279,6 +283,19 @@ def test_cutout_sets_a_square_to_zero(tmp_path):
     expected[0, 3:6, 1:4] = 0
     expected[1, :2, 7:] = 0
     assert torch.equal(cut[:, 0], expected)
+
+
+@pytest.mark.slow
+def test_the_metric_with_k_1_is_the_accuracy_and_decides_the_best_round(tmp_path):
+    place("docs/extending.md", tmp_path)
+    words = ["metrics=[accuracy,top_k]", "metrics.top_k.k=1", "checkpoint.best=clients/top_k_worst"]
+    printed = fedresearch(tmp_path, "--config-dir", "my_conf", *words, *SHORTER)
+    directory = Path(printed.split()[-1])
+    *_, row = map(json.loads, (directory / "metrics.jsonl").read_text().splitlines())
+    columns = [name for name in row if "accuracy" in name]
+    assert [row[name.replace("accuracy", "top_k")] for name in columns] == [row[name] for name in columns] != []
+    assert (directory / "best.safetensors").exists()
+    assert json.loads((directory / "run.json").read_text())["columns"]["eval/top_k"]["direction"] == "up"
 
 
 def test_readmes_strategy_is_the_client_half_of_the_one_in_extending():

@@ -62,9 +62,10 @@ def test_a_curve_is_the_known_mean_with_a_band_around_it():
     ("metric", "mean", "top"), [("eval/accuracy", 0.9, 1.02), ("eval/loss", 0.9, 1.9), ("eval/accuracy", 50.0, 51.0)]
 )
 def test_the_axis_ends_where_accuracies_end(metric, mean, top):
-    (axes,) = plot_learning_curves([curve(mean=np.full(5, mean), half_width=1.0)], "rounds", metric).axes
+    shares = {"is_share": metric == "eval/accuracy"}
+    (axes,) = plot_learning_curves([curve(mean=np.full(5, mean), half_width=1.0)], "rounds", metric, **shares).axes
     assert axes.get_ylim()[1] == pytest.approx(top, rel=0.1)
-    (axes,) = plot_sensitivity([line([1, 2], mean=mean, half_width=1.0)], "lr", metric).axes
+    (axes,) = plot_sensitivity([line([1, 2], mean=mean, half_width=1.0)], "lr", metric, **shares).axes
     assert axes.get_ylim()[1] == pytest.approx(top, rel=0.1)
     assert axes.get_ylim()[1] >= top or top == 1.02
 

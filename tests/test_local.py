@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from fedresearch.local.metrics import accuracy
 from fedresearch.local.objective import evaluate, mean_gradient, mean_loss
 from fedresearch.local.train import LocalWork, Task, drift, train
 from fedresearch.local.update import LocalUpdate
@@ -87,9 +88,10 @@ def test_evaluation_of_classes():
     with torch.no_grad():
         model.weight.zero_()
         model.bias.copy_(torch.tensor([0.0, math.log(3)]))
-    loss, accuracy = evaluate(model, torch.zeros(4, 1), torch.tensor([1, 1, 1, 0]))
-    assert loss == pytest.approx((3 * math.log(4 / 3) + math.log(4)) / 4, abs=1e-6)
-    assert accuracy == 0.75
+    metrics = {"accuracy": accuracy, "counts": lambda outputs, targets: [len(outputs), len(targets)]}
+    measured = evaluate(model, torch.zeros(4, 1), torch.tensor([1, 1, 1, 0]), metrics=metrics)
+    loss = pytest.approx((3 * math.log(4 / 3) + math.log(4)) / 4, abs=1e-6)
+    assert measured == {"loss": loss, "accuracy": 0.75, "counts/0": 4, "counts/1": 4}
     assert not model.training
 
 
@@ -101,9 +103,9 @@ def test_evaluation_of_a_regression_over_several_batches():
         model.weight.zero_()
         model.bias.zero_()
     targets = torch.arange(n, dtype=torch.float64)[:, None]
-    loss, accuracy = evaluate(model, torch.zeros(n, 1, dtype=torch.float64), targets)
-    assert loss == pytest.approx((n - 1) * (2 * n - 1) / 6)
-    assert accuracy is None
+    metrics = {"square": lambda outputs, targets: (outputs - targets).square().mean()}
+    measured = evaluate(model, torch.zeros(n, 1, dtype=torch.float64), targets, metrics=metrics)
+    assert measured == dict.fromkeys(("loss", "square"), pytest.approx((n - 1) * (2 * n - 1) / 6))
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])

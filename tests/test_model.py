@@ -11,6 +11,7 @@ from fedresearch import config, load_model
 from fedresearch.config.help_text import CONF
 from fedresearch.errors import InputError
 from fedresearch.experiment.experiment import Experiment
+from fedresearch.local.metrics import accuracy
 from fedresearch.local.objective import evaluate
 from fedresearch.runs.record import dump_record, read_record, read_rows
 from tests.directories import MLP, SHORT, conduct
@@ -40,9 +41,11 @@ def experiment_of(directory):
 def test_clients_own_models_have_the_accuracies_that_were_recorded(runs, strategy):
     directory = runs(strategy)
     data = experiment_of(directory).data
-    measured = [evaluate(load_model(directory, client), *data.validation_samples(client)) for client in range(5)]
+    metrics = {"accuracy": accuracy}
+    measured = [evaluate(load_model(directory, i), *data.validation_samples(i), metrics=metrics) for i in range(5)]
     last = read_rows(directory)[-1]
-    for name, values in zip(("loss", "accuracy"), zip(*measured, strict=True), strict=True):
+    for name in ("loss", "accuracy"):
+        values = [of_client[name] for of_client in measured]
         assert last[f"personal/{name}_mean"] == pytest.approx(np.mean(values), abs=1e-6)
         assert last[f"personal/{name}_std"] == pytest.approx(np.std(values), abs=1e-6)
 
@@ -53,7 +56,7 @@ def test_loading_the_global_model_of_a_personal_run_warns(runs, strategy):
     with pytest.warns(UserWarning, match=r"clients' own models \(personal/.*load_model\(DIR, client=ID\)"):
         model = load_model(directory)
     last, data = read_rows(directory)[-1], experiment_of(directory).data
-    assert evaluate(model, data.test_x, data.test_y)[0] == pytest.approx(last["eval/loss"], abs=1e-6)
+    assert evaluate(model, data.test_x, data.test_y)["loss"] == pytest.approx(last["eval/loss"], abs=1e-6)
 
 
 def test_which_parts_stay_on_the_clients_is_recorded(runs):
@@ -160,11 +163,11 @@ def test_the_best_model_is_compared_with_its_round(tmp_path, strategy):
     best = min(rows[1:], key=lambda row: row[column])
     data = experiment_of(directory).data
     if strategy == "fedrep":
-        losses = [evaluate(load_model(directory, i, best=True), *data.validation_samples(i))[0] for i in range(5)]
+        losses = [evaluate(load_model(directory, i, best=True), *data.validation_samples(i))["loss"] for i in range(5)]
         assert np.mean(losses) == pytest.approx(best["personal/loss_mean"], abs=1e-5)
     else:
         model = load_model(directory, best=True)
-        assert evaluate(model, data.test_x, data.test_y)[0] == pytest.approx(best["eval/loss"], abs=1e-6)
+        assert evaluate(model, data.test_x, data.test_y)["loss"] == pytest.approx(best["eval/loss"], abs=1e-6)
     flipped(directory / "best.safetensors", -10 % (directory / "best.safetensors").stat().st_size)
     with pytest.raises(InputError, match=r"(best.safetensors is|one of them is) damaged"):
         load_model(directory, 0 if strategy == "fedrep" else None, best=True)

@@ -372,7 +372,7 @@ def test_curves_use_finished_runs_and_spreads_the_last_evaluated_round(tmp_path)
     (cell,) = group_runs(load([tmp_path])).cells
     assert [run.state for run in plotted_runs(cell)] == ["finished", "finished"]
     assert mean_curve(cell, "rounds", "eval/accuracy").mean[-1] == pytest.approx(0.5)
-    spread = client_spread(cell, "clients")
+    spread = client_spread(cell, "clients/accuracy", "p10")
     assert (spread.mean, spread.std, spread.p10, spread.worst) == (0.5, 0.1, 0.3, 0.2)
     (unfinished,) = group_runs(load([tmp_path / "failed"])).cells
     assert len(plotted_runs(unfinished)) == 1

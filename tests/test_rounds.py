@@ -103,8 +103,8 @@ def reply_of(arrays, metrics):
 
 def test_clients_metrics_are_spread_tenth_percentile_and_worst():
     accuracies = [0.5, 0.6, 0.7, 0.8, 0.9]
-    per_client = [MetricRecord({"eval_loss": 1 - a, "eval_acc": a, "num-examples": 10}) for a in accuracies]
-    row = measure_clients(per_client)
+    per_client = [MetricRecord({"eval_loss": 1 - a, "accuracy": a, "num-examples": 10}) for a in accuracies]
+    row = measure_clients(per_client, {"accuracy": "up"})
     assert row["clients/evaluated"] == 5
     assert row["clients/accuracy_mean"] == pytest.approx(0.7)
     assert row["clients/accuracy_std"] == pytest.approx(0.02**0.5)  # population: (.04+.01+0+.01+.04)/5
@@ -116,7 +116,7 @@ def test_clients_metrics_are_spread_tenth_percentile_and_worst():
 
 @pytest.mark.parametrize("losses", [[1.0, np.inf], [np.inf, np.inf], [1.0, np.nan], [np.nan, 1.0]])
 def test_a_loss_that_is_not_finite_is_the_worst_in_any_order_and_without_a_warning(losses):
-    row = measure_clients([MetricRecord({"eval_loss": loss, "num-examples": 10}) for loss in losses])
+    row = measure_clients([MetricRecord({"eval_loss": loss, "num-examples": 10}) for loss in losses], {})
     assert not any(np.isfinite(row[f"clients/loss_{of}"]) for of in ("mean", "std", "worst"))
 
 
@@ -218,15 +218,17 @@ def test_averages_weigh_clients_by_their_examples(run):
     result = run(
         "federation.num_rounds=1", "optimizer.lr=1e-30", "local.batch_size=0", "local.epochs=1", "dtype=float64"
     )
+    from fedresearch.local.metrics import accuracy
     from fedresearch.local.objective import evaluate
 
     data, model = result.experiment.data, result.experiment.model
     cohort = cohort_of(1)
     sizes = [len(data.train[i]) for i in cohort]
-    losses = [evaluate(model, *data.train_samples(i))[0] for i in cohort]
+    losses = [evaluate(model, *data.train_samples(i))["loss"] for i in cohort]
     assert result.rows[0]["train/loss"] == pytest.approx(np.average(losses, weights=sizes), abs=1e-12)
     sizes = [len(rows) for rows in data.validation]
-    accuracies = [evaluate(model, *data.validation_samples(i))[1] for i in range(10)]
+    metrics = {"accuracy": accuracy}
+    accuracies = [evaluate(model, *data.validation_samples(i), metrics=metrics)["accuracy"] for i in range(10)]
     assert result.rows[0]["clients/accuracy"] == pytest.approx(np.average(accuracies, weights=sizes), abs=1e-12)
 
 

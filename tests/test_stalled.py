@@ -64,6 +64,8 @@ def rounds_of(strategy=None, app=None, cohort=(0, 1, 2), needs=0, num_rounds=2, 
         shortage=lambda num_clients: f"it needs {needs} clients" if num_clients < needs else "",
         client_config=lambda server_round: {"lr": 0.1},
         evaluate=lambda arrays: {},
+        metrics={},
+        weighted_by="num-examples",
         log=lambda row, arrays: rows.append(row),
         log_failure=lambda *_: None,
         **{"max_failures": 9, "nonfinite": "drop", **options},
@@ -141,7 +143,7 @@ class Measuring(FedAvg):
 
 def test_what_a_strategy_measures_is_in_the_row_in_one_order():
     train = MetricRecord({"z": 2, "epsilon": 0.5, "num-steps": 3, "train_loss": 0.25, "a": [1.5, 2.0]})
-    evaluate = MetricRecord({"gini": 0.1, "eval_loss": 0.75, "num-examples": 8, "personal_acc": 0.875})
+    evaluate = MetricRecord({"gini": 0.1, "eval_loss": 0.75, "num-examples": 8, "personal/accuracy": 0.875})
     row = rounds_of(Measuring(train, evaluate), evaluating=(1,), num_rounds=1)[0]
     found = {
         key: value

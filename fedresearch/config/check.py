@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from fedresearch.config.cohorts import check_cohort
+from fedresearch.config.metrics import check_metrics
 from fedresearch.config.rules import RULES, SHARED, as_written, rules_of_wrapped
 from fedresearch.config.schema import Config, runs_elsewhere
 from fedresearch.config.sections import check_sections, values_at
@@ -106,6 +107,7 @@ def _cross_check(config: Config, choices: Mapping[str, str | None], ours: Mappin
                 f"transform={name} needs {' or '.join(inputs)} input, got dataset={choices['dataset']}, whose input is "
                 f"{declares['input']}; leave it out, or try another dataset"
             )
+    yield from check_metrics(config)
     if runs_elsewhere(config):
         yield from _check_superlink(config)
     if ours.get("optimizer.nesterov") and not ours.get("optimizer.momentum"):
@@ -120,6 +122,8 @@ def _check_target(config: Config, choices: Mapping[str, str | None]) -> Iterator
     target = f"federation.target_accuracy={config.federation.target_accuracy}"
     if config.dataset["declares"]["num_classes"] == 1:
         yield f"{target} needs classes, and dataset={choices['dataset']} has none; try federation.target_accuracy=null"
+    elif "accuracy" not in config.metrics:
+        yield f"{target} needs accuracy among the metrics, got metrics={choices['metrics']}; try metrics=accuracy"
 
 
 def _check_superlink(config: Config) -> Iterator[str]:

@@ -82,12 +82,13 @@ class Config:
     sampling: Any = MISSING
     transform: Any = field(default_factory=dict)
     channel: Any = field(default_factory=dict)
+    metrics: Any = field(default_factory=dict)
     hardware: Any = MISSING
     tracker: Any = MISSING
 
 
 # Groups that take a list of options, whose order counts. The YAML of an option NAME has its keys under NAME.
-LISTS = ("transform", "channel")
+LISTS = ("transform", "channel", "metrics")
 GROUPS = (
     "dataset",
     "partitioner",

@@ -41,7 +41,8 @@ READ = {
     "dataset.declares": ("input", "input_shape", "num_classes", "columns"),
     "model.requires": ("input", "min_side", "usual_side"),
     "hardware.declares": ("runs",),
-    "strategy": ("weighted_by", "buffers", "pooled", "min_cohort", "trim", "server", "client"),
+    "strategy": ("declares", "weighted_by", "buffers", "pooled", "min_cohort", "trim", "server", "client"),
+    "strategy.declares": ("metrics",),
 }
 _FROM_PARTS = {"strategy": ", as `defaults: [_cohort, _self_]` does"}
 # Hydra's keys that the run sets itself, or that make something else from a section.

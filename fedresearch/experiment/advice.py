@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from fedresearch.config.cohorts import unprotected
+from fedresearch.config.metrics import unfit
 from fedresearch.config.schema import Config
 from fedresearch.data.federated import FederatedData
 from fedresearch.errors import InputError
@@ -25,7 +26,7 @@ def advise(experiment: Experiment) -> None:
     config, choices = experiment.config, experiment.choices
     _warn_of_small_partitions(experiment.data, config.local.batch_size, config.federation.fraction_evaluate > 0)
     lines = (*experiment.facts.lines(), *unprotected(config.strategy, choices["strategy"]))
-    for line in (*lines, *_unusual_model(config, choices)):
+    for line in (*lines, *_unusual_model(config, choices), *_left_out_metrics(config, choices)):
         log.warning("%s", line)
 
 
@@ -54,6 +55,16 @@ def _unusual_model(config: Config, choices: Mapping[str, str | None]) -> Iterato
             f"model={choices['model']} is made for images of {side} x {side} pixels or more, and dataset="
             f"{choices['dataset']} has {shape[1]} x {shape[2]}: a round may take minutes without a better result; "
             "try a smaller model, such as model=mlp"
+        )
+
+
+def _left_out_metrics(config: Config, choices: Mapping[str, str | None]) -> Iterator[str]:
+    """Yield a line for each metric that the dataset's targets do not fit."""
+    for name, needs in unfit(config).items():
+        instead = "r2" if needs == "classes" else "accuracy"
+        yield (
+            f"{name} is not measured: it needs {needs} as targets, and dataset={choices['dataset']} has none; "
+            f"try metrics={instead}"
         )
 
 

@@ -104,7 +104,7 @@ class Checkpoints:
         value = row.get(self._column)
         if value is None or not math.isfinite(value):
             return -math.inf
-        return value if larger_is_better(self._column) else -value
+        return value if larger_is_better(self._column, self._experiment.declared_columns) else -value
 
 
 def save_result(experiment: Experiment, path: Path, arrays: ArrayRecord, row: Row) -> None:

@@ -1,10 +1,12 @@
 """An experiment's objects, from its config."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from numbers import Real
+from typing import Any
 
 import torch
 from flwr.app import ArrayRecord
@@ -15,6 +17,7 @@ from torch.optim import Optimizer
 
 from fedresearch.channel.stage import ChannelStage
 from fedresearch.config.cohorts import cohort_size, shortages
+from fedresearch.config.metrics import unfit
 from fedresearch.config.schema import Config
 from fedresearch.data.facts import Facts, gather_facts
 from fedresearch.data.federated import FederatedData
@@ -36,11 +39,12 @@ from fedresearch.federation.rounds import RoundLoop
 from fedresearch.federation.sampling import Sampling, uniform
 from fedresearch.hardware.ordered import OrderedGrid
 from fedresearch.hardware.threads import be_deterministic
-from fedresearch.local.objective import evaluate
+from fedresearch.local.objective import Metrics, evaluate
 from fedresearch.local.state_names import Names, buffers, first_names, parameters
 from fedresearch.local.train import LocalWork
 from fedresearch.local.transforms import Transform
 from fedresearch.local.update import LocalUpdate
+from fedresearch.runs.columns import COLUMNS, Column, Declared, declared, evaluated, of_strategy
 from fedresearch.seeding import derive_seed
 from fedresearch.tracking.tracker import Tracker
 
@@ -132,10 +136,62 @@ class Experiment:
         """The server's side of the channel."""
         return self.new_channel()
 
+    @cached_property
+    def metrics(self) -> Metrics:
+        """The chosen metrics that fit the targets."""
+        left_out = unfit(self.config)
+        return {
+            name: Builder({"metrics": name}).partial("metrics", node, ("outputs", "targets"), f"metrics.{name}")
+            for name, node in self.config.metrics.items()
+            if name not in left_out
+        }
+
+    @cached_property
+    def measured(self) -> list[str]:
+        """The names of what an evaluation measures besides the loss, found out on two samples."""
+        names: list[str] = []
+        with seeded_generators(0):
+            for name, metric in self.metrics.items():
+                measure = functools.partial(
+                    evaluate, self.model, self.data.test_x[:2], self.data.test_y[:2], self.data.prepare
+                )
+                names += Builder({"metrics": name}).build("metrics", measure, dict, metrics={name: metric}).keys()
+        return [name for name in names if name != "loss"]
+
+    @cached_property
+    def columns(self) -> dict[str, Column]:
+        """The columns of numbers that the run's rows have, but for what a strategy measures and does not declare."""
+        strategy = self.config.strategy.get("declares", {}).get("metrics", {})
+        columns = [
+            *COLUMNS,
+            *(column for name in self.measured for column in evaluated(name, self._declares(name))),
+            *(of_strategy(name, declares) for name, declares in strategy.items()),
+        ]
+        holds = {
+            "validation": self.config.federation.fraction_evaluate > 0,
+            "own models": self.client_app.has_own_model,
+            "drop": self.config.federation.nonfinite == "drop",
+        }
+        return {
+            column.name: column
+            for column in columns
+            if column.unit != "text" and all(holds.get(need, True) for need in column.needs)
+        }
+
     @property
-    def has_classes(self) -> bool:
-        """Whether the dataset has classes, and so accuracies."""
-        return bool(self.config.dataset["declares"]["num_classes"] > 1)
+    def declared_columns(self) -> Declared:
+        """Those of the columns that not every run has, as its record declares them."""
+        return declared(self.columns.values())
+
+    def _declares(self, measured: str) -> Mapping[str, Any]:
+        """Return what the option of a metric, or of a list's entry, declares."""
+        declares: Mapping[str, Any] = self.config.metrics[measured.partition("/")[0]]["declares"]
+        return declares
+
+    @property
+    def main_metric(self) -> str:
+        """What the run's best round is best by, unless it is named."""
+        return next(iter(self.measured), "loss")
 
     @cached_property
     def client_app(self) -> Clients:
@@ -208,6 +264,8 @@ class Experiment:
             shortage=lambda num_clients: ", ".join(needed for needed, _ in self.shortages(num_clients)),
             client_config=self.client_config,
             evaluate=self.evaluate,
+            metrics={name: self._declares(name)["direction"] for name in self.measured},
+            weighted_by=self.config.strategy["weighted_by"],
             log=log_row,
             max_failures=federation.max_failures,
             nonfinite=federation.nonfinite,
@@ -220,11 +278,11 @@ class Experiment:
         return self._initial_state | dict(arrays.to_torch_state_dict())
 
     def evaluate(self, arrays: ArrayRecord) -> Row:
-        """Return the loss of global arrays on the test split, and the accuracy if the dataset has classes."""
+        """Return the loss of global arrays on the test split, and what else is measured there."""
         self.model.load_state_dict(self.state_dict(arrays))
         with seeded_generators(derive_seed(self.config.seed, "evaluate")):  # some models use dropout in evaluation too
-            loss, accuracy = evaluate(self.model, self.data.test_x, self.data.test_y, self.data.prepare)
-        return {"eval/loss": loss} | ({} if accuracy is None else {"eval/accuracy": accuracy})
+            measured = evaluate(self.model, self.data.test_x, self.data.test_y, self.data.prepare, self.metrics)
+        return {f"eval/{name}": value for name, value in measured.items()}
 
     @cached_property
     def device(self) -> torch.device:
@@ -351,6 +409,7 @@ class Experiment:
             work=work,
             keep_optimizer_state=self.config.local.keep_optimizer_state,
             transforms=self.transforms,
+            metrics=self.metrics,
             seed=self.config.seed,
             channel=self.new_channel(),
         )

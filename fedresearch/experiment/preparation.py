@@ -34,6 +34,7 @@ def prepare(experiment: Experiment) -> None:
     parameter, lr = Parameter(torch.zeros(1)), experiment.config.optimizer["lr"]
     experiment.builder.build("optimizer", experiment.optimizer, Optimizer, params=[parameter], lr=lr)
     rehearse(experiment)
+    _ = experiment.measured  # each metric is called once
 
 
 def _refuse_small_cohorts(experiment: Experiment) -> None:

@@ -153,6 +153,7 @@ def _run_info(experiment: Experiment, start: _Start, directory: Path) -> RunInfo
         tags=[str(experiment.choices[group]) for group in ("strategy", "dataset", "partitioner", "model")],
         config=start.record["config"],
         num_rounds=experiment.config.federation.num_rounds,
+        metrics=[name for name in experiment.measured if "/" not in name],
         after_round=start.history.num_rounds,
     )
 
@@ -175,6 +176,7 @@ def _record(experiment: Experiment, request: RunRequest) -> dict[str, Any]:
         "sampling_sha256": experiment.sampling_sha256(),
         "own_models": experiment.client_app.has_own_model,
         "personal": sorted(experiment.personal),
+        "columns": experiment.declared_columns,
         "num_parameters": sum(p.numel() for p in experiment.model.parameters()),
         "num_threads": torch.get_num_threads(),
         "overrides": masked_words(request.overrides),

@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from fedresearch.errors import InputError
 from fedresearch.experiment.experiment import Experiment
 from fedresearch.federation.hooks import nested_strategies
-from fedresearch.runs.columns import direction, expected_columns, is_declared
+from fedresearch.runs.columns import direction, is_declared
 
 log = logging.getLogger("fedresearch")
 
@@ -24,21 +24,21 @@ def check_selection(experiment: Experiment) -> None:
     config, own = experiment.config, experiment.client_app.has_own_model
     best = config.checkpoint.best
     counts = "personal" if own else "clients"
-    measure = "accuracy" if experiment.has_classes else "loss"
+    measure, columns = experiment.main_metric, experiment.declared_columns
     if best is not None:
         _refuse_unknown(experiment, best)
-        if direction(best) == "none":
+        if direction(best, columns) == "none":
             raise InputError(
                 f"checkpoint.best={best} has no best round: neither its largest nor its smallest value is best; "
                 f"try checkpoint.best={counts}/{measure}"
             )
-        if not is_declared(best):
+        if not is_declared(best, columns):
             log.warning(
                 "checkpoint.best=%s keeps the round with the %s value: the strategy measures it, and its name %s",
                 best,
                 *(
                     ("largest", "does not end in loss or error")
-                    if direction(best) == "up"
+                    if direction(best, columns) == "up"
                     else ("smallest", "ends in loss or error")
                 ),
             )
@@ -71,21 +71,15 @@ def _refuse_untrained(experiment: Experiment, key: str, column: str) -> None:
         other = (
             "checkpoint.best=personal/" if key == "checkpoint.best" else "a report's --targets with --metric personal/"
         )
-        measure = "accuracy" if experiment.has_classes else "loss"
         raise InputError(
             f"{key} uses {column} of a global model that no client trains: with strategy="
             f"{experiment.choices['strategy']} {listed} stay on the clients, and the global model has initial values; "
-            f"try {key}=null, and {other}{measure}"
+            f"try {key}=null, and {other}{experiment.main_metric}"
         )
 
 
 def _refuse_unknown(experiment: Experiment, column: str) -> None:
-    known = expected_columns(
-        classes=experiment.has_classes,
-        evaluated=experiment.config.federation.fraction_evaluate > 0,
-        own_models=experiment.client_app.has_own_model,
-        dropped=experiment.config.federation.nonfinite == "drop",
-    )
+    known = experiment.columns
     # A strategy that is neither ours nor Flower's may measure more when it aggregates.
     if column in known or (column.startswith(("train/", "clients/")) and _measures_more(experiment)):
         return

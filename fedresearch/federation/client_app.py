@@ -16,13 +16,11 @@ from fedresearch.federation.channel import Channel
 from fedresearch.federation.records import (
     ARRAYS,
     CONFIG,
-    EVAL_ACC,
     EVAL_LOSS,
     METRICS,
     NUM_EXAMPLES,
     NUM_STEPS,
-    PERSONAL_ACC,
-    PERSONAL_LOSS,
+    PERSONAL,
     TRAIN_LOSS,
     UNIFORM,
     is_finite,
@@ -32,7 +30,7 @@ from fedresearch.federation.records import (
     tensors,
 )
 from fedresearch.local.inputs import Inputs
-from fedresearch.local.objective import evaluate
+from fedresearch.local.objective import Metrics, evaluate
 from fedresearch.local.state_names import Names
 from fedresearch.local.train import LocalWork, Task, Trained, seeded_for_client, train
 from fedresearch.local.transforms import Transform
@@ -79,6 +77,8 @@ class Clients(ClientApp):
         Local epochs or steps, and batch size.
     keep_optimizer_state : bool
         Whether a client's optimizer continues from its state after the client's last round.
+    metrics : mapping of str to callable
+        What is measured in an evaluation besides the loss.
     seed : int
         The run's seed. A client's draws are a function of it, the round and the partition.
     channel : Channel, optional
@@ -106,6 +106,7 @@ class Clients(ClientApp):
         optimizer: Callable[..., Optimizer],
         work: LocalWork,
         keep_optimizer_state: bool,
+        metrics: Metrics,
         seed: int,
         channel: Channel | None = None,
         transforms: Sequence[Transform] = (),
@@ -120,6 +121,7 @@ class Clients(ClientApp):
             optimizer=optimizer,
             work=work,
             keep_optimizer_state=keep_optimizer_state,
+            metrics=metrics,
             seed=seed,
             channel=channel,
             transforms=transforms,
@@ -127,7 +129,7 @@ class Clients(ClientApp):
         self.model, self.data, self.update, self.personal = model, data, update, personal
         self.optimizer, self.work, self.channel = optimizer, work, channel or Channel()
         self._keeps_optimizer_state = keep_optimizer_state
-        self._seed = seed
+        self._metrics, self._seed = metrics, seed
         self._inputs = Inputs(data.prepare, transforms)
         self._initial = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         self.stages = update.stages(model)
@@ -280,14 +282,14 @@ class Clients(ClientApp):
         received = self._initial | self._read(message.content)[ARRAYS]
         metrics = MetricRecord({NUM_EXAMPLES: len(y), UNIFORM: 1})
 
-        def measure(loss_key: str, accuracy_key: str) -> None:
+        def measure() -> dict[str, float]:
             with seeded_for_client(x.device, derive_seed(self._seed, "evaluate", partition_id)):
-                metrics[loss_key], accuracy = evaluate(self.model, x, y, self.data.prepare)
-            if accuracy is not None:
-                metrics[accuracy_key] = accuracy
+                return evaluate(self.model, x, y, self.data.prepare, self._metrics)
 
         self.model.load_state_dict(received)
-        measure(EVAL_LOSS, EVAL_ACC)
+        measured = measure()
+        metrics[EVAL_LOSS] = measured.pop("loss")
+        metrics.update(measured)
         if self.has_own_model:
             own = received | self._tensors(context.state, _PARTS) | self._tensors(context.state, _OWN)
             if self._adaptation and len(self.data.train_samples(partition_id)[1]):
@@ -295,5 +297,5 @@ class Clients(ClientApp):
                 train(self.model, task, optimizer=self.optimizer, work=self.work)
             else:
                 self.model.load_state_dict(own)
-            measure(PERSONAL_LOSS, PERSONAL_ACC)
+            metrics.update({PERSONAL + name: value for name, value in measure().items()})
         return Message(RecordDict({METRICS: metrics}), reply_to=message)

@@ -1,6 +1,7 @@
 """The numbers of a round's row: from the clients' updates, from their evaluations, and from the strategy."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,12 +10,10 @@ from numpy.typing import NDArray
 
 from fedresearch.errors import InputError
 from fedresearch.federation.records import (
-    EVAL_ACC,
     EVAL_LOSS,
     NUM_EXAMPLES,
     NUM_STEPS,
-    PERSONAL_ACC,
-    PERSONAL_LOSS,
+    PERSONAL,
     TRAIN_LOSS,
     UNIFORM,
     arrays_of,
@@ -29,14 +28,10 @@ Row = dict[str, Any]
 
 # Metrics that are not measurements: the clients' weights in averages, and a count that is summed.
 _NOT_MEASURED = (NUM_EXAMPLES, UNIFORM, NUM_STEPS)
-# Columns with fixed names; the name of another metric of the strategy follows the prefix of its phase.
-_COLUMNS = {
-    TRAIN_LOSS: "train/loss",
-    EVAL_LOSS: "clients/loss",
-    EVAL_ACC: "clients/accuracy",
-    PERSONAL_LOSS: "personal/loss",
-    PERSONAL_ACC: "personal/accuracy",
-}
+# What clients evaluate: the scope of its columns, and in a client's metrics the prefix of a name and the loss.
+_EVALUATED = (("clients/", "", EVAL_LOSS), (PERSONAL, PERSONAL, f"{PERSONAL}loss"))
+# Columns with fixed names; the name of another metric follows the prefix of its phase.
+_COLUMNS = {TRAIN_LOSS: "train/loss", EVAL_LOSS: "clients/loss"}
 _COUNTS = ("clients/sampled", "clients/failed", "clients/dropped", "clients/evaluated")
 
 
@@ -64,25 +59,54 @@ def measure_updates(origin: NDArray[np.float64], replies: list[Message], names: 
     return row, nonfinite
 
 
-def measure_clients(per_client: Sequence[MetricRecord]) -> Row:
+def measure_clients(per_client: Sequence[MetricRecord], directions: Mapping[str, str]) -> Row:
     """Return the number of clients that evaluated, and the mean, spread, tail and worst of what they measured.
 
-    Columns of the global model are named ``clients/...``, those of the clients' own models ``personal/...``.
+    Columns of the global model are named ``clients/...``, those of the clients' own models ``personal/...``. The
+    entries of a metric's list have none.
+
+    Parameters
+    ----------
+    per_client : sequence of MetricRecord
+        The clients' metrics. A client on which a metric is NaN, which is undefined there, does not count.
+    directions : mapping of str to str
+        Metric to the way that is better: ``up``, ``down`` or ``none``.
     """
     row: Row = {"clients/evaluated": len(per_client)}
-    for key, name, worst, tenth in (
-        (EVAL_LOSS, "clients/loss", np.max, 90),
-        (EVAL_ACC, "clients/accuracy", np.min, 10),
-        (PERSONAL_LOSS, "personal/loss", np.max, 90),
-        (PERSONAL_ACC, "personal/accuracy", np.min, 10),
-    ):
-        values = [float(number(metrics, key)) for metrics in per_client if key in metrics]
-        if values:
-            with np.errstate(invalid="ignore"):  # infinite losses have a NaN as spread
-                row[f"{name}_mean"] = float(np.mean(values))
-                row[f"{name}_std"] = float(np.std(values))
-                row[f"{name}_p{tenth}"] = float(np.percentile(values, tenth))
-                row[f"{name}_worst"] = float(worst(values))
+    for scope, prefix, loss in _EVALUATED:
+        row |= _statistics(f"{scope}loss", _values(per_client, loss), "down")
+        for name, direction in directions.items():
+            if "/" not in name:
+                values = [value for value in _values(per_client, prefix + name) if not math.isnan(value)]
+                row |= _statistics(scope + name, values, direction)
+    return row
+
+
+def defined_means(per_client: Sequence[MetricRecord], names: Iterable[str], weighted_by: str) -> Row:
+    """Return the weighted means of the metrics that are undefined on some clients, over the others."""
+    weights = np.array(_values(per_client, weighted_by))
+    row: Row = {}
+    for scope, prefix, _ in _EVALUATED:
+        for name in names:
+            values = np.array(_values(per_client, prefix + name))
+            defined = ~np.isnan(values)
+            if defined.any() and not defined.all():
+                row[scope + name] = float(np.average(values[defined], weights=weights[defined]))
+    return row
+
+
+def _values(per_client: Iterable[MetricRecord], key: str) -> list[float]:
+    return [float(number(metrics, key)) for metrics in per_client if key in metrics]
+
+
+def _statistics(name: str, values: Sequence[float], direction: str) -> Row:
+    if not values:
+        return {}
+    with np.errstate(invalid="ignore"):  # infinite losses have a NaN as spread
+        row = {f"{name}_mean": float(np.mean(values)), f"{name}_std": float(np.std(values))}
+        if direction != "none":
+            worst, tenth = (np.max, 90) if direction == "down" else (np.min, 10)
+            row |= {f"{name}_p{tenth}": float(np.percentile(values, tenth)), f"{name}_worst": float(worst(values))}
     return row
 
 
@@ -108,7 +132,7 @@ def strategy_columns(metrics: MetricRecord | None, prefix: str, row: Mapping[str
     for key, value in sorted(metrics.items() if metrics else ()):
         if key in _NOT_MEASURED:
             continue
-        name = _COLUMNS.get(key, prefix + key)
+        name = _COLUMNS.get(key, key if key.startswith(PERSONAL) else prefix + key)
         found = {f"{name}/{i}": each for i, each in enumerate(value)} if isinstance(value, list) else {name: value}
         if taken := found.keys() & {*row, *columns, *_COUNTS}:
             raise InputError(

@@ -23,10 +23,8 @@ NUM_STEPS = "num-steps"
 LR = "lr"
 NUM_CLIENTS = "num-clients"  # with training data, drawn or not
 TRAIN_LOSS = "train_loss"
-EVAL_LOSS = "eval_loss"
-EVAL_ACC = "eval_acc"
-PERSONAL_LOSS = "personal_loss"
-PERSONAL_ACC = "personal_acc"
+EVAL_LOSS = "eval_loss"  # other metrics of the global model have their own names
+PERSONAL = "personal/"  # before the names of what is measured of a client's own model
 
 
 def tensors(records: RecordDict, key: str) -> dict[str, Tensor]:

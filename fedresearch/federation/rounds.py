@@ -4,7 +4,7 @@ import copy
 import gc
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,7 +17,7 @@ from fedresearch.federation.channel import Channel
 from fedresearch.federation.cohort_grid import CohortGrid
 from fedresearch.federation.generators import restored_generators
 from fedresearch.federation.hooks import Hooks
-from fedresearch.federation.measures import Row, measure_clients, measure_updates, strategy_columns
+from fedresearch.federation.measures import Row, defined_means, measure_clients, measure_updates, strategy_columns
 from fedresearch.federation.records import (
     LR,
     NUM_EXAMPLES,
@@ -80,6 +80,10 @@ class RoundLoop:
         The numbers that a round's messages carry.
     evaluate : callable
         The server's own evaluation of global arrays: numbers named ``eval/...``.
+    metrics : mapping of str to str
+        What clients evaluate besides the loss, to the way that is better: ``up``, ``down`` or ``none``.
+    weighted_by : str
+        The metric that is a client's weight in means.
     log : callable
         Called with the row and the new global arrays at the end of each round.
     max_failures : int
@@ -104,6 +108,8 @@ class RoundLoop:
     shortage: Callable[[int], str]
     client_config: Callable[[int], dict[str, float]]
     evaluate: Callable[[ArrayRecord], Row]
+    metrics: Mapping[str, str]
+    weighted_by: str
     log: Callable[[Row, ArrayRecord], None]
     max_failures: int
     nonfinite: str
@@ -238,9 +244,11 @@ class RoundLoop:
         if cohort.partition_ids:
             messages = self.hooks.configure_evaluate(server_round, arrays, self._config(server_round), cohort)
             replies = self._send(cohort, messages, row, "evaluate", "comm/evaluate_")
-        row |= measure_clients([metrics_of(reply.content) for reply in replies])
+        per_client = [metrics_of(reply.content) for reply in replies]
+        row |= measure_clients(per_client, self.metrics)
         if replies:
             row |= strategy_columns(self.hooks.aggregate_evaluate(server_round, replies), "clients/", row)
+            row |= defined_means(per_client, self.metrics, self.weighted_by)
 
     def _config(self, server_round: int) -> ConfigRecord:
         # A new record each time: strategies write into it.

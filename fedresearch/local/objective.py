@@ -1,6 +1,8 @@
-"""The loss and the accuracy of a model, which follow from the type of the targets."""
+"""The loss of a model, which follows from the type of the targets, and its evaluation."""
 
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +15,9 @@ Prepare = Callable[[Tensor], Tensor]
 
 # Samples in one forward pass of an evaluation. It is fixed, so that the order of sums is the same everywhere.
 EVALUATION_BATCH = 1024
+
+# Name to a function of outputs and targets that returns a number, or several.
+Metrics = Mapping[str, Callable[[Tensor, Tensor], Any]]
 
 
 def losses(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -27,8 +32,12 @@ def unchanged(x: Tensor) -> Tensor:
     return x
 
 
-def evaluate(model: Module, x: Tensor, y: Tensor, prepare: Prepare = unchanged) -> tuple[float, float | None]:
-    """Return the mean loss over samples, and the accuracy if the targets are classes.
+def evaluate(
+    model: Module, x: Tensor, y: Tensor, prepare: Prepare = unchanged, metrics: Metrics = MappingProxyType({})
+) -> dict[str, float]:
+    """Return the mean loss over samples as ``"loss"``, and what the metrics measure.
+
+    A metric's list becomes ``NAME/0``, ``NAME/1``, and so on.
 
     Parameters
     ----------
@@ -38,16 +47,22 @@ def evaluate(model: Module, x: Tensor, y: Tensor, prepare: Prepare = unchanged) 
         Samples ``(n, *input_shape)`` and targets ``(n, ...)``, with n at least 1.
     prepare : callable
         Makes the model's inputs of samples.
+    metrics : mapping of str to callable
+        As in ``fedresearch/local/metrics.py``.
     """
     model.eval()
-    total, correct = 0.0, 0
+    total, outputs = 0.0, []
     with torch.inference_mode():
         for inputs, targets in zip(x.split(EVALUATION_BATCH), y.split(EVALUATION_BATCH), strict=True):
-            outputs = model(prepare(inputs))
-            total += losses(outputs, targets).mean().item() * len(targets)
-            if not y.is_floating_point():
-                correct += int((outputs.argmax(dim=1) == targets).sum())
-    return total / len(y), None if y.is_floating_point() else correct / len(y)
+            outputs.append(model(prepare(inputs)))
+            total += losses(outputs[-1], targets).mean().item() * len(targets)
+        measured = {"loss": total / len(y)}
+        together = torch.cat(outputs)
+        for name, metric in metrics.items():
+            value = torch.as_tensor(metric(together, y), dtype=torch.float64)
+            entries = {f"{name}/{i}": float(entry) for i, entry in enumerate(value)} if value.ndim else {}
+            measured |= entries or {name: float(value)}
+    return measured
 
 
 def mean_gradient(

@@ -1,11 +1,15 @@
 """The columns of ``metrics.jsonl``: what each number is, and which way it is better."""
 
 import re
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import Any, Literal
 
 Direction = Literal["up", "down", "none"]
 Weighting = Literal["by num_examples", "unweighted", "sum", "none"]
+# Name to definition, unit, weighting and direction, as a run's record has them.
+Declared = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -41,30 +45,50 @@ NEEDS = {
     "evaluation": "evaluated rounds",
     "validation": "evaluated rounds; clients evaluate",
     "own models": "clients have models of their own",
-    "classes": "the dataset has classes",
     "drop": "`federation.nonfinite=drop`",
     "two updates": "two updates or more are finite and not zero",
 }
 
 _SHARE, _LOSS = "share, 0 to 1", "loss"
-_SPREAD = {"mean": "mean", "std": "standard deviation", "p10": "10th percentile", "p90": "90th percentile"}
+_SPREAD = {"mean": "mean", "std": "standard deviation"}
+_TAILS = {
+    "up": {"p10": "10th percentile", "worst": "smallest"},
+    "down": {"p90": "90th percentile", "worst": "largest"},
+    "none": {},
+}
 
 
-def _of_clients(whose: str, *needs: str) -> tuple[Column, ...]:
-    """Return the columns of what clients measure on their validation data, of a model that the scope names."""
-    found = []
-    measures: tuple[tuple[str, str, str, Direction, str, tuple[str, ...]], ...] = (
-        ("loss", _LOSS, "p90", "down", "largest", needs),
-        ("accuracy", _SHARE, "p10", "up", "smallest", (*needs, "classes")),
-    )
-    for measure, unit, tail, direction, worst, its_needs in measures:
-        on = f"{measure} on clients' validation data"
-        found.append(Column(f"{whose}/{measure}", f"{on}: mean", unit, "by num_examples", direction, its_needs))
-        for part in ("mean", "std", tail, "worst"):
-            way: Direction = "down" if part == "std" else direction
-            definition = f"{on}: {_SPREAD.get(part, worst)}"
-            found.append(Column(f"{whose}/{measure}_{part}", definition, unit, "unweighted", way, its_needs))
-    return tuple(found)
+def evaluated(name: str, declares: Mapping[str, Any]) -> tuple[Column, ...]:
+    """Return the columns of what is evaluated on the test split, and by clients on their validation data.
+
+    Parameters
+    ----------
+    name : str
+        The metric, or ``METRIC/INDEX`` of a list's entry.
+    declares : mapping
+        Its ``direction`` and, where they are known, ``unit`` and ``definition``.
+    """
+    direction, unit = declares["direction"], declares.get("unit", "")
+    definition = declares.get("definition", name.partition("/")[0])
+    definition += f", entry {name.partition('/')[2]}" * ("/" in name)
+    columns = [
+        Column(
+            f"eval/{name}",
+            f"{definition} of the global model on the test split",
+            unit,
+            "none",
+            direction,
+            ("evaluation",),
+        )
+    ]
+    on = f"{definition} on clients' validation data"
+    statistics = {} if "/" in name else {**_SPREAD, **_TAILS[direction]}
+    for scope, needs in (("clients", ("validation",)), ("personal", ("validation", "own models"))):
+        columns.append(Column(f"{scope}/{name}", f"{on}: mean", unit, "by num_examples", direction, needs))
+        for statistic, words in statistics.items():
+            way: Direction = "down" if statistic == "std" else direction
+            columns.append(Column(f"{scope}/{name}_{statistic}", f"{on}: {words}", unit, "unweighted", way, needs))
+    return tuple(columns)
 
 
 COLUMNS = (
@@ -85,17 +109,7 @@ COLUMNS = (
     Column("clients/failed", "clients that failed, in training and in evaluation", "clients", "sum", "down"),
     Column("clients/dropped", "clients whose updates were not finite", "clients", "sum", "down", ("drop",)),
     Column("clients/evaluated", "clients that evaluated", "clients", "sum", "none", ("evaluation",)),
-    Column("eval/loss", "mean loss of the global model on the test split", _LOSS, "none", "down", ("evaluation",)),
-    Column(
-        "eval/accuracy",
-        "accuracy of the global model on the test split",
-        _SHARE,
-        "none",
-        "up",
-        ("evaluation", "classes"),
-    ),
-    *_of_clients("clients", "validation"),
-    *_of_clients("personal", "validation", "own models"),
+    *evaluated("loss", {"direction": "down", "unit": _LOSS}),
     Column("comm/bytes_down", "payload of the messages to the clients that train", "bytes", "sum", "down"),
     Column("comm/bytes_up", "payload of the replies of the clients that train", "bytes", "sum", "down"),
     Column("comm/bytes_down_total", "`comm/bytes_down` of all rounds so far", "bytes", "sum", "down"),
@@ -127,51 +141,57 @@ COLUMNS = (
     ),
 )
 
-_DECLARED = {column.name: column for column in COLUMNS}
+_FIXED = {column.name: column for column in COLUMNS}
 
 
-def expected_columns(*, classes: bool, evaluated: bool, own_models: bool, dropped: bool) -> list[str]:
-    """Return the columns of numbers that a run has, but for what its strategy measures itself.
+def of_strategy(name: str, declares: Mapping[str, Any]) -> Column:
+    """Return the column of what a strategy measures, ``train/...`` or ``clients/...``, as its option declares it."""
+    return Column(
+        name, declares.get("definition", name), declares.get("unit", ""), "by num_examples", declares["direction"]
+    )
+
+
+def declared(columns: Iterable[Column]) -> Declared:
+    """Return those of the columns that not every run has, as a run's record declares them."""
+    return {
+        column.name: {name: value for name, value in asdict(column).items() if name not in ("name", "needs")}
+        for column in columns
+        if column.name not in _FIXED
+    }
+
+
+def is_declared(name: str, others: Declared) -> bool:
+    """Return whether it is known what a column is: each run has it, or the record of a run declares it."""
+    return bool(_known(name, others))
+
+
+def direction(name: str, others: Declared = MappingProxyType({})) -> Direction:
+    """Return which way a column is better.
 
     Parameters
     ----------
-    classes : bool
-        Whether the dataset has classes, and so accuracies.
-    evaluated : bool
-        Whether clients evaluate.
-    own_models : bool
-        Whether they evaluate models of their own, too.
-    dropped : bool
-        Whether updates that are not finite are left out and counted.
+    name : str
+        The column. Where nobody declares it, the end of its name decides: ``down`` if that is ``loss`` or ``error``,
+        before the number of a list's entry, and else ``up``.
+    others : mapping
+        What the records of runs declare.
     """
-    holds = {"classes": classes, "validation": evaluated, "own models": own_models, "drop": dropped}
-    return [
-        column.name
-        for column in COLUMNS
-        if column.unit != "text" and all(holds.get(need, True) for need in column.needs)
-    ]
+    known = _known(name, others)
+    return known["direction"] if known else "down" if re.search(r"(loss|error)(/\d+)?$", name) else "up"
 
 
-def is_declared(name: str) -> bool:
-    """Return whether a column is in the table; else it is what a strategy measures itself."""
-    return name in _DECLARED
-
-
-def direction(name: str) -> Direction:
-    """Return which way a column is better; of one that a strategy measures itself, by the end of its name.
-
-    Then ``down`` where that is ``loss`` or ``error``, before the number of a list's entry, and else ``up``.
-    """
-    if name in _DECLARED:
-        return _DECLARED[name].direction
-    return "down" if re.search(r"(loss|error)(/\d+)?$", name) else "up"
-
-
-def is_share(name: str) -> bool:
+def is_share(name: str, others: Declared = MappingProxyType({})) -> bool:
     """Return whether a column is known to lie between 0 and 1."""
-    return name in _DECLARED and _DECLARED[name].unit == _SHARE
+    return _known(name, others).get("unit") == _SHARE
 
 
-def larger_is_better(name: str) -> bool:
+def larger_is_better(name: str, others: Declared = MappingProxyType({})) -> bool:
     """Return whether a column is better the larger it is."""
-    return direction(name) == "up"
+    return direction(name, others) == "up"
+
+
+def _known(name: str, others: Declared) -> Mapping[str, Any]:
+    """Return the declaration of a column, or of the list of which it is an entry; empty where there is none."""
+    if name in _FIXED:
+        return vars(_FIXED[name])
+    return others.get(name) or others.get(re.sub(r"/\d+$", "", name), {})

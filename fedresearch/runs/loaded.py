@@ -1,22 +1,17 @@
 """A run as its directory records it, in any state. Imports neither torch nor flwr."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedresearch.errors import InputError
-from fedresearch.runs.columns import larger_is_better
+from fedresearch.runs.columns import Declared
 from fedresearch.runs.files import read_bytes
 from fedresearch.runs.record import RECORD, REFUSED, Row, read_run, state_of, state_of_record
 from fedresearch.runs.record_fields import refuse_invalid_fields
 
 _MAX_REFUSAL_BYTES = 1_000_000
-
-# The first of these that any run has is what a table is about.
-DEFAULT_METRICS = ("eval/accuracy", "clients/accuracy", "personal/accuracy", "eval/loss", "clients/loss")
-# The same where clients' own models are the result of all runs.
-PERSONAL_METRICS = ("personal/accuracy", "personal/loss")
 
 
 @dataclass(frozen=True)
@@ -52,6 +47,11 @@ class Run:
         return bool(self.record.get("own_models"))
 
     @property
+    def declared(self) -> Declared:
+        """What its record declares of its columns."""
+        return self.record.get("columns", {})
+
+    @property
     def failed(self) -> bool:
         """Whether somebody has to look at it."""
         return bool(self.error) or self.state == "damaged"
@@ -77,11 +77,27 @@ def load(directory: Path) -> tuple[Run, list[Row]]:
     return Run(directory, state, record, (error.splitlines() or [""])[-1]), rows
 
 
+def evaluated(record: Mapping[str, Any]) -> list[str]:
+    """Return what a run evaluates: the metrics of its config, and the loss."""
+    return [*record.get("config", {}).get("metrics", ["accuracy"]), "loss"]
+
+
+def usual_metrics(runs: Iterable[Run]) -> list[str]:
+    """Return the columns that a table of runs may be about, the most usual first."""
+    names = dict.fromkeys(name for run in runs for name in evaluated(run.record))
+    return [f"{scope}/{name}" for name in names for scope in ("eval", "clients", "personal")]
+
+
 def default_metric(runs: Sequence[tuple[Run, Collection[str]]]) -> str:
-    """Return the column that a table of these runs, each with its columns, is about where none is named."""
+    """Return the column that a table of these runs, each with its columns, is about where none is named.
+
+    Where clients' own models are the result of all runs, it is theirs.
+    """
     begun = [run for run, columns in runs if columns]
-    metrics = PERSONAL_METRICS * (bool(begun) and all(run.own_models for run in begun)) + DEFAULT_METRICS
-    return next((name for name in metrics if any(name in columns for _, columns in runs)), DEFAULT_METRICS[0])
+    usual = usual_metrics(run for run, _ in runs) or ["eval/accuracy"]
+    personal = [name for name in usual if name.startswith("personal/")]
+    metrics = personal * (bool(begun) and all(run.own_models for run in begun)) + usual
+    return next((name for name in metrics if any(name in columns for _, columns in runs)), usual[0])
 
 
 def wrong_model_warning(metric: str, personal: Sequence[str], of: str) -> str:
@@ -96,9 +112,9 @@ def wrong_model_warning(metric: str, personal: Sequence[str], of: str) -> str:
     of : str
         How many there are in all, such as ``6 jobs``.
     """
-    if not personal or not metric.startswith(("eval/", "clients/")):
+    scope, _, measure = metric.partition("/")
+    if not personal or scope not in ("eval", "clients"):
         return ""
-    measure = "accuracy" if larger_is_better(metric) else "loss"
     return (
         f"{metric} is of the global model, and in {len(personal)} of {of}, such as {personal[0]}, the clients' own "
         f"models are the result: compare personal/{measure} of these with clients/{measure} of the others"

@@ -26,6 +26,10 @@ def _or_null(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: value is None or holds(value)
 
 
+def _declaration(value: Any) -> bool:
+    return _section_of(_text)(value) and value.get("direction") in ("up", "down", "none")
+
+
 def _checkout(value: Any) -> bool:
     return isinstance(value, Mapping) and _text(value.get("commit")) and _or_null(_text)(value.get("diff_sha256"))
 
@@ -48,6 +52,7 @@ _KNOWN: dict[str, Callable[[Any], bool]] = {
     "config_dirs": _texts,
     "own_models": lambda value: isinstance(value, bool),
     "personal": _texts,
+    "columns": _section_of(_declaration),
     "result": _or_null(_section),
     "resumed": lambda value: isinstance(value, list) and all(map(_resumption, value)),
 }
@@ -74,6 +79,7 @@ _CONFIG: dict[str, Callable[[Any], bool]] = {
     "seed": lambda value: type(value) is int,
     "federation": lambda value: isinstance(value, Mapping) and type(value.get("num_rounds")) is int,
     "hardware": _section,
+    "metrics": _section,
 }
 
 

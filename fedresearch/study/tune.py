@@ -60,6 +60,8 @@ class _Trials:
         The shared values.
     metric : str
         The validation column that judges them.
+    rises : bool
+        Whether a larger one is better.
     caption : str
         The selection rule in words.
     scores : list of tuple
@@ -70,6 +72,7 @@ class _Trials:
 
     values: list[Any]
     metric: str
+    rises: bool
     caption: str
     scores: list[tuple[Any, float]]
     seeds: dict[str, str]
@@ -172,13 +175,14 @@ def _group_trials(cells: Sequence[Cell], key: str, keys: Sequence[str], rule: st
             numbers = [selection.choose(run) if run.state == "finished" else np.nan for run in cell.runs.values()]
             scores.append((cell.keys[key], float(np.mean(numbers))))
             seeds.setdefault(", ".join(cell.runs), format_value(cell.keys[key]))
-        trials.append(_Trials(json.loads(values), metric, selection.caption, scores, seeds))
+        rises = larger_is_better(metric, runs[0].declared)
+        trials.append(_Trials(json.loads(values), metric, rises, selection.caption, scores, seeds))
     return trials
 
 
 def _best(trial: _Trials, key: str) -> Any:
     """Return the tried value with the best score, of equal ones the first."""
-    scores = np.array([score for _, score in trial.scores]) * (1 if larger_is_better(trial.metric) else -1)
+    scores = np.array([score for _, score in trial.scores]) * (1 if trial.rises else -1)
     if np.isnan(scores).all():
         raise InputError(f"{trial.label}: runs with every tried {key} diverged; try smaller values")
     return trial.scores[int(np.nanargmax(scores))][0]

@@ -1,6 +1,6 @@
 """What a run shows while it runs: a live bar on a terminal, a line a round elsewhere, and a small table at the end."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,15 +54,15 @@ class Console:
         if self._terminal.is_interactive:
             # Short, for 80 columns: what is not said to be of the training is of the test split.
             name, loss = ("loss", "eval/loss") if "eval/loss" in self._known else ("train loss", "train/loss")
-            figures = [
-                figure.strip()
-                for figure in _named({name: self._known.get(loss), "accuracy": self._known.get("eval/accuracy")})
-            ] + speed
+            columns = {name: loss, **{metric: f"eval/{metric}" for metric in self._run.metrics[:1]}}
+            named = _named({name: self._known.get(column) for name, column in columns.items()})
+            figures = [*map(str.strip, named), *speed]
             self._progress.update(
                 self._bar, completed=row["round"], description=position, figures="  ".join(figures), refresh=True
             )
         else:
-            shown = ("train/loss", "eval/loss", "eval/accuracy", "personal/accuracy_mean")
+            first = [form.format(m) for m in self._run.metrics[:1] for form in ("eval/{}", "personal/{}_mean")]
+            shown = ("train/loss", "eval/loss", *first)
             named = _named({name: present.get(name) for name in shown})
             self._print("  ".join([position, *named, *speed]))
 
@@ -74,7 +74,7 @@ class Console:
         if self._terminal.is_interactive:
             self._progress.stop()
         self._print(f"{status} after {self._known['round']} of {self._run.num_rounds} rounds")
-        for name, shown in _RESULTS.items():
+        for name, shown in _results(self._run.metrics).items():
             if summary.get(name) is not None:
                 on_clients = name.startswith(("clients/", "personal/")) and summary.get("clients/evaluated")
                 of = f"  of {on_clients} client{'s' * (on_clients != 1)}" if on_clients else ""
@@ -98,8 +98,8 @@ def _named(figures: Mapping[str, float | None]) -> list[str]:
 
 
 def _figure(name: str, value: float) -> str:
-    """Return an accuracy with four decimals, and a loss, which may have any size, with four digits."""
-    return f"{value:.4f}" if "accuracy" in name else f"{value:<#8.4g}"
+    """Return a metric with four decimals, and a loss, which may have any size, with four digits."""
+    return f"{value:<#8.4g}" if "loss" in name else f"{value:.4f}"
 
 
 def _rate(per_second: float) -> str:
@@ -116,14 +116,17 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-_RESULTS: dict[str, Callable[[Any], str]] = {
-    "personal/accuracy_mean": "{:.4f}".format,  # where there is one, the one that counts
-    "personal/accuracy_worst": "{:.4f}".format,
-    "eval/loss": "{:#.4g}".format,
-    "eval/accuracy": "{:.4f}".format,
-    "clients/accuracy_mean": "{:.4f}".format,
-    "clients/accuracy_worst": "{:.4f}".format,
-    "comm/bytes_up_total": filesize.decimal,
-    "comm/bytes_down_total": filesize.decimal,
-    "time/total_s": duration,
-}
+def _results(metrics: Sequence[str]) -> dict[str, Callable[[Any], str]]:
+    """Return the columns that are shown at the end, and how; of the clients' own models first, where they are."""
+    personal, clients = (
+        [f"{scope}/{metric}_{part}" for metric in metrics for part in ("mean", "worst")]
+        for scope in ("personal", "clients")
+    )
+    return {
+        **dict.fromkeys(personal, "{:.4f}".format),
+        "eval/loss": "{:#.4g}".format,
+        **dict.fromkeys([f"eval/{metric}" for metric in metrics] + clients, "{:.4f}".format),
+        "comm/bytes_up_total": filesize.decimal,
+        "comm/bytes_down_total": filesize.decimal,
+        "time/total_s": duration,
+    }

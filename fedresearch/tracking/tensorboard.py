@@ -9,9 +9,6 @@ from fedresearch.dotted_keys import leaves
 from fedresearch.errors import InputError
 from fedresearch.tracking.tracker import RunInfo
 
-# The columns beside the configs in TensorBoard's table of runs.
-_COMPARED = ("eval/loss", "eval/accuracy", "clients/accuracy_mean", "personal/accuracy_mean")
-
 
 class TensorBoardTracker:
     """Writes a run's numbers as TensorBoard scalars, the round as the step, and its config as hyperparameters.
@@ -45,7 +42,9 @@ class TensorBoardTracker:
             key: value if isinstance(value, bool | int | float | str) else str(value)
             for key, value in leaves(run.config)
         }
-        for summary in hparams(values, dict.fromkeys(_COMPARED, 0.0)):
+        scopes = ("eval/{}", "clients/{}_mean", "personal/{}_mean")
+        compared = ["eval/loss", *(scope.format(metric) for metric in run.metrics for scope in scopes)]
+        for summary in hparams(values, dict.fromkeys(compared, 0.0)):
             self._writer._get_file_writer().add_summary(summary)
 
     def log(self, row: Mapping[str, Any]) -> None:

@@ -29,6 +29,8 @@ class RunInfo:
         The resolved config as plain values.
     num_rounds : int
         Rounds that the run will make at most.
+    metrics : list of str
+        What is evaluated besides the loss, the first as the most important.
     after_round : int
         The round after which the run resumes; the same rows of later rounds may have been logged before. 0: a new run.
     """
@@ -40,6 +42,7 @@ class RunInfo:
     tags: list[str]
     config: dict[str, Any]
     num_rounds: int
+    metrics: Sequence[str] = ()
     after_round: int = 0
 
 

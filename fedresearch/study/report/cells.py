@@ -6,6 +6,7 @@ from typing import Any
 
 from fedresearch.config.schema import GROUPS, counted_hardware, counts, is_seed
 from fedresearch.dotted_keys import as_json, leaves
+from fedresearch.runs.columns import Declared
 from fedresearch.runs.comparison import format_value
 from fedresearch.study.report.load import LoadedRun
 
@@ -65,6 +66,11 @@ class Study:
             yield from cell.runs.values()
         yield from self.unread
         yield from self.repeated
+
+    @property
+    def declared(self) -> Declared:
+        """What the records of all runs declare of their columns."""
+        return {name: column for run in self.runs for name, column in run.declared.items()}
 
     def short_name(self, key: str) -> str:
         """Return a key's last part, or the whole key where several keys end in that part."""

@@ -10,7 +10,7 @@ from typing import Any
 from fedresearch.dotted_keys import leaves
 from fedresearch.runs.columns import is_share
 from fedresearch.runs.directory import now
-from fedresearch.runs.loaded import DEFAULT_METRICS
+from fedresearch.runs.loaded import usual_metrics
 from fedresearch.study.report.axes import AXES
 from fedresearch.study.report.build import Report
 from fedresearch.study.report.cells import Cell
@@ -29,8 +29,8 @@ def document(report: Report, pictures: Mapping[str, bytes]) -> dict[str, Any]:
     """
     metric = report.question.metric
     cells = [cell for cell in report.study.cells if plotted_runs(cell)]
-    metrics = [metric, *(name for name in (*DEFAULT_METRICS, "train/loss") if name != metric)]
-    metrics = [name for name in metrics if any(name in run.columns for cell in cells for run in plotted_runs(cell))]
+    usual = dict.fromkeys([metric, *usual_metrics(report.study.runs), "train/loss"])
+    metrics = [name for name in usual if any(name in run.columns for cell in cells for run in plotted_runs(cell))]
     return {
         "title": report.title,
         "command": shlex.join(["fedresearch", *sys.argv[1:]]),
@@ -38,7 +38,7 @@ def document(report: Report, pictures: Mapping[str, bytes]) -> dict[str, Any]:
         "warnings": [*report.warnings],
         "notes": [*report.notes],
         "axes": [{"id": name, "label": axis.label.capitalize()} for name, axis in AXES.items()],
-        "metrics": [{"id": name, "label": name, "is_share": is_share(name)} for name in metrics],
+        "metrics": [{"id": name, "label": name, "is_share": is_share(name, report.study.declared)} for name in metrics],
         "targets": [{"metric": metric, "value": target} for target in report.question.targets],
         "cells": [_cell(cell, metrics) for cell in cells],
         "tables": [_table(table) for table in report.tables],

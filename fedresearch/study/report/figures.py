@@ -11,7 +11,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fedresearch.dotted_keys import leaves
+from fedresearch.runs.columns import is_share, larger_is_better
 from fedresearch.runs.comparison import format_value
+from fedresearch.runs.loaded import evaluated
 from fedresearch.study.report import plots
 from fedresearch.study.report.axes import AXES
 from fedresearch.study.report.cells import Cell, Study
@@ -50,31 +52,40 @@ def figures(study: Study, question: Question, outcomes: Mapping[str, Outcome]) -
     """
     begun = [cell for cell in study.cells if plotted_runs(cell)]
     if begun:
-        yield from _curves(begun, question)
+        yield from _curves(begun, question, is_share(question.metric, study.declared))
     yield from _sensitivities(study, question, outcomes)
     grid = question.grid or tuple(key for key in study.keys if key not in question.tuned)
     if len(grid) == 2:
         yield from _heat_maps(study, question, outcomes, *grid)
-    for prefix, models in (("clients", "the global model on clients"), ("personal", "clients' own models")):
-        spreads = [spread for cell in begun if (spread := client_spread(cell, prefix))]
-        if spreads:
-            caption = (
-                f"Accuracy of {models} after the last round that has it: mean, standard deviation, 10th percentile and "
-                "worst over the clients, each a mean over seeds."
-            )
-            figure = plots.plot_client_spread(spreads, f"accuracy of {models}")
-            yield f"{prefix}_accuracy", Picture(figure, caption)
+    yield from _spreads(study, begun)
     yield from _partitions(study)
 
 
-def _curves(cells: list[Cell], question: Question) -> Iterator[tuple[str, Picture]]:
+def _spreads(study: Study, cells: list[Cell]) -> Iterator[tuple[str, Picture]]:
+    metrics = dict.fromkeys(name for run in study.runs for name in evaluated(run.record) if name != "loss")
+    for metric in metrics:
+        for prefix, models in (("clients", "the global model on clients"), ("personal", "clients' own models")):
+            tenth = "p10" if larger_is_better(f"{prefix}/{metric}", study.declared) else "p90"
+            spreads = [spread for cell in cells if (spread := client_spread(cell, f"{prefix}/{metric}", tenth))]
+            if spreads:
+                caption = (
+                    f"{metric} of {models} after the last round that has it: mean, standard deviation, "
+                    f"{tenth[1:]}th percentile and worst over the clients, each a mean over seeds."
+                )
+                figure = plots.plot_client_spread(spreads, f"{metric} of {models}")
+                yield f"{prefix}_{metric}", Picture(figure, caption[0].upper() + caption[1:])
+
+
+def _curves(cells: list[Cell], question: Question, shares: bool) -> Iterator[tuple[str, Picture]]:
     for axis in dict.fromkeys((question.x_axis, "bytes")):
         curves = [mean_curve(cell, axis, question.metric) for cell in cells]
         caption = (
             f"{question.metric} over {AXES[axis].label}: mean over the seeds of finished runs, or of all runs if "
             "none is finished, with the 95 % t-interval as a band."
         )
-        figure = plots.plot_learning_curves(curves, AXES[axis].label, question.metric, question.targets)
+        figure = plots.plot_learning_curves(
+            curves, AXES[axis].label, question.metric, question.targets, is_share=shares
+        )
         yield f"curves_{axis}", Picture(figure, caption)
 
 
@@ -83,7 +94,9 @@ def _sensitivities(study: Study, question: Question, outcomes: Mapping[str, Outc
         lines = sensitivity_lines(study, key, question.tuned, outcomes)
         if any(np.isfinite(line.mean).any() for line in lines):
             caption = f"{question.selection.caption}, by {key}: mean over seeds, with the 95 % t-interval as bars."
-            figure = plots.plot_sensitivity(lines, key, question.metric)
+            figure = plots.plot_sensitivity(
+                lines, key, question.metric, is_share=is_share(question.metric, study.declared)
+            )
             yield f"sensitivity_{_file_name(study.short_name(key))}", Picture(figure, caption)
 
 

@@ -153,7 +153,7 @@ def across_table(study: Study, question: Question, outcomes: Mapping[str, Outcom
     settings, or for a metric that is not a share, such as a loss, which has no common scale across settings.
     """
     key = question.baseline.text.partition("=")[0]
-    if not key or not is_share(question.metric):
+    if not key or not is_share(question.metric, study.declared):
         return None
     cells = [cell for cell in study.cells if key in cell.keys]
     settings: dict[str, dict[str, Mapping[str, float]]] = {}

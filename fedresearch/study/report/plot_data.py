@@ -147,9 +147,12 @@ def class_counts(run: LoadedRun) -> NDArray[np.int64] | None:
     return table[:, 4:] if table.shape[1] > 4 else None
 
 
-def client_spread(cell: Cell, prefix: str) -> Spread | None:
-    """Return the clients' accuracies after the last round that has them, each a mean over seeds; None without any."""
-    names = [f"{prefix}/accuracy_{part}" for part in ("mean", "std", "p10", "worst")]
+def client_spread(cell: Cell, metric: str, tenth: str) -> Spread | None:
+    """Return the spread of a metric over clients after the last round that has it, a mean over seeds; None without any.
+
+    ``tenth`` is ``p10`` or ``p90``, the tenth percentile from the worst.
+    """
+    names = [f"{metric}_{part}" for part in ("mean", "std", tenth, "worst")]
     columns = [[run.column(name) for name in names] for run in plotted_runs(cell)]
     last = [[column[np.isfinite(column)][-1:] for column in of_run] for of_run in columns]
     known = [np.concatenate(values) for values in last if all(map(len, values))]

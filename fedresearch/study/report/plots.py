@@ -16,7 +16,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, NullLocator
 from numpy.typing import NDArray
 
-from fedresearch.runs.columns import is_share
 from fedresearch.study.report.canvas import (
     CHARACTER,
     LINE,
@@ -44,7 +43,9 @@ _SMALLEST = 4  # points, of numbers that can be read
 
 
 @styled
-def plot_learning_curves(curves: Sequence[Curve], x_label: str, y_label: str, targets: Sequence[float] = ()) -> Figure:
+def plot_learning_curves(
+    curves: Sequence[Curve], x_label: str, y_label: str, targets: Sequence[float] = (), *, is_share: bool = False
+) -> Figure:
     """Draw the mean of each cell over its rounds with its interval as a band.
 
     Parameters
@@ -55,6 +56,8 @@ def plot_learning_curves(curves: Sequence[Curve], x_label: str, y_label: str, ta
         The axes' labels; an x axis of bytes has the unit at its numbers.
     targets : sequence of float
         Values of the metric to mark.
+    is_share : bool
+        Whether the metric lies between 0 and 1.
     """
     figure, axes = new_axes(3.0, x_label, y_label)
     handles: list[Artist] = []
@@ -73,7 +76,8 @@ def plot_learning_curves(curves: Sequence[Curve], x_label: str, y_label: str, ta
     if targets:
         handles += [axes.axhline(y, color="0.4", linestyle=(0, (2, 2)), linewidth=0.9) for y in targets][:1]
         labels.append(f"target{'s' * (len(targets) > 1)} {', '.join(f'{target:g}' for target in targets)}")
-    _clip_to_fractions(axes, y_label, [curve.mean for curve in curves[:MAX_DRAWN]])
+    if is_share:
+        _clip_to_fractions(axes, [curve.mean for curve in curves[:MAX_DRAWN]])
     if "bytes" in x_label:
         axes.xaxis.set_major_formatter(EngFormatter(unit="B"))
     add_legend(figure, handles, labels, _excess(len(curves)))
@@ -81,7 +85,7 @@ def plot_learning_curves(curves: Sequence[Curve], x_label: str, y_label: str, ta
 
 
 @styled
-def plot_sensitivity(lines: Sequence[Line], x_label: str, y_label: str) -> Figure:
+def plot_sensitivity(lines: Sequence[Line], x_label: str, y_label: str, *, is_share: bool = False) -> Figure:
     """Draw a metric at the values of a swept key, on a logarithmic axis if they span a factor of 20 or more.
 
     Parameters
@@ -90,13 +94,16 @@ def plot_sensitivity(lines: Sequence[Line], x_label: str, y_label: str) -> Figur
         A line for each combination of the other keys; the first ``MAX_DRAWN`` are drawn.
     x_label, y_label : str
         The swept key and the metric.
+    is_share : bool
+        Whether the metric lies between 0 and 1.
     """
     figure, axes = new_axes(3.0, x_label, y_label)
     handles = [
         axes.errorbar(line.values, line.mean, line.half_width, capsize=2.5, elinewidth=0.8, **_style(number))
         for number, line in enumerate(lines[:MAX_DRAWN])
     ]
-    _clip_to_fractions(axes, y_label, [line.mean for line in lines[:MAX_DRAWN]])
+    if is_share:
+        _clip_to_fractions(axes, [line.mean for line in lines[:MAX_DRAWN]])
     values = np.unique(np.concatenate([line.values for line in lines[:MAX_DRAWN]]))
     is_log = bool(values[0] > 0 and values[-1] >= 20 * values[0])
     if is_log:
@@ -235,10 +242,10 @@ def _excess(num_all: int) -> str | None:
     return f"{MAX_DRAWN} of {num_all} drawn" if num_all > MAX_DRAWN else None
 
 
-def _clip_to_fractions(axes: Axes, metric: str, means: Sequence[Column]) -> None:
+def _clip_to_fractions(axes: Axes, means: Sequence[Column]) -> None:
     """Limit an axis of accuracies to values that an accuracy can have, however wide the intervals are."""
     known = np.concatenate([mean[np.isfinite(mean)] for mean in means])
-    if is_share(metric) and ((known >= 0) & (known <= 1)).all():
+    if ((known >= 0) & (known <= 1)).all():
         bottom, top = axes.get_ylim()
         axes.set_ylim(max(bottom, -0.02), min(top, 1.02))
 

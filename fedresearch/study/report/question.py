@@ -103,7 +103,7 @@ def _refuse_missing(study: Study, metric: str) -> None:
 def _refuse_impossible(study: Study, metric: str, targets: Sequence[float]) -> None:
     largest = max(np.nanmax(run.column(metric), initial=-np.inf) for run in study.runs)
     for target in targets:
-        if is_share(metric) and largest <= 1 < target:
+        if is_share(metric, study.declared) and largest <= 1 < target:
             raise InputError(f"--targets {format_value(target)} is above the largest {metric}, 1; try --targets 0.9")
 
 

@@ -12,8 +12,9 @@ from fedresearch.study.report.load import Column, LoadedRun
 
 def validation_column(metric: str) -> str:
     """Return the column of the clients' validation data that measures the same, on the same models, as a metric."""
-    models = "personal" if metric.startswith("personal/") else "clients"
-    return f"{models}/accuracy" if larger_is_better(metric) else f"{models}/loss"
+    scope, _, measure = metric.partition("/")
+    models = "personal" if scope == "personal" else "clients"
+    return f"{models}/{measure}" if scope in ("eval", "clients", "personal") else f"{models}/loss"
 
 
 @dataclass(frozen=True)
@@ -50,18 +51,17 @@ def parse_selection(rule: str, metric: str) -> Selection:
         If no rule has this name.
     """
     name, _, argument = rule.partition(":")
-    best = np.argmax if larger_is_better(metric) else np.argmin
     validation = validation_column(metric)
-    # The values are those of rounds that have the metric and, for best_val, the validation data's too.
+    # The values are those of rounds that have the metric and, for best_val, the validation data's too: their score.
     rules: dict[str, tuple[str, Callable[[Column, Column], float]]] = {
         "last": (f"{metric} after the last round", lambda values, _: values[-1]),
         "best_val": (
             f"{metric} in the round with the best {validation}",
-            lambda values, validated: values[best(validated)],
+            lambda values, scores: values[scores.argmax()],
         ),
         "best_test": (
             f"best on test: {metric} in its best round, which is unknown without the test data",
-            lambda values, _: values[best(values)],
+            lambda values, scores: values[scores.argmax()],
         ),
     }
     if name == "mean_last" and argument.isdecimal() and int(argument):
@@ -72,9 +72,9 @@ def parse_selection(rule: str, metric: str) -> Selection:
     caption, pick = rules[rule]
 
     def choose(run: LoadedRun) -> float:
-        values, validated = run.column(metric), run.column(validation)
-        known = np.isfinite(values) & (run.column("round") > 0)  # the initial model is no round's
-        known &= np.isfinite(validated) if rule == "best_val" else True
-        return float(pick(values[known], validated[known])) if known.any() else np.nan
+        judge = validation if rule == "best_val" else metric
+        values, scores = run.column(metric), run.column(judge) * (1 if larger_is_better(judge, run.declared) else -1)
+        known = np.isfinite(values) & np.isfinite(scores) & (run.column("round") > 0)  # the initial model is no round's
+        return float(pick(values[known], scores[known])) if known.any() else np.nan
 
     return Selection(caption, choose)

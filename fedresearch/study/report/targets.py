@@ -26,7 +26,7 @@ def duration_to(cell: Cell, metric: str, target: float, axis: str) -> Duration:
     for run in cell.runs.values():
         x = AXES[axis].progress(run)
         if run.num_rounds and math.isfinite(x[-1]):
-            time = crossing(x, run.column(metric), target, larger_is_better(metric))
+            time = crossing(x, run.column(metric), target, larger_is_better(metric, run.declared))
             never = math.isnan(time)
             times.append(float(x[-1]) * _planned_share(run) if never else time)
             censored.append(never)
@@ -92,7 +92,8 @@ def target_table(
         rows.append([*key_entries(study, cell, marks), *entries])
         records.append(record)
     all_durations = [duration for of_cell in durations.values() for duration in of_cell.values()]
-    caption = _caption(question, target, all(duration.reached == duration.total for duration in all_durations))
+    rises = larger_is_better(metric, study.declared)
+    caption = _caption(question, target, rises, all(duration.reached == duration.total for duration in all_durations))
     text = format_value(target)
     return Table(f"target_{text}", f"To {metric} {text}", caption, columns, rows, records)
 
@@ -105,8 +106,8 @@ def _speed_up(
     return (1.0, "baseline") if baseline.includes(cell) else (math.nan, "–")
 
 
-def _caption(question: Question, target: float, all_reached: bool) -> str:
-    way = "rises" if larger_is_better(question.metric) else "falls"
+def _caption(question: Question, target: float, rises: bool, all_reached: bool) -> str:
+    way = "rises" if rises else "falls"
     caption = (
         f"What it takes until {question.metric} first {way} to {format_value(target)}: median over seeds (range). "
         "Curves are made monotone, and are linear between evaluated rounds (McMahan et al. 2017)."

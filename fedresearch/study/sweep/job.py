@@ -11,12 +11,9 @@ from fedresearch.errors import InputError, named
 from fedresearch.masking import masked, masked_tree
 from fedresearch.runs.comparison import format_changes
 from fedresearch.runs.directory import Unwritable, write_whole
-from fedresearch.runs.loaded import PERSONAL_METRICS, load
+from fedresearch.runs.loaded import evaluated, load
 from fedresearch.runs.record import REFUSED, Busy, read_record, read_run, state_of
 from fedresearch.runs.record_fields import invalid_field
-
-# The first of these that a job has. Test data must not choose jobs.
-_OBJECTIVES = ("clients/accuracy", "clients/loss")
 
 
 def is_settled(directory: Path, config: Config) -> bool:
@@ -93,9 +90,10 @@ def report_failure(directory: Path, error: Exception) -> None:
 
 
 def objective(directory: Path) -> float | None:
-    """Return a job's number that a sweeper optimises: the clients' validation accuracy or, without classes, their loss.
+    """Return a job's number that a sweeper optimises: on clients' validation data, its first metric or else the loss.
 
     It belongs to the last round that was evaluated on the clients. None if no round was, or the job has not finished.
+    Test data must not choose jobs.
 
     Raises
     ------
@@ -105,8 +103,9 @@ def objective(directory: Path) -> float | None:
     if state_of(directory) != "finished":
         return None
     record, rows = read_run(directory)
-    for column in PERSONAL_METRICS if record.get("own_models") else _OBJECTIVES:
-        values = [row[column] for row in rows if row.get(column) is not None]
+    scope = "personal" if record.get("own_models") else "clients"
+    for metric in evaluated(record):
+        values = [value for row in rows if (value := row.get(f"{scope}/{metric}")) is not None]
         if values:
             return float(values[-1])
     return None
