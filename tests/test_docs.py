@@ -109,9 +109,10 @@ def test_they_are_found():
     assert len(EVERY) >= 50
     assert len(RUNNING) >= 15
     assert [path for page in PAGES for path, _ in files(page)] == [
-        "clipping.py",
-        "my_conf/strategy/clipped.yaml",
-        "clipping.py",
+        "halfway.py",
+        "my_conf/strategy/halfway.yaml",
+        "fedcm.py",
+        "private.py",
         "paces.py",
         "little_is_enough.py",
         "focal.py",
@@ -121,7 +122,8 @@ def test_they_are_found():
         "cutout.py",
         "mine.py",
         "dealing.py",
-        "my_conf/strategy/clipped.yaml",
+        "my_conf/strategy/fedcm.yaml",
+        "my_conf/strategy/private.yaml",
         "my_conf/strategy/paces.yaml",
         "my_conf/channel/little_is_enough.yaml",
         "my_conf/strategy/focal.yaml",
@@ -224,21 +226,33 @@ def test_commands_run(command, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_strategy_does_what_it_says(tmp_path):
-    """An outsider's strategy: with nothing to clip and the whole way to the mean it is FedAvg, up to one rounding."""
-    place("docs/extending.md", tmp_path)
+def test_the_strategies_do_what_they_say(tmp_path):
+    """README's is FedAvg's where it goes the whole way, up to one rounding, and FedCM is FedAvg with alpha = 1.
 
-    def losses(*overrides):
-        arguments = ["--config-dir", "my_conf", *overrides, "federation.num_rounds=2", "local.epochs=1", "tracker=none"]
-        arguments += ["dtype=float64", f"hydra.run.dir=outputs/{len(list(tmp_path.glob('outputs/*')))}"]
-        rows = Path(fedresearch(tmp_path, *arguments).split()[-1], "metrics.jsonl").read_text().splitlines()
-        return [json.loads(row)["eval/loss"] for row in rows[1:]]  # not of round 0
+    FedCM's direction is the mean way of the clients over lr times their steps; so is its norm the update's over those.
+    """
+    for page in ("README.md", "docs/extending.md"):
+        place(page, tmp_path)
 
-    fedavg = losses("strategy=fedavg")
-    same = losses("strategy=clipped", "strategy.server.share=1.0", "strategy.client.max_norm=1e9")
-    assert same == pytest.approx(fedavg, rel=1e-9)
-    for other in ("strategy.server.share=0.5", "strategy.client.max_norm=0.1"):
-        assert losses("strategy=clipped", other) != pytest.approx(fedavg, rel=1e-2)
+    def rows(*overrides):
+        arguments = ["--config-dir", "my_conf", *overrides, "federation.num_rounds=2", "local.epochs=null"]
+        arguments += ["local.steps=3", "optimizer.lr=0.2", "tracker=none", "dtype=float64"]
+        arguments += [f"hydra.run.dir=outputs/{len(list(tmp_path.glob('outputs/*')))}"]
+        lines = Path(fedresearch(tmp_path, *arguments).split()[-1], "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines[1:]]  # not of round 0
+
+    fedavg, whole_way, same = (
+        rows("strategy=fedavg"),
+        rows("strategy=halfway", "strategy.server.share=1"),
+        rows("strategy=fedcm", "strategy.server.alpha=1"),
+    )
+    assert [row["eval/loss"] for row in whole_way] == pytest.approx([row["eval/loss"] for row in fedavg], rel=1e-9)
+    assert [row["model/sha256"] for row in same] == [row["model/sha256"] for row in fedavg]
+    half, mixed = rows("strategy=halfway"), rows("strategy=fedcm", "strategy.server.alpha=0.5")
+    assert half[0]["update/norm"] == pytest.approx(fedavg[0]["update/norm"] / 2, rel=1e-9)
+    for row in (*same, *mixed):
+        assert row["train/direction_norm"] == pytest.approx(row["update/norm"] / (0.2 * 3), rel=1e-9)
+    assert mixed[0]["update/norm"] != pytest.approx(fedavg[0]["update/norm"], rel=1e-2)
 
 
 @pytest.mark.slow
@@ -296,15 +310,6 @@ def test_the_metric_with_k_1_is_the_accuracy_and_decides_the_best_round(tmp_path
     assert [row[name.replace("accuracy", "top_k")] for name in columns] == [row[name] for name in columns] != []
     assert (directory / "best.safetensors").exists()
     assert json.loads((directory / "run.json").read_text())["columns"]["eval/top_k"]["direction"] == "up"
-
-
-def test_readmes_strategy_is_the_client_half_of_the_one_in_extending():
-    of_readme, of_extending = (
-        ast.parse(dict(files(page))["clipping.py"]) for page in ("README.md", "docs/extending.md")
-    )
-    halves = [next(n for n in m.body if getattr(n, "name", "") == "Clipped") for m in (of_readme, of_extending)]
-    correct = [next(n for n in half.body if getattr(n, "name", "") == "correct") for half in halves]
-    assert ast.dump(correct[0]) == ast.dump(correct[1])
 
 
 def test_another_image_set_of_the_hub_composes(tmp_path, compose):
