@@ -14,6 +14,7 @@ Purpose = Literal[
     "validation",
     "train-sampling",
     "evaluate-sampling",
+    "availability",
     "batches",
     "dropout",
     "local-update",

@@ -16,6 +16,8 @@ GROUPS = (
     "schedule",
     "strategy",
     "sampling",
+    "evaluate_sampling",
+    "availability",
     "transform",
     "channel",
     "metrics",

@@ -118,6 +118,7 @@ def test_they_are_found():
         "focal.py",
         "top.py",
         "evenings.py",
+        "largest.py",
         "warmup.py",
         "cutout.py",
         "mine.py",
@@ -128,7 +129,8 @@ def test_they_are_found():
         "my_conf/channel/little_is_enough.yaml",
         "my_conf/strategy/focal.yaml",
         "my_conf/metrics/top_k.yaml",
-        "my_conf/sampling/evenings.yaml",
+        "my_conf/availability/evenings.yaml",
+        "my_conf/sampling/largest.yaml",
         "my_conf/schedule/warmup.yaml",
         "my_conf/dataset/svhn.yaml",
         "my_conf/transform/cutout.yaml",
@@ -270,8 +272,8 @@ def test_focal_loss_with_gamma_0_is_cross_entropy_and_away_clients_are_not_sampl
     gamma_0 = ["strategy=focal", "strategy.client.gamma=0"]  # (1 - p)^0 = 1
     plain, same = ([row["model/sha256"] for row in rows(*words)] for words in ([], gamma_0))
     assert plain == same
-    sampled = [row["clients/sampled"] for row in rows("sampling=evenings", "federation.fraction_train=1")]
-    assert all(1 <= number < 10 for number in sampled)
+    sampled = [row["clients/sampled"] for row in rows("availability=evenings", "federation.fraction_train=1")]
+    assert sampled == [3, 3, 4]  # partitions 1, 4, 7; then 2, 5, 8; then 0, 3, 6, 9
 
 
 @pytest.mark.slow

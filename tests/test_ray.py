@@ -38,8 +38,9 @@ def _ended():
     ray.shutdown()
 
 
-def test_an_actor_pool_gives_the_same_bits(run):
-    options = [*TWENTY, "strategy=scaffold"]  # it keeps something on the clients
+@pytest.mark.parametrize("more", [[], ["availability=bernoulli"], ["availability=stragglers"]], ids=" ".join)
+def test_an_actor_pool_gives_the_same_bits(run, more):
+    options = [*TWENTY, "strategy=scaffold", *more]  # it keeps something on the clients
     assert run(*options, "hardware=ray").numbers() == run(*options).numbers()
     assert not ray.is_initialized()
 

@@ -2,6 +2,7 @@
 
 import math
 import textwrap
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from fedresearch.errors import InputError
 from fedresearch.experiment.advice import _warn_of_small_partitions
 from fedresearch.experiment.experiment import Experiment
 from fedresearch.federation.hooks import Hooks
-from fedresearch.federation.records import array_record
+from fedresearch.federation.records import array_record, sha256
 from fedresearch.federation.rounds import ClientsFailed, RoundLoop, Stalled
 from fedresearch.hardware.in_process import InProcessGrid
 from fedresearch.runs.record import read_record
@@ -49,15 +50,16 @@ def app_of(fails=(), nonfinite=()):
     return app
 
 
-def rounds_of(strategy=None, app=None, cohort=(0, 1, 2), needs=0, num_rounds=2, evaluating=(), **options):
+def rounds_of(strategy=None, app=None, cohort=(0, 1, 2), needs=0, num_rounds=2, evaluating=(), cohorts=None, **options):
     """Run the loop on clients that take no time, and return its rows."""
     rows = []
     loop = RoundLoop(
         hooks=Hooks(strategy or FedAvg(), seed=0),
         num_rounds=num_rounds,
         target_accuracy=None,
-        train_cohort=lambda server_round: cohort,
+        train_cohort=lambda server_round: cohorts[server_round] if cohorts else cohort,
         evaluate_cohort=lambda server_round: evaluating,
+        num_available=lambda server_round: 5,
         evaluate_initial=False,
         evaluate_every=1,
         parameters={"w"},
@@ -102,6 +104,27 @@ class Silent(FedAvg):
 def test_a_round_that_trains_nothing_ends_the_run(options, said):
     with pytest.raises(Stalled, match=said):
         rounds_of(**options)
+
+
+def test_a_round_in_which_nobody_trains_leaves_the_model_and_the_strategy_as_they_are():
+    """The clients that evaluate do so, and the next round trains."""
+
+    class Counting(FedAvg):
+        rounds: ClassVar = []
+
+        def configure_train(self, server_round, *rest):
+            self.rounds.append(server_round)
+            return super().configure_train(server_round, *rest)
+
+    idle, trained = rounds_of(Counting(), cohorts={1: [], 2: [1, 2]}, evaluating=(0, 3))
+    assert Counting.rounds == [2]
+    zero = {"clients/sampled", "clients/failed", "clients/dropped", "local/steps", "update/norm"}
+    zero |= {f"comm/bytes_{way}{total}" for way in ("up", "down") for total in ("", "_total")}
+    assert {name for name, value in idle.items() if value == 0} == zero
+    assert idle.keys() & trained.keys() == idle.keys()
+    assert trained.keys() - idle.keys() == {"train/loss", "update/cosine"}
+    assert idle["model/sha256"] == sha256(START) != trained["model/sha256"]
+    assert (idle["clients/available"], idle["clients/evaluated"]) == (5, 2)
 
 
 def test_a_round_with_enough_replies_continues():

@@ -256,7 +256,15 @@ OF_OPTIONS = (
     Rule("optimizer.schedule.step_size", _integer(1), "an integer >= 1", "10"),
     Rule("optimizer.schedule.gamma", _positive, "> 0 and below 1e38", "0.5"),
     Rule("optimizer.schedule.min_lr", _not_negative, ">= 0 and below 1e38", "0.0"),
-    Rule("sampling.partition_ids", _each(_integer(0)), "a list of integers >= 0", "[0,1]"),
+    *(
+        Rule(f"{group}.partition_ids", _each(_integer(0)), "a list of integers >= 0", "[0,1]")
+        for group in ("sampling", "evaluate_sampling")
+    ),
+    *(
+        Rule(f"availability.{key}", _real(lambda v: 0 <= v <= 1), "in [0, 1]", "0.5")
+        for key in ("probability", "fraction")
+    ),
+    Rule("availability.epochs", _or_null(_integer(1)), "an integer >= 1, or null", "5"),
     Rule("transform.crop.padding", _integer(0), "an integer >= 0", "4"),
     Rule("transform.flip.probability", _real(lambda v: 0 <= v <= 1), "in [0, 1]", "0.5"),
     Rule("channel.clip.max_norm", _positive, "> 0 and below 1e38", "1.0"),

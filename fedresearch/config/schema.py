@@ -80,6 +80,8 @@ class Config:
     optimizer: Any = MISSING
     strategy: Any = MISSING
     sampling: Any = MISSING
+    evaluate_sampling: Any = MISSING
+    availability: Any = MISSING
     transform: Any = field(default_factory=dict)
     channel: Any = field(default_factory=dict)
     metrics: Any = field(default_factory=dict)
@@ -97,6 +99,8 @@ GROUPS = (
     "schedule",  # is optimizer.schedule in the config
     "strategy",
     "sampling",
+    "evaluate_sampling",
+    "availability",
     *LISTS,
     "hardware",
     "tracker",

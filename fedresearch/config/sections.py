@@ -18,6 +18,8 @@ BUILT = (
     "strategy.server",
     "strategy.client",
     "sampling",
+    "evaluate_sampling",
+    "availability",
     "hardware",
     "tracker",
 )

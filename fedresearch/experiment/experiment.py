@@ -27,6 +27,7 @@ from fedresearch.experiment.builder import Builder
 from fedresearch.experiment.loading import load_source, partition
 from fedresearch.experiment.model import build_model
 from fedresearch.federation import flower
+from fedresearch.federation.availability import Availability
 from fedresearch.federation.buffers import SeparateBuffers
 from fedresearch.federation.channel import Channel
 from fedresearch.federation.client_app import Clients
@@ -36,7 +37,7 @@ from fedresearch.federation.measures import Row
 from fedresearch.federation.nodes import NodeGrid
 from fedresearch.federation.records import LR, NUM_CLIENTS
 from fedresearch.federation.rounds import RoundLoop
-from fedresearch.federation.sampling import Sampling, uniform
+from fedresearch.federation.sampling import Sampling
 from fedresearch.hardware.ordered import OrderedGrid
 from fedresearch.hardware.threads import be_deterministic
 from fedresearch.local.objective import Metrics, evaluate
@@ -47,6 +48,8 @@ from fedresearch.local.update import LocalUpdate
 from fedresearch.runs.columns import COLUMNS, Column, Declared, declared, evaluated, of_strategy
 from fedresearch.seeding import derive_seed
 from fedresearch.tracking.tracker import Tracker
+
+_GIVEN_TO_SAMPLING = ("sizes", "eligible", "cohort_size", "server_round", "seed")
 
 
 class Experiment:
@@ -244,19 +247,13 @@ class Experiment:
         log_failure : callable
             Called with the round, the partition id, the client's task and its error.
         """
-        federation, data = self.config.federation, self.data
-        evaluating = federation.fraction_evaluate > 0
+        federation = self.config.federation
         return RoundLoop(
             hooks=Hooks(self.strategy, self.config.seed),
             num_rounds=federation.num_rounds,
             train_cohort=self._cohort,
-            evaluate_cohort=Sampling(
-                uniform,
-                [len(rows) for rows in data.validation],
-                cohort_size(data.num_partitions, federation.fraction_evaluate) if evaluating else 0,
-                self.config.seed,
-                "evaluate-sampling",
-            ),
+            evaluate_cohort=self.evaluate_cohort,
+            num_available=lambda server_round: len(self.available(server_round)),
             target_accuracy=federation.target_accuracy,
             evaluate_initial=federation.evaluate_initial,
             evaluate_every=federation.evaluate_every,
@@ -307,20 +304,42 @@ class Experiment:
 
     @cached_property
     def train_cohort(self) -> Sampling:
-        """The clients that the sampling scheme selects to train in a round."""
+        """The clients that the sampling scheme selects to train in a round, of those who are there."""
         return Sampling(
-            self.builder.partial(
-                "sampling", self.config.sampling, given=("sizes", "eligible", "cohort_size", "server_round", "seed")
-            ),
+            self.builder.partial("sampling", self.config.sampling, given=_GIVEN_TO_SAMPLING),
             [len(rows) for rows in self.training_data.train],
             cohort_size(self.data.num_partitions, self.config.federation.fraction_train),
             self.config.seed,
             "train-sampling",
+            self.availability,
         )
+
+    def available(self, server_round: int) -> list[int]:
+        """Return the clients that could train in a round."""
+        return self.builder.build("availability", self.train_cohort.eligible, list, server_round=server_round)
 
     def sampled(self, server_round: int) -> Sequence[int]:
         """Return the clients that the sampling scheme selects to train in a round, maybe some of them twice."""
         return self.builder.build("sampling", self.train_cohort, Sequence, server_round=server_round)
+
+    @cached_property
+    def evaluate_cohort(self) -> Sampling:
+        """The clients that evaluate a round's model, whether they are there to train or not."""
+        fraction = self.config.federation.fraction_evaluate
+        return Sampling(
+            self.builder.partial("evaluate_sampling", self.config.evaluate_sampling, given=_GIVEN_TO_SAMPLING),
+            [len(rows) for rows in self.data.validation],
+            cohort_size(self.data.num_partitions, fraction) if fraction else 0,
+            self.config.seed,
+            "evaluate-sampling",
+        )
+
+    @cached_property
+    def availability(self) -> Availability:
+        """Each client's share of its work in a round."""
+        given = ("partition_id", "server_round", "seed")
+        function = self.builder.partial("availability", self.config.availability, given=given)
+        return Availability(function, self.config.seed)
 
     def _cohort(self, server_round: int) -> Sequence[int]:
         """Return the clients that train in a round. A rule that scores clients has each once: twins are nearest."""
@@ -407,6 +426,7 @@ class Experiment:
             personal=self.personal,
             optimizer=self.optimizer,
             work=work,
+            availability=self.availability,
             keep_optimizer_state=self.config.local.keep_optimizer_state,
             transforms=self.transforms,
             metrics=self.metrics,

@@ -1,5 +1,8 @@
 """Builds everything that can fail before the run starts."""
 
+from collections.abc import Sequence
+from numbers import Real
+
 import torch
 from torch.nn import Parameter
 from torch.optim import Optimizer
@@ -24,6 +27,8 @@ def prepare(experiment: Experiment) -> None:
     _ = experiment.initial_arrays, experiment.data, experiment.strategy, experiment.grid, experiment.tracker
     for server_round in range(1, experiment.config.federation.num_rounds + 1):
         experiment.learning_rate(server_round)
+    _refuse_drawn_shares(experiment)
+    experiment.builder.build("evaluate_sampling", experiment.evaluate_cohort, Sequence, server_round=1)
     _refuse_small_cohorts(experiment)
     if experiment.config.strategy["pooled"] and experiment.client_app.has_own_model:
         raise InputError(
@@ -37,6 +42,24 @@ def prepare(experiment: Experiment) -> None:
     _ = experiment.measured  # each metric is called once
 
 
+def _refuse_drawn_shares(experiment: Experiment) -> None:
+    """Reject an availability that is not a function: the server and the client must get the same share."""
+    for server_round in range(1, 11):  # those of `sampling_sha256`
+        experiment.available(server_round)
+    for partition_id in range(experiment.training_data.num_partitions):
+        first, second = (
+            experiment.builder.build(
+                "availability", experiment.availability, Real, server_round=1, partition_id=partition_id
+            )
+            for _ in range(2)
+        )
+        if first != second:
+            raise InputError(
+                f"availability={experiment.choices['availability']} must return the same for the same arguments, got "
+                f"{first} and {second} for partition {partition_id} in round 1; try random.Random(seed)"
+            )
+
+
 def _refuse_small_cohorts(experiment: Experiment) -> None:
     """Reject an experiment with a cohort smaller than the strategy's rule needs.
 
@@ -46,6 +69,6 @@ def _refuse_small_cohorts(experiment: Experiment) -> None:
         return
     for server_round in range(1, min(experiment.config.federation.num_rounds, _ROUNDS_AHEAD) + 1):
         num_clients = len(set(experiment.sampled(server_round)))
-        for needed, instead in experiment.shortages(num_clients):
+        for needed, instead in experiment.shortages(num_clients) if num_clients else ():
             which = f"the {num_clients} that train in round {server_round}, of {experiment.num_clients} with samples"
             raise InputError(f"{needed}, got {which}; try {instead or 'more clients a round'}")

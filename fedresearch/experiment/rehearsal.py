@@ -64,14 +64,22 @@ def rehearse(experiment: Experiment) -> None:
 
 
 def _first_message(experiment: Experiment) -> Message:
-    """Return the first message that the strategy sends in round 1."""
-    cohort = CohortGrid(experiment.grid, sorted(set(experiment.sampled(1))))
-    config = ConfigRecord(dict(experiment.client_config(1)))
+    """Return the first message that the strategy sends, in the first round in which a client trains."""
+    for server_round in range(1, experiment.config.federation.num_rounds + 1):
+        if sampled := experiment.sampled(server_round):
+            break
+    else:
+        raise InputError(
+            f"availability={experiment.choices['availability']}: no client trains in any round; try availability=always"
+        )
+    cohort = CohortGrid(experiment.grid, sorted(set(sampled)))
+    config = ConfigRecord(dict(experiment.client_config(server_round)))
     hooks = Hooks(experiment.new_strategy(), experiment.config.seed)
-    messages = hooks.configure_train(1, experiment.initial_arrays, config, cohort)
+    messages = hooks.configure_train(server_round, experiment.initial_arrays, config, cohort)
     if not messages:
         raise InputError(
-            f"strategy={experiment.choices['strategy']}: it sends no message in round 1, so no client trains"
+            f"strategy={experiment.choices['strategy']}: it sends no message in round {server_round}, so no client "
+            "trains"
         )
     return messages[0]
 

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from fedresearch.channel.stage import Where
 from fedresearch.data.federated import FederatedData
+from fedresearch.federation.availability import Availability
 from fedresearch.federation.channel import Channel
 from fedresearch.federation.records import (
     ARRAYS,
@@ -75,6 +76,8 @@ class Clients(ClientApp):
         ``optimizer(parameters, lr=lr)``; the message carries the learning rate as ``config["lr"]``.
     work : LocalWork
         Local epochs or steps, and batch size.
+    availability : Availability
+        The share of this work that a client does in a round.
     keep_optimizer_state : bool
         Whether a client's optimizer continues from its state after the client's last round.
     metrics : mapping of str to callable
@@ -105,6 +108,7 @@ class Clients(ClientApp):
         personal: Names,
         optimizer: Callable[..., Optimizer],
         work: LocalWork,
+        availability: Availability,
         keep_optimizer_state: bool,
         metrics: Metrics,
         seed: int,
@@ -120,6 +124,7 @@ class Clients(ClientApp):
             personal=personal,
             optimizer=optimizer,
             work=work,
+            availability=availability,
             keep_optimizer_state=keep_optimizer_state,
             metrics=metrics,
             seed=seed,
@@ -128,6 +133,7 @@ class Clients(ClientApp):
         )
         self.model, self.data, self.update, self.personal = model, data, update, personal
         self.optimizer, self.work, self.channel = optimizer, work, channel or Channel()
+        self._availability = availability
         self._keeps_optimizer_state = keep_optimizer_state
         self._metrics, self._seed = metrics, seed
         self._inputs = Inputs(data.prepare, transforms)
@@ -233,7 +239,7 @@ class Clients(ClientApp):
             update_seed=derive_seed(self._seed, "local-update", *place),
             transforms_seed=derive_seed(self._seed, "transforms", *place),
             inputs=self._inputs,
-            **options,
+            **{"share": self._availability(server_round, partition_id), **options},
         )
 
     def _run(self, trainer: Trainer, tasks: Sequence[Task]) -> Iterable[Trained]:
@@ -293,7 +299,7 @@ class Clients(ClientApp):
         if self.has_own_model:
             own = received | self._tensors(context.state, _PARTS) | self._tensors(context.state, _OWN)
             if self._adaptation and len(self.data.train_samples(partition_id)[1]):
-                task = self._task(message, context, own, 2, update=LocalUpdate(), stages=self._adaptation)
+                task = self._task(message, context, own, 2, update=LocalUpdate(), stages=self._adaptation, share=1.0)
                 train(self.model, task, optimizer=self.optimizer, work=self.work)
             else:
                 self.model.load_state_dict(own)

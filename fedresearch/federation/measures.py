@@ -32,7 +32,7 @@ _NOT_MEASURED = (NUM_EXAMPLES, UNIFORM, NUM_STEPS)
 _EVALUATED = (("clients/", "", EVAL_LOSS), (PERSONAL, PERSONAL, f"{PERSONAL}loss"))
 # Columns with fixed names; the name of another metric follows the prefix of its phase.
 _COLUMNS = {TRAIN_LOSS: "train/loss", EVAL_LOSS: "clients/loss"}
-_COUNTS = ("clients/sampled", "clients/failed", "clients/dropped", "clients/evaluated")
+_COUNTS = ("clients/available", "clients/sampled", "clients/failed", "clients/dropped", "clients/evaluated")
 
 
 def measure_updates(origin: NDArray[np.float64], replies: list[Message], names: Names) -> tuple[Row, list[Message]]:

@@ -35,6 +35,7 @@ from fedresearch.federation.records import (
 from fedresearch.local.state_names import Names
 
 _TOTALS = ("comm/bytes_down", "comm/bytes_up")
+_ZERO_IF_NOBODY_TRAINS = (*_TOTALS, "clients/sampled", "clients/failed", "local/steps")
 
 
 class ClientsFailed(RuntimeError):
@@ -66,7 +67,9 @@ class RoundLoop:
         The ``eval/accuracy`` at which the run ends early; None: the run makes all rounds.
     train_cohort, evaluate_cohort : callable
         The partition ids that train in a round, and those that evaluate the new global model. A client that occurs
-        twice trains once and counts twice in the average.
+        twice trains once and counts twice in the average. If nobody trains, the global model stays as it is.
+    num_available : callable
+        The number of clients that could train in a round.
     evaluate_initial : bool
         Whether the server evaluates the initial model, and logs a row of round 0.
     evaluate_every : int
@@ -102,6 +105,7 @@ class RoundLoop:
     target_accuracy: float | None
     train_cohort: Callable[[int], Sequence[int]]
     evaluate_cohort: Callable[[int], Sequence[int]]
+    num_available: Callable[[int], int]
     evaluate_initial: bool
     evaluate_every: int
     parameters: Names
@@ -180,7 +184,13 @@ class RoundLoop:
         server_round = row["round"]
         config = self._config(server_round)
         row["local/lr"] = float(number(config, LR))
+        row["clients/available"] = self.num_available(server_round)
         drawn = Counter(self.train_cohort(server_round))
+        if not drawn:
+            row |= {**dict.fromkeys(_ZERO_IF_NOBODY_TRAINS, 0), "update/norm": 0.0}
+            if self.nonfinite == "drop":
+                row["clients/dropped"] = 0
+            return arrays
         cohort = CohortGrid(grid, sorted(drawn))
         messages = self.hooks.configure_train(server_round, arrays, config, cohort)
         row |= {"clients/sampled": len(messages), "clients/failed": 0}
@@ -239,7 +249,7 @@ class RoundLoop:
     def _evaluate_on_clients(self, row: Row, grid: Grid, arrays: ArrayRecord) -> None:
         """Add the clients' evaluations of the global arrays, and of their own models, to the row."""
         server_round = row["round"]
-        cohort = CohortGrid(grid, sorted(self.evaluate_cohort(server_round)))
+        cohort = CohortGrid(grid, sorted(set(self.evaluate_cohort(server_round))))
         replies = []
         if cohort.partition_ids:
             messages = self.hooks.configure_evaluate(server_round, arrays, self._config(server_round), cohort)

@@ -1,21 +1,21 @@
-"""Which clients train in a round: schemes that draw partition ids from the round's own seed.
+"""Which clients train or evaluate in a round: schemes that draw partition ids from the round's own seed.
 
 A scheme is a function; its options are the arguments in its YAML file. All schemes receive:
 
 sizes : sequence of int
-    Training samples of each partition.
+    Each partition's samples to train or evaluate on.
 eligible : sequence of int
-    The partitions with training samples, in order: only these can be drawn.
+    The partitions with samples whose clients are there, in order and never empty.
 cohort_size : int
-    Clients in a round, from ``federation.fraction_train``.
+    Clients in a round, from ``federation.fraction_train`` or ``federation.fraction_evaluate``.
 server_round : int
     From 1.
 seed : int
     The round's own seed. The global generators are seeded with it too.
 
-They return partition ids. A client that occurs twice counts twice in the average, but once for a rule that scores
-clients, such as Krum, for which two copies would be each other's nearest. Clients that evaluate are always drawn
-uniformly.
+They return partition ids, of which those who are away are left out. A client that occurs twice counts twice in the
+average, but once for a rule that scores clients, such as Krum, for which two copies would be each other's nearest, and
+once in an evaluation.
 """
 
 import random
@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from fedresearch.federation.availability import ALWAYS, Availability
 from fedresearch.federation.generators import seeded_generators
 from fedresearch.seeding import Purpose, derive_seed
 
@@ -41,6 +42,8 @@ class Sampling:
         The run's seed.
     purpose : str
         ``"train-sampling"`` or ``"evaluate-sampling"``: neither draw depends on the other.
+    availability : Availability
+        Who is there.
     """
 
     scheme: Callable[..., Sequence[int]]
@@ -48,38 +51,45 @@ class Sampling:
     cohort_size: int
     seed: int
     purpose: Purpose
+    availability: Availability = ALWAYS
+
+    def eligible(self, server_round: int) -> list[int]:
+        """Return the partitions with samples whose clients are there in a round."""
+        return [i for i in self._with_samples if self.availability(server_round, i)]
 
     def __call__(self, server_round: int) -> Sequence[int]:
-        """Return a round's partition ids.
+        """Return a round's partition ids; none if the cohort's size is 0, or if nobody is there.
 
         Raises
         ------
         ValueError
-            If one of them does not exist or holds no training data, or if the result is empty though the cohort's size
-            is not 0.
+            If the scheme returns a partition that does not exist or holds no samples, or none.
         """
+        eligible = self.eligible(server_round)
+        if not eligible or not self.cohort_size:
+            return []
         seed = derive_seed(self.seed, self.purpose, server_round)
         with seeded_generators(seed):
             drawn = self.scheme(
                 sizes=self.sizes,
-                eligible=self._eligible,
+                eligible=eligible,
                 cohort_size=self.cohort_size,
                 server_round=server_round,
                 seed=seed,
             )
         wrong = [i for i in drawn if i not in range(len(self.sizes)) or not self.sizes[i]]
+        does, what = ("trains", "training") if self.purpose == "train-sampling" else ("evaluates", "validation")
         if wrong:
+            raise ValueError(f"partition ids must be from 0 to {len(self.sizes) - 1} and hold {what} data, got {wrong}")
+        if not drawn:
             raise ValueError(
-                f"partition ids must be from 0 to {len(self.sizes) - 1} and hold training data, got {wrong}"
+                f"no client {does} in round {server_round}; the scheme must return at least one partition id"
             )
-        if self.cohort_size and not drawn and self._eligible:
-            raise ValueError(
-                f"no client trains in round {server_round}; the scheme must return at least one partition id"
-            )
-        return drawn
+        there = set(eligible)
+        return [i for i in drawn if i in there]
 
     @cached_property
-    def _eligible(self) -> list[int]:
+    def _with_samples(self) -> list[int]:
         return [i for i, size in enumerate(self.sizes) if size]
 
 
@@ -88,7 +98,7 @@ def uniform(
 ) -> list[int]:
     """Draw uniformly without replacement (McMahan et al. 2017, arXiv:1602.05629, Algorithm 1).
 
-    If fewer clients hold data than the cohort's size, all of them take part.
+    If fewer clients are eligible than the cohort's size, all of them take part.
     """
     return random.Random(seed).sample(eligible, min(cohort_size, len(eligible)))
 
@@ -101,7 +111,7 @@ def proportional(
     With a plain mean, this is Scheme I of Li et al. 2020, "On the Convergence of FedAvg on Non-IID Data",
     arXiv:1907.02189.
     """
-    return random.Random(seed).choices(range(len(sizes)), weights=sizes, k=cohort_size)
+    return random.Random(seed).choices(eligible, weights=[sizes[i] for i in eligible], k=cohort_size)
 
 
 def fixed(
@@ -113,13 +123,13 @@ def fixed(
     seed: int,
     partition_ids: Sequence[int],
 ) -> list[int]:
-    """Return the same clients in every round, whatever the size of the cohort."""
+    """Return the same clients in every round, whatever the size of the cohort. Those who are away are left out."""
     return list(partition_ids)
 
 
 def round_robin(
     *, sizes: Sequence[int], eligible: Sequence[int], cohort_size: int, server_round: int, seed: int
 ) -> list[int]:
-    """Return the next clients in partition order; the first one follows the last."""
+    """Return the next clients in the partition order of those who are there; the first one follows the last."""
     start = (server_round - 1) * cohort_size
     return [eligible[i % len(eligible)] for i in range(start, start + min(cohort_size, len(eligible)))]

@@ -199,7 +199,7 @@ def _draw(
         numbers.manual_seed(task.transforms_seed)
         for stage, work in enumerate(works):
             width = work.batch_size or largest
-            epochs = [*work.orders(len(task.y), orders)]
+            epochs = [*work.orders(len(task.y), orders, task.share)]
             rows[stage].append(_rows(epochs, len(task.y), start, width))
             drawn[stage].append(_numbers(task, epochs, numbers, width))
     batches, lengths = [], []

@@ -46,14 +46,16 @@ class LocalWork:
         """Return the work of a stage, which may set its own epochs."""
         return self if stage.epochs is None else LocalWork(stage.epochs, None, self.batch_size)
 
-    def orders(self, num_examples: int, generator: Generator) -> Iterator[Tensor | slice]:
+    def orders(self, num_examples: int, generator: Generator, share: float = 1.0) -> Iterator[Tensor | slice]:
         """Yield the order of a client's samples in each epoch; the last one may be shorter.
 
-        For full batches it is a slice: the samples stay in their order.
+        For full batches it is a slice: the samples stay in their order. A share of the work is its first batches,
+        rounded up and at least one.
         """
         batch_size = self.batch_size or num_examples
         num_batches = -(-num_examples // batch_size)
         total = self.steps if self.steps is not None else (self.epochs or 0) * num_batches
+        total = min(total, max(1, math.ceil(share * total - 1e-9)))  # a third of 3 batches is one, also in floats
         for left in range(total, 0, -num_batches):
             if batch_size >= num_examples:
                 yield slice(None)
@@ -66,13 +68,14 @@ class LocalWork:
         y: Tensor,
         generator: Generator,
         split: Callable[[Tensor, int], Iterable[Tensor]] = Tensor.split,
+        share: float = 1.0,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield a client's batches; each epoch has a new order of the samples.
+        """Yield a client's batches, or a share of them; each epoch has a new order of the samples.
 
         ``split`` returns the inputs of an epoch's batches for its samples and the size of a batch.
         """
         batch_size = self.batch_size or len(y)
-        for order in self.orders(len(y), generator):
+        for order in self.orders(len(y), generator, share):
             # One gather for each epoch; the batches are views of it.
             yield from zip(split(x[order], batch_size), y[order].split(batch_size), strict=True)
 
@@ -102,6 +105,8 @@ class Task(NamedTuple):
         The other records that the server sent, and what the client kept from its last round.
     optimizer_state : mapping, optional
         The optimizers' state from which to continue; None: they start anew in every round.
+    share : float
+        The share of its work that the client does, in each stage.
     server_round, partition_id, update_seed : int
         What ``Start`` says about the round and the client.
     """
@@ -120,6 +125,7 @@ class Task(NamedTuple):
     received: Groups = MappingProxyType({})
     kept: Groups = MappingProxyType({})
     optimizer_state: Tensors | None = None
+    share: float = 1.0
     server_round: int = 1
     partition_id: int = 0
     update_seed: int = 0
@@ -194,7 +200,7 @@ def train(model: Module, task: Task, *, optimizer: MakeOptimizer, work: LocalWor
                 tensor.requires_grad_(name in trained)
             stepper = make_optimizer(list(trained.values()))
             _restore(stepper, trained, task.optimizer_state or {}, f"{number}/")
-            for inputs, targets in work.for_stage(stage).batches(x, y, generator, split):
+            for inputs, targets in work.for_stage(stage).batches(x, y, generator, split, task.share):
                 stepper.zero_grad()
                 losses = update.objective(forward, params, inputs, targets, fixed)
                 if len(targets) not in shares:

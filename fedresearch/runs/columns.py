@@ -42,6 +42,7 @@ class Column:
 
 # In words: what a column may need to be in a row.
 NEEDS = {
+    "training": "a client trains",
     "evaluation": "evaluated rounds",
     "validation": "evaluated rounds; clients evaluate",
     "own models": "clients have models of their own",
@@ -95,7 +96,14 @@ COLUMNS = (
     Column("round", "the round; 0 is the evaluation of the initial model", "", "none", "none"),
     Column("local/lr", "learning rate of the clients", "", "none", "none"),
     Column("local/steps", "optimizer steps; fine-tuning before an evaluation does not count", "steps", "sum", "none"),
-    Column("train/loss", "mean of a client's batch losses in local training", _LOSS, "by num_examples", "down"),
+    Column(
+        "train/loss",
+        "mean of a client's batch losses in local training",
+        _LOSS,
+        "by num_examples",
+        "down",
+        ("training",),
+    ),
     Column("update/norm", "Euclidean norm of the change of the global parameters", "", "none", "none"),
     Column(
         "update/cosine",
@@ -105,6 +113,7 @@ COLUMNS = (
         "none",
         ("two updates",),
     ),
+    Column("clients/available", "clients that could train: they are there and have samples", "clients", "sum", "none"),
     Column("clients/sampled", "clients that were sent the model to train it", "clients", "sum", "none"),
     Column("clients/failed", "clients that failed, in training and in evaluation", "clients", "sum", "down"),
     Column("clients/dropped", "clients whose updates were not finite", "clients", "sum", "down", ("drop",)),

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fedresearch.config.schema import Checkpoint
 from fedresearch.experiment.checkpoints import Checkpoints
+from fedresearch.federation.availability import ALWAYS
 from fedresearch.federation.client_app import Clients
 from fedresearch.federation.hooks import Hooks
 from fedresearch.federation.rounds import RoundLoop
@@ -95,6 +96,7 @@ class Ours:
             personal=frozenset(),
             optimizer=work.optimizer,
             work=work.local,
+            availability=ALWAYS,
             keep_optimizer_state=False,
             seed=0,
         )
@@ -105,6 +107,7 @@ class Ours:
             num_rounds=0,
             train_cohort=sampling_of(work, data),
             evaluate_cohort=lambda _: range(num_clients),
+            num_available=lambda _: num_clients,
             target_accuracy=None,
             evaluate_initial=False,
             evaluate_every=1 if work.evaluates else 10**9,

@@ -23,7 +23,10 @@ _DERIVED = {
         "initial shared weights",
         ("dataset", "model", "dtype", "strategy.client", "strategy.buffers"),
     ),
-    "sampling_sha256": ("sampled clients", (*_PARTITION, "sampling", "federation.fraction_train", "validation")),
+    "sampling_sha256": (
+        "sampled clients",
+        (*_PARTITION, "sampling", "availability", "federation.fraction_train", "validation"),
+    ),
 }
 # Packages that are always named, and those that are named where their versions vary.
 _PACKAGES = ("torch", "flwr", "numpy")
