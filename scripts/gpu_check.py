@@ -33,6 +33,7 @@ STEP_S = 150.0  # no command takes longer
 # Of numbers above 1, relative. Training amplifies the rounding of float32.
 TOLERANCE = {"float64": 1e-9, "float32": 1e-3}
 SMALL = ["federation.num_rounds=4", "local.epochs=2", "checkpoint.every=1", "tracker=none"]
+SMALL += ["metrics=[accuracy,macro_f1,per_class,auc]"]
 SETTINGS = [
     ("mlp", "fedavg", "float64"),
     ("mlp", "scaffold", "float64"),

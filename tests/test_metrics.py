@@ -242,7 +242,10 @@ def broken(outputs, targets):
             "mine: {_target_: own.broken, declares: {direction: up, uint: s}}",
             r"unknown key metrics\.mine\.declares\.uint, which nothing reads; it has direction, targets, unit",
         ),
-        ("loss: {_target_: own.broken, declares: {direction: up}}", r"and not that of the loss, got loss"),
+        (
+            "loss: {_target_: own.broken, declares: {direction: up}}",
+            r"is none of loss, eval_loss, num-examples, uniform, got loss",
+        ),
         ("mine: {_target_: own.brokn, declares: {direction: up}}", r"metrics=mine: own .*has no brokn; did you mean"),
         ("mine: {_target_: own.broken, declares: {direction: up}}", r"metrics=mine: .*no_such_thing"),
     ],

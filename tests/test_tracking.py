@@ -62,7 +62,9 @@ SUMMARY = {
 def run_info(directory: Path) -> RunInfo:
     directory.mkdir(exist_ok=True, parents=True)
     config = {"seed": 3, "optimizer": {"lr": 0.1, "betas": [0.9, 0.99]}, "name": None}
-    return RunInfo(directory, uuid4().hex, "digits-fedavg", "0123456789ab", ["fedavg", "digits"], config, num_rounds=3)
+    return RunInfo(
+        directory, uuid4().hex, "digits-fedavg", "0123456789ab", ["fedavg", "digits"], config, 3, ["accuracy"]
+    )
 
 
 def track(tracker: Tracker, directory: Path, status: str = "finished") -> None:

@@ -7,14 +7,15 @@ from fedresearch.config.schema import Config
 
 _ALLOWED = {"direction": ("up", "down", "none"), "targets": ("classes", "numbers", None)}
 _TEXTS = ("unit", "definition")
+_TAKEN = ("loss", "eval_loss", "num-examples", "uniform")  # what an evaluation's reply has besides
 
 
 def check_metrics(config: Config) -> Iterator[str]:
     """Yield a line for each metric that has the name of another column, or whose declarations are wrong."""
     for name, node in config.metrics.items():
         declares = node.get("declares")
-        if name == "loss" or "/" in name:
-            yield f"a metric must have a name without /, and not that of the loss, got {name}"
+        if name in _TAKEN or "/" in name:
+            yield f"a metric must have a name without / that is none of {', '.join(_TAKEN)}, got {name}"
         if not isinstance(declares, dict):
             yield f"metrics.{name}.declares is missing; its option's YAML must give it, such as {{direction: up}}"
             continue

@@ -154,10 +154,9 @@ class Experiment:
         """The names of what an evaluation measures besides the loss, found out on two samples."""
         names: list[str] = []
         with seeded_generators(0):
+            samples = self.data.test_x[:2], self.data.test_y[:2]
+            measure = functools.partial(evaluate, self.model, *samples, self.data.prepare)
             for name, metric in self.metrics.items():
-                measure = functools.partial(
-                    evaluate, self.model, self.data.test_x[:2], self.data.test_y[:2], self.data.prepare
-                )
                 names += Builder({"metrics": name}).build("metrics", measure, dict, metrics={name: metric}).keys()
         return [name for name in names if name != "loss"]
 
@@ -194,7 +193,7 @@ class Experiment:
     @property
     def main_metric(self) -> str:
         """What the run's best round is best by, unless it is named."""
-        return next(iter(self.measured), "loss")
+        return next((name for name in self.measured if "/" not in name), "loss")
 
     @cached_property
     def client_app(self) -> Clients:

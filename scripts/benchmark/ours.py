@@ -23,6 +23,7 @@ from fedresearch.federation.rounds import RoundLoop
 from fedresearch.federation.sampling import Sampling, uniform
 from fedresearch.hardware.ordered import OrderedGrid
 from fedresearch.hardware.threads import be_deterministic
+from fedresearch.local.metrics import accuracy
 from fedresearch.local.state_names import parameters
 from fedresearch.local.train import Task, Trained, train
 from fedresearch.local.update import End, LocalUpdate
@@ -98,6 +99,7 @@ class Ours:
             work=work.local,
             availability=ALWAYS,
             keep_optimizer_state=False,
+            metrics={"accuracy": accuracy},
             seed=0,
         )
         num_clients = data.num_partitions
@@ -115,6 +117,8 @@ class Ours:
             shortage=lambda _: "",
             client_config=lambda _: {"lr": work.lr},
             evaluate=lambda _: {},
+            metrics={"accuracy": "up"},
+            weighted_by="num-examples",
             log=lambda *_: None,
             max_failures=0,
             nonfinite="stop",
