@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from fedresearch.config.cohorts import cohort_size
 from fedresearch.errors import InputError
+from fedresearch.federation import measures
 from fedresearch.federation.client_app import Clients
 from fedresearch.federation.cohort_grid import CohortGrid
 from fedresearch.federation.measures import measure_clients, measure_updates
@@ -76,7 +78,7 @@ def test_flatten_takes_what_is_named():
 def test_cosine_is_the_mean_over_pairs(clients, origin):
     start = np.array(origin)
     replies = [reply_of(record(w=start + np.array(client)), {"num-steps": 2}) for client in clients]
-    row, _ = measure_updates(start, replies, {"w"})
+    row, _, columns = measure_updates(start, replies, {"w"})
     assert row["local/steps"] == 2 * len(clients)
     units = [u / np.linalg.norm(u) for c in clients if np.linalg.norm(u := start + np.array(c) - start) > 0]
     pairs = [a @ b for a, b in itertools.combinations(units, 2)]
@@ -84,6 +86,31 @@ def test_cosine_is_the_mean_over_pairs(clients, origin):
         assert row["update/cosine"] == pytest.approx(np.mean(pairs), abs=1e-9)
     else:
         assert "update/cosine" not in row
+    updates = [start + np.array(client) - start for client in clients]
+    np.testing.assert_allclose(columns["update/norm"], np.linalg.norm(updates, axis=1), rtol=1e-12)
+    mean = np.mean(updates, axis=0)
+    for update, cosine in zip(updates, columns["update/cosine"], strict=True):
+        length = np.linalg.norm(update) * np.linalg.norm(mean)
+        assert math.isnan(cosine) if length == 0 else cosine == pytest.approx(update @ mean / length, abs=1e-9)
+
+
+@pytest.mark.parametrize("kept", [14, 15])  # of 15 numbers
+def test_updates_are_measured_kept_or_read_again_without_what_is_not_finite(monkeypatch, kept):
+    monkeypatch.setattr(measures, "_KEPT", kept)
+    updates = np.random.default_rng(0).normal(size=(5, 3))
+    finite = updates[[0, 1, 3, 4]]
+    updates[2, 1] = np.inf
+    origin = np.array([100.0, 0, -100])
+    replies = [reply_of(record(w=origin + update), {"num-steps": 1}) for update in updates]
+    row, nonfinite, columns = measure_updates(origin, replies, {"w"})
+    assert nonfinite == [replies[2]]
+    norms = np.linalg.norm(finite, axis=1)
+    units, mean = finite / norms[:, None], finite.mean(axis=0)
+    cosines = finite @ mean / norms / np.linalg.norm(mean)
+    np.testing.assert_allclose(columns["update/norm"], np.insert(norms, 2, np.nan), rtol=1e-12)
+    np.testing.assert_allclose(columns["update/cosine"], np.insert(cosines, 2, np.nan), rtol=1e-10)
+    assert row["update/cosine"] == pytest.approx(np.mean([a @ b for a, b in itertools.combinations(units, 2)]))
+    assert all(map(math.isnan, measure_updates(origin, replies, {"w"}, to_mean=False)[2]["update/cosine"]))
 
 
 @pytest.mark.parametrize("value", [np.inf, np.nan])

@@ -25,6 +25,10 @@ from fedresearch.federation.records import (
 from fedresearch.local.state_names import Names
 
 Row = dict[str, Any]
+Columns = dict[str, list[Any]]
+
+# Numbers in the updates of a round that are kept until the mean is known: 8 MB. More are read a second time.
+_KEPT = 2**20
 
 # Metrics that are not measurements: the clients' weights in averages, and a count that is summed.
 _NOT_MEASURED = (NUM_EXAMPLES, UNIFORM, NUM_STEPS)
@@ -35,28 +39,51 @@ _COLUMNS = {TRAIN_LOSS: "train/loss", EVAL_LOSS: "clients/loss"}
 _COUNTS = ("clients/available", "clients/sampled", "clients/failed", "clients/dropped", "clients/evaluated")
 
 
-def measure_updates(origin: NDArray[np.float64], replies: list[Message], names: Names) -> tuple[Row, list[Message]]:
+def measure_updates(
+    origin: NDArray[np.float64], replies: list[Message], names: Names, *, to_mean: bool = True
+) -> tuple[Row, list[Message], Columns]:
     """Return the number of local steps and the mean pairwise cosine of the clients' updates, and the nonfinite replies.
 
-    Nonfinite replies do not count in the cosine. With unit vectors u_i, the sum over pairs is
-    ``(|sum u_i|^2 - n) / 2``, so that one vector is kept instead of one for each client.
+    Nonfinite replies count in no mean. With unit vectors u_i, the sum over pairs is ``(|sum u_i|^2 - n) / 2``, so that
+    one vector is kept instead of one for each client.
+
+    Returns
+    -------
+    row : dict
+        The round's columns.
+    nonfinite : list of Message
+        The replies that are not finite.
+    columns : dict
+        For each reply, the norm of its update, and the cosine between it and the mean of the updates. NaN where it is
+        not finite; the cosine also without ``to_mean``, and where the update or the mean is zero.
     """
-    total, update, count = np.zeros_like(origin), np.empty_like(origin), 0
-    nonfinite = []
-    for reply in replies:
-        flatten(arrays_of(reply.content), names, update)
+    fits = len(replies) * origin.size <= _KEPT
+    updates = np.empty((len(replies) if fits else 1, origin.size))
+    units, total = np.zeros_like(origin), np.zeros_like(origin)  # the sums of the unit vectors and of the updates
+    norms, cosines = [], [math.nan] * len(replies)
+    for place, reply in enumerate(replies):
+        update = flatten(arrays_of(reply.content), names, updates[place if fits else 0])
         update -= origin
-        norm = np.linalg.norm(update)
-        if not np.isfinite(norm) or not is_finite(reply.content, without=names):
-            nonfinite.append(reply)
-        elif norm > 0:
-            update /= norm
+        norm = math.sqrt(update.dot(update))
+        norms.append(norm if math.isfinite(norm) and is_finite(reply.content, without=names) else math.nan)
+        if norms[-1] > 0:
             total += update
-            count += 1
+            update *= 1 / norm
+            units += update
+    length = float(np.linalg.norm(total))
+    if to_mean and length > 0:
+        before = origin.dot(total)
+        for place, (reply, norm) in enumerate(zip(replies, norms, strict=True)):
+            if norm > 0 and fits:
+                cosines[place] = float(updates[place].dot(total) / length)
+            elif norm > 0:
+                after = flatten(arrays_of(reply.content), names, updates[0]).dot(total)
+                cosines[place] = float((after - before) / (norm * length))
     row: Row = {"local/steps": sum(int(number(metrics_of(reply.content), NUM_STEPS)) for reply in replies)}
-    if count > 1:
-        row["update/cosine"] = float((total @ total - count) / (count * (count - 1)))
-    return row, nonfinite
+    if (count := sum(norm > 0 for norm in norms)) > 1:
+        row["update/cosine"] = float((units @ units - count) / (count * (count - 1)))
+    nonfinite = [reply for reply, norm in zip(replies, norms, strict=True) if math.isnan(norm)]
+    return row, nonfinite, {"update/norm": norms, "update/cosine": cosines}
 
 
 def measure_clients(per_client: Sequence[MetricRecord], directions: Mapping[str, str]) -> Row:

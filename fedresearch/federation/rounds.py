@@ -201,7 +201,7 @@ class RoundLoop:
             _check_reply(reply, arrays, cohort, metrics_of(replies[0].content).keys())
         origin = flatten(arrays, self.parameters)
         # Before the aggregation: some strategies take the replies apart.
-        measured, nonfinite = measure_updates(origin, replies, self.parameters)
+        measured, nonfinite, _ = measure_updates(origin, replies, self.parameters)
         row |= measured
         if nonfinite and self.nonfinite == "stop":
             partition_ids = [cohort.partition_of(reply.metadata.src_node_id) for reply in nonfinite]
