@@ -9,6 +9,7 @@ for _name, _value in (("FLWR_TELEMETRY_ENABLED", "0"), ("HF_HUB_DISABLE_TELEMETR
     os.environ.setdefault(_name, _value)
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
     from torch.nn import Module
 
 
@@ -46,3 +47,22 @@ def load_model(
     from fedresearch.experiment import model  # importing torch takes seconds; the command line must not wait
 
     return model.load_model(directory, client, best=best, trust=trust)
+
+
+def load_clients(directory: str | Path) -> "DataFrame":
+    """Return what each client of a run did in each round, as far as the run is.
+
+    Returns
+    -------
+    DataFrame
+        A row for each ``round`` and ``partition_id`` that trained or evaluated, with the columns that
+        ``docs/columns.md`` lists; NaN where the client has no number.
+
+    Raises
+    ------
+    InputError
+        If the directory holds no run, or the run has no ``clients.jsonl``, or it is damaged.
+    """
+    from fedresearch.runs import client_table
+
+    return client_table.load_clients(Path(directory))

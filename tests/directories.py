@@ -93,10 +93,11 @@ def resolved(packed, arrays):
 
 
 def outcome(directory):
-    """Return all that a run came to: its rows without times, its model, and what its server and clients kept."""
+    """Return all that a run came to: its rows without times, its model, and what server and clients kept and did."""
     _, plain, arrays = next(read_checkpoints(directory))
     kept = {name: resolved(value, arrays) for name, value in plain.items() if name != "history"}
-    return rows_of(directory), (directory / "model.safetensors").read_bytes(), kept
+    files = [(directory / name).read_bytes() for name in ("model.safetensors", "clients.jsonl")]
+    return rows_of(directory), *files, kept
 
 
 def rounds_of_checkpoints(directory):

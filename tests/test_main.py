@@ -62,6 +62,7 @@ def test_a_run_leaves_its_record_metrics_model_and_partition(finished):
     assert sorted(p.name for p in directory.iterdir() if p.suffix != ".diff") == [
         ".lock",
         "checkpoints",
+        "clients.jsonl",
         "metrics.jsonl",
         "model.safetensors",
         "partition.csv",

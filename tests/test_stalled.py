@@ -69,6 +69,7 @@ def rounds_of(strategy=None, app=None, cohort=(0, 1, 2), needs=0, num_rounds=2, 
         metrics={},
         weighted_by="num-examples",
         log=lambda row, arrays: rows.append(row),
+        log_clients=None,
         log_failure=lambda *_: None,
         **{"max_failures": 9, "nonfinite": "drop", **options},
     )

@@ -70,6 +70,7 @@ class Config:
     memory_format: str = MISSING
     cache_dir: str = MISSING
     resume: str | None = MISSING
+    clients_table: bool = MISSING
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     federation: Federation = field(default_factory=Federation)
     local: Local = field(default_factory=Local)
@@ -111,7 +112,7 @@ MAY_CHANGE_ON_RESUME = ("federation.num_rounds", "federation.max_failures")
 
 _PLACES = ("dataset.root", "dataset.path", "dataset.cache_dir")  # locations of the same data
 # Sections that do not change the numbers of a run, except by `counted_hardware`.
-_NOT_NUMERICAL = ("name", "cache_dir", "resume", "checkpoint", "hardware", "tracker")
+_NOT_NUMERICAL = ("name", "cache_dir", "resume", "clients_table", "checkpoint", "hardware", "tracker")
 
 
 def counts(key: str) -> bool:

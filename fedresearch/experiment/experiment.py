@@ -33,7 +33,7 @@ from fedresearch.federation.channel import Channel
 from fedresearch.federation.client_app import Clients
 from fedresearch.federation.generators import seeded_generators
 from fedresearch.federation.hooks import Hooks, disable_waiting, nested_strategies
-from fedresearch.federation.measures import Row
+from fedresearch.federation.measures import Columns, Row
 from fedresearch.federation.nodes import NodeGrid
 from fedresearch.federation.records import LR, NUM_CLIENTS
 from fedresearch.federation.rounds import RoundLoop
@@ -236,6 +236,7 @@ class Experiment:
         self,
         log_row: Callable[[Row, ArrayRecord], None],
         log_failure: Callable[[int, int, str, str], None],
+        log_clients: Callable[[int, dict[str, Columns]], None] | None = None,
     ) -> RoundLoop:
         """Return the round loop.
 
@@ -245,6 +246,8 @@ class Experiment:
             Called with each round's row and its new global arrays.
         log_failure : callable
             Called with the round, the partition id, the client's task and its error.
+        log_clients : callable, optional
+            Called with each round and its columns of the clients' table; None: the table is not measured.
         """
         federation = self.config.federation
         return RoundLoop(
@@ -263,6 +266,7 @@ class Experiment:
             metrics={name: self._declares(name)["direction"] for name in self.measured},
             weighted_by=self.config.strategy["weighted_by"],
             log=log_row,
+            log_clients=log_clients,
             max_failures=federation.max_failures,
             nonfinite=federation.nonfinite,
             log_failure=log_failure,

@@ -127,7 +127,11 @@ def _run_rounds(experiment: Experiment, start: _Start, directory: Path, patches:
         for name, patch in patches.items():
             run.write_text(f"{name}_{start.history.num_rounds}.diff" if start.is_resumed else f"{name}.diff", patch)
         with nullcontext(lambda: False) if on_nodes else stop_after_the_round() as stopping:
-            loop = experiment.round_loop(partial(recorder.after_round, stopping=stopping), run.log_failure)
+            loop = experiment.round_loop(
+                partial(recorder.after_round, stopping=stopping),
+                run.log_failure,
+                run.log_clients if experiment.config.clients_table else None,
+            )
             if on_nodes:
                 recorder.finish(loop.run(grid, start.arrays, last))
             else:

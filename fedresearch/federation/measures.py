@@ -159,7 +159,7 @@ def strategy_columns(metrics: MetricRecord | None, prefix: str, row: Mapping[str
     for key, value in sorted(metrics.items() if metrics else ()):
         if key in _NOT_MEASURED:
             continue
-        name = _COLUMNS.get(key, key if key.startswith(PERSONAL) else prefix + key)
+        name = column_name(key, prefix)
         found = {f"{name}/{i}": each for i, each in enumerate(value)} if isinstance(value, list) else {name: value}
         if taken := found.keys() & {*row, *columns, *_COUNTS}:
             raise InputError(
@@ -167,3 +167,8 @@ def strategy_columns(metrics: MetricRecord | None, prefix: str, row: Mapping[str
             )
         columns |= found
     return columns
+
+
+def column_name(key: str, prefix: str) -> str:
+    """Return the column of a client's metric, or of what a strategy makes of it; ``prefix`` is that of the phase."""
+    return _COLUMNS.get(key, key if key.startswith(PERSONAL) else prefix + key)

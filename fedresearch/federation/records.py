@@ -122,12 +122,12 @@ def flatten(arrays: ArrayRecord, names: Collection[str], out: NDArray[np.float64
     return np.concatenate(parts, out=out) if parts else out
 
 
-def count_bytes(messages: Iterable[Message]) -> int:
-    """Return the payload of messages in bytes: serialised arrays, metrics and config values."""
-    contents = [message.content for message in messages if message.has_content()]
+def bytes_of(messages: Iterable[Message]) -> list[int]:
+    """Return the payload of each message in bytes: serialised arrays, metrics and config values; 0 of an error."""
+    contents = [message.content if message.has_content() else None for message in messages]
     # The messages of a round share one content, whose size is computed once.
-    sizes = {key: _content_bytes(content) for key, content in {id(content): content for content in contents}.items()}
-    return sum(sizes[id(content)] for content in contents)
+    sizes = {key: _content_bytes(content) for key, content in {id(each): each for each in contents if each}.items()}
+    return [sizes.get(id(content), 0) for content in contents]
 
 
 def _content_bytes(content: RecordDict) -> int:

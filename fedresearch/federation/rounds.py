@@ -14,10 +14,18 @@ from flwr.serverapp import Grid
 from fedresearch.channel.stage import Where
 from fedresearch.errors import InputError
 from fedresearch.federation.channel import Channel
+from fedresearch.federation.client_table import client_columns, with_updates
 from fedresearch.federation.cohort_grid import CohortGrid
 from fedresearch.federation.generators import restored_generators
 from fedresearch.federation.hooks import Hooks
-from fedresearch.federation.measures import Row, defined_means, measure_clients, measure_updates, strategy_columns
+from fedresearch.federation.measures import (
+    Columns,
+    Row,
+    defined_means,
+    measure_clients,
+    measure_updates,
+    strategy_columns,
+)
 from fedresearch.federation.records import (
     LR,
     NUM_EXAMPLES,
@@ -26,7 +34,6 @@ from fedresearch.federation.records import (
     UNIFORM,
     arrays_of,
     cast_like,
-    count_bytes,
     flatten,
     metrics_of,
     number,
@@ -89,6 +96,9 @@ class RoundLoop:
         The metric that is a client's weight in means.
     log : callable
         Called with the row and the new global arrays at the end of each round.
+    log_clients : callable or None
+        Called before that with the round and, of the clients that train and of those that evaluate, the columns of the
+        clients' table; None: nothing is measured for this table.
     max_failures : int
         Clients that may fail in a round, in training and in evaluation each.
     nonfinite : str
@@ -115,6 +125,7 @@ class RoundLoop:
     metrics: Mapping[str, str]
     weighted_by: str
     log: Callable[[Row, ArrayRecord], None]
+    log_clients: Callable[[int, dict[str, Columns]], None] | None
     max_failures: int
     nonfinite: str
     log_failure: Callable[[int, int, str, str], None]
@@ -168,10 +179,13 @@ class RoundLoop:
     def _round(self, server_round: int, grid: Grid, arrays: ArrayRecord) -> tuple[Row, ArrayRecord]:
         started = time.perf_counter()
         row: Row = {"round": server_round}
-        arrays = self._train(row, grid, arrays)
+        table: dict[str, Columns] = {}
+        arrays = self._train(row, table, grid, arrays)
         if server_round % self.evaluate_every == 0 or server_round == self.num_rounds:
             row |= self.evaluate(arrays)
-            self._evaluate_on_clients(row, grid, arrays)
+            self._evaluate_on_clients(row, table, grid, arrays)
+        if self.log_clients:
+            self.log_clients(server_round, table)
         for key in self._totals:
             self._totals[key] += row[key]
             row[f"{key}_total"] = self._totals[key]
@@ -179,8 +193,8 @@ class RoundLoop:
         row["time/round_s"] = time.perf_counter() - started
         return row, arrays
 
-    def _train(self, row: Row, grid: Grid, arrays: ArrayRecord) -> ArrayRecord:
-        """Return the new global arrays, and add the numbers of the training to the row."""
+    def _train(self, row: Row, table: dict[str, Columns], grid: Grid, arrays: ArrayRecord) -> ArrayRecord:
+        """Return the new global arrays, and add the numbers of the training to the row and the clients' table."""
         server_round = row["round"]
         config = self._config(server_round)
         row["local/lr"] = float(number(config, LR))
@@ -194,15 +208,18 @@ class RoundLoop:
         cohort = CohortGrid(grid, sorted(drawn))
         messages = self.hooks.configure_train(server_round, arrays, config, cohort)
         row |= {"clients/sampled": len(messages), "clients/failed": 0}
-        replies = self._send(cohort, messages, row, "train", "comm/")
+        replies, columns = self._send(cohort, messages, row, "train")
         where = [Where(server_round, cohort.partition_of(reply.metadata.src_node_id)) for reply in replies]
         self.channel.decode(replies, messages, where)
         for reply in replies:
             _check_reply(reply, arrays, cohort, metrics_of(replies[0].content).keys())
         origin = flatten(arrays, self.parameters)
         # Before the aggregation: some strategies take the replies apart.
-        measured, nonfinite, _ = measure_updates(origin, replies, self.parameters)
+        measured, nonfinite, updates = measure_updates(
+            origin, replies, self.parameters, to_mean=self.log_clients is not None
+        )
         row |= measured
+        table["train"] = with_updates(columns, updates)
         if nonfinite and self.nonfinite == "stop":
             partition_ids = [cohort.partition_of(reply.metadata.src_node_id) for reply in nonfinite]
             raise Diverged(f"the updates of partitions {partition_ids} are not finite in round {server_round}")
@@ -246,14 +263,14 @@ class RoundLoop:
                 f"{row['clients/sampled']}{because}"
             )
 
-    def _evaluate_on_clients(self, row: Row, grid: Grid, arrays: ArrayRecord) -> None:
-        """Add the clients' evaluations of the global arrays, and of their own models, to the row."""
+    def _evaluate_on_clients(self, row: Row, table: dict[str, Columns], grid: Grid, arrays: ArrayRecord) -> None:
+        """Add the clients' evaluations of the global arrays, and of their own models, to the row and the table."""
         server_round = row["round"]
         cohort = CohortGrid(grid, sorted(set(self.evaluate_cohort(server_round))))
-        replies = []
+        replies: list[Message] = []
         if cohort.partition_ids:
             messages = self.hooks.configure_evaluate(server_round, arrays, self._config(server_round), cohort)
-            replies = self._send(cohort, messages, row, "evaluate", "comm/evaluate_")
+            replies, table["evaluate"] = self._send(cohort, messages, row, "evaluate")
         per_client = [metrics_of(reply.content) for reply in replies]
         row |= measure_clients(per_client, self.metrics)
         if replies:
@@ -265,16 +282,16 @@ class RoundLoop:
         return ConfigRecord(dict(self.client_config(server_round)))
 
     def _send(
-        self, cohort: CohortGrid, messages: Sequence[Message], row: Row, doing: str, prefix: str
-    ) -> list[Message]:
-        """Send messages and return the replies in partition order; count their bytes under a prefix.
+        self, cohort: CohortGrid, messages: Sequence[Message], row: Row, doing: str
+    ) -> tuple[list[Message], Columns]:
+        """Send messages and return the replies in partition order, and the clients' columns; count bytes in the row.
 
-        Clients that fail are reported, counted and left out.
+        Clients that fail are reported and counted, and have no reply.
         """
         with restored_generators():
-            replies = list(cohort.send_and_receive(messages=messages))
-        replies.sort(key=lambda reply: cohort.partition_of(reply.metadata.src_node_id))
-        failed = [(cohort.partition_of(r.metadata.src_node_id), str(r.error.reason)) for r in replies if r.has_error()]
+            answers = list(cohort.send_and_receive(messages=messages))
+        answers.sort(key=lambda answer: cohort.partition_of(answer.metadata.src_node_id))
+        failed = [(cohort.partition_of(a.metadata.src_node_id), str(a.error.reason)) for a in answers if a.has_error()]
         for partition_id, reason in failed:
             self.log_failure(row["round"], partition_id, doing, reason)
         if len(failed) > self.max_failures:
@@ -284,11 +301,10 @@ class RoundLoop:
                 f"the client{plural} of partition{plural} {partition_ids} failed in round {row['round']}:\n"
                 f"{failed[0][1]}"
             )
-        replies = [reply for reply in replies if not reply.has_error()]
         row["clients/failed"] += len(failed)
-        row[f"{prefix}bytes_down"] = count_bytes(messages)
-        row[f"{prefix}bytes_up"] = count_bytes(replies)
-        return replies
+        columns = client_columns(cohort, messages, answers, doing)
+        row |= {name: sum(values) for name, values in columns.items() if name.startswith("comm/")}
+        return [answer for answer in answers if not answer.has_error()], columns
 
 
 def _check_reply(reply: Message, arrays: ArrayRecord, cohort: CohortGrid, metrics: Collection[str]) -> None:

@@ -11,10 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+import orjson
 
 from fedresearch.dotted_keys import differing
 from fedresearch.errors import InputError
+from fedresearch.runs.client_table import CLIENTS, cut
 from fedresearch.runs.files import read_bytes
 from fedresearch.runs.provenance import peak_memory_bytes
 from fedresearch.runs.record import METRICS, RECORD, Row, dump_record, parse_rows, read_rows_bytes, untimed
@@ -88,7 +91,8 @@ class RunDirectory:
     """One run's directory, which this process has locked.
 
     ``run.json`` holds the record: status, config, versions, digests, result. ``metrics.jsonl`` holds a row of numbers
-    for each round, written as the round ends. ``failures.jsonl``, where a client failed, holds what it raised.
+    for each round, written as the round ends, and ``clients.jsonl`` a line of what each of its clients did.
+    ``failures.jsonl``, where a client failed, holds what it raised.
 
     Parameters
     ----------
@@ -124,8 +128,10 @@ class RunDirectory:
             )
         # Their lines are kept as they are, for the next checkpoint is of the file's bytes.
         self._known = deque(line + b"\n" for line in content[after.num_bytes : size].split(b"\n")[:-1])
+        self._clients: BinaryIO | None = None
+        self._clients_sha256 = cut(path / CLIENTS, after.num_rounds)
         self._forget_failures()
-        ended = dict.fromkeys(("ended", "error", "result", "metrics_sha256"))
+        ended = dict.fromkeys(("ended", "error", "result", "metrics_sha256", "clients_sha256"))
         self.update(**{**record, "status": "running", **ended})
         # Unbuffered: what is written is written, and can be cut off.
         self._metrics = metrics.open("ab", buffering=0)
@@ -178,6 +184,24 @@ class RunDirectory:
                 self._metrics.truncate(size)
                 raise
 
+    def log_clients(self, server_round: int, table: Mapping[str, Any]) -> None:
+        """Append a round's line of the clients' table, on disk with the next checkpoint or the end of the run.
+
+        Numbers that are not finite become null.
+
+        Raises
+        ------
+        Unwritable
+            If there is no room for it.
+        """
+        line = orjson.dumps({"round": server_round, **table}) + b"\n"
+        path = self.path / CLIENTS
+        with writing(path):
+            if self._clients is None:
+                self._clients = path.open("ab")
+            self._clients.write(line)
+        self._clients_sha256.update(line)
+
     def log_failure(self, server_round: int, partition_id: int, doing: str, error: str) -> None:
         """Keep what a client raised."""
         failure = {"round": server_round, "partition_id": partition_id, "doing": doing, "error": error}
@@ -186,9 +210,13 @@ class RunDirectory:
             file.write(json.dumps(failure) + "\n")
 
     def sync(self) -> None:
-        """Let the rows so far outlive a loss of power."""
+        """Let the rows so far, and the clients' table, outlive a loss of power."""
         with writing(self.path / METRICS):
             os.fsync(self._metrics.fileno())
+        if self._clients:
+            with writing(self.path / CLIENTS):
+                self._clients.flush()
+                os.fsync(self._clients.fileno())
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file of the run, whole or not at all."""
@@ -201,12 +229,16 @@ class RunDirectory:
     def close(self, status: str, **fields: Any) -> None:
         """Record how the run ended."""
         self._metrics.close()
+        if self._clients:
+            with writing(self.path / CLIENTS):
+                self._clients.close()
         for line in self._known:  # of rounds that were not run again
             self._sha256.update(line)
         self.update(
             status=status,
             ended=now(),
             metrics_sha256=self._sha256.hexdigest(),
+            clients_sha256=self._clients_sha256.hexdigest(),
             peak_memory_bytes=peak_memory_bytes(),
             **fields,
         )
@@ -220,7 +252,7 @@ def refuse_used(path: Path) -> None:
     InputError
         Naming the run's status, or the files.
     """
-    found = [name for name in (RECORD, METRICS, MODEL, *PARTITION) if (path / name).exists()]
+    found = [name for name in (RECORD, METRICS, CLIENTS, MODEL, *PARTITION) if (path / name).exists()]
     if not found:
         return
     try:

@@ -122,6 +122,7 @@ class Ours:
             log=lambda *_: None,
             max_failures=0,
             nonfinite="stop",
+            log_clients=None,
             log_failure=lambda *_: None,
         )
         module, name, options = _GRIDS[hardware.removesuffix(_CHECKPOINTED)]

@@ -1,0 +1,60 @@
+"""What each client of a round did: a line of the clients' table, as columns with an entry for each client."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from flwr.app import Message
+
+from fedresearch.federation.cohort_grid import CohortGrid
+from fedresearch.federation.measures import Columns, column_name
+from fedresearch.federation.records import NUM_EXAMPLES, NUM_STEPS, UNIFORM, bytes_of, metrics_of
+
+
+class _Phase(NamedTuple):
+    """How the columns of one phase of a round are named."""
+
+    failed: str
+    bytes_prefix: str
+    metrics_prefix: str
+    names: Mapping[str, str]
+
+
+_PHASES = {
+    "train": _Phase("failed", "comm/", "train/", {NUM_EXAMPLES: "num_examples", NUM_STEPS: "local/steps"}),
+    "evaluate": _Phase("evaluate_failed", "comm/evaluate_", "clients/", {NUM_EXAMPLES: "num_validation"}),
+}
+
+
+def client_columns(cohort: CohortGrid, messages: Sequence[Message], answers: Sequence[Message], phase: str) -> Columns:
+    """Return the columns of the clients that train, or of those that evaluate.
+
+    Parameters
+    ----------
+    cohort : CohortGrid
+        The clients.
+    messages, answers : sequence of Message
+        What the clients were sent, and for each a reply or an error. The columns have an entry for each answer, None
+        for what a client that failed does not have.
+    phase : str
+        ``"train"`` or ``"evaluate"``.
+    """
+    failed, bytes_prefix, metrics_prefix, names = _PHASES[phase]
+    down = dict(zip((message.metadata.dst_node_id for message in messages), bytes_of(messages), strict=True))
+    nodes = [answer.metadata.src_node_id for answer in answers]
+    metrics = [{} if answer.has_error() else dict(metrics_of(answer.content)) for answer in answers]
+    keys = {key: None for own in metrics for key in own if key != UNIFORM}
+    return {
+        "partition_id": [cohort.partition_of(node) for node in nodes],
+        failed: [answer.has_error() for answer in answers],
+        f"{bytes_prefix}bytes_down": [down[node] for node in nodes],
+        f"{bytes_prefix}bytes_up": bytes_of(answers),
+        **{names.get(key) or column_name(key, metrics_prefix): [own.get(key) for own in metrics] for key in keys},
+    }
+
+
+def with_updates(columns: Columns, measured: Columns) -> Columns:
+    """Return the columns of the clients that train with those of their updates, which have an entry for each reply."""
+    entries = {name: iter(values) for name, values in measured.items()}
+    return columns | {
+        name: [None if failed else next(values) for failed in columns["failed"]] for name, values in entries.items()
+    }
