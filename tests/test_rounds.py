@@ -347,8 +347,8 @@ def _with_another_shape(content):
 def test_a_reply_that_does_not_fit_is_reported(run, monkeypatch, change, said):
     reply_content = Clients._reply_content
 
-    def changed(self, trained, context, num_examples):
-        content = reply_content(self, trained, context, num_examples)
+    def changed(*arguments):
+        content = reply_content(*arguments)
         change(content)
         return content
 
