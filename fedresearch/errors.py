@@ -3,9 +3,17 @@
 import logging
 import os
 import sys
+import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
+from pathlib import Path
+from traceback import extract_tb
+
+# 1: tracebacks instead of lines. Not Hydra's own variable, which the command sets and worker processes inherit.
+FULL_ERROR = "FEDRESEARCH_FULL_ERROR"
+# The files of Python, of installed packages and of this one.
+_NOT_OWN = ("<", str(Path(__file__).parent), *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")))
 
 
 @contextmanager
@@ -30,6 +38,14 @@ def one_line(error: BaseException | str) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.strerror}: {error.filename}"
     return repr(error) if isinstance(error, KeyError) else " ".join(str(error).split()) or repr(error)
+
+
+def raised_at(error: BaseException) -> str:
+    """Return where in the user's own code an error was raised, for the end of a line; "" if it was elsewhere."""
+    own = [frame for frame in extract_tb(error.__traceback__) if not frame.filename.startswith(_NOT_OWN)]
+    if not own:
+        return ""
+    return f" in {own[-1].filename}, line {own[-1].lineno}; {FULL_ERROR}=1 shows the traceback"
 
 
 def readable(error: Exception) -> Exception:

@@ -20,9 +20,8 @@ from omegaconf import DictConfig
 
 from fedresearch import config
 from fedresearch.config.arguments import in_hydras_order, refuse_blanks, refuse_other_words
-from fedresearch.config.explain import FULL_ERROR
 from fedresearch.config.help_text import CONF, help_text
-from fedresearch.errors import InputError
+from fedresearch.errors import FULL_ERROR, InputError
 from fedresearch.experiment.request import RunRequest
 from fedresearch.experiment.stopping import interruptible
 from fedresearch.runs.files import is_folder

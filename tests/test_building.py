@@ -48,7 +48,7 @@ def plugin(tmp_path, monkeypatch):
             "plug.attribute",
             "AttributeError(\"module 'math' has no attribute 'nope'\") in {plug}, line 11; FEDRESEARCH_",
         ),
-        ("plug.key", "KeyError('x')"),
+        ("plug.key", "KeyError('x') in {plug}, line 12; FEDRESEARCH_FULL_ERROR=1 shows the traceback"),
         ("plug.fails", "AssertionError() in {plug}, line 13"),
         ("plug.refuses", "model=mine: too large"),
         ("plug.number", "Expected a callable target, got '3' of type 'int'"),

@@ -11,6 +11,8 @@ from fedresearch.experiment.experiment import Experiment
 from fedresearch.experiment.preparation import prepare
 from fedresearch.hardware.ordered import OrderedGrid
 
+WHERE = rf" in {__file__}, line \d+; FEDRESEARCH_FULL_ERROR=1 shows the traceback"
+
 
 @pytest.fixture
 def build(compose, monkeypatch):
@@ -44,8 +46,11 @@ def end():
         (lambda: os._exit(3), "the client's process ended with exit code 3"),
         (kill(signal.SIGKILL), "the client's process ended by signal 9, Killed"),
         (kill(signal.SIGTERM), "the client's process ended by signal 15, Terminated"),
-        (end, r"it ends the run, by SystemExit\(3\)"),
-        (fail, "the client's reason"),
+        (
+            end,
+            rf"it ends the run, by SystemExit\(3\){WHERE}",
+        ),
+        (fail, rf"the client's reason{WHERE}"),
     ],
     ids=["exits", "fails", "killed", "ended", "ends", "raises"],
 )

@@ -28,7 +28,7 @@ from fedresearch.config.rules import RULES, as_written
 from fedresearch.config.schema import GROUPS, LISTS
 from fedresearch.config.sections import FACTS
 from fedresearch.config.suggest import key_to_type, option_to_type
-from fedresearch.errors import InputError, named, one_line, printable
+from fedresearch.errors import FULL_ERROR, InputError, named, one_line, printable
 
 _DISK_TROUBLE = {
     errno.ENOSPC,
@@ -124,9 +124,6 @@ def words_without_key(error: HydraException, words: Sequence[str]) -> list[str]:
 
 
 _LONGEST = 2000  # characters of a line, which may contain a long value
-
-# 1: tracebacks instead of lines. Not Hydra's own variable, which the command sets and worker processes inherit.
-FULL_ERROR = "FEDRESEARCH_FULL_ERROR"
 
 
 def report_error(error: Exception) -> bool:

@@ -5,7 +5,6 @@ import importlib
 import inspect
 import re
 import shlex
-import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from difflib import get_close_matches
@@ -17,7 +16,7 @@ from hydra.errors import InstantiationException
 from fedresearch.config.options import SECTIONS
 from fedresearch.config.rules import as_written
 from fedresearch.config.sections import DECLARATIONS
-from fedresearch.errors import InputError, named, one_line
+from fedresearch.errors import InputError, named, one_line, raised_at
 
 T = TypeVar("T")
 
@@ -229,13 +228,8 @@ class Builder:
             return error
         if isinstance(error, SystemExit):
             return InputError(f"{self._option(group)} ended the process (exit code {error.code}); it must return")
-        if isinstance(error, (*_REFUSALS, InstantiationException)):
-            return InputError(f"{self._option(group)}: {one_line(error)}")
-        *_, frame = traceback.extract_tb(error.__traceback__)
-        return InputError(
-            f"{self._option(group)}: {one_line(repr(error))} in {frame.filename}, line {frame.lineno}; "
-            "FEDRESEARCH_FULL_ERROR=1 shows the traceback"
-        )
+        is_refusal = isinstance(error, (*_REFUSALS, InstantiationException))
+        return InputError(f"{self._option(group)}: {one_line(error if is_refusal else repr(error))}{raised_at(error)}")
 
     def _option(self, group: str) -> str:
         return f"{group}={self._choices.get(group)}"
@@ -251,7 +245,7 @@ def _not_loaded(target: str) -> str:
             found = importlib.import_module(name)
         except Exception as error:
             if not isinstance(error, ModuleNotFoundError) or error.name != name:
-                return f"{name} cannot be imported: {one_line(named(error))}"
+                return f"{name} cannot be imported: {one_line(named(error))}{raised_at(error)}"
             if found is None:
                 return f"module {part} does not exist; run from the folder that holds it, or add that to PYTHONPATH"
             if not hasattr(found, part):

@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
-from fedresearch.errors import InputError, one_line
+from fedresearch.errors import InputError, one_line, raised_at
 from fedresearch.experiment.experiment import Experiment
 from fedresearch.federation.cohort_grid import CohortGrid
 from fedresearch.federation.generators import restored_generators
@@ -161,4 +161,4 @@ def _answer(experiment: Experiment, message: Message) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    return f"it ends the run, by {error!r}" if isinstance(error, SystemExit) else one_line(error)
+    return f"{f'it ends the run, by {error!r}' if isinstance(error, SystemExit) else one_line(error)}{raised_at(error)}"

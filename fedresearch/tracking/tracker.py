@@ -1,10 +1,13 @@
 """What a tracker is: a place that a run's rows go to besides its own directory."""
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
+
+from fedresearch.errors import FULL_ERROR, raised_at
 
 log = logging.getLogger(__name__)
 
@@ -110,4 +113,10 @@ class TrackerGroup:
                 call(tracker)
             except (Exception, SystemExit) as error:  # rich leaves by SystemExit when its output is closed
                 self._trackers.remove(tracker)
-                log.warning("%s failed and is switched off: %r", type(tracker).__name__, error)
+                log.warning(
+                    "%s failed and is switched off: %r%s",
+                    type(tracker).__name__,
+                    error,
+                    raised_at(error),
+                    exc_info=os.environ.get(FULL_ERROR) == "1",
+                )
