@@ -7,15 +7,18 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import torch
+from flwr.app import RecordDict
 
 from fedresearch.channel.clip import Clip
 from fedresearch.channel.noise import Noise
 from fedresearch.channel.quantise import Quantise
-from fedresearch.channel.stage import Encoded, Where
+from fedresearch.channel.stage import ChannelStage, Encoded, Where
 from fedresearch.channel.topk import TopK
 from fedresearch.errors import InputError
 from fedresearch.experiment.checkpoints import refuse_unsupported_state
 from fedresearch.experiment.experiment import Experiment
+from fedresearch.federation.channel import Channel
+from fedresearch.federation.records import ARRAYS, array_record
 from fedresearch.hardware.cores import num_cores
 from fedresearch.runs.record import read_record
 from tests.directories import conduct, killed, outcome
@@ -39,6 +42,11 @@ def test_clip_scales_to_the_norm_and_leaves_what_is_shorter():
     assert exchanged(Clip(2.5), update)[0].tolist() == [1.5, -2.0]
     assert exchanged(Clip(5.0), update)[0].tolist() == [3.0, -4.0]
     assert exchanged(Clip(1.0), torch.zeros(2))[0].tolist() == [0.0, 0.0]
+
+
+def test_clip_scales_what_has_a_square_beyond_float32():
+    clipped, _ = exchanged(Clip(1.0), torch.tensor([3e30, -4e30]))
+    np.testing.assert_allclose(clipped, [0.6, -0.8], rtol=1e-6)
 
 
 def test_topk_sends_the_largest_and_keeps_the_rest_for_the_next_round():
@@ -246,6 +254,12 @@ def test_an_update_that_is_not_finite_is_dropped_and_its_client_keeps_its_state(
     ("returns", "said"),
     [
         ("updates[1:]", "channel.spy: decode must return 4 updates, got 3"),
+        ("None", "channel.spy: decode must return tensors, got NoneType"),
+        ("[u.numpy() for u in updates]", "channel.spy: decode must return tensors, got ndarray"),
+        (
+            "[u * 1j for u in updates]",
+            "the reply of partition 0 must have layers.1.weight of real numbers, got complex64",
+        ),
         (
             "[u[1:] for u in updates]",
             r"the channel's first stage must decode an update of shape \(\d+,\), got \(\d+,\)",
@@ -255,6 +269,35 @@ def test_an_update_that_is_not_finite_is_dropped_and_its_client_keeps_its_state(
 def test_what_decode_returns_is_checked(run, own, returns, said):
     with pytest.raises(InputError, match=said):
         run(*SPY, f'+channel.spy.returns="{returns}"', config_dir=own)
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        (None, r"^channel.mine: encode must return an Encoded, got NoneType$"),
+        (torch.zeros(2), r"^channel.mine: encode must return an Encoded, got Tensor$"),
+        (Encoded(np.zeros(2)), r"^channel.mine: encode must return tensors, got ndarray$"),
+        (Encoded(torch.zeros(2), {"norm": 1.0}), r"^channel.mine: encode must return tensors, got float$"),
+        (Encoded(torch.zeros(2), {}, {"rounds": 1}), r"^channel.mine: encode must return tensors, got int$"),
+    ],
+)
+def test_what_encode_returns_is_checked(returned, said):
+    class Mine(ChannelStage):
+        def encode(self, update, where, state):
+            return returned
+
+    content = RecordDict({ARRAYS: array_record({"w": np.ones(2)})})
+    with pytest.raises(InputError, match=said):
+        Channel({"mine": Mine()}, {"w": "w"}).encode(content, {"w": torch.zeros(2)}, HERE, {})
+
+
+@pytest.mark.parametrize(
+    "stage", [Clip(1.0), TopK(0.1), Noise(1.0), Quantise(4)], ids=lambda stage: type(stage).__name__
+)
+def test_a_stage_of_ours_refuses_what_quantise_sends(stage):
+    said = rf"^{type(stage).__name__} needs an update in floating point, got torch.uint8; put it before the stage that "
+    with pytest.raises(InputError, match=said):
+        stage.encode(Quantise(8).encode(torch.arange(3.0), HERE, {}).update, HERE, {})
 
 
 def test_buffers_are_sent_as_they_are_and_a_tied_parameter_passes_once(run, own):

@@ -47,6 +47,14 @@ MISTAKES = {
         ["strategy=fedavgg"],
         "strategy=fedavgg does not exist; try strategy=fedavg; strategy may be bulyan, bulyan_flower, centralised, ",
     ),
+    "an option in a list that does not exist": (
+        ["channel=[topk,clipp]"],
+        "channel=clipp does not exist; try channel=clip; channel may be clip, noise, quantise, topk",
+    ),
+    "a path in place of an option": (
+        ["channel=conf/channel/clip"],
+        "channel=conf/channel/clip does not exist; try channel=clip; channel may be clip, noise, quantise, topk",
+    ),
     "a group that does not exist": (
         ["strateggy=fedavg"],
         "unknown key strateggy; try strategy=fedavg; the config has cache_dir, channel, ",

@@ -235,17 +235,22 @@ def test_a_key_that_only_one_config_has_is_named(compose, tmp_path, monkeypatch)
 def test_another_option_is_rejected_by_its_name(compose, tmp_path, monkeypatch):
     (before, chosen), (now, choices) = (
         compose(*words, "tracker=none", "name=it")
-        for words in ([], ["strategy=fedprox", "schedule=step", "strategy.server.proximal_mu=1", "local.epochs=3"])
+        for words in (
+            [],
+            ["strategy=fedprox", "schedule=step", "strategy.server.proximal_mu=1", "local.epochs=3", "channel=[clip]"],
+        )
     )
     past = {"config": asdict(before), "choices": chosen, "overrides": ["name=it"], "status": "interrupted"}
     monkeypatch.setattr(resuming, "refuse_invalid_fields", lambda *_: None)
     words = ["name=it", "strategy=fedprox", "schedule=step", "strategy.server.proximal_mu=1", "local.epochs=3"]
+    words += ["channel=[clip]"]
     with pytest.raises(InputError) as error:
         resuming.is_unfinished(past, RunRequest(now, choices, tmp_path, words, [], []))
     assert str(error.value) == (
-        f"{tmp_path} started with strategy=fedavg (now fedprox), schedule=constant (now step), local.epochs=5 (now 3); "
-        "a resumed run must give the numbers that it started with; leave out strategy=fedprox schedule=step "
-        "strategy.server.proximal_mu=1 local.epochs=3, or start a new run"
+        f"{tmp_path} started with strategy=fedavg (now fedprox), schedule=constant (now step), "
+        "channel=[] (now [clip]), local.epochs=5 (now 3); a resumed run must give the numbers that it started with; "
+        "leave out strategy=fedprox schedule=step strategy.server.proximal_mu=1 local.epochs=3 'channel=[clip]', "
+        "or start a new run"
     )
 
 

@@ -41,6 +41,10 @@ def test_arrays_come_back_in_their_own_dtypes():
     assert after["w"].numpy().tolist() == [0.25, 0.25]
 
 
+def test_a_value_beyond_a_dtype_is_infinite():
+    assert np.isposinf(cast_like(record(w=np.array(1e39)), record(w=np.array(0, np.float32)))["w"].numpy())
+
+
 def test_an_array_that_has_its_dtype_is_shared_and_cannot_be_written():
     before = array_record({"w": np.zeros(2, np.float32), "count": np.array(3)})
     averaged = array_record({"w": np.full(2, 0.25, np.float32), "count": np.array(3.6)})

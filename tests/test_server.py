@@ -130,6 +130,8 @@ def test_what_cannot_be_sent_is_refused(sent, said):
         (None, {}, r"Returning\.step must return a mapping of names to values, got NoneType"),
         ([1.0], {}, "step must return a mapping of names to values, got list"),
         ({"w": [1.0]}, None, "diagnostics must return a mapping of names to values, got NoneType"),
+        ({"w": [1.0]}, {"c": "large"}, "diagnostics must return numbers, got c of type str"),
+        ({"w": [1.0]}, {"c": np.zeros(2)}, "diagnostics must return numbers, got c of type ndarray"),
         ({"w": [1.0]}, {"train_loss": 1.0}, "diagnostics returns train_loss, which clients send; rename it"),
     ],
 )

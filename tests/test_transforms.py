@@ -8,9 +8,11 @@ from fedresearch.data.federated import FederatedData
 from fedresearch.data.images import normalisation
 from fedresearch.data.source import Samples, Source
 from fedresearch.errors import InputError
+from fedresearch.experiment.experiment import Experiment
+from fedresearch.experiment.rehearsal import rehearse
 from fedresearch.local.inputs import Inputs
 from fedresearch.local.train import LocalWork
-from fedresearch.local.transforms import Crop, Flip
+from fedresearch.local.transforms import Crop, Flip, Transform
 from tests.conftest import MNIST
 from tests.directories import conduct, killed, outcome
 
@@ -142,3 +144,34 @@ def test_a_resume_transforms_as_if_nothing_had_happened(tmp_path):
 def test_images_are_needed(compose):
     with pytest.raises(InputError, match="transform=flip needs image input, got dataset=fcube, whose input is vector"):
         compose("dataset=fcube", "transform=[flip]")
+    with pytest.raises(
+        InputError, match=r"^transform.crop.padding must be below the images' side of 8 pixels, got 8; "
+    ):
+        compose("transform=[crop]", "transform.crop.padding=8")
+    compose("transform=[crop]", "transform.crop.padding=7")
+
+
+def test_a_transform_in_place_leaves_the_clients_samples():
+    """Also those of a full batch, which is a view of them: zeros plus 1 are ones in each of two epochs."""
+
+    class Shifted(Transform):
+        def draw(self, shape, generator):
+            return {}
+
+        def apply(self, x, drawn):
+            return x.add_(1)
+
+    x, inputs = torch.zeros(3, 1), Inputs(transforms=[Shifted()])
+    generator = torch.Generator()
+    batches = LocalWork(2, None, 0).batches(x, x, generator, lambda *args: inputs.split(*args, generator))
+    assert [batch.tolist() for batch, _ in batches] == [[[1], [1], [1]]] * 2
+    assert not x.any()
+
+
+def test_a_transform_that_fails_is_named(compose, monkeypatch):
+    monkeypatch.setattr(Flip, "apply", lambda self, x, drawn: x[:, 0, :-1])
+    experiment = Experiment(*compose("transform=[flip]"))
+    with pytest.raises(
+        InputError, match=r"^model=mlp cannot train on dataset=digits with strategy=fedavg and transform"
+    ):
+        rehearse(experiment)

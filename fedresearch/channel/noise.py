@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fedresearch.channel.stage import ChannelStage, Encoded, Tensors, Where
+from fedresearch.channel.stage import ChannelStage, Encoded, Tensors, Where, refuse_integers
 
 
 class Noise(ChannelStage):
@@ -20,4 +20,5 @@ class Noise(ChannelStage):
 
     def encode(self, update: Tensor, where: Where, state: Tensors) -> Encoded:
         """Return the update plus noise."""
+        refuse_integers(self, update)
         return Encoded(update + self.std * torch.randn_like(update))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fedresearch.channel.stage import ChannelStage, Encoded, Tensors, Where
+from fedresearch.channel.stage import ChannelStage, Encoded, Tensors, Where, refuse_integers
 
 
 class Quantise(ChannelStage):
@@ -25,6 +25,7 @@ class Quantise(ChannelStage):
 
     def encode(self, update: Tensor, where: Where, state: Tensors) -> Encoded:
         """Return the number of each entry's level, packed into bytes, and the levels."""
+        refuse_integers(self, update)
         low, high = update.aminmax()
         step = (high - low) / self.levels
         exact = ((update - low) / step).nan_to_num()  # 0 where all entries are equal

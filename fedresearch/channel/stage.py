@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from fedresearch.errors import InputError
+
 Tensors = Mapping[str, Tensor]
 
 
@@ -69,3 +71,18 @@ class ChannelStage:
             The round, and the client of each reply.
         """
         return [reply.update for reply in replies]
+
+
+def refuse_integers(stage: ChannelStage, update: Tensor) -> None:
+    """Refuse an update of which an earlier stage has made integers, whose values are no longer those of entries.
+
+    Raises
+    ------
+    InputError
+        With the stage.
+    """
+    if not update.is_floating_point():
+        raise InputError(
+            f"{type(stage).__name__} needs an update in floating point, got {update.dtype}; put it before the stage "
+            "that sends integers, as in channel=[clip,quantise]"
+        )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fedresearch.channel.stage import ChannelStage, Encoded, Tensors, Where
+from fedresearch.channel.stage import ChannelStage, Encoded, Tensors, Where, refuse_integers
 
 
 class TopK(ChannelStage):
@@ -24,6 +24,7 @@ class TopK(ChannelStage):
 
     def encode(self, update: Tensor, where: Where, state: Tensors) -> Encoded:
         """Return the largest entries and their places; keep the others."""
+        refuse_integers(self, update)
         corrected = update + state.get("error", 0)
         places = corrected.abs().topk(max(1, round(self.share * len(update)))).indices.sort().values
         extra = {"places": places.int(), "size": torch.tensor(len(update))}

@@ -107,6 +107,9 @@ def _cross_check(config: Config, choices: Mapping[str, str | None], ours: Mappin
                 f"transform={name} needs {' or '.join(inputs)} input, got dataset={choices['dataset']}, whose input is "
                 f"{declares['input']}; leave it out, or try another dataset"
             )
+    key, side = "transform.crop.padding", min(declares["input_shape"][-2:])
+    if declares["input"] == "image" and ours.get(key, 0) >= side:
+        yield f"{key} must be below the images' side of {side} pixels, got {ours[key]}; try {key}={side // 8}"
     yield from check_metrics(config)
     if runs_elsewhere(config):
         yield from _check_superlink(config)

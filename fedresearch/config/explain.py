@@ -179,7 +179,13 @@ def _unknown_option(error: MissingConfigException) -> str:
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
     if not group:
         return f"unknown config {option}; remove --config-name and --config-path, and try experiment=NAME"
-    options = sorted(name for name in error.options or [] if not name.startswith("_"))
+    if (first := group.partition("/")[0]) in GROUPS:  # a path was typed, not the name of an option
+        group, option = first, f"{group}/{option}".removeprefix(f"{first}/")
+    # For an option in a list, the error has only the search path.
+    found = error.options or [
+        p.stem for folder in re.findall("path=file://(.*)", str(error)) for p in Path(folder, group).glob("*.yaml")
+    ]
+    options = sorted({name for name in found if not name.startswith("_")})
     if not options:
         return f"unknown config group {group!r}; see --help for the groups"
     extra = {"hydra/launcher=joblib": "joblib", "hydra/sweeper=optuna": "optuna"}.get(f"{group}={option}")

@@ -54,12 +54,11 @@ def rehearse(experiment: Experiment) -> None:
         with restored_generators():
             (_answer_in_a_fork if forks else _answer)(experiment, message)
     except _CannotTakePart as error:
-        model, dataset, strategy, channel = (
-            experiment.choices[group] for group in ("model", "dataset", "strategy", "channel")
-        )
-        through = f" and channel={channel}" if experiment.channel.stages else ""
+        config, choices = experiment.config, experiment.choices
+        others = ["strategy", *["transform"] * bool(config.transform), *["channel"] * bool(config.channel)]
+        through = " and ".join(f"{group}={choices[group]}" for group in others)
         raise InputError(
-            f"model={model} cannot {error.doing} on dataset={dataset} with strategy={strategy}{through}: {error}"
+            f"model={choices['model']} cannot {error.doing} on dataset={choices['dataset']} with {through}: {error}"
         ) from error
 
 

@@ -64,7 +64,7 @@ def _refuse_changed_numbers(past: Mapping[str, Any], request: RunRequest) -> Non
     options = [*differing(past["choices"], request.choices)]
     named = [option for option in options if option[0] in GROUPS and counts(option[0])]
     sections = tuple(f"{SECTIONS.get(group, group)}." for group, *_ in named)
-    named += [one for one in changed if not one[0].startswith(sections)]
+    named += [one for one in changed if not f"{one[0]}.".startswith(sections)]
     typed = {word.partition("=")[0].lstrip("+~"): word for word in request.overrides if word not in past["overrides"]}
     keys = [f"{key}." for key, *_ in (*options, *changed)]
     wrong = [word for key, word in typed.items() if any(of.startswith(f"{key}.") for of in keys)]

@@ -1,6 +1,7 @@
 """The channel: a client's update passes its stages in their order, and on the server in reverse order."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, Message, RecordDict
@@ -66,6 +67,10 @@ class Channel:
             state = states.get(name, {})
             with seeded_generators(derive_seed(self._seed, "encode", *where, number)):
                 encoded = stage.encode(update, where, state)
+            if not isinstance(encoded, Encoded):
+                raise InputError(f"channel.{name}: encode must return an Encoded, got {type(encoded).__name__}")
+            parts = encoded.update, *encoded.extra.values(), *encoded.state.values()
+            _refuse_others(f"channel.{name}: encode must return tensors", parts)
             update = encoded.update
             sent |= {f"{name}/{key}": tensor for key, tensor in encoded.extra.items()}
             if state or encoded.state:
@@ -90,7 +95,7 @@ class Channel:
         Raises
         ------
         InputError
-            If a stage returns updates of another number or length.
+            If a stage returns something other than tensors, or updates of another number or length.
         """
         encoded = [(reply, at) for reply, at in zip(replies, where, strict=True) if CHANNEL in reply.content]
         if not encoded:
@@ -105,7 +110,9 @@ class Channel:
             ]
             arrived = [Encoded(update, extra) for update, extra in zip(updates, extras, strict=True)]
             with seeded_generators(derive_seed(self._seed, "decode", server_round, number)):
-                updates = stage.decode(arrived, where)
+                decoded: Any = stage.decode(arrived, where)
+            updates = [*decoded] if isinstance(decoded, Iterable) else [decoded]
+            _refuse_others(f"channel.{name}: decode must return tensors", updates)
             if len(updates) != len(arrived):
                 raise InputError(f"channel.{name}: decode must return {len(arrived)} updates, got {len(updates)}")
         received = {message.metadata.dst_node_id: arrays_of(message.content) for message in messages}
@@ -129,3 +136,10 @@ class Channel:
 
     def _names(self, arrays: Tensors) -> list[str]:
         return sorted(n for n in arrays if self._first.get(n) == n and arrays[n].is_floating_point())
+
+
+def _refuse_others(what: str, parts: Iterable[object]) -> None:
+    """Refuse what is not a tensor among the parts of what a stage returned."""
+    for part in parts:
+        if not isinstance(part, Tensor):
+            raise InputError(f"{what}, got {type(part).__name__}")

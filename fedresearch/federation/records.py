@@ -101,7 +101,8 @@ def cast_like(arrays: ArrayRecord, reference: ArrayRecord) -> ArrayRecord:
             continue
         value = view(array)
         is_rounded = value.dtype != dtype and dtype.kind in "iu"
-        cast[name] = HeldArray(np.asarray(np.rint(value) if is_rounded else value, dtype))
+        with np.errstate(over="ignore"):  # a value beyond float32 becomes infinite, which the round loop reports
+            cast[name] = HeldArray(np.asarray(np.rint(value) if is_rounded else value, dtype))
     return cast
 
 

@@ -327,7 +327,7 @@ def _check_reply(reply: Message, arrays: ArrayRecord, cohort: CohortGrid, metric
 
 
 def _check_arrays(source: str, record: ArrayRecord, arrays: ArrayRecord) -> None:
-    """Refuse a model whose arrays differ from the global one's in names or shapes.
+    """Refuse a model whose arrays differ from the global one's in names or shapes, or are not real numbers.
 
     Raises
     ------
@@ -340,3 +340,5 @@ def _check_arrays(source: str, record: ArrayRecord, arrays: ArrayRecord) -> None
     for name, array in record.items():
         if tuple(array.shape) != tuple(arrays[name].shape):
             raise InputError(f"{source} must have {name} of shape {arrays[name].shape}, got {array.shape}")
+        if np.dtype(array.dtype).kind not in "biuf":
+            raise InputError(f"{source} must have {name} of real numbers, got {array.dtype}")

@@ -35,7 +35,9 @@ class Inputs:
         for start in range(0, len(samples), num):
             rows = slice(start, start + num)
             numbers = [{name: tensor[rows].to(samples.device) for name, tensor in each.items()} for each in drawn]
-            yield from self.make(samples[rows], numbers).split(batch_size)
+            # A full batch is a view of the client's samples, which a transform may change in place.
+            own = samples[rows].clone() if self.transforms else samples[rows]
+            yield from self.make(own, numbers).split(batch_size)
 
     def draw(self, shape: Sequence[int], generator: Generator) -> list[Tensors]:
         """Return each transform's random numbers for samples of a shape."""

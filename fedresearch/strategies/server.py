@@ -105,7 +105,12 @@ class ServerUpdate(FedAvg):
         for name, value in self._returned("diagnostics", self.diagnostics()).items():
             if name in metrics:
                 raise InputError(f"{type(self).__name__}.diagnostics returns {name}, which clients send; rename it")
-            metrics[name] = float(value)
+            try:
+                metrics[name] = float(value)
+            except (TypeError, ValueError):
+                raise InputError(
+                    f"{type(self).__name__}.diagnostics must return numbers, got {name} of type {type(value).__name__}"
+                ) from None
         return stepped, metrics
 
     def _returned(self, method: str, value: Mapping[str, Any]) -> Mapping[str, Any]:
