@@ -23,6 +23,7 @@ def test_names_are_unique_and_needs_are_in_words():
         ["strategy=ditto"],
         ["federation.fraction_evaluate=0", "validation.fraction=0"],
         ["federation.nonfinite=drop"],
+        ["federation.evaluate_train=true"],
         ["federation.fraction_train=0.1"],
         DIABETES,
     ],
@@ -38,13 +39,14 @@ def test_rows_have_the_columns_of_the_table_where_it_says(run, options):
             "validation": config.federation.fraction_evaluate > 0,
             "own models": result.experiment.client_app.has_own_model,
             "drop": config.federation.nonfinite == "drop",
+            "train evaluation": config.federation.evaluate_train,
             "two updates": config.federation.fraction_train > 0.1,
         }.items()
         if not holds
     }
     before, last = result.rows
     assert last.keys() == {column.name for column in columns if not missing & {*column.needs}}
-    missing |= {"evaluation", "validation"}
+    missing |= {"evaluation", "validation", "train evaluation"}
     assert before.keys() == {column.name for column in columns if not missing & {*column.needs}}
     assert result.experiment.columns.keys() == last.keys() - {"model/sha256"} | {"update/cosine"}
 

@@ -103,7 +103,7 @@ MISTAKES = {
     "a mistyped key": (
         ["federation.num_round=3"],
         "unknown key federation.num_round; try federation.num_rounds=3; federation has evaluate_every, "
-        "evaluate_initial, fraction_evaluate, fraction_train, max_failures, nonfinite, num_rounds, "
+        "evaluate_initial, evaluate_train, fraction_evaluate, fraction_train, max_failures, nonfinite, num_rounds, "
         "num_supernodes, target_accuracy",
     ),
     "a mistyped key of an option": (["partitioner.alpah=1"], "; try partitioner.alpha=1"),

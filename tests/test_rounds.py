@@ -220,6 +220,19 @@ def test_round_0_is_the_initial_model_and_changes_no_round(run):
     assert [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rest] == alone.numbers()
 
 
+def test_the_global_loss_is_that_of_all_training_samples(run):
+    options = ["federation.num_rounds=2", "local.epochs=1", "partitioner=pathological"]
+    result = run(*options, "federation.evaluate_train=true", "federation.evaluate_initial=true")
+    model, data = result.experiment.model, result.experiment.data
+    x, y = (torch.cat(parts) for parts in zip(*map(data.train_samples, range(10)), strict=True))
+    for row, arrays in ((result.rows[0], result.experiment.initial_arrays), (result.rows[-1], record(**result.arrays))):
+        model.load_state_dict(result.experiment.state_dict(arrays))
+        with torch.no_grad():
+            loss = torch.nn.functional.cross_entropy(model(x), y).item()
+        assert row["train/global_loss"] == pytest.approx(loss, rel=1e-5)
+    assert result.rows[-1]["model/sha256"] == run(*options).rows[-1]["model/sha256"]
+
+
 def test_a_round_has_all_its_numbers(run):
     result = run("federation.num_rounds=2", "federation.fraction_evaluate=0.3", "local.epochs=1")
     row = result.rows[-1]

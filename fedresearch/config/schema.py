@@ -24,6 +24,7 @@ class Federation:
     fraction_train: float = MISSING
     fraction_evaluate: float = MISSING
     evaluate_initial: bool = MISSING
+    evaluate_train: bool = MISSING
     evaluate_every: int = MISSING
     target_accuracy: float | None = MISSING
     max_failures: int = MISSING

@@ -173,6 +173,7 @@ class Experiment:
             "validation": self.config.federation.fraction_evaluate > 0,
             "own models": self.client_app.has_own_model,
             "drop": self.config.federation.nonfinite == "drop",
+            "train evaluation": self.config.federation.evaluate_train,
         }
         return {
             column.name: column
@@ -278,11 +279,20 @@ class Experiment:
         return self._initial_state | dict(arrays.to_torch_state_dict())
 
     def evaluate(self, arrays: ArrayRecord) -> Row:
-        """Return the loss of global arrays on the test split, and what else is measured there."""
+        """Return the loss of global arrays on the test split, what else is measured there, and the training loss.
+
+        The loss on all training data, the objective of McMahan et al. 2017 (arXiv:1602.05629, Equation 1), is measured
+        with ``federation.evaluate_train``.
+        """
         self.model.load_state_dict(self.state_dict(arrays))
         with seeded_generators(derive_seed(self.config.seed, "evaluate")):  # some models use dropout in evaluation too
             measured = evaluate(self.model, self.data.test_x, self.data.test_y, self.data.prepare, self.metrics)
-        return {f"eval/{name}": value for name, value in measured.items()}
+            row = {f"eval/{name}": value for name, value in measured.items()}
+            if self.config.federation.evaluate_train:
+                clients = [self.data.train_samples(i) for i in range(self.data.num_partitions)]
+                sums = [evaluate(self.model, x, y, self.data.prepare)["loss"] * len(y) for x, y in clients if len(y)]
+                row["train/global_loss"] = sum(sums) / sum(len(y) for _, y in clients)
+        return row
 
     @cached_property
     def device(self) -> torch.device:

@@ -44,6 +44,7 @@ class Column:
 NEEDS = {
     "training": "a client trains",
     "evaluation": "evaluated rounds",
+    "train evaluation": "evaluated rounds; `federation.evaluate_train`",
     "validation": "evaluated rounds; clients evaluate",
     "own models": "clients have models of their own",
     "drop": "`federation.nonfinite=drop`",
@@ -103,6 +104,14 @@ COLUMNS = (
         "by num_examples",
         "down",
         ("training",),
+    ),
+    Column(
+        "train/global_loss",
+        "mean loss of the global model on all clients' training samples",
+        _LOSS,
+        "by num_examples",
+        "down",
+        ("train evaluation",),
     ),
     Column("update/norm", "Euclidean norm of the change of the global parameters", "", "none", "none"),
     Column(

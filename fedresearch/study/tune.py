@@ -41,6 +41,7 @@ _LENGTH = "federation.num_rounds"
 _MAY_DIFFER = (
     _LENGTH,
     "federation.evaluate_initial",
+    "federation.evaluate_train",
     "federation.evaluate_every",
     "federation.fraction_evaluate",
     "federation.target_accuracy",
