@@ -57,7 +57,7 @@ MISTAKES = {
     ),
     "a group that does not exist": (
         ["strateggy=fedavg"],
-        "unknown key strateggy; try strategy=fedavg; the config has cache_dir, channel, ",
+        "unknown key strateggy; try strategy=fedavg; the config has availability, cache_dir, ",
     ),
     "more attackers than the cohort bears": (
         ["strategy=krum", "strategy.server.num_malicious_nodes=2"],
