@@ -118,8 +118,8 @@ def test_a_batched_cohort_transforms_as_its_clients_do(run, strategy):
     assert any(not np.allclose(plain.arrays[name], array, atol=1e-3) for name, array in alone.arrays.items())
 
 
-def test_the_compiled_step_transforms_too(run):
-    options = [*SMALL, *TRANSFORM, "dtype=float64", "federation.num_rounds=1"]
+def test_the_compiled_step_transforms_too_also_after_a_round_of_another_number_of_steps(run):
+    options = [*SMALL, *TRANSFORM, "dtype=float64", "sampling=round_robin", "federation.fraction_train=0.34"]
     alone, compiled = run(*options), run(*options, "hardware=batched")
     for name, array in alone.arrays.items():
         np.testing.assert_allclose(compiled.arrays[name], array, rtol=0, atol=1e-12 * np.abs(array).max())

@@ -239,9 +239,11 @@ def _numbers(task: Task, epochs: Sequence[Tensor | slice], generator: Generator,
 
 
 def _pad_clients(drawn: Sequence[list[Tensors]], num_steps: int, chunk: int) -> list[Tensors]:
-    """Return clients' random numbers as tensors ``(num_steps, chunk, width, ...)``."""
+    """Return clients' random numbers as tensors ``(num_steps, chunk, width, ...)``, each step's of the same strides."""
     pad = functools.partial(_pad, length=num_steps)
-    return tree_map(lambda *tensors: _pad(torch.stack([*map(pad, tensors)]), chunk).transpose(0, 1), *drawn)
+    return tree_map(
+        lambda *tensors: _pad(torch.stack([*map(pad, tensors)]), chunk).transpose(0, 1).contiguous(), *drawn
+    )
 
 
 def _pad(tensor: Tensor, length: int) -> Tensor:
