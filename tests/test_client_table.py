@@ -10,8 +10,11 @@ from fedresearch import load_clients
 from fedresearch.errors import InputError
 from fedresearch.federation import client_app
 from fedresearch.runs.record import read_record, read_rows
+from fedresearch.study.report.cells import group_runs
+from fedresearch.study.report.load import load
+from fedresearch.study.report.plot_data import client_quantiles
 from tests.directories import SCAFFOLD, conduct, killed, outcome
-from tests.records import make
+from tests.records import make, report
 
 
 @pytest.fixture(scope="module")
@@ -132,3 +135,14 @@ def test_a_line_that_no_run_writes_is_reported(tmp_path, train):
     (tmp_path / "run" / "clients.jsonl").write_text(f'{{"round": 1, "train": {train}}}\n')
     with pytest.raises(InputError, match=r"clients.jsonl is damaged"):
         load_clients(tmp_path / "run")
+
+
+def test_a_report_draws_the_clients_last_evaluation_sorted(tmp_path, past):
+    runs = load([past])
+    (cell,) = group_runs(runs).cells
+    table = load_clients(past)
+    last = np.sort(table[table["round"] == 4]["clients/accuracy"].dropna())
+    curve = client_quantiles(cell, "clients/accuracy")
+    np.testing.assert_allclose(curve.mean[[0, 25, 50, 75, 100]], last)  # of five clients
+    assert client_quantiles(cell, "clients/other") is None
+    assert "clients" in report(runs, metric="eval/accuracy").figures

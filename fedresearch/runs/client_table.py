@@ -51,13 +51,39 @@ def load_clients(directory: Path) -> "DataFrame":
     for line, row in _lines(path):
         sha256.update(line)
         lines.append(row)
-    if record.get("status") != "running" and record.get("clients_sha256") not in (None, sha256.hexdigest()):
-        raise InputError(f"{path} is damaged, or was edited: its content is not what clients_sha256 in {RECORD} says")
+    _refuse_edited(path, record, sha256.hexdigest())
     try:
         train, evaluate = (pd.DataFrame(_columns(lines, phase)) for phase in _PHASES)
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise InputError(f"{path} is damaged: {error}") from None
     return train.merge(evaluate, on=["round", "partition_id"], how="outer", sort=True)
+
+
+def last_evaluation(directory: Path, record: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Return the columns of the clients that evaluated last, without reading all rounds; empty where there are none.
+
+    Raises
+    ------
+    InputError
+        If the table is damaged, or was edited.
+    """
+    path = directory / CLIENTS
+    if not path.exists():
+        return {}
+    content = read_bytes(path, _MAX_BYTES)
+    _refuse_edited(path, record, hashlib.sha256(content).hexdigest())
+    for line in reversed(content.split(b"\n")[:-1]):
+        try:
+            if evaluated := orjson.loads(line).get("evaluate"):
+                return dict(evaluated)
+        except (ValueError, TypeError, AttributeError):
+            raise InputError(f"{path} is damaged") from None
+    return {}
+
+
+def _refuse_edited(path: Path, record: Mapping[str, Any], sha256: str) -> None:
+    if record.get("status") != "running" and record.get("clients_sha256") not in (None, sha256):
+        raise InputError(f"{path} is damaged, or was edited: its content is not what clients_sha256 in {RECORD} says")
 
 
 def _columns(lines: list[dict[str, Any]], phase: str) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from fedresearch.study.report.load import LoadedRun
 from fedresearch.study.report.outcomes import Outcome
 from fedresearch.study.report.plot_data import (
     class_counts,
+    client_quantiles,
     client_spread,
     mean_curve,
     numeric_keys,
@@ -58,7 +59,22 @@ def figures(study: Study, question: Question, outcomes: Mapping[str, Outcome]) -
     if len(grid) == 2:
         yield from _heat_maps(study, question, outcomes, *grid)
     yield from _spreads(study, begun)
+    yield from _client_quantiles(study, question, begun)
     yield from _partitions(study)
+
+
+def _client_quantiles(study: Study, question: Question, cells: list[Cell]) -> Iterator[tuple[str, Picture]]:
+    scope, _, measure = question.metric.partition("/")
+    metric = question.metric if scope == "personal" else f"clients/{measure.partition('_')[0]}"
+    curves = [curve for cell in cells if (curve := client_quantiles(cell, metric))]
+    if curves:
+        shares = is_share(metric, study.declared)
+        figure = plots.plot_learning_curves(curves, "% of clients at or below", metric, (), is_share=shares)
+        caption = (
+            f"{metric} of each client in the last evaluation, clients sorted: mean over seeds, with the 95 % "
+            "t-interval as a band."
+        )
+        yield "clients", Picture(figure, caption)
 
 
 def _spreads(study: Study, cells: list[Cell]) -> Iterator[tuple[str, Picture]]:

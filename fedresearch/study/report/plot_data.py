@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedresearch.errors import InputError
+from fedresearch.runs.client_table import last_evaluation
 from fedresearch.runs.files import read_bytes
 from fedresearch.study.report.axes import AXES
 from fedresearch.study.report.cells import Cell, Study
@@ -157,3 +158,22 @@ def client_spread(cell: Cell, metric: str, tenth: str) -> Spread | None:
     last = [[column[np.isfinite(column)][-1:] for column in of_run] for of_run in columns]
     known = [np.concatenate(values) for values in last if all(map(len, values))]
     return Spread(cell.label, *map(float, np.mean(known, axis=0))) if known else None
+
+
+def client_quantiles(cell: Cell, metric: str) -> Curve | None:
+    """Return a metric of the clients that evaluated last, from the smallest to the largest: its mean over seeds.
+
+    None where no run has it in its clients' table.
+    """
+    shares, quantiles = np.linspace(0, 1, 101), []
+    for run in plotted_runs(cell):
+        try:
+            values = np.array(last_evaluation(run.directory, run.record).get(metric, []), np.float64)
+        except (InputError, ValueError, TypeError):
+            continue
+        if np.isfinite(values).any():
+            quantiles.append(np.quantile(values[np.isfinite(values)], shares))
+    if not quantiles:
+        return None
+    mean, half_widths = np.mean(quantiles, axis=0), t_half_widths(np.array(quantiles))
+    return Curve(cell.label, 100 * shares, mean, mean - half_widths, mean + half_widths)
