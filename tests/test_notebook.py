@@ -23,7 +23,7 @@ def test_it_runs_from_a_sweep_to_a_figure_a_report_and_a_model(tmp_path):
     checks = [
         "assert accuracy == last",
         "assert {*runs} == {(strategy, seed) for strategy in ('fedavg', 'scaffold') for seed in (0, 1)}",
-        "assert len(rows) == 4 * 5",
+        "assert len(rows) == 4 * 6",  # rounds 0 to 5
     ]
     (tmp_path / "notebook.py").write_text("\n".join([code, *checks]))
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
