@@ -314,6 +314,23 @@ def test_the_metric_with_k_1_is_the_accuracy_and_decides_the_best_round(tmp_path
     assert json.loads((directory / "run.json").read_text())["columns"]["eval/top_k"]["direction"] == "up"
 
 
+def test_the_lines_of_the_examples_are_counted_right():
+    written = {Path(name).name: text for page in ("README.md", "docs/extending.md") for name, text in files(page)}
+    counted = 0
+    for _, file, *numbers in re.findall(
+        r"^\| (.*) \| (.*) \| (\d+) \| (\d+) \|", PAGES["docs/extending.md"], re.MULTILINE
+    ):
+        names = re.findall(r"`(\w+)`", file)
+        if "mine" in names:  # one file with two examples
+            continue
+        for suffix, number in zip(("py", "yaml"), numbers, strict=True):
+            texts = [written.get(f"{name}.{suffix}", "") for name in names]
+            lines = [line for text in texts for line in text.splitlines() if line.strip() and line.strip()[0] != "#"]
+            assert len(lines) == int(number), (file, suffix)
+            counted += 1
+    assert counted >= 20
+
+
 def test_another_image_set_of_the_hub_composes(tmp_path, compose):
     place("docs/extending.md", tmp_path)
     config, _ = compose("dataset=svhn", "model=lenet", config_dir=tmp_path / "my_conf")
