@@ -51,6 +51,10 @@ MISTAKES = {
         ["channel=[topk,clipp]"],
         "channel=clipp does not exist; try channel=clip; channel may be clip, noise, quantise, topk",
     ),
+    "a word for an empty list": (
+        ["channel=none"],
+        "channel=none does not exist; try channel=[]; channel may be clip, noise, quantise, topk",
+    ),
     "a path in place of an option": (
         ["channel=conf/channel/clip"],
         "channel=conf/channel/clip does not exist; try channel=clip; channel may be clip, noise, quantise, topk",

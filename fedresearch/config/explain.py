@@ -191,7 +191,8 @@ def _unknown_option(error: MissingConfigException) -> str:
     extra = {"hydra/launcher=joblib": "joblib", "hydra/sweeper=optuna": "optuna"}.get(f"{group}={option}")
     if extra:
         return f"{group}={option} needs a package that is not installed; try pip install 'fedresearch[{extra}]'"
-    meant = option_to_type(group, option, options)
+    is_nothing = group in LISTS and option in ("none", "null", "off")
+    meant = f"{group}=[]" if is_nothing else option_to_type(group, option, options)
     hint = f"try {meant}; " if meant else ""
     return f"{group}={option} does not exist; {hint}{group} may be {', '.join(options)}"
 
