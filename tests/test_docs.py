@@ -360,7 +360,7 @@ def test_the_code_runs_on_a_finished_run(tmp_path):
     fedresearch(tmp_path, *SHORTER, "tracker=none", "hydra.run.dir=outputs/DATE_TIME")
     (code,) = blocks("docs/run-directory.md", "python")
     code += "print(len(curve), sum(p.numel() for p in model.parameters()), len(table))"
-    assert execute(tmp_path, sys.executable, "-c", code).split() == ["1", str(64 * 200 + 200 + 200 * 10 + 10), "1"]
+    assert execute(tmp_path, sys.executable, "-c", code).split() == ["2", str(64 * 200 + 200 + 200 * 10 + 10), "1"]
 
 
 def test_the_message_is_the_one_that_is_printed(compose):
