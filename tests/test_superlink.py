@@ -272,7 +272,8 @@ def test_flwr_run_runs_the_default_experiment_with_overrides(superlink, tmp_path
         text=True,
     )
     assert "finished after 1 of 1 rounds" in done.stdout, done.stdout + done.stderr
-    assert numbers(tmp_path / "d") == run(*overrides, "federation.num_supernodes=2").numbers()
+    expected = run(*overrides, "federation.num_supernodes=2", "federation.evaluate_initial=true").numbers()
+    assert numbers(tmp_path / "d") == expected
 
 
 @pytest.mark.slow

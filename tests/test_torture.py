@@ -62,6 +62,7 @@ class Attempt:
         return time.monotonic() - self._started
 
     def num_rows(self):
+        """Return the number of whole rows; the first is of round 0."""
         return self._metrics.read_bytes().count(b"\n") if self._metrics.exists() else 0
 
     def workers(self):
@@ -170,7 +171,7 @@ def test_a_signal_ends_the_run_after_its_round(tmp_path, undisturbed, number, ha
     assert printed.strip().splitlines()[-1] == "interrupted"
     assert "Traceback" not in printed
     assert json.loads((directory / "run.json").read_text())["status"] == "interrupted"
-    assert (directory / "checkpoints" / f"round_{attempt.num_rows():06d}.safetensors").exists()
+    assert (directory / "checkpoints" / f"round_{attempt.num_rows() - 1:06d}.safetensors").exists()
     attempt = Attempt(directory, [*words, *HARDWARE["cpu"]])
     assert attempt.code() == 0, attempt.printed()
     assert outcome(directory) == expected

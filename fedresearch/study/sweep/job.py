@@ -12,7 +12,7 @@ from fedresearch.masking import masked, masked_tree
 from fedresearch.runs.comparison import format_changes
 from fedresearch.runs.directory import Unwritable, write_whole
 from fedresearch.runs.loaded import evaluated, load
-from fedresearch.runs.record import REFUSED, Busy, read_record, read_run, state_of
+from fedresearch.runs.record import REFUSED, Busy, num_rounds, read_record, read_run, state_of
 from fedresearch.runs.record_fields import invalid_field
 
 
@@ -36,10 +36,10 @@ def is_settled(directory: Path, config: Config) -> bool:
 def is_done(directory: Path, config: Config) -> bool:
     """Return whether a job has all its rounds, or diverged; ``resume`` may have given its run more rounds."""
     run, rows = load(directory)  # "damaged" also where a finished run has lost rows
-    num_rounds = config.federation.num_rounds
+    planned = config.federation.num_rounds
     if run.state == "finished":
-        return run.planned_rounds is None or run.planned_rounds >= num_rounds
-    return run.state == "diverged" or (run.state not in ("running", "damaged") and len(rows) > num_rounds)
+        return run.planned_rounds is None or run.planned_rounds >= planned
+    return run.state == "diverged" or (run.state not in ("running", "damaged") and num_rounds(rows) > planned)
 
 
 def changes_in_record(directory: Path, config: Config) -> str:

@@ -130,7 +130,8 @@ def _estimates_from_past(
     for job, is_over, cell in zip(jobs, done, cells, strict=True):
         if is_over:
             record, rows = read_run(directory / job.directory)
-            rows = rows[: job.config.federation.num_rounds]  # resume may have added some
+            planned = job.config.federation.num_rounds  # resume may have added some
+            rows = [row for row in rows if row["round"] <= planned]
             if rows and record["config"]["hardware"] == job.config.hardware:
                 found[cell] = Estimate(
                     seconds=rows[-1]["time/total_s"],
