@@ -7,6 +7,9 @@ from pathlib import Path
 
 from fedresearch.errors import InputError
 
+# Bytes that are read beyond a file's size: those of the system's own say that it is 0.
+_MORE = 2**20
+
 
 def refuse_irregular(path: Path, max_bytes: int | None = None) -> None:
     """Refuse a path that is not a regular file, or is too large: a FIFO waits for a writer, a device never ends.
@@ -78,7 +81,8 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
     try:
         # Not blocking, in case a FIFO has taken its place; cut, in case it grows.
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-            content = file.read(max_bytes)
+            # Python reserves the memory for all that it may read.
+            content = file.read(min(max_bytes, os.fstat(file.fileno()).st_size + _MORE))
     except (FileNotFoundError, NotADirectoryError):
         raise
     except OSError as error:

@@ -43,12 +43,19 @@ _GRIDS: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 # With a checkpoint after every round, as ``checkpoint.every=1`` writes it.
 _CHECKPOINTED = "-checkpointed"
-HARDWARE = (*_GRIDS, *(f"{name}{_CHECKPOINTED}" for name in _GRIDS))
+# Without the clients' table, as with ``clients_table=false``.
+_UNTABLED = "-untabled"
+HARDWARE = (*_GRIDS, *(f"{name}{variant}" for variant in (_CHECKPOINTED, _UNTABLED) for name in _GRIDS))
 
 
 def on_gpu(hardware: str) -> bool:
     """Return whether a hardware option trains on a GPU."""
-    return hardware.removesuffix(_CHECKPOINTED).endswith("gpu")
+    return _option(hardware).endswith("gpu")
+
+
+def _option(hardware: str) -> str:
+    """Return the option of which this is a variant."""
+    return hardware.removesuffix(_CHECKPOINTED).removesuffix(_UNTABLED)
 
 
 class NullClients(Clients):
@@ -104,6 +111,9 @@ class Ours:
         )
         num_clients = data.num_partitions
         self._strategy = FedAvg()
+        self._open = ExitStack()
+        folder = self._open.enter_context(TemporaryDirectory(dir="."))  # on a disk: /tmp may be memory
+        self._run = RunDirectory(Path(folder), {}, History())
         self._loop = RoundLoop(
             hooks=Hooks(self._strategy, seed=0),
             num_rounds=0,
@@ -122,14 +132,13 @@ class Ours:
             log=lambda *_: None,
             max_failures=0,
             nonfinite="stop",
-            log_clients=None,
+            log_clients=None if hardware.endswith(_UNTABLED) else self._run.log_clients,
             log_failure=lambda *_: None,
         )
-        module, name, options = _GRIDS[hardware.removesuffix(_CHECKPOINTED)]
+        module, name, options = _GRIDS[_option(hardware)]
         make = getattr(importlib.import_module(f"fedresearch.hardware.{module}"), name)
         self._grid: OrderedGrid = make(self._app, num_clients, **options)
         self._arrays = ArrayRecord(initial_state(work))
-        self._open = ExitStack()
         self._checkpoints = self._write_checkpoints() if hardware.endswith(_CHECKPOINTED) else None
 
     def __enter__(self) -> Self:
@@ -151,8 +160,6 @@ class Ours:
             self._checkpoints.after(row, self._arrays)
 
     def _write_checkpoints(self) -> Checkpoints:
-        folder = self._open.enter_context(TemporaryDirectory(dir="."))  # on a disk: /tmp may be memory
-        self._run = RunDirectory(Path(folder), {}, History())
         federation = SimpleNamespace(num_rounds=0, evaluate_every=1)
         config = SimpleNamespace(checkpoint=Checkpoint(1, 2, None), federation=federation)
         experiment = SimpleNamespace(config=config, strategy=self._strategy, grid=self._grid)

@@ -15,6 +15,7 @@ from torch.optim import SGD, Adam, Optimizer
 
 from fedresearch.data.federated import FederatedData
 from fedresearch.data.source import Samples, Source
+from fedresearch.local.objective import unchanged
 from fedresearch.local.train import LocalWork
 from fedresearch.models.lenet import LeNet
 from fedresearch.models.logistic import Logistic
@@ -161,6 +162,7 @@ class LazyData:
         self.num_partitions = num_clients
         self.train = _Lengths([len(rows) for rows in self._few.train], num_clients)
         self.validation = _Lengths([0], num_clients)
+        self.prepare = unchanged
 
     def train_samples(self, partition_id: int) -> tuple[Tensor, Tensor]:
         """Make one client's training samples."""
