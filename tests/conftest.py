@@ -1,10 +1,12 @@
 """What several tests share: composing an experiment as the command line does, and running it."""
 
+import gc
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,12 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored under nohup
 
 LONG = "FEDRESEARCH_LONG" in os.environ  # ./scripts/test --long
 ROOT = Path(__file__).parents[1]
+# For tests with Ray in their process: it leaves files of its own to the garbage collector.
+RAY = [
+    pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning"),
+    pytest.mark.ray,
+]
 MNIST = ROOT.parent / "shared" / "data" / "mnist"
 
 
@@ -55,6 +63,14 @@ def _only_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
         connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture(autouse=True)
+def _collected(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Collect Ray's garbage after its test, and not in the next one, whose warnings are errors."""
+    yield
+    if request.node.get_closest_marker("ray"):
+        gc.collect()
 
 
 @pytest.fixture

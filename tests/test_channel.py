@@ -2,7 +2,6 @@
 
 import random
 import textwrap
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -19,7 +18,6 @@ from fedresearch.experiment.checkpoints import refuse_unsupported_state
 from fedresearch.experiment.experiment import Experiment
 from fedresearch.federation.channel import Channel
 from fedresearch.federation.records import ARRAYS, array_record
-from fedresearch.hardware.cores import num_cores
 from fedresearch.runs.record import read_record
 from tests.directories import conduct, killed, outcome
 from tests.test_docs import files
@@ -134,26 +132,8 @@ def test_bytes_are_those_that_travel(run):
     assert len({result.rows[0]["comm/bytes_down"] for result in (plain, sparse, small)}) == 1
 
 
-@pytest.mark.parametrize(
-    "hardware",
-    [
-        "workers",
-        pytest.param(
-            f"ray hardware.num_cpus={num_cores()}",
-            marks=[
-                pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed"),
-                # As in test_ray.py
-                pytest.mark.filterwarnings(
-                    "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning"
-                ),
-            ],
-            id="ray",
-        ),
-    ],
-)
-def test_hardware_gives_the_same_bits(run, hardware):
-    here = run(*SMALL, *ALL)
-    assert run(*SMALL, *ALL, *f"hardware={hardware}".split()).numbers() == here.numbers()
+def test_workers_give_the_same_bits(run):
+    assert run(*SMALL, *ALL, "hardware=workers").numbers() == run(*SMALL, *ALL).numbers()
 
 
 def test_batched_gives_the_same_up_to_rounding(run):

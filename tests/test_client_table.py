@@ -51,10 +51,8 @@ def test_a_client_alone_makes_the_mean(tmp_path):
     np.testing.assert_allclose(table["update/cosine"], 1, rtol=1e-12)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
-@pytest.mark.parametrize("hardware", ["workers", "ray"])
-def test_every_hardware_writes_the_same_bytes(tmp_path, whole, hardware):
-    run = conduct(tmp_path / "run", *SCAFFOLD, f"hardware={hardware}")
+def test_workers_write_the_same_bytes(tmp_path, whole):
+    run = conduct(tmp_path / "run", *SCAFFOLD, "hardware=workers")
     assert (run / "clients.jsonl").read_bytes() == (whole / "clients.jsonl").read_bytes()
 
 

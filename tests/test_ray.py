@@ -20,13 +20,10 @@ from flwr.clientapp import ClientApp
 from fedresearch.errors import InputError
 from fedresearch.experiment.experiment import Experiment
 from fedresearch.hardware.cores import num_cores
+from tests.conftest import RAY
 from tests.processes import LOOPBACK, descendants, listens, living
 
-# Ray leaves files of its own to the garbage collector, and a killed node's sockets.
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning"),
-]
+pytestmark = [pytest.mark.slow, *RAY]
 ray = pytest.importorskip("ray")
 
 TWENTY = ["federation.num_supernodes=20", "federation.num_rounds=5"]
@@ -38,7 +35,13 @@ def _ended():
     ray.shutdown()
 
 
-@pytest.mark.parametrize("more", [[], ["availability=bernoulli"], ["availability=stragglers"]], ids=" ".join)
+SEAMS = [
+    *("availability=bernoulli", "channel=[clip,topk,quantise]", "transform=[crop,flip]", "transform.crop.padding=1"),
+    *("metrics=[accuracy,macro_f1,per_class]", "evaluate_sampling=round_robin", "federation.fraction_evaluate=0.5"),
+]
+
+
+@pytest.mark.parametrize("more", [[], SEAMS], ids=["plain", "seams"])
 def test_an_actor_pool_gives_the_same_bits(run, more):
     options = [*TWENTY, "strategy=scaffold", *more]  # it keeps something on the clients
     assert run(*options, "hardware=ray").numbers() == run(*options).numbers()

@@ -6,7 +6,6 @@ import shutil
 import signal
 import textwrap
 from dataclasses import asdict
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -23,6 +22,7 @@ from fedresearch.local import stacked
 from fedresearch.runs.directory import RunDirectory
 from fedresearch.runs.loaded import load
 from fedresearch.runs.record import dump_record, read_record, read_rows
+from tests.conftest import RAY
 from tests.directories import (
     MLP,
     SCAFFOLD,
@@ -37,11 +37,6 @@ from tests.directories import (
 
 pytestmark = pytest.mark.slow
 
-# As in test_ray.py: Ray leaves its own files to the garbage collector.
-RAY = [
-    pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning"),
-]
 STRATEGIES = sorted(path.stem for path in (CONF / "strategy").glob("[!_]*.yaml"))
 
 

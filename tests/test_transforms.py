@@ -125,13 +125,8 @@ def test_the_compiled_step_transforms_too_also_after_a_round_of_another_number_o
         np.testing.assert_allclose(compiled.arrays[name], array, rtol=0, atol=1e-12 * np.abs(array).max())
 
 
-# Ray leaves processes of its cluster to be collected.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
-def test_the_same_bits_on_workers_and_ray(run):
-    alone = run(*SMALL, *TRANSFORM)
-    for hardware in ("workers", "ray"):
-        other = run(*SMALL, *TRANSFORM, f"hardware={hardware}")
-        assert [row["model/sha256"] for row in other.rows] == [row["model/sha256"] for row in alone.rows]
+def test_workers_give_the_same_bits(run):
+    assert run(*SMALL, *TRANSFORM, "hardware=workers").numbers() == run(*SMALL, *TRANSFORM).numbers()
 
 
 def test_a_resume_transforms_as_if_nothing_had_happened(tmp_path):

@@ -109,7 +109,7 @@ def test_its_run(run, overrides, cifar10):
         for (x, y), loader in ((data.train_samples(i), train), (data.validation_samples(i), test)):
             batches = list(loader)
             assert torch.equal(y, torch.cat([b["label"] for b in batches]))
-            torch.testing.assert_close(x, torch.cat([b["img"] for b in batches]), rtol=0, atol=1e-6)
+            torch.testing.assert_close(data.prepare(x), torch.cat([b["img"] for b in batches]), rtol=0, atol=1e-6)
 
     from fedresearch.federation.sampling import Sampling, uniform
     from fedresearch.seeding import derive_seed
@@ -126,6 +126,7 @@ def test_its_run(run, overrides, cifar10):
             net.train()
             running, batches = 0.0, 0
             order = torch.Generator().manual_seed(derive_seed(0, "batches", server_round, i))
+            x = data.prepare(x)
             for batch in torch.randperm(len(y), generator=order).split(32):
                 optimizer.zero_grad()
                 loss = nn.CrossEntropyLoss()(net(x[batch]), y[batch])
@@ -146,7 +147,7 @@ def test_its_run(run, overrides, cifar10):
             evaluations = []
             for i in range(10):
                 x, y = data.validation_samples(i)
-                outputs = net(x)
+                outputs = net(data.prepare(x))
                 evaluations.append((F.cross_entropy(outputs, y).item(), (outputs.argmax(1) == y).float().mean().item()))
         assert row["clients/loss"] == pytest.approx(np.mean([e[0] for e in evaluations]), abs=1e-3)
         assert row["clients/accuracy"] == pytest.approx(np.mean([e[1] for e in evaluations]), abs=0.02)
