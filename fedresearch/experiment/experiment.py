@@ -327,9 +327,9 @@ class Experiment:
             self.availability,
         )
 
-    def available(self, server_round: int) -> list[int]:
+    def available(self, server_round: int) -> Sequence[int]:
         """Return the clients that could train in a round."""
-        return self.builder.build("availability", self.train_cohort.eligible, list, server_round=server_round)
+        return self.builder.build("availability", self.train_cohort.eligible, Sequence, server_round=server_round)
 
     def sampled(self, server_round: int) -> Sequence[int]:
         """Return the clients that the sampling scheme selects to train in a round, maybe some of them twice."""

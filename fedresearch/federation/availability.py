@@ -6,6 +6,7 @@ away, 1 if it does all of its local work, between if it does a part. The server 
 """
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -66,7 +67,7 @@ class Availability:
         ValueError
             If it is not from 0 to 1.
         """
-        if self.function.func is always:  # the server asks for all clients in every round, and a seed takes its time
+        if self._is_always:
             return 1.0
         seed = derive_seed(self.seed, "availability", server_round, partition_id)
         share = self.function(partition_id=partition_id, server_round=server_round, seed=seed)
@@ -76,6 +77,17 @@ class Availability:
                 f"{server_round}"
             )
         return share
+
+    def present(self, server_round: int, partition_ids: Sequence[int]) -> Sequence[int]:
+        """Return those of the clients that are there in a round."""
+        if self._is_always:
+            return partition_ids
+        return [partition_id for partition_id in partition_ids if self(server_round, partition_id)]
+
+    @property
+    def _is_always(self) -> bool:
+        # There may be millions of clients, and a seed takes its time.
+        return self.function.func is always
 
 
 ALWAYS = Availability(partial(always), seed=0)

@@ -53,9 +53,9 @@ class Sampling:
     purpose: Purpose
     availability: Availability = ALWAYS
 
-    def eligible(self, server_round: int) -> list[int]:
+    def eligible(self, server_round: int) -> Sequence[int]:
         """Return the partitions with samples whose clients are there in a round."""
-        return [i for i in self._with_samples if self.availability(server_round, i)]
+        return self.availability.present(server_round, self._with_samples)
 
     def __call__(self, server_round: int) -> Sequence[int]:
         """Return a round's partition ids; none if the cohort's size is 0, or if nobody is there.
@@ -85,6 +85,8 @@ class Sampling:
             raise ValueError(
                 f"no client {does} in round {server_round}; the scheme must return at least one partition id"
             )
+        if len(eligible) == len(self._with_samples):
+            return drawn
         there = set(eligible)
         return [i for i in drawn if i in there]
 
