@@ -257,3 +257,17 @@ def test_a_partition_that_cannot_evaluate_is_refused_in_one_line(compose):
     assert str(error.value) == (
         "evaluate_sampling=fixed: partition ids must be from 0 to 9 and hold validation data, got [99]"
     )
+
+
+def test_a_round_asks_each_client_once():
+    asked = []
+
+    def here(*, partition_id, server_round, seed):
+        asked.append((server_round, partition_id))
+        return partition_id % 2
+
+    sampling = Sampling(uniform, [1] * 6, 2, 0, "train-sampling", Availability(functools.partial(here), 0))
+    for server_round in (1, 2):
+        assert [*sampling.eligible(server_round)] == [1, 3, 5]
+        assert {*sampling(server_round)} < {1, 3, 5}
+    assert asked == [(server_round, partition_id) for server_round in (1, 2) for partition_id in range(6)]

@@ -21,7 +21,7 @@ once in an evaluation.
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache, partial
 
 from fedresearch.federation.availability import ALWAYS, Availability
 from fedresearch.federation.generators import seeded_generators
@@ -54,8 +54,8 @@ class Sampling:
     availability: Availability = ALWAYS
 
     def eligible(self, server_round: int) -> Sequence[int]:
-        """Return the partitions with samples whose clients are there in a round."""
-        return self.availability.present(server_round, self._with_samples)
+        """Return the partitions with samples whose clients are there in a round; each round asks twice."""
+        return self._present(server_round)
 
     def __call__(self, server_round: int) -> Sequence[int]:
         """Return a round's partition ids; none if the cohort's size is 0, or if nobody is there.
@@ -89,6 +89,10 @@ class Sampling:
             return drawn
         there = set(eligible)
         return [i for i in drawn if i in there]
+
+    @cached_property
+    def _present(self) -> Callable[[int], Sequence[int]]:
+        return lru_cache(maxsize=1)(partial(self.availability.present, partition_ids=self._with_samples))
 
     @cached_property
     def _with_samples(self) -> list[int]:
