@@ -84,11 +84,8 @@ def _cross_check(config: Config, choices: Mapping[str, str | None], ours: Mappin
             f"from strategy.weighted_by={weighted_by}; try strategy.weighted_by={weighted_by} alone"
         )
     declares, requires = config.dataset["declares"], config.model.get("requires", {})
-    if declares["input"] not in requires.get("input", [declares["input"]]):
-        yield (
-            f"model={choices['model']} needs {' or '.join(requires['input'])} input, "
-            f"got dataset={choices['dataset']}, whose input is {declares['input']}; try model=mlp or another dataset"
-        )
+    if line := _wrong_input(f"model={choices['model']}", requires, config, choices):
+        yield f"{line}; try model=mlp or another dataset"
     elif declares["input"] == "image" and len(declares["input_shape"]) != 3:
         yield (
             "dataset.declares.input_shape of images must be channels, height and width, "
@@ -101,12 +98,8 @@ def _cross_check(config: Config, choices: Mapping[str, str | None], ours: Mappin
             f"{choices['dataset']} with {declares['input_shape'][1]} x {declares['input_shape'][2]}; try model=mlp"
         )
     for name, node in config.transform.items():
-        inputs = node.get("requires", {}).get("input", [declares["input"]])
-        if declares["input"] not in inputs:
-            yield (
-                f"transform={name} needs {' or '.join(inputs)} input, got dataset={choices['dataset']}, whose input is "
-                f"{declares['input']}; leave it out, or try another dataset"
-            )
+        if line := _wrong_input(f"transform={name}", node.get("requires", {}), config, choices):
+            yield f"{line}; leave it out, or try another dataset"
     key, side = "transform.crop.padding", min(declares["input_shape"][-2:])
     if declares["input"] == "image" and ours.get(key, 0) >= side:
         yield f"{key} must be below the images' side of {side} pixels, got {ours[key]}; try {key}={side // 8}"
@@ -118,6 +111,15 @@ def _cross_check(config: Config, choices: Mapping[str, str | None], ours: Mappin
     key, lr = "optimizer.schedule.min_lr", config.optimizer["lr"]
     if (min_lr := ours.get(key, 0)) > lr:
         yield f"{key} must be at most optimizer.lr={lr}, got {min_lr}; try {key}=0"
+
+
+def _wrong_input(option: str, requires: Mapping[str, Any], config: Config, choices: Mapping[str, str | None]) -> str:
+    """Return that the dataset's input is none of those that an option requires; "" if it is, or if it requires none."""
+    given = config.dataset["declares"]["input"]
+    allowed = requires.get("input", [given])
+    if given in allowed:
+        return ""
+    return f"{option} needs {' or '.join(allowed)} input, got dataset={choices['dataset']}, whose input is {given}"
 
 
 def _check_target(config: Config, choices: Mapping[str, str | None]) -> Iterator[str]:

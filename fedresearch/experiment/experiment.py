@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from numbers import Real
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from flwr.app import ArrayRecord
@@ -48,6 +48,8 @@ from fedresearch.local.update import LocalUpdate
 from fedresearch.runs.columns import COLUMNS, Column, Declared, declared, evaluated, of_strategy
 from fedresearch.seeding import derive_seed
 from fedresearch.tracking.tracker import Tracker
+
+T = TypeVar("T")
 
 _GIVEN_TO_SAMPLING = ("sizes", "eligible", "cohort_size", "server_round", "seed")
 
@@ -128,10 +130,7 @@ class Experiment:
 
     def new_channel(self) -> Channel:
         """Return what the clients' updates pass through, before any round."""
-        stages = {
-            name: self.builder.build("channel", node, ChannelStage, f"channel.{name}")
-            for name, node in self.config.channel.items()
-        }
+        stages = self._listed("channel", self.config.channel, ChannelStage)
         return Channel(stages, first_names(self.model), self.config.seed)
 
     @cached_property
@@ -223,10 +222,11 @@ class Experiment:
     @cached_property
     def transforms(self) -> Sequence[Transform]:
         """The random transforms of training samples, in their order."""
-        return [
-            self.builder.build("transform", node, Transform, f"transform.{name}")
-            for name, node in self.config.transform.items()
-        ]
+        return [*self._listed("transform", self.config.transform, Transform).values()]
+
+    def _listed(self, group: str, section: Mapping[str, Any], kind: type[T]) -> dict[str, T]:
+        """Return what the chosen options of a group that takes a list describe, by their names."""
+        return {name: self.builder.build(group, node, kind, f"{group}.{name}") for name, node in section.items()}
 
     @cached_property
     def tracker(self) -> Tracker:

@@ -100,8 +100,13 @@ def mean_curve(cell: Cell, axis: str, metric: str) -> Curve:
     """
     runs = plotted_runs(cell)
     values = np.array([run.column(metric)[: _num_shared_rows(runs)] for run in runs])
+    return _curve(cell, mean_progress(cell, axis), values)
+
+
+def _curve(cell: Cell, x: Column, values: NDArray[np.float64]) -> Curve:
+    """Return the mean of runs' values, ``(runs, points)``, with its 95 % t-interval."""
     mean, half_widths = values.mean(axis=0), t_half_widths(values)
-    return Curve(cell.label, mean_progress(cell, axis), mean, mean - half_widths, mean + half_widths)
+    return Curve(cell.label, x, mean, mean - half_widths, mean + half_widths)
 
 
 def _num_shared_rows(runs: list[LoadedRun]) -> int:
@@ -173,7 +178,4 @@ def client_quantiles(cell: Cell, metric: str) -> Curve | None:
             continue
         if np.isfinite(values).any():
             quantiles.append(np.quantile(values[np.isfinite(values)], shares))
-    if not quantiles:
-        return None
-    mean, half_widths = np.mean(quantiles, axis=0), t_half_widths(np.array(quantiles))
-    return Curve(cell.label, 100 * shares, mean, mean - half_widths, mean + half_widths)
+    return _curve(cell, 100 * shares, np.array(quantiles)) if quantiles else None
