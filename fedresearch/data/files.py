@@ -40,9 +40,8 @@ def find_parquet(path: str, split: str, subset: str | None) -> list[Path]:
     paths = sorted(file.relative_to(folder) for file in folder.rglob("*.parquet") if file.is_file())
     paths = [file for file in paths if not any(part.startswith(".") for part in file.parts)]
     name = re.compile(rf"{re.escape(split)}([-_.]?\d+(-of-\d+)?(-[0-9a-f]+)?)?\.parquet")
-    sets: dict[
-        tuple[Path, bool], list[Path]
-    ] = {}  # by the folder of the splits, and whether the split has its own folder
+    # By the folder of the splits, and whether the split has its own folder.
+    sets: dict[tuple[Path, bool], list[Path]] = {}
     for file in paths:
         if file.parent.name == split:
             sets.setdefault((file.parent.parent, True), []).append(file)
@@ -110,9 +109,8 @@ def read_columns(files: Sequence[Path], columns: Mapping[str, str]) -> pa.Table:
     for file in files:
         try:
             table = _read_csv(file, columns) if file.suffix == ".csv" else _read_parquet(file, columns)
-            pa.concat_tables(
-                [table.slice(0, 0), *(other.slice(0, 0) for other in tables[:1])]
-            )  # raises if the types differ
+            # Raises if the types differ.
+            pa.concat_tables([table.slice(0, 0), *(other.slice(0, 0) for other in tables[:1])])
         except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
             raise InputError(f"{file} cannot be read: {shorten(str(error), 300, placeholder=' ...')}") from error
         tables.append(table)

@@ -19,17 +19,8 @@ from fedresearch.errors import InputError, one_line
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 MAX_PIXELS = 2**24  # of one image: 4096 x 4096
 _CHANNELS = {"L": 1, "RGB": 3}
-_CONVERTIBLE = (
-    "1",
-    "L",
-    "LA",
-    "P",
-    "PA",
-    "RGB",
-    "RGBA",
-    "CMYK",
-    "YCbCr",
-)  # without those of 16 bits, which would be truncated
+# Without those of 16 bits, which would be truncated.
+_CONVERTIBLE = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 _CHUNK = 1000  # images read from a column at once
 
 

@@ -239,7 +239,8 @@ class Clients(ClientApp):
             update_seed=derive_seed(self._seed, "local-update", *place),
             transforms_seed=derive_seed(self._seed, "transforms", *place),
             inputs=self._inputs,
-            **{"share": self._availability(server_round, partition_id), **options},
+            share=self._availability(server_round, partition_id),
+            **options,
         )
 
     def _run(self, trainer: Trainer, tasks: Sequence[Task]) -> Iterable[Trained]:
@@ -299,8 +300,8 @@ class Clients(ClientApp):
         if self.has_own_model:
             own = received | self._tensors(context.state, _PARTS) | self._tensors(context.state, _OWN)
             if self._adaptation and len(self.data.train_samples(partition_id)[1]):
-                task = self._task(message, context, own, 2, update=LocalUpdate(), stages=self._adaptation, share=1.0)
-                train(self.model, task, optimizer=self.optimizer, work=self.work)
+                task = self._task(message, context, own, 2, update=LocalUpdate(), stages=self._adaptation)
+                train(self.model, task._replace(share=1.0), optimizer=self.optimizer, work=self.work)
             else:
                 self.model.load_state_dict(own)
             metrics.update({PERSONAL + name: value for name, value in measure().items()})

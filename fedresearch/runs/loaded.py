@@ -77,14 +77,14 @@ def load(directory: Path) -> tuple[Run, list[Row]]:
     return Run(directory, state, record, (error.splitlines() or [""])[-1]), rows
 
 
-def evaluated(record: Mapping[str, Any]) -> list[str]:
+def evaluated_metrics(record: Mapping[str, Any]) -> list[str]:
     """Return what a run evaluates: the metrics of its config, and the loss."""
     return [*record.get("config", {}).get("metrics", ["accuracy"]), "loss"]
 
 
 def usual_metrics(runs: Iterable[Run]) -> list[str]:
     """Return the columns that a table of runs may be about, the most usual first."""
-    names = dict.fromkeys(name for run in runs for name in evaluated(run.record))
+    names = dict.fromkeys(name for run in runs for name in evaluated_metrics(run.record))
     return [f"{scope}/{name}" for name in names for scope in ("eval", "clients", "personal")]
 
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from fedresearch.dotted_keys import leaves
 from fedresearch.runs.columns import is_share, larger_is_better
 from fedresearch.runs.comparison import format_value
-from fedresearch.runs.loaded import evaluated
+from fedresearch.runs.loaded import evaluated_metrics
 from fedresearch.study.report import plots
 from fedresearch.study.report.axes import AXES
 from fedresearch.study.report.cells import Cell, Study
@@ -78,7 +78,7 @@ def _client_quantiles(study: Study, question: Question, cells: list[Cell]) -> It
 
 
 def _spreads(study: Study, cells: list[Cell]) -> Iterator[tuple[str, Picture]]:
-    metrics = dict.fromkeys(name for run in study.runs for name in evaluated(run.record) if name != "loss")
+    metrics = dict.fromkeys(name for run in study.runs for name in evaluated_metrics(run.record) if name != "loss")
     for metric in metrics:
         for prefix, models in (("clients", "the global model on clients"), ("personal", "clients' own models")):
             tenth = "p10" if larger_is_better(f"{prefix}/{metric}", study.declared) else "p90"

@@ -11,7 +11,7 @@ from fedresearch.errors import InputError, named
 from fedresearch.masking import masked, masked_tree
 from fedresearch.runs.comparison import format_changes
 from fedresearch.runs.directory import Unwritable, write_whole
-from fedresearch.runs.loaded import evaluated, load
+from fedresearch.runs.loaded import evaluated_metrics, load
 from fedresearch.runs.record import REFUSED, Busy, num_rounds, read_record, read_run, state_of
 from fedresearch.runs.record_fields import invalid_field
 
@@ -104,7 +104,7 @@ def objective(directory: Path) -> float | None:
         return None
     record, rows = read_run(directory)
     scope = "personal" if record.get("own_models") else "clients"
-    for metric in evaluated(record):
+    for metric in evaluated_metrics(record):
         values = [value for row in rows if (value := row.get(f"{scope}/{metric}")) is not None]
         if values:
             return float(values[-1])
