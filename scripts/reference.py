@@ -16,7 +16,7 @@ WHOLE = ("experiment", "tune")  # groups whose options set keys of others
 AT = {"schedule": "optimizer.schedule"}  # of a group whose keys are not under its name
 
 LIST = """
-Takes a list of options, whose order counts: `{0}=[NAME,NAME]`. `{0}=[]` is none.
+Takes a list of options, whose order counts: `{0}=[NAME,NAME]`. `{0}=[]` chooses none.
 """
 
 CONFIG_PAGE = f"""\
