@@ -1,6 +1,7 @@
 """MNIST and similar datasets from their published IDX files."""
 
 import gzip
+import inspect
 import math
 import zlib
 from collections.abc import Sequence
@@ -46,6 +47,7 @@ def load(*, root: str | None, raw: str, mean: Sequence[float], std: Sequence[flo
             raise InputError(f"{error}, or set dataset.root=DIR to a folder with its four IDX files") from error
     if options.get("path") is not None:
         raise InputError("dataset.root and dataset.path are both set; try dataset.path=null")
+    inspect.signature(hub.load).bind_partial(**options)  # raises for another argument, as the Hub would
     folder = Path(root).expanduser()
     images, labels, test_images, test_labels = _find(folder, folder / raw)
     return Source(_load_samples(images, labels), _load_samples(test_images, test_labels), normalisation(1, mean, std))
