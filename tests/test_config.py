@@ -429,7 +429,7 @@ def test_an_override_that_hydra_cannot_read_is_shown_as_it_must_be_typed(value):
         parser.parse_overrides([f"name={value}"])
     except HydraException as error:
         (line,) = explain(error).args
-        (word,) = shlex.split(line.partition("; try ")[2])
+        *_, word = shlex.split(line.partition("; try ")[2])
         (override,) = parser.parse_overrides([word])
         assert override.key_or_group == "name"
         # As typed, except that a ${ that does not begin an interpolation is escaped to be text.
@@ -457,6 +457,7 @@ def test_a_sweep_with_a_bad_job_does_not_start(tmp_path):
     ("arguments", "printed"),
     [
         (["--help"], "fedresearch -m partitioner.alpha=0.1,1,10 seed=0,1,2"),
+        (["--help"], "fedresearch 'channel=[clip,topk]'"),
         (["--cfg", "job", "--resolve"], "  num_partitions: 10\n"),
         (["--info", "defaults-tree"], "dataset: digits"),
         (["--shell-completion", "install=bash"], "complete"),

@@ -32,6 +32,10 @@ SLIPS = {
     "device=cuda": "hardware=gpu hardware.device=cuda",
     "gamma=0.5": "schedule=step optimizer.schedule.gamma=0.5",
     "norm=batch": "model=resnet18 model.norm=batch",
+    "partitioner=file partitioner.partition_by=label": "partitioner=dirichlet partitioner.partition_by=label",
+    "optimizer=adam strategy=fedavgm optimizer.momentum=0.5": "optimizer=sgd optimizer.momentum=0.5",
+    "'channel=[topk'": "'channel=[topk]'",
+    "'optimizer.lr=0.1]'": "'optimizer.lr=[0.1]', or for one text optimizer.lr='\"0.1]\"'",
     "algorithm=scaffold": "strategy=scaffold",
     "strateggy=fedavg": "strategy=fedavg",
     "dataset=CIFAR10": "dataset=cifar10",
@@ -88,6 +92,19 @@ def test_an_unknown_key_without_a_similar_one_gets_no_suggestion(compose):
 )
 def test_what_options_declare_is_not_listed_among_their_keys(compose, typed, listed):
     assert refused(compose, typed).split("; ")[-1] == listed
+
+
+@pytest.mark.parametrize(
+    ("typed", "line"),
+    {
+        "experiment=sub/li2022_fcube": "experiment=sub/li2022_fcube does not exist; try experiment=li2022_fcube; ",
+        "tune=sub/x": "tune=sub/x does not exist; tune may be lr",
+        "model=sub/mlp": "model=sub/mlp does not exist; try model=mlp; ",
+        "'channel={topk'": "cannot read 'channel={topk'; see --help for the options of channel",
+    }.items(),
+)
+def test_what_is_not_the_name_of_an_option_is_shown_as_it_was_typed(compose, typed, line):
+    assert refused(compose, typed).startswith(line)
 
 
 @pytest.mark.parametrize("extra", ["optuna", "joblib"])

@@ -4,6 +4,7 @@ The normal suite tries sixty of them, ``./scripts/test --long`` all.
 """
 
 import itertools
+from dataclasses import fields, is_dataclass
 from typing import NamedTuple
 
 import pytest
@@ -11,8 +12,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from fedresearch.config.help_text import CONF
 from fedresearch.config.options import our_keys
-from fedresearch.config.rules import RULES
-from fedresearch.config.schema import GROUPS, LISTS
+from fedresearch.config.rules import RULES, SHARED
+from fedresearch.config.schema import GROUPS, LISTS, Config
 from fedresearch.errors import InputError
 from tests.conftest import LONG
 from tests.test_config import command
@@ -179,6 +180,13 @@ WORDS = {
 }
 
 
+def test_every_key_of_the_schema_has_a_rule():
+    sections = {one.name: one.type for one in fields(Config)}
+    keys = {f"{name}.{one.name}" for name, kind in sections.items() if is_dataclass(kind) for one in fields(kind)}
+    keys |= {name for name in sections if name not in GROUPS} - {key.partition(".")[0] for key in keys}
+    assert keys <= {rule.key for rule in SHARED}
+
+
 def of_words():
     return (Wrong([word], named) for named, words in WORDS.items() for word in words)
 
@@ -191,6 +199,7 @@ SWEEPS = {
     ],
     "zzz": ["zzz=1,2", "+zzz=1,2", "+hydra.sweeper.params.zzz='1,2'", "optimizer.zzz=1,2", "strategy.zzz=1"],
     "nope": ["strategy=fedavg,nope", "hydra/sweeper=nope", "hydra/launcher=nope", "hydra.launcher._target_=nope"],
+    "channel": ["channel=[clip,clip]", "channel=[clip,clip],[topk]"],
     "optuna": ["hydra/sweeper=optuna"],
     "_cohort": ["strategy=_cohort", "strategy=fedavg,_cohort"],
     "hydra.sweep": [
@@ -300,6 +309,11 @@ BUILT = {
     "partitioner=dirichlet: math.sqrt": ["partitioner._target_=math.sqrt"],
     "partitioner=dirichlet: no signature": ["partitioner._target_=builtins.dict"],
     "partitioner=dirichlet: If passing alpha": ["partitioner.alpha=[0.1,0.2]"],
+    "dataset=mnist: dataset.foo is not an argument of load; leave it out; its arguments are image, ": [
+        "dataset=mnist",
+        "dataset.root=DIR",
+        "+dataset.foo=1",
+    ],
     "DirichletPartitioner cannot": ["partitioner.min_partition_size=10000"],
     "ShardPartitioner cannot": ["partitioner=shard", "partitioner.num_shards_per_partition=null"],
     "partitioner=distribution: the number of clients": ["partitioner=distribution", "federation.num_supernodes=7"],

@@ -23,7 +23,7 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from fedresearch.config.compose import as_text
+from fedresearch.config.compose import NAMES, as_text
 from fedresearch.config.rules import RULES, as_written
 from fedresearch.config.schema import GROUPS, LISTS
 from fedresearch.config.sections import FACTS
@@ -140,13 +140,21 @@ def report_error(error: Exception) -> bool:
 def _how_to_type(word: str) -> str:
     """Return what to type instead of a word that Hydra's grammar rejects."""
     key, _, value = word.partition("=")
-    try:
-        OverridesParser.create().parse_override(f"{key}=0")
-    except HydraException:
+    if not (key and "=" in word and _is_override(f"{key}=0")):
         return "write key=value"
     if not value.isprintable():
         return "remove characters that are not printable, such as a line break"
-    return f"try {as_text(word)}" if "=" in word else "write key=value"
+    closed = [closed for closed in (f"{word}]", f"{key}=[{value}") if _is_override(closed)]
+    hints = [*map(shlex.quote, closed[:1]), *([as_text(word)] if key not in NAMES else [])]
+    return f"try {', or for one text '.join(hints)}" if hints else f"see --help for the options of {key}"
+
+
+def _is_override(word: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(word)
+    except HydraException:
+        return False
+    return True
 
 
 def _sweep_without_m(word: str) -> str:
@@ -179,7 +187,8 @@ def _unknown_option(error: MissingConfigException) -> str:
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
     if not group:
         return f"unknown config {option}; remove --config-name and --config-path, and try experiment=NAME"
-    if (first := group.partition("/")[0]) in GROUPS:  # a path was typed, not the name of an option
+    first = group.partition("/")[0]
+    if first in NAMES and "/_" not in group:  # a path was typed, not the name of an option
         group, option = first, f"{group}/{option}".removeprefix(f"{first}/")
     # For an option in a list, the error has only the search path.
     found = error.options or [

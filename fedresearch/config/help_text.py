@@ -28,6 +28,7 @@ Keys and their defaults (for keys of the chosen options: --cfg job, and comments
 Examples:
   fedresearch strategy=fedavg partitioner.alpha=0.1 federation.num_rounds=50
   fedresearch dataset=mnist model=mlp_2nn partitioner=iid optimizer.lr=0.05 tracker.mode=offline
+  fedresearch 'channel=[clip,topk]' channel.topk.share=0.01
   fedresearch -m partitioner.alpha=0.1,1,10 seed=0,1,2
   fedresearch resume=RUN_DIR federation.num_rounds=100
   fedresearch sweep preflight partitioner.alpha=0.1,1,10 seed=0,1,2

@@ -117,6 +117,8 @@ def key_to_type(typed: str, value: str, config: Container) -> str:
         found = _alike(name, within, [] if wanted else [*sections, "schedule"], hydra)
         if found:
             return " or ".join(_word(key, value) for key in found[:2])
+        if wanted and (option := _in_an_option(typed, value)).endswith(f" {_word(typed, value)}"):
+            return option  # which has this very key
     return _in_an_option(typed, value)
 
 
