@@ -1,15 +1,18 @@
 """What the verbs of the command line share: their names, a parser of arguments, and errors in one line."""
 
+import re
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from typing import NoReturn
 
 from fedresearch.config.explain import report_error
 from fedresearch.errors import InputError, readable
 
 VERBS = ("report", "sweep", "tune", "compare", "reproduce", "app")
+_NEAR = 0.7  # difflib's ratio, so that --lr is not near --help
 
 
 class VerbParser(ArgumentParser):
@@ -26,7 +29,9 @@ class VerbParser(ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise a mistake as one line, without argparse's lines of usage."""
-        raise InputError(f"{message}; try {self.prog} --help")
+        unknown = re.match("unrecognized arguments: .*?(--[^ =]+)", message)
+        near = get_close_matches(unknown[1], self._option_string_actions, 1, _NEAR) if unknown else []
+        raise InputError(f"{message}; {f'did you mean {near[0]}?' if near else f'try {self.prog} --help'}")
 
 
 @contextmanager

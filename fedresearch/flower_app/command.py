@@ -2,7 +2,7 @@
 
 import logging
 import shlex
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -68,16 +68,18 @@ def run(options: Namespace) -> None:
 def main(words: Sequence[str]) -> None:
     """Run the command on its arguments."""
     with reporting(InputError):  # all else is the app's, and its traceback helps
-        options, unknown = _parser().parse_known_args(words)
+        parser = _parser()
+        options, unknown = parser.parse_known_args(words)
         if unknown:
             pairs = [*options.run_config[-1:], *(word for word in unknown if "=" in word and word[0] != "-")]
-            quoted = f"--run-config {shlex.quote(' '.join(pairs))}, with the quotes"
-            hint = quoted if len(pairs) > 1 else "fedresearch app --help"
-            raise InputError(f"unrecognized arguments: {' '.join(unknown)}; try {hint}")
+            message = f"unrecognized arguments: {' '.join(unknown)}"
+            if len(pairs) > 1:
+                raise InputError(f"{message}; try --run-config {shlex.quote(' '.join(pairs))}, with the quotes")
+            parser.error(message)
         run(options)
 
 
-def _parser() -> ArgumentParser:
+def _parser() -> VerbParser:
     parser = VerbParser("app", "Run a Flower app, as flwr run does.", _NOTES, allow_abbrev=False)
     add = parser.add_argument
     add("path", type=Path, metavar="PATH", help="the app's folder, with its pyproject.toml")
