@@ -478,14 +478,27 @@ def test_plain_lines(tmp_path):
         "round 2/3  train/loss 0.5000    120 clients/s  0.5 s left",
         "round 3/3  train/loss nan       eval/loss 0.1250    eval/accuracy 0.8750  120 clients/s  0.0 s left",
         "finished after 3 of 3 rounds",
-        "  eval/loss                 0.1250",
-        "  eval/accuracy             0.8750",
-        "  clients/accuracy_mean     0.7500  of 9 clients",
-        "  clients/accuracy_worst    0.5000  of 9 clients",
-        "  comm/bytes_up_total       1.5 MB",
-        "  comm/bytes_down_total     3.0 GB",
-        "  time/total_s              3 min 20 s",
+        "  eval/loss               0.1250",
+        "  eval/accuracy           0.8750",
+        "  clients/accuracy_mean   0.7500  of 9 clients",
+        "  clients/accuracy_worst  0.5000  of 9 clients",
+        "  comm/bytes_up_total     1.5 MB",
+        "  comm/bytes_down_total   3.0 GB",
+        "  time/total_s            3 min 20 s",
         str(tmp_path / "run"),
+    ]
+
+
+def test_numbers_stand_below_each_other_however_long_the_names_are(tmp_path):
+    file = io.StringIO()
+    console = Console(Terminal(file=file))
+    console.start(replace(run_info(tmp_path / "run"), metrics=["balanced_accuracy"]))
+    summary = {"eval/loss": 0.125, "clients/balanced_accuracy_worst": 0.5, "personal/balanced_accuracy_worst": 0.25}
+    console.finish("failed", summary)
+    assert file.getvalue().splitlines()[1:-1] == [
+        "  personal/balanced_accuracy_worst  0.2500",
+        "  eval/loss                         0.1250",
+        "  clients/balanced_accuracy_worst   0.5000",
     ]
 
 

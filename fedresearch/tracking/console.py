@@ -74,11 +74,12 @@ class Console:
         if self._terminal.is_interactive:
             self._progress.stop()
         self._print(f"{status} after {self._known['round']} of {self._run.num_rounds} rounds")
-        for name, shown in _results(self._run.metrics).items():
-            if summary.get(name) is not None:
-                on_clients = name.startswith(("clients/", "personal/")) and summary.get("clients/evaluated")
-                of = f"  of {on_clients} client{'s' * (on_clients != 1)}" if on_clients else ""
-                self._print(f"  {name:<26}{shown(summary[name])}{of}")
+        results = {name: form for name, form in _results(self._run.metrics).items() if summary.get(name) is not None}
+        width = max(map(len, results), default=0)
+        for name, shown in results.items():
+            on_clients = name.startswith(("clients/", "personal/")) and summary.get("clients/evaluated")
+            of = f"  of {on_clients} client{'s' * (on_clients != 1)}" if on_clients else ""
+            self._print(f"  {name:<{width}}  {shown(summary[name])}{of}")
         self._print(str(self._run.directory))
 
     def _position(self, server_round: int) -> str:
