@@ -11,7 +11,7 @@ from fedresearch.study.report.page import page
 HOSTILE = "</script><b>x"
 PICTURE = "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' width='900' height='9'/%3E"
 EMPTY = {
-    **{"title": "Report", "command": "report", "generated": "today", "base": {}},
+    **{"title": "Report", "metric": "eval/accuracy", "command": "report", "generated": "today", "base": {}},
     **{name: [] for name in ("warnings", "notes", "axes", "metrics", "targets", "cells", "tables", "figures", "runs")},
 }
 
@@ -38,7 +38,7 @@ del CELLS[2]["x"]["bytes"]
 RUNS = [
     {
         **{"directory": f"run{number:02}", "cell": CELLS[number % 14]["label"], "seed": f"{number}", "rounds": 4},
-        **{"state": "failed" if number == 7 else "finished", "figure": "" if number == 7 else f"{number / 10}"},
+        **{"state": "failed" if number == 7 else "finished", "value": "" if number == 7 else f"{number / 10}"},
         **{"error": "boom" if number == 7 else "", "changed": {"seed": number, "lr": HOSTILE, "shared": [number]}},
     }
     for number in range(30)
@@ -257,7 +257,7 @@ def test_runs_are_filtered_and_sorted(report):
     report.get_by_label("Filter runs").fill("finished lr=1")
     assert rows(report, "#runs") == [f"run{n:02}" for n in range(30) if n % 14 in range(9, 14)]
     report.get_by_label("Filter runs").fill("")
-    report.get_by_role("button", name="Figure").click()
+    report.get_by_role("button", name="eval/accuracy").click()
     assert rows(report, "#runs") == [f"run{n:02}" for n in [*range(7), *range(8, 30), 7]]
     report.get_by_role("button", name="Seed").dblclick()
     assert rows(report, "#runs") == [f"run{n:02}" for n in reversed(range(30))]

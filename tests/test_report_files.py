@@ -149,6 +149,10 @@ def two_cells(tmp_path):
             ["--metric", "eval/f1"],
             "no run has eval/f1; try --metric with one of clients/accuracy, comm/bytes_down_total, ",
         ),
+        (
+            ["--metric", "eval/acuracy"],
+            "no run has eval/acuracy; try --metric eval/accuracy; the columns are clients/accuracy, comm/",
+        ),
         (["--targets", "0.4,95"], "--targets 95.0 is above the largest eval/accuracy, 1; try --targets 0.9"),
         (["--rows", "strategy", "--cols", "strategy"], "--rows and --cols are both strategy; name two different keys"),
         (["--rows", "", "--cols", "strategy"], "--rows and --cols go together; "),
@@ -174,6 +178,27 @@ def test_impossible_questions_are_refused(two_cells, monkeypatch, capsys, argume
     assert (code, out) == (1, "")
     assert error.startswith(f"error: {message}")
     assert not (two_cells / "report").exists()
+
+
+def test_the_metric_of_several_columns_names_them(tmp_path, monkeypatch, capsys):
+    make(tmp_path / "run", rows=[{**rows(0.5)[0], **{f"eval/per_class/{number}": 0.5 for number in range(11)}}])
+    code, _, (error,) = run(monkeypatch, capsys, tmp_path, "--metric", "eval/per_class")
+    listed = ", ".join(f"eval/per_class/{number}" for number in range(11))
+    assert (code, error) == (
+        1,
+        f"error: eval/per_class has a column for each entry; try --metric with one of {listed}",
+    )
+
+
+def test_a_warning_is_printed_once_and_is_in_each_table_to_paste(two_cells, monkeypatch, capsys):
+    for name, digest in (("a", "1"), ("b", "2")):
+        make(two_cells / name, seed=9, choices={"strategy": name}, rows=rows(0.5), record={"data_sha256": digest})
+    code, out, error = run(monkeypatch, capsys, two_cells, "--targets", "0.3")
+    warning = "the samples differ between runs of the same seed and settings"
+    assert (code, error) == (0, [])
+    assert out.count(warning) == (two_cells / "report" / "report.md").read_text().count(warning) == 1
+    for name in ("final", "target_0.3"):
+        assert (two_cells / "report" / f"{name}.tex").read_text().count(warning) == 1
 
 
 def test_folders_without_runs_are_refused(tmp_path, monkeypatch, capsys):

@@ -61,13 +61,12 @@ def build_report(study: Study, question: Question) -> Report:
         *(target_table(study, question, target, durations[target], cautions.marks) for target in question.targets),
         *grid_tables(study, question, outcomes, durations, cautions.marks),
     ]
-    notes = [*(f"Warning: {text}" for text in cautions.warnings), *cautions.legend]
     num_runs = sum(len(cell.runs) for cell in study.cells)
     return Report(
         title=f"{question.metric} of {counted(num_runs, 'run')} in {counted(len(study.cells), 'cell')}",
         warnings=cautions.warnings,
-        notes=[*cautions.notes, *cautions.legend],
-        tables=[replace(table, notes=[*table.notes, *notes]) for table in tables if table],
+        notes=cautions.notes,
+        tables=[replace(table, notes=[*table.notes, *cautions.legend]) for table in tables if table],
         figures=dict(figures(study, question, outcomes)),
         study=study,
         question=question,

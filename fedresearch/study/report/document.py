@@ -33,6 +33,7 @@ def document(report: Report, pictures: Mapping[str, bytes]) -> dict[str, Any]:
     metrics = [name for name in usual if any(name in run.columns for cell in cells for run in plotted_runs(cell))]
     return {
         "title": report.title,
+        "metric": metric,
         "command": shlex.join(["fedresearch", *sys.argv[1:]]),
         "generated": now(),
         "warnings": [*report.warnings],
@@ -110,7 +111,7 @@ def _runs(report: Report) -> dict[str, Any]:
             "seed": replicate,
             "state": run.state,
             "rounds": run.num_rounds,
-            "figure": _number(report.selected[run.directory]),
+            "value": _number(report.selected[run.directory]),
             "error": run.error,
             "changed": {key: value for key, value in sorted(each.items(), key=place) if key not in base},
         }

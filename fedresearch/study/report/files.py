@@ -1,6 +1,7 @@
 """The files of a report, each written whole or not at all."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from fedresearch.runs.directory import write_whole, writing
@@ -25,7 +26,8 @@ def write(report: Report, out: Path) -> str:
         out.mkdir(parents=True, exist_ok=True)
     for table in report.tables:
         _write(out / f"{table.id}.csv", comma_separated(table))
-        _write(out / f"{table.id}.tex", latex(table))
+        alone = replace(table, notes=[*table.notes, *(f"Warning: {text}" for text in report.warnings)])
+        _write(out / f"{table.id}.tex", latex(alone))
     pictures = {name: canvas.save(picture.figure, out / name) for name, picture in report.figures.items()}
     values = document(report, pictures)
     tables = "\n".join(markdown(table) for table in report.tables)

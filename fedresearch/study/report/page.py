@@ -14,9 +14,9 @@ def page(document: Mapping[str, Any]) -> str:
     Parameters
     ----------
     document : mapping
-        JSON values under ``title``, ``command``, ``generated``, ``warnings``, ``notes``, ``axes``, ``metrics``,
-        ``targets``, ``cells``, ``tables``, ``figures``, ``base`` and ``runs``; ``page.html`` reads them all. Any list
-        may be empty.
+        JSON values under ``title``, ``metric``, ``command``, ``generated``, ``warnings``, ``notes``, ``axes``,
+        ``metrics``, ``targets``, ``cells``, ``tables``, ``figures``, ``base`` and ``runs``; ``page.html`` reads them
+        all. Any list may be empty.
 
     Raises
     ------

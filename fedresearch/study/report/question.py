@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 import numpy as np
 
@@ -91,13 +92,18 @@ def pose_question(
 def _refuse_missing(study: Study, metric: str) -> None:
     if any(metric in run.columns for run in study.runs):
         return
-    columns = sorted({name for run in study.runs for name in run.columns if "/" in name})
+    columns = [*dict.fromkeys(name for run in study.runs for name in run.columns if "/" in name)]
     damaged = [run.error for run in study.runs if run.state == "damaged"]
     if damaged and not columns:
         raise InputError(f"no run can be read: {damaged[0]}")
     if not columns:
         raise InputError("no run has a round yet")
-    raise InputError(f"no run has {metric}; try --metric with one of {', '.join(columns)}")
+    entries = [name for name in columns if name.startswith(f"{metric}/")]
+    if entries:
+        raise InputError(f"{metric} has a column for each entry; try --metric with one of {', '.join(entries)}")
+    near = get_close_matches(metric, columns, 1, cutoff=0.7)
+    hint = f"{near[0]}; the columns are" if near else "with one of"
+    raise InputError(f"no run has {metric}; try --metric {hint} {', '.join(sorted(columns))}")
 
 
 def _refuse_impossible(study: Study, metric: str, targets: Sequence[float]) -> None:
