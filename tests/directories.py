@@ -5,8 +5,6 @@ import functools
 import json
 import shutil
 
-import pytest
-
 from fedresearch import config
 from fedresearch.config.help_text import CONF
 from fedresearch.experiment.request import RunRequest
@@ -49,9 +47,7 @@ def compose(*words, config_dir=None):
 def conduct(directory, *overrides, config_dir=None):
     model = [] if any(word.startswith("model=") for word in overrides) else MLP
     composed, choices = compose(*model, *SHORT, *overrides, config_dir=config_dir)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fedresearch.experiment.run.label_distribution_png", lambda *_: b"")
-        run_experiment(RunRequest(composed, choices, directory, list(overrides), COMMAND, [], may_resume=True))
+    run_experiment(RunRequest(composed, choices, directory, list(overrides), COMMAND, [], may_resume=True))
     return directory
 
 

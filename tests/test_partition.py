@@ -1,6 +1,8 @@
 """Who holds what: partitions, validation splits, and the arrays that hold them."""
 
 import pickle
+import re
+from xml.etree import ElementTree
 
 import datasets
 import numpy as np
@@ -21,7 +23,7 @@ from hypothesis import strategies as st
 from fedresearch.data.facts import gather_facts
 from fedresearch.data.federated import FederatedData
 from fedresearch.data.partition import partition_rows, split_validation
-from fedresearch.data.plot import label_distribution_png, partition_csv
+from fedresearch.data.plot import label_distribution_svg, partition_csv
 from fedresearch.data.source import Samples, Source
 from fedresearch.errors import InputError
 from fedresearch.experiment.experiment import Experiment
@@ -223,13 +225,23 @@ def test_the_label_distribution_is_counted_and_drawn():
         "partition_id,num_examples,num_train,num_validation,0,1,2\n0,3,2,1,2,0,1\n1,1,0,1,0,1,0\n2,0,0,0,0,0,0\n"
     )
     assert partition_csv(data, None, 3).splitlines()[1] == "0,3,2,1"
-    assert label_distribution_png(labels, 3, "title").startswith(b"\x89PNG")
+    drawn = ElementTree.fromstring(label_distribution_svg(labels, 3, "a & b"))
+    texts = [text.text for text in drawn.findall("{*}text")]
+    assert texts[:3] == ["a & b", "partition", "samples"]
+    assert texts[3:8] == ["0", "1", "2", "3", "4"]  # samples: 3, rounded up to quarters
+    assert texts[8:] == ["0", "1", "2", "0", "1", "2"]  # partitions, then classes
+    bars = {path.get("fill"): path.get("d").count("z") for path in drawn.findall("{*}path") if path.get("fill")}
+    assert [*bars.values()] == [1, 1, 1]  # who holds a class: client 0, client 1, client 0
+    heights = [re.findall(r"v([\d.]+)", path.get("d")) for path in drawn.findall("{*}path") if path.get("fill")]
+    assert heights == [["160.0"], ["80.0"], ["80.0"]]  # 320 pixels for 4 samples
 
 
 def test_the_plot_of_many_clients_shows_the_first_hundred():
     data = held(*([i % 10, 1] for i in range(150)))
     labels = [y.numpy() for y in data.targets()]
-    assert label_distribution_png(labels, 10, "title").startswith(b"\x89PNG")
+    drawn = label_distribution_svg(labels, 10, "title")
+    assert "title (first 100 of 150 clients)" in drawn
+    assert len(re.findall(r"h-[\d.]+z", drawn)) == sum(len({i % 10, 1}) for i in range(100))
     assert len(partition_csv(data, labels, 10).splitlines()) == 151
 
 

@@ -1,8 +1,8 @@
 """Starts Python commands as forks of a process that has imported what they need, which takes seconds each time.
 
 Such a command has all that a process of its own has (id, session, folder, environment, streams, signals), but for what
-Python and modules read of the environment as they start, and draws no picture of its partition. A test that is about
-start-up starts a process of its own. With ``WARM_RERUN`` in its environment, a command that runs fedresearch again does
+Python and modules read of the environment as they start. A test that is about start-up
+starts a process of its own. With ``WARM_RERUN`` in its environment, a command that runs fedresearch again does
 so in a fork too.
 """
 
@@ -31,7 +31,6 @@ LIGHT = ("hydra", "fedresearch.experiment.request", "fedresearch.study.sweep.cal
 HEAVY = (
     *LIGHT,
     "fedresearch.experiment.run",
-    "tests.no_picture",
     "fedresearch.tracking.wandb_tracker",
     "fedresearch.study.report.build",
     "torch._dynamo",  # with the first optimizer

@@ -14,7 +14,7 @@ import torch
 from flwr.app import ArrayRecord, Context, RecordDict
 
 from fedresearch.config import digest
-from fedresearch.data.plot import label_distribution_png, partition_csv
+from fedresearch.data.plot import label_distribution_svg, partition_csv
 from fedresearch.experiment.advice import advise, refuse_full_disk
 from fedresearch.experiment.checkpoints import refuse_unsupported_state, restore
 from fedresearch.experiment.experiment import Experiment
@@ -203,11 +203,11 @@ def _code(whence: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _write_partition(experiment: Experiment, run: RunDirectory) -> None:
-    """Write each client's number of samples per class: partition.csv and, with classes, partition.png."""
+    """Write each client's number of samples per class: partition.csv and, with classes, partition.svg."""
     data = experiment.data
     num_classes = experiment.config.dataset["declares"]["num_classes"]
     labels = None if data.y.is_floating_point() else [y.cpu().numpy() for y in data.targets()]
     run.write_text("partition.csv", partition_csv(data, labels, num_classes))
     if labels is not None:
         title = f"{experiment.name}, seed {experiment.config.seed}"
-        run.write_bytes("partition.png", label_distribution_png(labels, num_classes, title))
+        run.write_text("partition.svg", label_distribution_svg(labels, num_classes, title))

@@ -24,7 +24,7 @@ from fedresearch.runs.record import METRICS, RECORD, Row, dump_record, parse_row
 
 MODEL = "model.safetensors"
 FAILURES = "failures.jsonl"
-PARTITION = ("partition.csv", "partition.png")
+PARTITION = ("partition.csv", "partition.svg")
 _CHECKPOINTS = "checkpoints"  # as in runs/checkpoint.py, which imports this module
 _MAX_FAILURES_BYTES = 256_000_000
 # Ends the name of a file that is being written.
@@ -221,10 +221,6 @@ class RunDirectory:
     def write_text(self, name: str, text: str) -> None:
         """Write a text file of the run, whole or not at all."""
         write_whole(self.path / name, lambda path: path.write_text(text, encoding="utf-8"))
-
-    def write_bytes(self, name: str, content: bytes) -> None:
-        """Write a binary file of the run, whole or not at all."""
-        write_whole(self.path / name, lambda path: path.write_bytes(content))
 
     def close(self, status: str, **fields: Any) -> None:
         """Record how the run ended."""
