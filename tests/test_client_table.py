@@ -8,7 +8,7 @@ import pytest
 
 from fedresearch import load_clients
 from fedresearch.errors import InputError
-from fedresearch.federation import client_app
+from fedresearch.local.train import LocalTrainer
 from fedresearch.runs.record import read_record, read_rows
 from fedresearch.study.report.cells import group_runs
 from fedresearch.study.report.load import load
@@ -69,16 +69,16 @@ def test_a_resume_cuts_the_table_after_the_checkpoint(tmp_path, whole, checkpoin
 
 
 def test_a_client_that_fails_has_no_numbers(tmp_path, monkeypatch):
-    run_client = client_app.train
+    train = LocalTrainer.__call__
 
-    def fail_once(model, task, **options):
+    def fail_once(trainer, task):
         if len(failures) == 0 and len(task.y) > 2:  # not in the step before the run
             failures.append(len(task.y))
             raise ArithmeticError("not today")
-        return run_client(model, task, **options)
+        return train(trainer, task)
 
     failures: list[int] = []
-    monkeypatch.setattr(client_app, "train", fail_once)
+    monkeypatch.setattr(LocalTrainer, "__call__", fail_once)
     run = conduct(tmp_path / "run", "federation.max_failures=1", "federation.fraction_evaluate=0")
     table = load_clients(run)
     (failed,) = table[table["failed"] == 1].to_dict("records")

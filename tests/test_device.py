@@ -7,7 +7,7 @@ import torch
 from fedresearch.errors import InputError
 from fedresearch.experiment.experiment import Experiment
 from fedresearch.experiment.preparation import prepare
-from fedresearch.local.train import LocalWork, Task, train
+from fedresearch.local.train import LocalTrainer, LocalWork, Task
 
 HAS_GPU = torch.cuda.is_available()
 SMALL = ["federation.num_supernodes=6", "federation.num_rounds=2", "local.epochs=1"]
@@ -37,7 +37,7 @@ def values_known(monkeypatch):
 def test_a_clients_training_stays_on_its_device(compose, strategy, values_known, monkeypatch):
     monkeypatch.setattr("fedresearch.local.train.drift", lambda *_: 1.0)
     clients, task = on_meta(compose, strategy)
-    trained = train(clients.model, task, optimizer=clients.optimizer, work=LocalWork(None, 2, 10))
+    trained = LocalTrainer(clients.model, clients.optimizer, LocalWork(None, 2, 10))(task)
     assert trained.num_steps >= 2
     for tensor in (*trained.state.values(), *(t for group in trained.end.kept.values() for t in group.values())):
         assert tensor.device.type == "meta"
@@ -47,7 +47,7 @@ def test_what_mixes_devices_is_refused_on_the_stand_in(compose, values_known):
     clients, task = on_meta(compose, "fedavg")
     elsewhere = task._replace(x=torch.zeros(task.x.shape))
     with pytest.raises(RuntimeError, match="device"):
-        train(clients.model, elsewhere, optimizer=clients.optimizer, work=LocalWork(None, 2, 10))
+        LocalTrainer(clients.model, clients.optimizer, LocalWork(None, 2, 10))(elsewhere)
 
 
 @pytest.mark.skipif(HAS_GPU, reason="there is a GPU")

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from fedresearch.local.metrics import accuracy
 from fedresearch.local.objective import evaluate, mean_gradient, mean_loss
-from fedresearch.local.train import LocalWork, Task, drift, train
+from fedresearch.local.train import LocalTrainer, LocalWork, Task, bare_step, drift
 from fedresearch.local.update import LocalUpdate
 
 
@@ -22,7 +22,14 @@ def samples(n, generator):
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "options"), [(torch.optim.SGD, {"lr": 0.1, "momentum": 0.9}), (torch.optim.Adam, {"lr": 0.01})]
+    ("optimizer", "options"),
+    [
+        (torch.optim.SGD, {"lr": 0.1}),
+        (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}),
+        (torch.optim.Adam, {"lr": 0.01}),
+        (torch.optim.AdamW, {"lr": 0.01}),
+        (torch.optim.Adagrad, {"lr": 0.1}),
+    ],
 )
 def test_training_is_the_plain_loop_bit_for_bit(optimizer, options):
     generator = torch.Generator().manual_seed(0)
@@ -31,9 +38,11 @@ def test_training_is_the_plain_loop_bit_for_bit(optimizer, options):
     plain.load_state_dict(ours.state_dict())
 
     update, lr = LocalUpdate(), options.pop("lr")
-    task = Task(ours.state_dict(), x, y, update, update.stages(ours), {"lr": lr}, batches_seed=1, dropout_seed=0)
+    task = Task(plain.state_dict(), x, y, update, update.stages(ours), {"lr": lr}, batches_seed=1, dropout_seed=0)
     work = LocalWork(epochs=3, steps=None, batch_size=5)
-    trained = train(ours, task, optimizer=functools.partial(optimizer, **options), work=work)
+    train = LocalTrainer(ours, functools.partial(optimizer, **options), work)
+    train(task._replace(batches_seed=2))  # leaves nothing for the next client
+    trained = train(task)
 
     order = torch.Generator().manual_seed(1)
     stepper = optimizer(plain.parameters(), lr=lr, **options)
@@ -49,6 +58,38 @@ def test_training_is_the_plain_loop_bit_for_bit(optimizer, options):
     assert torch.equal(ours.bias, plain.bias)
     assert trained.num_steps == len(losses) == 15
     assert trained.loss == pytest.approx(sum(losses) / len(losses), rel=1e-6)  # float32, summed in another order
+
+
+def test_an_optimizers_own_step_and_its_hooks_are_called():
+    """Whatever is around torch's step and is not torch's own."""
+    weight = nn.Parameter(torch.ones(1))
+    called = []
+
+    class Halving(torch.optim.SGD):
+        @functools.wraps(torch.optim.SGD.step)
+        def step(self, closure=None):
+            called.append("own")
+            self.param_groups[0]["params"][0].grad *= 0.5
+            return super().step(closure)
+
+    hooked = torch.optim.SGD([weight], lr=1.0)
+    hooked.register_step_post_hook(lambda *_: called.append("hook"))
+    replaced = torch.optim.SGD([weight], lr=1.0)
+    replaced.step = lambda: called.append("replaced")
+    for optimizer, expected in ((Halving([weight], lr=1.0), 0.5), (hooked, -0.5), (replaced, -0.5)):
+        weight.grad = torch.ones(1)
+        with torch.no_grad():
+            bare_step(optimizer)()
+        assert weight.item() == expected
+    assert called == ["own", "hook", "replaced"]
+
+
+def test_a_state_dict_of_other_shapes_is_refused_and_not_spread():
+    model = nn.Linear(4, 3)
+    x, y = samples(5, torch.Generator().manual_seed(0))
+    task = Task({"weight": torch.zeros(1, 4), "bias": torch.zeros(3)}, x, y, LocalUpdate(), (), {"lr": 0.1}, 0, 0)
+    with pytest.raises(RuntimeError, match="size mismatch for weight"):
+        LocalTrainer(model, torch.optim.SGD, LocalWork(1, None, 5))(task)
 
 
 @given(n=st.integers(1, 30), batch_size=st.integers(0, 40), epochs=st.integers(1, 3))

@@ -13,7 +13,7 @@ from fedresearch.experiment.experiment import Experiment
 from fedresearch.experiment.preparation import prepare
 from fedresearch.experiment.selection import check_selection
 from fedresearch.federation.records import values
-from fedresearch.local.train import LocalWork, Task, train
+from fedresearch.local.train import LocalTrainer, LocalWork, Task
 from fedresearch.local.update import LocalUpdate, Stage
 from fedresearch.models.mlp import MLP
 from fedresearch.seeding import derive_seed
@@ -175,7 +175,7 @@ def trained_alone(experiment, state, update, stages, server_round, partition_id)
     batches_seed = derive_seed(experiment.config.seed, "batches", server_round, partition_id)
     stages = update.stages(model) if stages is None else stages
     task = Task(state, x, y, update, stages, {"lr": experiment.config.optimizer["lr"]}, batches_seed, dropout_seed=0)
-    train(model, task, optimizer=torch.optim.SGD, work=LocalWork(local.epochs, local.steps, local.batch_size))
+    LocalTrainer(model, torch.optim.SGD, LocalWork(local.epochs, local.steps, local.batch_size))(task)
     return model
 
 
@@ -245,7 +245,7 @@ def test_fedrep_trains_the_head_under_the_received_body_and_then_the_body_under_
     update = HeadThenBody(None, head_epochs=3)
     assert update.stages(model) == (Stage(frozenset(HEAD), 3), Stage(frozenset(BODY), None))
     task = Task(by_hand.state_dict(), x, y, update, update.stages(model), {"lr": 0.5}, batches_seed=0, dropout_seed=0)
-    trained = train(model, task, optimizer=torch.optim.SGD, work=LocalWork(None, 2, 0))
+    trained = LocalTrainer(model, torch.optim.SGD, LocalWork(None, 2, 0))(task)
     assert trained.num_steps == 3 + 2
     params = dict(by_hand.named_parameters())
     for names, num_steps in ((HEAD, 3), (BODY, 2)):

@@ -16,9 +16,9 @@ from fedresearch.errors import InputError
 from fedresearch.experiment import checkpoints, resuming
 from fedresearch.experiment.experiment import Experiment
 from fedresearch.experiment.request import RunRequest
-from fedresearch.federation import client_app
 from fedresearch.hardware.cores import num_cores
 from fedresearch.local import stacked
+from fedresearch.local.train import LocalTrainer
 from fedresearch.runs.directory import RunDirectory
 from fedresearch.runs.loaded import load
 from fedresearch.runs.record import dump_record, read_record, read_rows
@@ -349,15 +349,15 @@ def make_fail(monkeypatch, fail):
     composed, choices, *_ = config.compose(CONF, [*MLP, *SHORT])
     sizes = sorted(len(rows) for rows in Experiment(composed, choices).data.train)
     assert sizes[0] < sizes[1]
-    train = client_app.train
+    train = LocalTrainer.__call__
 
-    def failing(model, task, **options):
-        end = train(model, task, **options)
+    def failing(trainer, task):
+        end = train(trainer, task)
         if len(task.y) == sizes[0]:
-            fail(model)
+            fail(trainer.model)
         return end
 
-    monkeypatch.setattr(client_app, "train", failing)
+    monkeypatch.setattr(LocalTrainer, "__call__", failing)
 
 
 def raise_it(model):
@@ -536,18 +536,18 @@ def test_a_state_that_a_checkpoint_cannot_hold_is_rejected_before_the_run(tmp_pa
     [(signal.SIGINT, 1), (signal.SIGTERM, 1), (signal.SIGHUP, 1), (signal.SIGUSR1, 1), (signal.SIGUSR2, 2)],
 )
 def test_a_signal_ends_the_run_after_its_round_and_two_at_once(tmp_path, monkeypatch, whole, number, times):
-    train, done = client_app.train, []
+    train, done = LocalTrainer.__call__, []
 
-    def signalled(model, task, **options):
+    def signalled(trainer, task):
         done.append(len(task.y))
         if len(done) == 6:  # the first may be the rehearsal's; three clients train in a round
             for _ in range(times):
                 os.kill(os.getpid(), number)
-        return train(model, task, **options)
+        return train(trainer, task)
 
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(client_app, "train", signalled)
+        patch.setattr(LocalTrainer, "__call__", signalled)
         with pytest.raises(KeyboardInterrupt):
             conduct(run, *SCAFFOLD, "checkpoint.every=1000")
     assert len(done) == 6 + (1 if times == 1 and len(done) % 3 else 0)

@@ -310,16 +310,16 @@ def test_corner_cases_run(run, overrides):
 
 
 def test_a_failing_client_stops_the_run_and_is_named(run, monkeypatch):
-    from fedresearch.federation import client_app
+    from fedresearch.local.train import LocalTrainer
 
-    train = client_app.train
+    train = LocalTrainer.__call__
 
-    def fail(model, task, **options):
+    def fail(trainer, task):
         if len(task.y) > 2:  # more than the step that is tried before the run
             raise ArithmeticError("not today")
-        return train(model, task, **options)
+        return train(trainer, task)
 
-    monkeypatch.setattr(client_app, "train", fail)
+    monkeypatch.setattr(LocalTrainer, "__call__", fail)
     cohort = cohort_of(1)
     with pytest.raises(
         RuntimeError, match=rf"partitions {cohort[0]}, .* failed in round 1:\n(.|\n)*ArithmeticError: not today"

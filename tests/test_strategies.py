@@ -9,7 +9,7 @@ from torch.func import functional_call, grad, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
 from fedresearch.local.forward import Forward
-from fedresearch.local.train import LocalWork, Task, drift, starting, train
+from fedresearch.local.train import LocalTrainer, LocalWork, Task, drift, starting
 from fedresearch.local.update import LocalUpdate
 from fedresearch.models.mlp import MLP
 from fedresearch.strategies.ditto import DittoUpdate
@@ -59,7 +59,7 @@ def test_a_cohorts_round_is_that_of_its_clients(name):
     alone, ends = [], []
     for i in range(3):
         task = Task(initial, x[i], y[i], update, update.stages(model), config, 0, 0, received=received, kept=kept[i])
-        ends.append(train(model, task, optimizer=torch.optim.SGD, work=LocalWork(None, STEPS, 0)))
+        ends.append(LocalTrainer(model, torch.optim.SGD, LocalWork(None, STEPS, 0))(task))
         alone.append({key: tensor.detach().clone() for key, tensor in model.named_parameters()})
 
     # begin and end are called once a client, objective and correct in every step: these run for all clients at once.

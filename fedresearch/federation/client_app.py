@@ -1,7 +1,7 @@
 """The ClientApp: how a client answers a message."""
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -33,7 +33,7 @@ from fedresearch.federation.records import (
 from fedresearch.local.inputs import Inputs
 from fedresearch.local.objective import Metrics, evaluate
 from fedresearch.local.state_names import Names
-from fedresearch.local.train import LocalWork, Task, Trained, seeded_for_client, train
+from fedresearch.local.train import LocalTrainer, LocalWork, Task, Trained, seeded_for_client
 from fedresearch.local.transforms import Transform
 from fedresearch.local.update import LocalUpdate, Tensors
 from fedresearch.seeding import derive_seed
@@ -44,13 +44,8 @@ _PARTS, _OWN, _KEPT, _OF_CHANNEL = "parts", "own", "kept/", "channel/"
 _OPTIMIZER, _OWN_OPTIMIZER = "optimizer", "own-optimizer"
 
 
-# Trains a model in place on tasks, one after another or together, and yields their results in the tasks' order.
+# Trains a model in place on tasks together, and returns their results in the tasks' order.
 Trainer = Callable[..., Iterable[Trained]]
-
-
-def train_each(tasks: Iterable[Task], model: Module, **options: Any) -> Iterator[Trained]:
-    """Train one task after another; each result must be read before the next one is requested."""
-    return (train(model, task, **options) for task in tasks)
 
 
 def own_arrays(state: RecordDict) -> ArrayRecord:
@@ -136,6 +131,7 @@ class Clients(ClientApp):
         self._availability = availability
         self._keeps_optimizer_state = keep_optimizer_state
         self._metrics, self._seed = metrics, seed
+        self._local = LocalTrainer(model, optimizer, work)
         self._inputs = Inputs(data.prepare, transforms)
         self._initial = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         self.stages = update.stages(model)
@@ -144,13 +140,16 @@ class Clients(ClientApp):
         self._last_read: tuple[RecordDict | None, dict[str, dict[str, Tensor]]] = None, {}
         self.has_own_model = bool(personal or self._adaptation or update.own_model)
         self.keeps_own_model = self.has_own_model and not self._adaptation
-        super().train()(lambda message, context: self.train_clients([message], [context], train_each)[0])
+        super().train()(lambda message, context: self.train_clients([message], [context])[0])
         super().evaluate()(self._evaluate)
 
     def train_clients(
-        self, messages: Sequence[Message], contexts: Sequence[Context], trainer: Trainer
+        self, messages: Sequence[Message], contexts: Sequence[Context], trainer: Trainer | None = None
     ) -> list[Message]:
-        """Return the clients' replies to a round's training messages; the contexts receive what the clients keep."""
+        """Return the clients' replies to a round's training messages; the contexts receive what the clients keep.
+
+        Without a trainer, they train one after another.
+        """
         clients = list(zip(messages, contexts, strict=True))
         tasks = []
         for message, context in clients:
@@ -243,7 +242,9 @@ class Clients(ClientApp):
             **options,
         )
 
-    def _run(self, trainer: Trainer, tasks: Sequence[Task]) -> Iterable[Trained]:
+    def _run(self, trainer: Trainer | None, tasks: Sequence[Task]) -> Iterable[Trained]:
+        if trainer is None:  # each result must be read before the next task is trained
+            return map(self._local, tasks)
         return trainer(tasks, self.model, optimizer=self.optimizer, work=self.work)
 
     def _optimizer_state(self, context: Context, key: str) -> Tensors | None:
@@ -301,7 +302,7 @@ class Clients(ClientApp):
             own = received | self._tensors(context.state, _PARTS) | self._tensors(context.state, _OWN)
             if self._adaptation and len(self.data.train_samples(partition_id)[1]):
                 task = self._task(message, context, own, 2, update=LocalUpdate(), stages=self._adaptation)
-                train(self.model, task._replace(share=1.0), optimizer=self.optimizer, work=self.work)
+                self._local(task._replace(share=1.0))
             else:
                 self.model.load_state_dict(own)
             metrics.update({PERSONAL + name: value for name, value in measure().items()})

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import inspect
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,9 +20,13 @@ from torch.optim import Optimizer
 from fedresearch.local.forward import Forward
 from fedresearch.local.inputs import Inputs
 from fedresearch.local.objective import mean_gradient, mean_loss
-from fedresearch.local.update import End, Groups, LocalUpdate, Stage, Start, Tensors
+from fedresearch.local.update import End, Fixed, Groups, LocalUpdate, Stage, Start, Tensors
 
 MakeOptimizer = Callable[..., Optimizer]
+
+# torch imports its compiler, which takes seconds, at the first call of this method with its wrapper. Without, it adds
+# parameters just so.
+Optimizer.add_param_group = inspect.unwrap(Optimizer.add_param_group)  # type: ignore[method-assign]
 
 
 @dataclass(frozen=True)
@@ -155,80 +160,140 @@ class Trained(NamedTuple):
     optimizer_state: Tensors
 
 
-def train(model: Module, task: Task, *, optimizer: MakeOptimizer, work: LocalWork) -> Trained:
-    """Train a model in place.
+class LocalTrainer:
+    """Trains a model in place, on one task after another.
 
     Parameters
     ----------
     model : Module
-        The model; its parameters are replaced by the task's.
-    task : Task
-        The training.
+        The model; its parameters are replaced by each task's.
     optimizer : callable
-        ``optimizer(parameters, lr=lr)``.
+        ``optimizer(parameters, lr=lr)``; each stage of a task has a new one.
     work : LocalWork
         Epochs or steps, and batch size; a stage may set its own epochs.
-
-    Raises
-    ------
-    ValueError
-        If no stage trains a parameter; or if the update needs the steps' drift, which is unknown for an optimizer that
-        continues from an earlier round.
     """
-    x, y, update = task.x, task.y, task.update
-    make_optimizer = functools.partial(optimizer, lr=task.config["lr"])
-    generator = Generator().manual_seed(task.batches_seed)
-    split = functools.partial(task.inputs.split, generator=Generator().manual_seed(task.transforms_seed))
-    model.load_state_dict(task.start)
-    model.train()
-    forward = Forward(model)
-    params = forward.params
-    required = {name: tensor.requires_grad for name, tensor in params.items()}
-    total = torch.zeros((), dtype=torch.float64, device=x.device)
-    num_steps = 0
-    state: dict[str, Tensor] = {}
-    shares: dict[int, Tensor] = {}
-    no_grad = torch.no_grad()
-    # A model's own draws (dropout) come from the global generators.
-    with seeded_for_client(x.device, task.dropout_seed):
-        fixed = update.begin(starting(task, model, params))
-        for number, stage in enumerate(task.stages):
-            trained = {name: tensor for name, tensor in params.items() if name in stage.trained}
-            if not trained:
-                continue
-            for name, tensor in params.items():
-                tensor.requires_grad_(name in trained)
-            stepper = make_optimizer(list(trained.values()))
-            _restore(stepper, trained, task.optimizer_state or {}, f"{number}/")
-            for inputs, targets in work.for_stage(stage).batches(x, y, generator, split, task.share):
-                stepper.zero_grad()
-                losses = update.objective(forward, params, inputs, targets, fixed)
-                if len(targets) not in shares:
-                    shares[len(targets)] = torch.full_like(losses, 1 / len(targets), requires_grad=False)
-                weights = shares[len(targets)]
-                losses.backward(weights)  # the gradient of their mean, without the mean in the graph
-                gradients = {name: tensor.grad for name, tensor in trained.items() if tensor.grad is not None}
-                with no_grad:
+
+    def __init__(self, model: Module, optimizer: MakeOptimizer, work: LocalWork) -> None:
+        self.model, self._optimizer, self._work = model, optimizer, work
+        self._forward = Forward(model)
+        self._trainable = [tensor for tensor in self._forward.params.values() if tensor.requires_grad]
+        self._orders, self._numbers = Generator(), Generator()
+        self._weights: dict[tuple[int, torch.dtype], Tensor] = {}
+
+    def __call__(self, task: Task) -> Trained:
+        """Train on a task. The next call changes the returned tensors.
+
+        Raises
+        ------
+        ValueError
+            If no stage trains a parameter; or if the update needs the steps' drift, which is unknown for an optimizer
+            that continues from an earlier round.
+        """
+        model, params, update = self.model, self._forward.params, task.update
+        make_optimizer = functools.partial(self._optimizer, lr=task.config["lr"])
+        self._load(task.start)
+        model.train()
+        self._orders.manual_seed(task.batches_seed)
+        self._numbers.manual_seed(task.transforms_seed)
+        losses: list[Tensor] = []
+        state: dict[str, Tensor] = {}
+        # A model's own draws (dropout) come from the global generators.
+        with seeded_for_client(task.x.device, task.dropout_seed):
+            fixed = update.begin(starting(task, model, params))
+            try:
+                for number, stage in enumerate(task.stages):
+                    trained = {name: tensor for name, tensor in params.items() if name in stage.trained}
+                    if trained:
+                        stepper = make_optimizer(list(trained.values()))
+                        _restore(stepper, trained, task.optimizer_state or {}, f"{number}/")
+                        self._train(task, stage, trained, fixed, stepper, losses)
+                        state |= _state(stepper, trained, f"{number}/")
+            finally:
+                _require_grad(params.values(), self._trainable)
+        if not losses:
+            raise ValueError("no parameter is trained: all are frozen")
+        num_steps = len(losses)
+        end = update.end(
+            {name: tensor.detach() for name, tensor in params.items()},
+            fixed,
+            functools.partial(drift if task.optimizer_state is None else _no_drift, make_optimizer, num_steps),
+        )
+        total = 0.0
+        for loss in torch.stack(losses).tolist():  # read once, and added one after another in double precision
+            total += loss
+        return Trained(model.state_dict(), total / num_steps, num_steps, end, state)
+
+    def _load(self, start: Tensors) -> None:
+        """Load a ``state_dict`` without its checks, which take longer than a small model's step, if it fits."""
+        own = self.model.state_dict()
+        if start.keys() == own.keys() and all(start[name].shape == tensor.shape for name, tensor in own.items()):
+            for name, tensor in own.items():
+                tensor.copy_(start[name])
+        else:
+            self.model.load_state_dict(start)
+
+    def _train(
+        self,
+        task: Task,
+        stage: Stage,
+        trained: Mapping[str, Tensor],
+        fixed: Fixed,
+        stepper: Optimizer,
+        losses: list[Tensor],
+    ) -> None:
+        """Train parameters in the steps of a stage, and append each step's loss."""
+        forward, update = self._forward, task.update
+        params, tensors, weights = forward.params, list(trained.values()), self._weights
+        split = functools.partial(task.inputs.split, generator=self._numbers)
+        step, no_grad = bare_step(stepper), torch.no_grad()
+        corrects = True
+        _require_grad(params.values(), tensors)
+        for inputs, targets in self._work.for_stage(stage).batches(task.x, task.y, self._orders, split, task.share):
+            for tensor in tensors:
+                tensor.grad = None
+            each = update.objective(forward, params, inputs, targets, fixed)
+            key = len(targets), each.dtype
+            if key not in weights:
+                weights[key] = torch.full_like(each, 1 / len(targets), requires_grad=False)
+            loss = each.dot(weights[key])
+            loss.backward()
+            with no_grad:
+                if corrects:
+                    gradients = {name: tensor.grad for name, tensor in trained.items() if tensor.grad is not None}
                     corrected = update.correct(gradients, trained, fixed)
-                if corrected is not gradients:
-                    if corrected.keys() != gradients.keys():
-                        raise ValueError(f"correct must return the gradients of {[*gradients]}, got {[*corrected]}")
-                    for name, gradient_ in corrected.items():
-                        trained[name].grad = gradient_
-                stepper.step()
-                total += losses.detach().dot(weights)
-                num_steps += 1
-            state |= _state(stepper, trained, f"{number}/")
-        for name, tensor in params.items():
-            tensor.requires_grad_(required[name])
-    if not num_steps:
-        raise ValueError("no parameter is trained: all are frozen")
-    end = update.end(
-        {name: tensor.detach() for name, tensor in params.items()},
-        fixed,
-        functools.partial(drift if task.optimizer_state is None else _no_drift, make_optimizer, num_steps),
-    )
-    return Trained(model.state_dict(), total.item() / num_steps, num_steps, end, state)
+                    if corrected is not gradients:
+                        _replace(gradients, corrected, trained)
+                    elif type(update).correct is LocalUpdate.correct:
+                        corrects = False  # it will in no other step either
+                step()
+            losses.append(loss.detach())
+
+
+def bare_step(optimizer: Optimizer) -> Callable[[], object]:
+    """Return a function for ``optimizer.step`` that must be called without gradients.
+
+    Of torch's own optimizers, it is the function below the wrappers for its compiler and its profiler, which take half
+    of a small step, and whose first call imports the compiler. They matter to optimizers with hooks.
+    """
+    kind = type(optimizer)
+    is_plain = not (optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)
+    if is_plain and kind.__module__.startswith("torch.optim.") and "step" not in vars(optimizer):
+        return functools.partial(inspect.unwrap(kind.step), optimizer)
+    return optimizer.step
+
+
+def _require_grad(tensors: Iterable[Tensor], required: Sequence[Tensor]) -> None:
+    """Let some of the tensors require gradients, and the others not."""
+    chosen = {id(tensor) for tensor in required}
+    for tensor in tensors:
+        tensor.requires_grad_(id(tensor) in chosen)
+
+
+def _replace(gradients: Tensors, corrected: Tensors, trained: Tensors) -> None:
+    if corrected.keys() != gradients.keys():
+        raise ValueError(f"correct must return the gradients of {[*gradients]}, got {[*corrected]}")
+    for name, gradient in corrected.items():
+        trained[name].grad = gradient
 
 
 def starting(task: Task, model: Module, names: Iterable[str]) -> Start:
@@ -281,11 +346,12 @@ def drift(optimizer: MakeOptimizer, num_steps: int, mu: float) -> float:
     """
     # Two parameters, the second with twice the gradient; both are zero, so that weight decay has no effect.
     parameter, gradient = Parameter(torch.zeros(2, dtype=torch.float64)), torch.tensor([1.0, 2.0], dtype=torch.float64)
-    stepper = optimizer([parameter])
+    step = bare_step(optimizer([parameter]))
     displacement = torch.zeros_like(gradient)
     for _ in range(num_steps):
         parameter.grad = gradient - mu * displacement
-        stepper.step()
+        with torch.no_grad():
+            step()
         displacement -= parameter.detach()
         parameter.data.zero_()
     once, twice = displacement.tolist()

@@ -25,7 +25,7 @@ from fedresearch.hardware.ordered import OrderedGrid
 from fedresearch.hardware.threads import be_deterministic
 from fedresearch.local.metrics import accuracy
 from fedresearch.local.state_names import parameters
-from fedresearch.local.train import Task, Trained, train
+from fedresearch.local.train import LocalTrainer, Task, Trained
 from fedresearch.local.update import End, LocalUpdate
 from fedresearch.runs.directory import History, RunDirectory
 from fedresearch.seeding import derive_seed
@@ -65,7 +65,7 @@ class NullClients(Clients):
         super().__init__(**parts)
         self._parts = parts
 
-    def train_clients(self, messages: Sequence[Any], contexts: Sequence[Any], trainer: Any) -> list[Any]:
+    def train_clients(self, messages: Sequence[Any], contexts: Sequence[Any], trainer: Any = None) -> list[Any]:
         """Answer as clients do whose training is one addition."""
         return super().train_clients(messages, contexts, _add)
 
@@ -177,6 +177,7 @@ class OursLocal:
         self._work, self._data, self._sampling = work, data, sampling_of(work, data)
         self._model, self._initial = work.model(), initial_state(work)
         self._stages = LocalUpdate().stages(self._model)
+        self._train = LocalTrainer(self._model, work.optimizer, work.local)
 
     def __enter__(self) -> Self:
         return self
@@ -191,7 +192,7 @@ class OursLocal:
             x, y = self._data.train_samples(i)
             seed = derive_seed(0, "batches", server_round, i)
             task = Task(self._initial, x, y, LocalUpdate(), self._stages, {"lr": self._work.lr}, seed, seed)
-            train(self._model, task, optimizer=self._work.optimizer, work=self._work.local)
+            self._train(task)
 
     def state(self) -> dict[str, Tensor]:
         """Return the model of the last client."""
