@@ -3,7 +3,6 @@
 import pytest
 
 from fedresearch.federation.client_app import Clients
-from fedresearch.federation.records import CONFIG
 from tests.directories import conduct, rows_of
 
 
@@ -14,10 +13,10 @@ from tests.directories import conduct, rows_of
 def test_a_dropped_client_resumes_from_what_it_had(tmp_path, monkeypatch, keeps):
     make_task = Clients._task
 
-    def overflow_once(clients, message, context, *which, **options):
-        task = make_task(clients, message, context, *which, **options)
+    def overflow_once(clients, *which, **options):
+        task = make_task(clients, *which, **options)
         rehearsed = len(clients.data.train) == 1
-        if rehearsed or (context.node_config["partition-id"], message.content[CONFIG]["server-round"]) != (1, 1):
+        if rehearsed or (task.partition_id, task.server_round) != (1, 1):
             return task
         return task._replace(config={**task.config, "lr": float("inf")})
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, Metadata, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,12 +15,13 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from fedresearch.config.cohorts import cohort_size
 from fedresearch.errors import InputError
-from fedresearch.federation import measures
+from fedresearch.federation import flower, measures
 from fedresearch.federation.client_app import Clients
 from fedresearch.federation.cohort_grid import CohortGrid
 from fedresearch.federation.measures import measure_clients, measure_updates
 from fedresearch.federation.records import array_record, cast_like, flatten, sha256, view
 from fedresearch.federation.sampling import Sampling, uniform
+from fedresearch.federation.stack import Layout, StackedReplies
 from fedresearch.hardware.in_process import InProcessGrid
 
 # Sums and differences of these are exact.
@@ -82,7 +83,7 @@ def test_flatten_takes_what_is_named():
 def test_cosine_is_the_mean_over_pairs(clients, origin):
     start = np.array(origin)
     replies = [reply_of(record(w=start + np.array(client)), {"num-steps": 2}) for client in clients]
-    row, _, columns = measure_updates(start, replies, {"w"})
+    row, _, columns = measured(start, replies)
     assert row["local/steps"] == 2 * len(clients)
     units = [u / np.linalg.norm(u) for c in clients if np.linalg.norm(u := start + np.array(c) - start) > 0]
     pairs = [a @ b for a, b in itertools.combinations(units, 2)]
@@ -98,23 +99,24 @@ def test_cosine_is_the_mean_over_pairs(clients, origin):
         assert math.isnan(cosine) if length == 0 else cosine == pytest.approx(update @ mean / length, abs=1e-9)
 
 
-@pytest.mark.parametrize("kept", [14, 15])  # of 15 numbers
-def test_updates_are_measured_kept_or_read_again_without_what_is_not_finite(monkeypatch, kept):
-    monkeypatch.setattr(measures, "_KEPT", kept)
+@pytest.mark.parametrize("columns_at_once", [1, 2, 3])  # of 3
+def test_updates_are_measured_in_parts_without_what_is_not_finite(monkeypatch, columns_at_once):
+    monkeypatch.setattr(measures, "_AT_ONCE", 1)
+    monkeypatch.setattr(measures, "_LEAST_COLUMNS", columns_at_once)
     updates = np.random.default_rng(0).normal(size=(5, 3))
     finite = updates[[0, 1, 3, 4]]
     updates[2, 1] = np.inf
     origin = np.array([100.0, 0, -100])
     replies = [reply_of(record(w=origin + update), {"num-steps": 1}) for update in updates]
-    row, nonfinite, columns = measure_updates(origin, replies, {"w"})
-    assert nonfinite == [replies[2]]
+    row, nonfinite, columns = measured(origin, replies)
+    assert nonfinite == [2]
     norms = np.linalg.norm(finite, axis=1)
     units, mean = finite / norms[:, None], finite.mean(axis=0)
     cosines = finite @ mean / norms / np.linalg.norm(mean)
     np.testing.assert_allclose(columns["update/norm"], np.insert(norms, 2, np.nan), rtol=1e-12)
     np.testing.assert_allclose(columns["update/cosine"], np.insert(cosines, 2, np.nan), rtol=1e-10)
     assert row["update/cosine"] == pytest.approx(np.mean([a @ b for a, b in itertools.combinations(units, 2)]))
-    assert all(map(math.isnan, measure_updates(origin, replies, {"w"}, to_mean=False)[2]["update/cosine"]))
+    assert all(map(math.isnan, measured(origin, replies, to_mean=False)[2]["update/cosine"]))
 
 
 @pytest.mark.parametrize("value", [np.inf, np.nan])
@@ -122,14 +124,18 @@ def test_a_statistic_of_batchnorm_that_is_not_finite_is_as_bad_as_a_parameter(va
     good, bad = (
         reply_of(record(w=np.ones(1), var=np.array([1, v]), n=np.array(3)), {"num-steps": 1}) for v in (2, value)
     )
-    assert measure_updates(np.zeros(1), [good, bad], {"w"})[1] == [bad]
+    origin = record(w=np.zeros(1), var=np.ones(2), n=np.array(0))
+    assert measure_updates(origin, StackedReplies.of([good, bad], Layout(origin, frozenset({"w"}))))[1] == [1]
+
+
+def measured(origin, replies, **options):
+    layout = Layout(record(w=origin), frozenset({"w"}))
+    return measure_updates(record(w=origin), StackedReplies.of(replies, layout), **options)
 
 
 def reply_of(arrays, metrics):
-    class Reply:
-        content = RecordDict({"arrays": arrays, "metrics": MetricRecord(metrics)})
-
-    return Reply()
+    metadata = Metadata(1, "", 2, 1, "", "", 0.0, 1.0, "train")
+    return flower.message(metadata, RecordDict({"arrays": arrays, "metrics": MetricRecord(metrics)}))
 
 
 def test_clients_metrics_are_spread_tenth_percentile_and_worst():
@@ -335,16 +341,16 @@ def test_sums_are_formed_on_one_thread():
     assert torch.get_num_threads() == 1
 
 
-def _without_num_examples(content):
-    content["metrics"].pop("num-examples")
+def _without_num_examples(result):
+    result.metrics.pop("num-examples")
 
 
-def _with_another_name(content):
-    content["arrays"]["other"] = content["arrays"].pop("linear.bias")
+def _with_another_name(result):
+    result.arrays["other"] = result.arrays.pop("linear.bias")
 
 
-def _with_another_shape(content):
-    content["arrays"]["linear.bias"] = Array(np.zeros(3, np.float32))
+def _with_another_shape(result):
+    result.arrays["linear.bias"] = np.zeros(3, np.float32)
 
 
 @pytest.mark.parametrize(
@@ -361,14 +367,16 @@ def _with_another_shape(content):
         ),
     ],
 )
-def test_a_reply_that_does_not_fit_is_reported(run, monkeypatch, change, said):
-    reply_content = Clients._reply_content
+@pytest.mark.parametrize("stacks", [True, False])
+def test_a_reply_that_does_not_fit_is_reported(run, monkeypatch, change, said, stacks):
+    result_of = Clients._result
 
     def changed(*arguments):
-        content = reply_content(*arguments)
-        change(content)
-        return content
+        result = result_of(*arguments)
+        change(result)
+        return result
 
-    monkeypatch.setattr(Clients, "_reply_content", changed)
+    monkeypatch.setattr(Clients, "_result", changed)
+    monkeypatch.setattr(Clients, "stacks", stacks)
     with pytest.raises(InputError, match=said):
         run("federation.num_rounds=1", "model=logistic", "local.epochs=1")

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import FedAvg, Strategy
 
-from fedresearch.federation.records import ARRAYS, METRICS, array_record
+from fedresearch.federation.records import array_record
 from fedresearch.federation.replies import Replies
+from fedresearch.federation.stack import StackedReplies
 
 
 def aggregate_train(
@@ -16,8 +17,8 @@ def aggregate_train(
     if (
         isinstance(strategy, FedAvg)
         and type(strategy).aggregate_train is FedAvg.aggregate_train
-        and replies
-        and all(reply.content.keys() == {ARRAYS, METRICS} for reply in replies)
+        and isinstance(replies, StackedReplies)
+        and not replies.sent
     ):
         found = Replies(replies, strategy.weighted_by_key)
         return array_record(found.mean_params()), found.aggregate_metrics(strategy.train_metrics_aggr_fn)

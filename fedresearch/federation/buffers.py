@@ -8,7 +8,9 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedresearch.federation.averaging import aggregate_train
-from fedresearch.federation.records import ARRAYS, array_record, arrays_of, metrics_of, number, values
+from fedresearch.federation.broadcast import add_records
+from fedresearch.federation.records import ARRAYS, array_record
+from fedresearch.federation.stack import StackedReplies
 from fedresearch.local.state_names import Names
 
 
@@ -37,30 +39,26 @@ class SeparateBuffers(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Pass the parameters to the strategy, and send parameters and buffers."""
-        messages = list(self._strategy.configure_train(server_round, self._split(arrays)[0], config, grid))
-        for message in messages:
-            message.content[ARRAYS] = arrays
-        return messages
+        own = ArrayRecord({name: array for name, array in arrays.items() if name not in self._names})
+        return add_records(self._strategy.configure_train(server_round, own, config, grid), {ARRAYS: arrays})
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Aggregate the parameters by the strategy, and the buffers by their mean or median."""
-        replies = list(replies)
-        buffers = []
-        for reply in replies:
-            reply.content[ARRAYS], rest = self._split(arrays_of(reply.content))
-            buffers.append(values(rest))
-        weights = self._key and [float(number(metrics_of(reply.content), self._key)) for reply in replies]
-        arrays, metrics = aggregate_train(self._strategy, server_round, replies)
+        stack = StackedReplies.of(replies)
+        own = stack.only(stack.layout.places.keys() - self._names)
+        arrays, metrics = aggregate_train(self._strategy, server_round, own)
         if arrays is None:
             return None, metrics
-        aggregated = {}
-        for name in buffers[0]:
-            client_values = [rest[name] for rest in buffers]
-            aggregated[name] = (
-                np.average(client_values, axis=0, weights=weights) if weights else np.median(client_values, axis=0)
-            )
+        weights = self._key and [float(weight) for weight in stack.metrics[self._key]]
+        aggregated = {
+            name: np.average(stack.array(name), axis=0, weights=weights)
+            if weights
+            else np.median(stack.array(name), axis=0)
+            for name in stack.layout.places
+            if name in self._names
+        }
         # A new record: strategies keep the one that they returned for the next round.
         return ArrayRecord({**arrays, **array_record(aggregated)}), metrics
 
@@ -77,10 +75,3 @@ class SeparateBuffers(Strategy):
     def summary(self) -> None:
         """Delegate to the strategy."""
         self._strategy.summary()
-
-    def _split(self, arrays: ArrayRecord) -> tuple[ArrayRecord, ArrayRecord]:
-        """Return the parameters and the buffers."""
-        return (
-            ArrayRecord({name: array for name, array in arrays.items() if name not in self._names}),
-            ArrayRecord({name: array for name, array in arrays.items() if name in self._names}),
-        )

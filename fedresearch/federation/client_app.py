@@ -1,11 +1,14 @@
 """The ClientApp: how a client answers a message."""
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+import numpy as np
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
@@ -16,20 +19,22 @@ from fedresearch.federation.availability import Availability
 from fedresearch.federation.channel import Channel
 from fedresearch.federation.records import (
     ARRAYS,
-    CONFIG,
     EVAL_LOSS,
     METRICS,
     NUM_EXAMPLES,
     NUM_STEPS,
     PERSONAL,
+    SERVER_ROUND,
     TRAIN_LOSS,
     UNIFORM,
+    array_record,
+    config_of,
     is_finite,
-    metrics_of,
     number,
     tensor_record,
     tensors,
 )
+from fedresearch.federation.stack import StackedReplies
 from fedresearch.local.inputs import Inputs
 from fedresearch.local.objective import Metrics, evaluate
 from fedresearch.local.state_names import Names
@@ -52,6 +57,43 @@ def own_arrays(state: RecordDict) -> ArrayRecord:
     """Return the arrays of a client's own model that it keeps; all others are the global model's."""
     kept = (state.array_records[key] for key in (_PARTS, _OWN) if key in state)
     return ArrayRecord({name: array for record in kept for name, array in record.items()})
+
+
+class Client(NamedTuple):
+    """A client of a round: its partition and its state, which nobody writes into."""
+
+    partition_id: int
+    state: RecordDict
+
+
+class _Own(NamedTuple):
+    """What the training of a client's own model leaves."""
+
+    kept: Mapping[str, ArrayRecord] = MappingProxyType({})
+    num_steps: int = 0
+
+
+class _Result(NamedTuple):
+    """What a client sends, as arrays of the trained tensors, and the records that it keeps."""
+
+    arrays: dict[str, NDArray[Any]]
+    sent: dict[str, dict[str, NDArray[Any]]]
+    metrics: dict[str, float]
+    kept: dict[str, ArrayRecord]
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all that the client sends is finite.
+
+        Otherwise it keeps its earlier state, as a client that failed: no later update of it would be finite.
+        """
+        groups = [self.arrays, *self.sent.values()]
+        return all(bool(np.isfinite(array).all()) for group in groups for array in group.values())
+
+
+def _numpy(tensor: Tensor) -> NDArray[Any]:
+    array: NDArray[Any] = tensor.detach().cpu().numpy()
+    return array
 
 
 class Clients(ClientApp):
@@ -143,6 +185,11 @@ class Clients(ClientApp):
         super().train()(lambda message, context: self.train_clients([message], [context])[0])
         super().evaluate()(self._evaluate)
 
+    @property
+    def stacks(self) -> bool:
+        """Whether :meth:`train_stacked` trains the clients: the stages of a channel see messages."""
+        return not self.channel.stages
+
     def train_clients(
         self, messages: Sequence[Message], contexts: Sequence[Context], trainer: Trainer | None = None
     ) -> list[Message]:
@@ -150,46 +197,107 @@ class Clients(ClientApp):
 
         Without a trainer, they train one after another.
         """
-        clients = list(zip(messages, contexts, strict=True))
+        clients = [Client(int(context.node_config["partition-id"]), context.state) for context in contexts]
+        results = self._train([message.content for message in messages], clients, trainer)
+        replies = []
+        for message, context, client, result in zip(messages, contexts, clients, results, strict=True):
+            content = RecordDict({ARRAYS: array_record(result.arrays)})
+            for name, group in result.sent.items():
+                content[name] = array_record(group)
+            content[METRICS] = MetricRecord(dict(result.metrics))
+            kept, keeps = dict(result.kept), result.is_finite
+            if self.channel.stages:
+                received = self._read(message.content)[ARRAYS]
+                where = Where(int(number(config_of(message.content), SERVER_ROUND)), client.partition_id)
+                new = self.channel.encode(content, received, where, self._groups(client.state, _OF_CHANNEL))
+                kept |= {_OF_CHANNEL + name: tensor_record(state) for name, state in new.items()}
+                keeps = keeps and is_finite(content)
+            if keeps:
+                context.state.update(kept)
+            replies.append(Message(content, reply_to=message))
+        return replies
+
+    def train_stacked(
+        self,
+        content: RecordDict,
+        clients: Sequence[Client],
+        stack: StackedReplies,
+        first: int = 0,
+        trainer: Trainer | None = None,
+    ) -> dict[int, RecordDict]:
+        """Put the clients' replies to a content into a stack, and return the new states of those that keep something.
+
+        Parameters
+        ----------
+        content : RecordDict
+            What all clients receive.
+        clients : sequence of Client
+            The clients.
+        stack : StackedReplies
+            Receives their replies, from the place ``first`` on.
+        trainer : callable, optional
+            Trains them; None: they train one after another.
+
+        Returns
+        -------
+        dict
+            The states by partition id.
+        """
+        states = {}
+        for place, (client, result) in enumerate(
+            zip(clients, self._train([content] * len(clients), clients, trainer), strict=True), first
+        ):
+            stack.put(place, result.arrays, result.sent, result.metrics)
+            if result.kept and result.is_finite:
+                states[client.partition_id] = RecordDict({**client.state, **result.kept})
+        return states
+
+    def _train(
+        self, contents: Sequence[RecordDict], clients: Sequence[Client], trainer: Trainer | None
+    ) -> Iterator[_Result]:
+        """Yield what clients send and keep; each result must be read before the next one is requested."""
         tasks = []
-        for message, context in clients:
-            received, state = dict(self._read(message.content)), context.state
+        for content, client in zip(contents, clients, strict=True):
+            received, state = dict(self._read(content)), client.state
             task = self._task(
-                message,
-                context,
+                content,
+                client.partition_id,
                 self._initial | received.pop(ARRAYS) | self._tensors(state, _PARTS),
                 update=self.update,
                 stages=self.stages,
                 received=received,
                 kept=self._groups(state, _KEPT),
-                optimizer_state=self._optimizer_state(context, _OPTIMIZER),
+                optimizer_state=self._optimizer_state(state, _OPTIMIZER),
             )
             tasks.append(task)
-        contents = [
-            self._reply_content(trained, task, message, context)
-            for task, trained, (message, context) in zip(tasks, self._run(trainer, tasks), clients, strict=True)
+        own = self._train_own(contents, clients, tasks, trainer) if self.update.own_model else [_Own()] * len(tasks)
+        for task, trained, beside in zip(tasks, self._run(trainer, tasks), own, strict=True):
+            yield self._result(task, trained, beside)
+
+    def _train_own(
+        self, contents: Sequence[RecordDict], clients: Sequence[Client], tasks: Sequence[Task], trainer: Trainer | None
+    ) -> list[_Own]:
+        """Train the clients' own models."""
+        own = [
+            self._task(
+                content,
+                client.partition_id,
+                {**task.start, **self._tensors(client.state, _OWN)},
+                1,
+                update=self.update.own_model,
+                stages=self._own_model_stages,
+                anchor=task.start,
+                optimizer_state=self._optimizer_state(client.state, _OWN_OPTIMIZER),
+            )
+            for content, client, task in zip(contents, clients, tasks, strict=True)
         ]
-        if self.update.own_model is not None:
-            own = [
-                self._task(
-                    message,
-                    context,
-                    {**task.start, **self._tensors(context.state, _OWN)},
-                    1,
-                    update=self.update.own_model,
-                    stages=self._own_model_stages,
-                    anchor=task.start,
-                    optimizer_state=self._optimizer_state(context, _OWN_OPTIMIZER),
-                )
-                for task, (message, context) in zip(tasks, clients, strict=True)
-            ]
-            for content, trained, (_, context) in zip(contents, self._run(trainer, own), clients, strict=True):
-                metrics = metrics_of(content)
-                metrics[NUM_STEPS] = number(metrics, NUM_STEPS) + trained.num_steps
-                context.state[_OWN] = tensor_record(trained.state)
-                if self._keeps_optimizer_state:
-                    context.state[_OWN_OPTIMIZER] = tensor_record(trained.optimizer_state)
-        return [Message(content, reply_to=message) for content, message in zip(contents, messages, strict=True)]
+        results = []
+        for trained in self._run(trainer, own):
+            kept = {_OWN: tensor_record(trained.state)}
+            if self._keeps_optimizer_state:
+                kept[_OWN_OPTIMIZER] = tensor_record(trained.optimizer_state)
+            results.append(_Own(kept, trained.num_steps))
+        return results
 
     def __reduce__(self) -> tuple[Callable[[], "Clients"], tuple[()]]:
         """Pickle the arguments, since the routes are closures. A copy starts with the initial weights."""
@@ -218,12 +326,10 @@ class Clients(ClientApp):
         """Return the arrays at all keys with a prefix, by the rest of the key."""
         return {key.removeprefix(prefix): self._tensors(records, key) for key in records if key.startswith(prefix)}
 
-    def _task(self, message: Message, context: Context, start: Tensors, *purpose: int, **options: Any) -> Task:
+    def _task(self, content: RecordDict, partition_id: int, start: Tensors, *purpose: int, **options: Any) -> Task:
         """Return a client's task; ``purpose`` separates the draws of one round's tasks, ``options`` are the task's."""
-        partition_id = int(context.node_config["partition-id"])
-        config = message.content[CONFIG]
-        assert isinstance(config, ConfigRecord)
-        server_round = int(number(config, "server-round"))
+        config = config_of(content)
+        server_round = int(number(config, SERVER_ROUND))
         place = (server_round, partition_id, *purpose)
         x, y = self.data.train_samples(partition_id)
         return Task(
@@ -247,23 +353,19 @@ class Clients(ClientApp):
             return map(self._local, tasks)
         return trainer(tasks, self.model, optimizer=self.optimizer, work=self.work)
 
-    def _optimizer_state(self, context: Context, key: str) -> Tensors | None:
-        return self._tensors(context.state, key) if self._keeps_optimizer_state else None
+    def _optimizer_state(self, state: RecordDict, key: str) -> Tensors | None:
+        return self._tensors(state, key) if self._keeps_optimizer_state else None
 
-    def _reply_content(self, trained: Trained, task: Task, message: Message, context: Context) -> RecordDict:
-        """Return the content of a client's reply, and put what the client keeps into its context.
-
-        If the content is not finite, the context stays as it was, as for a client that failed. Otherwise no later
-        update of this client would be finite.
-        """
-        content, end = RecordDict(), trained.end
+    def _result(self, task: Task, trained: Trained, own: _Own) -> _Result:
+        """Return what a client sends and keeps."""
+        end = trained.end
         sent = {**trained.state, **end.params}
-        content[ARRAYS] = tensor_record({k: v for k, v in sent.items() if k not in self.personal})
-        for name, group in end.sent.items():
-            content[name] = tensor_record(group)
-        content[METRICS] = metrics = MetricRecord(
-            {TRAIN_LOSS: trained.loss, NUM_STEPS: trained.num_steps, NUM_EXAMPLES: len(task.y), UNIFORM: 1}
-        )
+        metrics = {
+            TRAIN_LOSS: trained.loss,
+            NUM_STEPS: trained.num_steps + own.num_steps,
+            NUM_EXAMPLES: len(task.y),
+            UNIFORM: 1,
+        }
         for name, value in end.metrics.items():
             if name in metrics:
                 raise ValueError(f"the metric {name} exists already; rename it")
@@ -273,16 +375,12 @@ class Clients(ClientApp):
             kept[_PARTS] = tensor_record({k: v for k, v in trained.state.items() if k in self.personal})
         if self._keeps_optimizer_state:
             kept[_OPTIMIZER] = tensor_record(trained.optimizer_state)
-        keeps = bool(kept or self.channel.stages) and is_finite(content)
-        if self.channel.stages:
-            received, states = self._read(message.content)[ARRAYS], self._groups(context.state, _OF_CHANNEL)
-            where = Where(task.server_round, task.partition_id)
-            new = self.channel.encode(content, received, where, states)
-            kept |= {_OF_CHANNEL + name: tensor_record(state) for name, state in new.items()}
-            keeps = keeps and is_finite(content)
-        if keeps:
-            context.state.update(kept)
-        return content
+        return _Result(
+            {name: _numpy(tensor) for name, tensor in sent.items() if name not in self.personal},
+            {name: {key: _numpy(tensor) for key, tensor in group.items()} for name, group in end.sent.items()},
+            metrics,
+            {**kept, **own.kept},
+        )
 
     def _evaluate(self, message: Message, context: Context) -> Message:
         partition_id = int(context.node_config["partition-id"])
@@ -301,7 +399,7 @@ class Clients(ClientApp):
         if self.has_own_model:
             own = received | self._tensors(context.state, _PARTS) | self._tensors(context.state, _OWN)
             if self._adaptation and len(self.data.train_samples(partition_id)[1]):
-                task = self._task(message, context, own, 2, update=LocalUpdate(), stages=self._adaptation)
+                task = self._task(message.content, partition_id, own, 2, update=LocalUpdate(), stages=self._adaptation)
                 self._local(task._replace(share=1.0))
             else:
                 self.model.load_state_dict(own)

@@ -1,13 +1,15 @@
 """What each client of a round did: a line of the clients' table, as columns with an entry for each client."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flwr.app import Message
 
+from fedresearch.federation.broadcast import Broadcast
 from fedresearch.federation.cohort_grid import CohortGrid
 from fedresearch.federation.measures import Columns, column_name
 from fedresearch.federation.records import NUM_EXAMPLES, NUM_STEPS, UNIFORM, bytes_of, metrics_of
+from fedresearch.federation.stack import StackedReplies
 
 
 class _Phase(NamedTuple):
@@ -39,16 +41,29 @@ def client_columns(cohort: CohortGrid, messages: Sequence[Message], answers: Seq
         ``"train"`` or ``"evaluate"``.
     """
     failed, bytes_prefix, metrics_prefix, names = _PHASES[phase]
-    down = dict(zip((message.metadata.dst_node_id for message in messages), bytes_of(messages), strict=True))
-    nodes = [answer.metadata.src_node_id for answer in answers]
-    metrics = [{} if answer.has_error() else dict(metrics_of(answer.content)) for answer in answers]
-    keys = {key: None for own in metrics for key in own if key != UNIFORM}
+    if isinstance(messages, Broadcast):
+        down = dict.fromkeys(messages.node_ids, bytes_of(messages[:1])[0])
+    else:
+        down = dict(zip((message.metadata.dst_node_id for message in messages), bytes_of(messages), strict=True))
+    measured: Mapping[str, list[Any]]
+    if isinstance(answers, StackedReplies):
+        nodes, up, measured = answers.node_ids, [answers.message_bytes] * len(answers), answers.metrics
+        has_failed = [False] * len(answers)
+    else:
+        nodes, up = [answer.metadata.src_node_id for answer in answers], bytes_of(answers)
+        has_failed = [answer.has_error() for answer in answers]
+        metrics = [{} if answer.has_error() else dict(metrics_of(answer.content)) for answer in answers]
+        measured = {key: [own.get(key) for own in metrics] for key in {key: None for own in metrics for key in own}}
     return {
         "partition_id": [cohort.partition_of(node) for node in nodes],
-        failed: [answer.has_error() for answer in answers],
+        failed: has_failed,
         f"{bytes_prefix}bytes_down": [down[node] for node in nodes],
-        f"{bytes_prefix}bytes_up": bytes_of(answers),
-        **{names.get(key) or column_name(key, metrics_prefix): [own.get(key) for own in metrics] for key in keys},
+        f"{bytes_prefix}bytes_up": up,
+        **{
+            names.get(key) or column_name(key, metrics_prefix): values
+            for key, values in measured.items()
+            if key != UNIFORM
+        },
     }
 
 

@@ -33,6 +33,10 @@ class CohortGrid(DelegatingGrid):
         """Return the partition of a node of the cohort."""
         return self._partition_of[node_id]
 
+    def name_of(self, node_id: int) -> str:
+        """Return what a message calls a node: its partition."""
+        return f"partition {self._partition_of[node_id]}"
+
     def get_node_ids(self) -> list[int]:
         """Return the cohort's node ids in partition order."""
         return list(self._partition_of)

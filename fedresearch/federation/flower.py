@@ -22,6 +22,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedresearch.errors import InputError
+from fedresearch.federation.broadcast import Broadcast
 
 __all__ = [
     "FIRST_NODE_ID",
@@ -63,6 +64,16 @@ def _sample_nodes(grid: Grid, min_available_nodes: int, sample_size: int) -> tup
 
 for _module in (strategy_utils, fedavg, fedxgb_cyclic):  # all modules that import it
     vars(_module)["sample_nodes"] = _sample_nodes
+
+
+def _construct_messages(
+    strategy: fedavg.FedAvg, record: RecordDict, node_ids: list[int], message_type: str
+) -> Broadcast:
+    """Return the messages of FedAvg and of strategies that extend it; Flower's own function makes each at once."""
+    return Broadcast(record, node_ids, message_type)
+
+
+fedavg.FedAvg._construct_messages = _construct_messages  # type: ignore[method-assign, assignment]
 
 
 def check_version() -> None:

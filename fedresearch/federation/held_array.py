@@ -18,11 +18,13 @@ class HeldArray(Array):
     Parameters
     ----------
     values : array-like
-        The values; they are copied.
+        The values.
+    copy : bool
+        Whether they are copied; if not, nobody may change them.
     """
 
-    def __init__(self, values: ArrayLike) -> None:
-        held = np.array(values, order="C")
+    def __init__(self, values: ArrayLike, copy: bool = True) -> None:
+        held = np.array(values, order="C") if copy else np.asarray(values, order="C")
         held.flags.writeable = False
         self.__dict__.update(dtype=_name(held.dtype), shape=held.shape, stype="numpy.ndarray", held=held)
 

@@ -7,6 +7,7 @@ from flwr.serverapp.strategy import Strategy
 
 from fedresearch.errors import InputError
 from fedresearch.federation.averaging import aggregate_train
+from fedresearch.federation.broadcast import Broadcast
 from fedresearch.federation.cohort_grid import CohortGrid
 from fedresearch.federation.generators import seeded_generators
 from fedresearch.seeding import Purpose, derive_seed
@@ -49,7 +50,7 @@ class Hooks:
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, cohort: CohortGrid
-    ) -> list[Message]:
+    ) -> Sequence[Message]:
         """Return the messages to the clients that train, in partition order."""
         with seeded_generators(self._derived("configure-train", server_round)):
             messages = self._strategy.configure_train(server_round, arrays, config, cohort)
@@ -68,7 +69,7 @@ class Hooks:
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, cohort: CohortGrid
-    ) -> list[Message]:
+    ) -> Sequence[Message]:
         """Return the messages to the clients that evaluate, in partition order."""
         with seeded_generators(self._derived("configure-evaluate", server_round)):
             messages = self._strategy.configure_evaluate(server_round, arrays, config, cohort)
@@ -86,7 +87,7 @@ class Hooks:
         return derive_seed(self._seed, hook, server_round)
 
 
-def _to_cohort(hook: str, messages: Iterable[Message], cohort: CohortGrid) -> list[Message]:
+def _to_cohort(hook: str, messages: Iterable[Message], cohort: CohortGrid) -> Sequence[Message]:
     """Return a hook's messages in partition order.
 
     Raises
@@ -94,6 +95,8 @@ def _to_cohort(hook: str, messages: Iterable[Message], cohort: CohortGrid) -> li
     InputError
         If the hook returns another type, or a message to a node outside the cohort.
     """
+    if isinstance(messages, Broadcast) and messages.node_ids == cohort.get_node_ids():
+        return messages
     listed = list(messages) if isinstance(messages, Iterable) else [messages]
     node_ids = set(cohort.get_node_ids())
     for message in listed:

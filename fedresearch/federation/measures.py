@@ -1,11 +1,11 @@
 """The numbers of a round's row: from the clients' updates, from their evaluations, and from the strategy."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from flwr.app import Message, MetricRecord
+from flwr.app import ArrayRecord, MetricRecord
 from numpy.typing import NDArray
 
 from fedresearch.errors import InputError
@@ -16,19 +16,16 @@ from fedresearch.federation.records import (
     PERSONAL,
     TRAIN_LOSS,
     UNIFORM,
-    arrays_of,
-    flatten,
-    is_finite,
-    metrics_of,
     number,
 )
-from fedresearch.local.state_names import Names
+from fedresearch.federation.stack import StackedReplies
 
 Row = dict[str, Any]
 Columns = dict[str, list[Any]]
 
-# Numbers in the updates of a round that are kept until the mean is known: 8 MB. More are read a second time.
-_KEPT = 2**20
+# Numbers of a round's updates that are measured at once, in double precision, and the least columns of them: few enough
+# for a core's cache, and not too few in a row.
+_AT_ONCE, _LEAST_COLUMNS = 2**17, 64
 
 # Metrics that are not measurements: the clients' weights in averages, and a count that is summed.
 _NOT_MEASURED = (NUM_EXAMPLES, UNIFORM, NUM_STEPS)
@@ -40,50 +37,78 @@ _COUNTS = ("clients/available", "clients/sampled", "clients/failed", "clients/dr
 
 
 def measure_updates(
-    origin: NDArray[np.float64], replies: list[Message], names: Names, *, to_mean: bool = True
-) -> tuple[Row, list[Message], Columns]:
+    origin: ArrayRecord, stack: StackedReplies, *, to_mean: bool = True
+) -> tuple[Row, list[int], Columns]:
     """Return the number of local steps and the mean pairwise cosine of the clients' updates, and the nonfinite replies.
 
     Nonfinite replies count in no mean. With unit vectors u_i, the sum over pairs is ``(|sum u_i|^2 - n) / 2``, so that
     one vector is kept instead of one for each client.
 
+    Parameters
+    ----------
+    origin : ArrayRecord
+        The global model that the clients received.
+    stack : StackedReplies
+        What they sent. Of the model, the parameters are measured.
+    to_mean : bool
+        Whether the cosines to the mean are measured.
+
     Returns
     -------
     row : dict
         The round's columns.
-    nonfinite : list of Message
-        The replies that are not finite.
+    nonfinite : list of int
+        The places of the replies that are not finite.
     columns : dict
         For each reply, the norm of its update, and the cosine between it and the mean of the updates. NaN where it is
         not finite; the cosine also without ``to_mean``, and where the update or the mean is zero.
     """
-    fits = len(replies) * origin.size <= _KEPT
-    updates = np.empty((len(replies) if fits else 1, origin.size))
-    units, total = np.zeros_like(origin), np.zeros_like(origin)  # the sums of the unit vectors and of the updates
-    norms, cosines = [], [math.nan] * len(replies)
-    for place, reply in enumerate(replies):
-        update = flatten(arrays_of(reply.content), names, updates[place if fits else 0])
-        update -= origin
-        norm = math.sqrt(update.dot(update))
-        norms.append(norm if math.isfinite(norm) and is_finite(reply.content, without=names) else math.nan)
-        if norms[-1] > 0:
-            total += update
-            update *= 1 / norm
-            units += update
-    length = float(np.linalg.norm(total))
-    if to_mean and length > 0:
-        before = origin.dot(total)
-        for place, (reply, norm) in enumerate(zip(replies, norms, strict=True)):
-            if norm > 0 and fits:
-                cosines[place] = float(updates[place].dot(total) / length)
-            elif norm > 0:
-                after = flatten(arrays_of(reply.content), names, updates[0]).dot(total)
-                cosines[place] = float((after - before) / (norm * length))
-    row: Row = {"local/steps": sum(int(number(metrics_of(reply.content), NUM_STEPS)) for reply in replies)}
-    if (count := sum(norm > 0 for norm in norms)) > 1:
-        row["update/cosine"] = float((units @ units - count) / (count * (count - 1)))
-    nonfinite = [reply for reply, norm in zip(replies, norms, strict=True) if math.isnan(norm)]
-    return row, nonfinite, {"update/norm": norms, "update/cosine": cosines}
+    parts = [*_parameters(origin, stack)]
+    with np.errstate(invalid="ignore", over="ignore"):
+        norms = np.sqrt(sum((np.vecdot(part, part) for part in map(_update, parts)), np.zeros(len(stack))))
+    norms[~(np.isfinite(norms) & _rest_is_finite(stack))] = math.nan
+    moved = norms > 0
+    # The rows of the sums of the unit vectors and of the updates.
+    factors = np.stack([np.divide(1, norms, out=np.zeros_like(norms), where=moved), moved])
+    along, squares = np.zeros(len(stack)), np.zeros(2)
+    for part in parts:
+        update = _update(part)
+        update[~moved] = 0  # zero times infinity is not zero
+        sums = factors @ update
+        squares += np.vecdot(sums, sums)
+        if to_mean:
+            along += update @ sums[1]
+    lengths = norms * math.sqrt(squares[1])
+    cosines = np.divide(along, lengths, out=np.full_like(norms, math.nan), where=lengths > 0)
+    row: Row = {"local/steps": sum(map(int, stack.metrics[NUM_STEPS]))}
+    if (count := int(moved.sum())) > 1:
+        row["update/cosine"] = float((squares[0] - count) / (count * (count - 1)))
+    if not to_mean:
+        cosines[:] = math.nan
+    columns = {"update/norm": norms.tolist(), "update/cosine": cosines.tolist()}
+    return row, [*map(int, np.flatnonzero(np.isnan(norms)))], columns
+
+
+def _parameters(origin: ArrayRecord, stack: StackedReplies) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    """Yield the clients' parameters and the global model's, some columns at a time."""
+    width = max(_LEAST_COLUMNS, _AT_ONCE // len(stack))
+    before = stack.layout.row(origin)
+    for dtype, num in stack.layout.num_parameters.items():
+        for start in range(0, num, width):
+            columns = slice(start, min(start + width, num))
+            yield stack.rows[dtype][:, columns], before[dtype][0, columns]
+
+
+def _update(part: tuple[NDArray[Any], NDArray[Any]]) -> NDArray[np.float64]:
+    after, before = part
+    return np.subtract(after, before, dtype=np.float64)
+
+
+def _rest_is_finite(stack: StackedReplies) -> NDArray[np.bool_]:
+    """Return for each client whether all that it sends besides the parameters is finite."""
+    rest = [rows[:, stack.layout.num_parameters[dtype] :] for dtype, rows in stack.rows.items()]
+    rest += [array.reshape(len(stack), -1) for group in stack.sent.values() for array in group.values()]
+    return np.logical_and.reduce([np.ones(len(stack), bool), *(np.isfinite(array).all(axis=1) for array in rest)])
 
 
 def measure_clients(per_client: Sequence[MetricRecord], directions: Mapping[str, str]) -> Row:

@@ -9,6 +9,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from fedresearch.errors import InputError
 from fedresearch.federation.held_array import HeldArray
 from fedresearch.local.update import Tensors
 
@@ -20,6 +21,7 @@ METRICS = "metrics"
 NUM_EXAMPLES = "num-examples"
 UNIFORM = "uniform"  # always 1: the same weight for every client
 NUM_STEPS = "num-steps"
+SERVER_ROUND = "server-round"
 LR = "lr"
 NUM_CLIENTS = "num-clients"  # with training data, drawn or not
 TRAIN_LOSS = "train_loss"
@@ -51,6 +53,13 @@ def metrics_of(content: RecordDict) -> MetricRecord:
     return record
 
 
+def config_of(content: RecordDict) -> ConfigRecord:
+    """Return the numbers that a content carries for the clients."""
+    record = content[CONFIG]
+    assert isinstance(record, ConfigRecord)
+    return record
+
+
 def view(array: Array) -> NDArray[Any]:
     """Return an array as a NumPy array for reading only."""
     return array.held if isinstance(array, HeldArray) else array.numpy()
@@ -73,6 +82,24 @@ def array_record(values: Mapping[str, ArrayLike]) -> ArrayRecord:
     for name, value in values.items():
         record[name] = HeldArray(value)
     return record
+
+
+def check_arrays(source: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Refuse a model whose arrays differ from the expected ones in names or shapes, or are not real numbers.
+
+    Raises
+    ------
+    InputError
+        With what differs.
+    """
+    if found.keys() != expected.keys():
+        different = sorted(found.keys() ^ expected.keys())
+        raise InputError(f"{source} must have the arrays of the global model; different: {', '.join(different)}")
+    for name, array in found.items():
+        if tuple(array.shape) != tuple(expected[name].shape):
+            raise InputError(f"{source} must have {name} of shape {expected[name].shape}, got {array.shape}")
+        if np.dtype(array.dtype).kind not in "biuf":
+            raise InputError(f"{source} must have {name} of real numbers, got {array.dtype}")
 
 
 def tensor_record(tensors: Tensors) -> ArrayRecord:

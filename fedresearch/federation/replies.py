@@ -4,15 +4,18 @@ Flower reads the records of each reply nine times. For small models this takes l
 """
 
 import functools
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 from numpy.typing import NDArray
 
-from fedresearch.federation.records import ARRAYS, METRICS, arrays_of, metrics_of, number, view
+from fedresearch.federation.stack import StackedReplies
+
+# Numbers that are weighed at once: few enough for a core's cache.
+_AT_ONCE = 2**17
 
 
 class Replies:
@@ -22,7 +25,7 @@ class Replies:
 
     Parameters
     ----------
-    messages : sequence of Message
+    messages : iterable of Message
         The replies, without errors.
     weighted_by_key : str
         The metric whose value is a client's weight.
@@ -34,31 +37,29 @@ class Replies:
     weights : ndarray, (n,)
         The clients' weights.
     params : mapping of str to ndarray
-        The trained parameters, ``(n, *shape)``. Each reading stacks them anew, so that no second copy of all is kept.
+        The trained parameters, ``(n, *shape)``, for reading only.
     sent : mapping of str to mapping of str to ndarray
         The further records, what the client half's ``end`` returned as ``sent``: ``(n, *shape)`` likewise.
     metrics : mapping of str to ndarray
         The clients' metrics, ``(n,)``.
     """
 
-    def __init__(self, messages: Sequence[Message], weighted_by_key: str) -> None:
-        self._messages, self._key = messages, weighted_by_key
-        self._arrays = [arrays_of(message.content) for message in messages]
-        self._metrics = [metrics_of(message.content) for message in messages]
-        weights = [number(metrics, weighted_by_key) for metrics in self._metrics]
+    def __init__(self, messages: Iterable[Message], weighted_by_key: str) -> None:
+        self._stack = stack = StackedReplies.of(messages)
+        self._key = weighted_by_key
+        weights = stack.metrics[weighted_by_key]
         total = sum(weights)
         self._shares = [weight / total for weight in weights]
-        self.node_ids = [message.metadata.src_node_id for message in messages]
+        self.node_ids = [*stack.node_ids]
         self.weights: NDArray[np.float64] = np.array(weights, np.float64)
-        self.params = _stacked(self._arrays)
-        self.metrics = _Lazy(self._metrics[0], lambda key: np.array([metrics[key] for metrics in self._metrics]))
-        further = messages[0].content.keys() - {ARRAYS, METRICS}
-        self.sent = _Lazy(further, lambda key: _stacked([message.content[key] for message in messages]))  # type: ignore[misc]
+        self.params = _Lazy(stack.layout.places, stack.array)
+        self.sent: Mapping[str, Mapping[str, NDArray[Any]]] = stack.sent
+        self.metrics = _Lazy(stack.metrics, lambda key: np.array(stack.metrics[key]))
 
     def once(self) -> "Replies":
         """Return the replies with each client once."""
-        of_client = {message.metadata.src_node_id: message for message in self._messages}
-        return Replies([*of_client.values()], self._key)
+        place_of = {node_id: place for place, node_id in enumerate(self.node_ids)}
+        return Replies(self._stack.take([*place_of.values()]), self._key)
 
     def mean(self, values: Iterable[Any]) -> Any:
         """Return the weighted mean of arrays or numbers, one of each client in their order."""
@@ -69,16 +70,32 @@ class Replies:
         return mean
 
     def mean_params(self) -> Mapping[str, NDArray[Any]]:
-        """Return the mean of the trained parameters, each computed when it is first read."""
-        make = functools.cache(lambda name: self.mean(view(arrays[name]) for arrays in self._arrays))
-        return _Lazy(self._arrays[0], make)
+        """Return the mean of the trained parameters."""
+        row_of = functools.cache(lambda dtype: weighted_mean(self._stack.rows[dtype], self._shares))
+        places = self._stack.layout.places
+        return _Lazy(places, lambda name: row_of(places[name].dtype)[places[name].columns].reshape(places[name].shape))
 
     def aggregate_metrics(self, aggregate: Callable[[list[RecordDict], str], MetricRecord]) -> MetricRecord:
         """Return the metrics as a function of Flower's aggregates them; its default, the weighted mean, is fast."""
         if aggregate is not aggregate_metricrecords:
-            return aggregate([message.content for message in self._messages], self._key)
-        keys = [key for key in self._metrics[0] if key != self._key]
-        return MetricRecord({key: self.mean(number(metrics, key) for metrics in self._metrics) for key in keys})
+            return aggregate([message.content for message in self._stack], self._key)
+        metrics = self._stack.metrics
+        return MetricRecord({key: self.mean(metrics[key]) for key in metrics if key != self._key})
+
+
+def weighted_mean(rows: NDArray[Any], shares: Iterable[float]) -> NDArray[Any]:
+    """Return the sum of rows ``(n, columns)`` times shares, added one after another in their order."""
+    dtype = np.result_type(rows.dtype, 0.0)  # as an array times a float of Python's
+    factors = np.array([*shares], dtype)[:, None]
+    num_rows, num_columns = rows.shape
+    at_once = max(1, _AT_ONCE // max(1, num_columns)) if num_columns > 1 else 1  # one column is summed in pairs
+    mean: Any = None
+    for start in range(0, num_rows, at_once):
+        weighted = rows[start : start + at_once] * factors[start : start + at_once]
+        if mean is not None:
+            weighted[0] += mean
+        mean = np.add.reduce(weighted, axis=0, initial=None)  # not 0, which would turn -0.0 into 0.0
+    return mean
 
 
 class _Lazy(Mapping[str, Any]):
@@ -95,7 +112,3 @@ class _Lazy(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self._names)
-
-
-def _stacked(records: Sequence[ArrayRecord]) -> _Lazy:
-    return _Lazy(records[0], lambda name: np.stack([view(record[name]) for record in records]))

@@ -1,11 +1,11 @@
 """The round loop: Flower's strategy hooks, and one row of numbers for each round."""
 
-import copy
 import gc
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message
@@ -32,13 +32,14 @@ from fedresearch.federation.records import (
     NUM_STEPS,
     TRAIN_LOSS,
     UNIFORM,
-    arrays_of,
     cast_like,
+    check_arrays,
     flatten,
     metrics_of,
     number,
     sha256,
 )
+from fedresearch.federation.stack import Layout, StackedReplies
 from fedresearch.local.state_names import Names
 
 _TOTALS = ("comm/bytes_down", "comm/bytes_up")
@@ -209,43 +210,59 @@ class RoundLoop:
         messages = self.hooks.configure_train(server_round, arrays, config, cohort)
         row |= {"clients/sampled": len(messages), "clients/failed": 0}
         replies, columns = self._send(cohort, messages, row, "train")
-        where = [Where(server_round, cohort.partition_of(reply.metadata.src_node_id)) for reply in replies]
-        self.channel.decode(replies, messages, where)
-        for reply in replies:
-            _check_reply(reply, arrays, cohort, metrics_of(replies[0].content).keys())
-        origin = flatten(arrays, self.parameters)
-        # Before the aggregation: some strategies take the replies apart.
-        measured, nonfinite, updates = measure_updates(
-            origin, replies, self.parameters, to_mean=self.log_clients is not None
-        )
-        row |= measured
-        table["train"] = with_updates(columns, updates)
-        if nonfinite and self.nonfinite == "stop":
-            partition_ids = [cohort.partition_of(reply.metadata.src_node_id) for reply in nonfinite]
-            raise Diverged(f"the updates of partitions {partition_ids} are not finite in round {server_round}")
-        if self.nonfinite == "drop":
-            row["clients/dropped"] = len(nonfinite)
-            replies = [reply for reply in replies if reply not in nonfinite]
-        self._check_enough(row, {reply.metadata.src_node_id for reply in replies})
-        counted = [
-            copy.deepcopy(reply) if repetition else reply
-            for reply in replies
-            for repetition in range(drawn[cohort.partition_of(reply.metadata.src_node_id)])
-        ]
-        aggregated, metrics = self.hooks.aggregate_train(server_round, counted)
+        places: Sequence[int] = range(len(replies))
+        if replies:
+            stack = self._stacked(replies, messages, arrays, cohort, server_round)
+            measured, nonfinite, updates = measure_updates(arrays, stack, to_mean=self.log_clients is not None)
+            row |= measured
+            table["train"] = with_updates(columns, updates)
+            if nonfinite and self.nonfinite == "stop":
+                partition_ids = [cohort.partition_of(stack.node_ids[place]) for place in nonfinite]
+                raise Diverged(f"the updates of partitions {partition_ids} are not finite in round {server_round}")
+            if self.nonfinite == "drop":
+                row["clients/dropped"] = len(nonfinite)
+                places = [place for place in places if place not in nonfinite]
+        self._check_enough(row, len(places))
+        counted = [place for place in places for _ in range(drawn[cohort.partition_of(stack.node_ids[place])])]
+        aggregated, metrics = self.hooks.aggregate_train(server_round, stack.take(counted))
         if aggregated is None:
             raise Stalled(
                 f"round {server_round} trained nothing: the strategy aggregated none of {len(counted)} replies"
             )
-        _check_arrays("the strategy's aggregate", aggregated, arrays)
+        check_arrays("the strategy's aggregate", aggregated, arrays)
         row |= strategy_columns(metrics, "train/", row)
-        arrays = cast_like(aggregated, arrays)
-        row["update/norm"] = float(np.linalg.norm(flatten(arrays, self.parameters) - origin))
+        sent, arrays = arrays, cast_like(aggregated, arrays)
+        after, before = (flatten(record, self.parameters) for record in (arrays, sent))
+        row["update/norm"] = float(np.linalg.norm(after - before))
         if self.nonfinite == "stop" and not np.isfinite(row["update/norm"]):
             raise Diverged(f"the global model is not finite after round {server_round}")
         return arrays
 
-    def _check_enough(self, row: Row, counting: Collection[int]) -> None:
+    def _stacked(
+        self,
+        replies: Sequence[Message],
+        messages: Sequence[Message],
+        arrays: ArrayRecord,
+        cohort: CohortGrid,
+        server_round: int,
+    ) -> StackedReplies:
+        """Return replies as they were before they passed the channel, with the arrays of the global model.
+
+        Raises
+        ------
+        InputError
+            With what differs or is missing.
+        """
+        if not isinstance(replies, StackedReplies):
+            where = [Where(server_round, cohort.partition_of(reply.metadata.src_node_id)) for reply in replies]
+            self.channel.decode(replies, messages, where)
+        stack = StackedReplies.of(replies, Layout(arrays, self.parameters), cohort.name_of)
+        if missing := {NUM_EXAMPLES, UNIFORM, NUM_STEPS, TRAIN_LOSS} - stack.metrics.keys():
+            first = cohort.name_of(stack.node_ids[0])
+            raise InputError(f"the metrics {', '.join(sorted(missing))} are missing in the reply of {first}")
+        return stack
+
+    def _check_enough(self, row: Row, num_counting: int) -> None:
         """Refuse to aggregate the replies of fewer clients than the rule needs, or of none.
 
         Raises
@@ -253,13 +270,13 @@ class RoundLoop:
         Stalled
             With the numbers of clients that count, and of those that do not and why.
         """
-        needed = self.shortage(len(counting)) if counting else "a round needs a client"
+        needed = self.shortage(num_counting) if num_counting else "a round needs a client"
         if needed:
             losses = {"failed": "failed", "dropped": "not finite, for which a smaller optimizer.lr may help"}
             lost = [f"{row[f'clients/{key}']} {why}" for key, why in losses.items() if row.get(f"clients/{key}")]
             because = f" ({', '.join(lost)})" if lost else ""
             raise Stalled(
-                f"round {row['round']} trained nothing: {needed}, got the replies of {len(counting)} of "
+                f"round {row['round']} trained nothing: {needed}, got the replies of {num_counting} of "
                 f"{row['clients/sampled']}{because}"
             )
 
@@ -267,7 +284,7 @@ class RoundLoop:
         """Add the clients' evaluations of the global arrays, and of their own models, to the row and the table."""
         server_round = row["round"]
         cohort = CohortGrid(grid, sorted(set(self.evaluate_cohort(server_round))))
-        replies: list[Message] = []
+        replies: Sequence[Message] = []
         if cohort.partition_ids:
             messages = self.hooks.configure_evaluate(server_round, arrays, self._config(server_round), cohort)
             replies, table["evaluate"] = self._send(cohort, messages, row, "evaluate")
@@ -283,14 +300,30 @@ class RoundLoop:
 
     def _send(
         self, cohort: CohortGrid, messages: Sequence[Message], row: Row, doing: str
-    ) -> tuple[list[Message], Columns]:
+    ) -> tuple[Sequence[Message], Columns]:
         """Send messages and return the replies in partition order, and the clients' columns; count bytes in the row.
 
         Clients that fail are reported and counted, and have no reply.
         """
         with restored_generators():
-            answers = list(cohort.send_and_receive(messages=messages))
-        answers.sort(key=lambda answer: cohort.partition_of(answer.metadata.src_node_id))
+            answers: Any = cohort.send_and_receive(messages=messages)
+        if not isinstance(answers, StackedReplies):  # for then no client failed
+            answers = sorted(answers, key=lambda answer: cohort.partition_of(answer.metadata.src_node_id))
+            self._report_failures(cohort, answers, row, doing)
+        columns = client_columns(cohort, messages, answers, doing)
+        row |= {name: sum(values) for name, values in columns.items() if name.startswith("comm/")}
+        if not isinstance(answers, StackedReplies):
+            answers = [answer for answer in answers if not answer.has_error()]
+        return answers, columns
+
+    def _report_failures(self, cohort: CohortGrid, answers: Sequence[Message], row: Row, doing: str) -> None:
+        """Report and count the clients that failed.
+
+        Raises
+        ------
+        ClientsFailed
+            If they are too many.
+        """
         failed = [(cohort.partition_of(a.metadata.src_node_id), str(a.error.reason)) for a in answers if a.has_error()]
         for partition_id, reason in failed:
             self.log_failure(row["round"], partition_id, doing, reason)
@@ -302,43 +335,3 @@ class RoundLoop:
                 f"{failed[0][1]}"
             )
         row["clients/failed"] += len(failed)
-        columns = client_columns(cohort, messages, answers, doing)
-        row |= {name: sum(values) for name, values in columns.items() if name.startswith("comm/")}
-        return [answer for answer in answers if not answer.has_error()], columns
-
-
-def _check_reply(reply: Message, arrays: ArrayRecord, cohort: CohortGrid, metrics: Collection[str]) -> None:
-    """Refuse a reply whose arrays differ from the global model's, or its metrics' names from the first reply's.
-
-    Raises
-    ------
-    InputError
-        With what differs or is missing.
-    """
-    source = f"the reply of partition {cohort.partition_of(reply.metadata.src_node_id)}"
-    _check_arrays(source, arrays_of(reply.content), arrays)
-    missing = {NUM_EXAMPLES, UNIFORM, NUM_STEPS, TRAIN_LOSS} - metrics_of(reply.content).keys()
-    if missing:
-        raise InputError(f"the metrics {', '.join(sorted(missing))} are missing in {source}")
-    if different := metrics_of(reply.content).keys() ^ set(metrics):
-        raise InputError(
-            f"{source} must have the metrics of the round's first reply; different: {', '.join(sorted(different))}"
-        )
-
-
-def _check_arrays(source: str, record: ArrayRecord, arrays: ArrayRecord) -> None:
-    """Refuse a model whose arrays differ from the global one's in names or shapes, or are not real numbers.
-
-    Raises
-    ------
-    InputError
-        With what differs.
-    """
-    if record.keys() != arrays.keys():
-        different = sorted(record.keys() ^ arrays.keys())
-        raise InputError(f"{source} must have the arrays of the global model; different: {', '.join(different)}")
-    for name, array in record.items():
-        if tuple(array.shape) != tuple(arrays[name].shape):
-            raise InputError(f"{source} must have {name} of shape {arrays[name].shape}, got {array.shape}")
-        if np.dtype(array.dtype).kind not in "biuf":
-            raise InputError(f"{source} must have {name} of real numbers, got {array.dtype}")

@@ -10,8 +10,10 @@ from flwr.clientapp import ClientApp
 from torch.nn.modules.conv import _ConvNd
 
 from fedresearch.errors import InputError, one_line
+from fedresearch.federation.broadcast import Broadcast
 from fedresearch.federation.client_app import Clients
 from fedresearch.federation.flower import client_error
+from fedresearch.federation.stack import DifferentReply
 from fedresearch.hardware.in_process import InProcessGrid
 from fedresearch.local.compiled import keep_code_in
 from fedresearch.local.stacked import StackedTrainer
@@ -58,6 +60,18 @@ class BatchedGrid(InProcessGrid):
             log.warning("the model has convolutions, which train faster one client after another; try hardware=cpu")
         self._largest = max(len(rows) for rows in client_app.data.train)
         self._trainer = StackedTrainer(None if chunk == "auto" else chunk, compile == "auto", self._largest)
+
+    def _train(self, clients: Clients, messages: Broadcast) -> Iterable[Message]:
+        stack = self._stack_for(clients, messages)
+        cohort = [self._client(node_id) for node_id in messages.node_ids]
+        try:
+            states = clients.train_stacked(messages.content, cohort, stack, trainer=self._trainer)
+        except DifferentReply:
+            raise
+        except Exception:
+            return [client_error(traceback.format_exc(), reply_to=message) for message in messages]
+        self._keep_all(states)
+        return stack
 
     def _answer(self, messages: Sequence[Message]) -> Iterable[Message]:
         """Train the clients together, and answer other messages one after another."""

@@ -1,11 +1,15 @@
 """Clients that run in this process, one after another."""
 
 import pickle
+import traceback
 from collections.abc import Iterable, Sequence
 
 from flwr.app import Message
 
+from fedresearch.federation.broadcast import Broadcast
 from fedresearch.federation.client_app import Clients
+from fedresearch.federation.flower import client_error
+from fedresearch.federation.stack import DifferentReply
 from fedresearch.hardware.ordered import OrderedGrid, answer, pickle_reply
 
 
@@ -14,6 +18,20 @@ class InProcessGrid(OrderedGrid):
 
     def _answer(self, messages: Sequence[Message]) -> Iterable[Message]:
         return [self._reply(message) for message in messages]
+
+    def _train(self, clients: Clients, messages: Broadcast) -> Iterable[Message]:
+        stack = self._stack_for(clients, messages)
+        for place, node_id in enumerate(messages.node_ids):
+            client = self._client(node_id)
+            try:
+                states = clients.train_stacked(messages.content, [client], stack, place)
+            except DifferentReply:
+                raise
+            except (Exception, SystemExit):
+                error = client_error(traceback.format_exc(), reply_to=messages[place])
+                return [*stack[:place], error, *map(self._reply, messages[place + 1 :])]
+            self._keep_all(states)
+        return stack
 
     def _reply(self, message: Message) -> Message:
         context = self._context(message)

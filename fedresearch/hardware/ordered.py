@@ -6,16 +6,23 @@ import threading
 import traceback
 from abc import abstractmethod
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
-from flwr.app import Context, Message, RecordDict, UserConfig
+from flwr.app import Context, Message, MessageType, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
+from fedresearch.federation.broadcast import Broadcast
+from fedresearch.federation.client_app import Client, Clients
 from fedresearch.federation.flower import FIRST_NODE_ID, Run, be_server, client_error, set_message_id, unknown_message
+from fedresearch.federation.records import arrays_of
+from fedresearch.federation.stack import Layout, StackedReplies
 from fedresearch.hardware.threads import limit_threads
+from fedresearch.local.state_names import parameters
+
+_NO_STATE = RecordDict()
 
 
 class OrderedGrid(Grid):
@@ -120,12 +127,41 @@ class OrderedGrid(Grid):
         ]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Push messages and pull their replies, without waiting."""
+        """Push messages and pull their replies, without waiting.
+
+        The replies to a broadcast of ours, none of whose messages was read, may be stacked.
+        """
+        app = self._client_app
+        if (
+            isinstance(messages, Broadcast)
+            and not messages.is_read
+            and messages.message_type == MessageType.TRAIN
+            and isinstance(app, Clients)
+            and app.stacks
+        ):
+            return self._train(app, messages)
         return self.pull_messages(self.push_messages(messages))
 
     def try_out(self, app: ClientApp, message: Message, context: Context) -> None:
         """Call an app with a message as its clients would here, and discard the reply."""
         app(message, context)
+
+    def _train(self, clients: Clients, messages: Broadcast) -> Iterable[Message]:
+        """Return the replies of clients that train, stacked if this hardware can, and store their states."""
+        return self.pull_messages(self.push_messages(messages))
+
+    def _stack_for(self, clients: Clients, messages: Broadcast) -> StackedReplies:
+        """Return an empty stack for the replies to messages."""
+        return StackedReplies(
+            Layout(arrays_of(messages.content), parameters(clients.model)),
+            messages.node_ids,
+            lambda place, content: Message(content, reply_to=messages[place]),
+            lambda node_id: f"partition {node_id - FIRST_NODE_ID}",
+        )
+
+    def _client(self, node_id: int) -> Client:
+        """Return a node's client."""
+        return Client(node_id - FIRST_NODE_ID, self.states.get(node_id, _NO_STATE))
 
     @abstractmethod
     def _answer(self, messages: Sequence[Message]) -> Iterable[Message]:
@@ -159,6 +195,10 @@ class OrderedGrid(Grid):
     @staticmethod
     def _partition_of(message: Message) -> int:
         return message.metadata.dst_node_id - FIRST_NODE_ID
+
+    def _keep_all(self, states: Mapping[int, RecordDict]) -> None:
+        """Store the states of partitions."""
+        self.states |= {FIRST_NODE_ID + partition_id: state for partition_id, state in states.items()}
 
     def _keep(self, node_id: int, state: RecordDict) -> None:
         if state:

@@ -10,6 +10,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
 from fedresearch.errors import InputError
+from fedresearch.federation.broadcast import add_records
 from fedresearch.federation.records import ARRAYS, CONFIG, NUM_CLIENTS, Values, array_record, number, view
 from fedresearch.federation.replies import Replies
 
@@ -89,16 +90,13 @@ class ServerUpdate(FedAvg):
                     f"{type(self).__name__}.send must return numbers and mappings of arrays, got {name} of type "
                     f"{type(value).__name__}"
                 )
-        messages = [*super().configure_train(server_round, arrays, config, grid)]
-        for message in messages:
-            message.content.update(records)
-        return messages
+        return add_records(super().configure_train(server_round, arrays, config, grid), records)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Return the model of ``step``, and the clients' metrics with the diagnostics."""
-        found = Replies([*replies], self.weighted_by_key)
+        found = Replies(replies, self.weighted_by_key)
         x, self._x = self._x, {}  # a checkpoint need not hold it
         stepped = array_record(self._returned("step", self.step(x, found.mean_params(), found)))
         metrics = found.aggregate_metrics(self.train_metrics_aggr_fn)
