@@ -136,6 +136,36 @@ def test_a_tracker_that_fails_is_not_called_again_and_the_others_continue(error,
     assert line.startswith(f"Recorder failed and is switched off: {error!r} in {__file__}, line ")
 
 
+def test_a_late_tracker_starts_after_the_others_have_the_first_row_and_also_for_a_run_without_one():
+    calls = []
+
+    class Recorder(NoTracker):
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def start(self, run) -> None:
+            calls.append((self.name, run.run_id))
+
+        def log(self, row) -> None:
+            calls.append((self.name, row["round"]))
+
+        def finish(self, status, summary) -> None:
+            calls.append((self.name, status))
+
+    first, late = Recorder("first"), Recorder("late")
+    for rounds in ([0, 1], []):
+        group = TrackerGroup([first, late])
+        group.start(RunInfo(Path(), "id", "", "", [], {}, 1), [late])
+        for number in rounds:
+            group.log({"round": number})
+        group.finish("failed", {})
+    assert calls == [
+        *[("first", "id"), ("first", 0), ("late", "id"), ("late", 0), ("first", 1), ("late", 1)],
+        *[("first", "failed"), ("late", "failed")],
+        *[("first", "id"), ("first", "failed"), ("late", "id"), ("late", "failed")],
+    ]
+
+
 # --- Weights & Biases
 
 

@@ -1,10 +1,13 @@
 """The rows of each client, by a partitioner of Flower Datasets."""
 
+import importlib
 import inspect
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from math import ceil
 from textwrap import shorten
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +19,16 @@ from fedresearch.errors import InputError
 if TYPE_CHECKING:
     from datasets import Dataset
     from flwr_datasets.partitioner import Partitioner
+
+
+def import_flower_datasets() -> None:
+    """Import Flower Datasets without its plots, which import seaborn and SciPy; they follow where something draws."""
+    name = "flwr_datasets.visualization"
+    if "flwr_datasets" not in sys.modules:
+        plots = sys.modules[name] = ModuleType(name)
+        vars(plots)["__getattr__"] = lambda attribute: getattr(importlib.import_module(name), attribute)
+        importlib.import_module("flwr_datasets")
+        del sys.modules[name]
 
 
 def partition_rows(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fedresearch.config.schema import Config
-from fedresearch.data.partition import columns, partition_rows, split_validation
+from fedresearch.data.partition import columns, import_flower_datasets, partition_rows, split_validation
 from fedresearch.data.source import Rows, Source, check_source
 from fedresearch.experiment.builder import Builder
 from fedresearch.federation.generators import seeded_generators
@@ -36,6 +36,7 @@ def partition(config: Config, builder: Builder, source: Source) -> tuple[Sequenc
     InputError
         If the partitioner cannot be built, or does not divide the dataset into ``federation.num_supernodes``.
     """
+    import_flower_datasets()
     from flwr_datasets.partitioner import Partitioner  # takes seconds; a client with known rows does not need it
 
     options = dict(config.partitioner)

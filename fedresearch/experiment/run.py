@@ -116,13 +116,15 @@ def _resume(experiment: Experiment, request: RunRequest, past: Mapping[str, Any]
 def _run_rounds(experiment: Experiment, start: _Start, directory: Path, patches: Mapping[str, str]) -> None:
     """Run and record the rounds that are left."""
     run = RunDirectory(directory, start.record, start.history)
-    trackers = TrackerGroup([experiment.tracker, Console()])  # a tracker's first lines stand above the progress bar
+    trackers = TrackerGroup([Console(), experiment.tracker])
     recorder = Recorder(experiment, run, start.rows, trackers)
     grid, last = experiment.grid, start.rows[-1] if start.rows else None
     # On a SuperLink this already runs in a ServerApp, and whoever stops it does not wait for a round.
     on_nodes = isinstance(grid, NodeGrid)
     try:
-        trackers.start(_run_info(experiment, start, directory))
+        # The initial model's row comes soon, and before a tracker that takes seconds to import.
+        row_is_near = experiment.config.federation.evaluate_initial and not start.is_resumed
+        trackers.start(_run_info(experiment, start, directory), [experiment.tracker] if row_is_near else [])
         _write_partition(experiment, run)
         for name, patch in patches.items():
             run.write_text(f"{name}_{start.history.num_rounds}.diff" if start.is_resumed else f"{name}.diff", patch)

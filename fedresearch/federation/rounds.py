@@ -158,7 +158,9 @@ class RoundLoop:
         row = last or {"round": 0, **{f"{key}_total": 0 for key in _TOTALS}}
         self._totals = {key: row[f"{key}_total"] for key in _TOTALS}
         started = time.perf_counter() - row.get("time/total_s", 0.0)
-        gc.freeze()  # these objects live as long as the run, and Flower's Bulyan collects garbage for each client
+        was_frozen = gc.get_freeze_count() > 0
+        if not was_frozen:
+            gc.freeze()  # these objects live as long as the run, and Flower's Bulyan collects garbage for each client
         try:
             if last is None and self.evaluate_initial:
                 row = {"round": 0, **self.evaluate(arrays), **row, "model/sha256": sha256(arrays)}
@@ -169,7 +171,8 @@ class RoundLoop:
                 row["time/total_s"] = time.perf_counter() - started
                 self.log(row, arrays)
         finally:
-            gc.unfreeze()
+            if not was_frozen:
+                gc.unfreeze()
         return arrays
 
     def _reached(self, row: Row) -> bool:

@@ -90,10 +90,12 @@ class TrackerGroup:
 
     def __init__(self, trackers: Sequence[Tracker]) -> None:
         self._trackers = list(trackers)
+        self._late: list[Tracker] = []
 
-    def start(self, run: RunInfo) -> None:
-        """Begin a run on each."""
-        self._tell(lambda tracker: tracker.start(run))
+    def start(self, run: RunInfo, late: Sequence[Tracker] = ()) -> None:
+        """Begin a run on each; on the late ones only when they are called next, since importing W&B takes seconds."""
+        self._run = run
+        self._tell(lambda tracker: self._late.append(tracker) if tracker in late else tracker.start(run))
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Pass one round to each."""
@@ -110,6 +112,9 @@ class TrackerGroup:
     def _tell(self, call: Callable[[Tracker], None]) -> None:
         for tracker in tuple(self._trackers):
             try:
+                if tracker in self._late:
+                    self._late.remove(tracker)
+                    tracker.start(self._run)
                 call(tracker)
             except (Exception, SystemExit) as error:  # rich leaves by SystemExit when its output is closed
                 self._trackers.remove(tracker)

@@ -1,0 +1,71 @@
+"""What a process has imported when it shows something: imports are most of the time until then."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.test_main import environment
+
+# Prints the names of the modules at the first row.
+FIRST_ROW = """
+import os, sys
+from fedresearch import main
+from fedresearch.runs.directory import RunDirectory
+
+def log(run, row):
+    print(*sys.modules, flush=True)
+    os._exit(0)
+
+RunDirectory.log = log
+main.main()
+"""
+# What draws, compiles, reports, or makes other datasets and models.
+UNUSED = {
+    "matplotlib",
+    "plotly",
+    "ray",
+    "scipy",
+    "seaborn",
+    "sklearn",
+    "sympy",
+    "tensorboard",
+    "torch._dynamo",
+    "torchvision",
+    "wandb",
+}
+
+
+@pytest.mark.slow
+def test_nothing_heavy_is_imported_before_the_first_row(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST_ROW], cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert not UNUSED & {*done.stdout.split()}
+
+
+@pytest.mark.parametrize(("words", "code"), [(["--help"], 0), (["stratgy=fedavg"], 1), (["local.epochs=-1"], 1)])
+def test_a_help_and_a_mistake_import_nothing_heavy(tmp_path, words, code):
+    command = [sys.executable, "-X", "importtime", "-m", "fedresearch.main", *words]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True)
+    assert done.returncode == code
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time")}
+    assert "fedresearch.main" in imported or "fedresearch.config" in imported
+    assert not {*UNUSED, "datasets", "flwr", "numpy", "pandas", "torch"} & imported
+
+
+def test_flower_datasets_plots_are_imported_where_they_are_used():
+    used = "from flwr_datasets.visualization import plot_label_distributions as plot; print('seaborn' in sys.modules)"
+    code = f"""
+import sys
+from fedresearch.data.partition import import_flower_datasets
+import_flower_datasets()
+import flwr_datasets.partitioner
+print('seaborn' in sys.modules)
+{used}
+print(flwr_datasets.visualization.plot_label_distributions is plot)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == ["False", "True", "True"], done.stderr
