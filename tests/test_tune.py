@@ -47,8 +47,8 @@ def test_the_best_mean_over_seeds_of_the_validation_data_is_chosen_for_each_cell
         "selection": "clients/accuracy after the last round",
         "seeds": [1000, 1001],
         "cells": [
-            {"cell": [0.1], "value": 0.1, "tried": [[0.01, 0.3], [0.1, pytest.approx(0.4)], [1.0, 0.35]]},
-            {"cell": [1.0], "value": 0.01, "tried": [[0.01, 0.7], [0.1, 0.5]]},
+            {"cell": [0.1], "value": 0.1, "tried": [[0.01, 0.3], [0.1, pytest.approx(0.4)], [1.0, 0.35]], "fixed": {}},
+            {"cell": [1.0], "value": 0.01, "tried": [[0.01, 0.7], [0.1, 0.5]], "fixed": {}},
         ],
     }
     assert warnings == [
@@ -88,7 +88,12 @@ def test_a_value_with_a_diverged_seed_is_not_chosen(tmp_path):
         optimizer={"lr": 0.1, "schedule": {}},
     )
     chosen, _ = choose(load([tmp_path]), "optimizer.lr", "last")
-    assert chosen["cells"][0] == {"cell": [0.1], "value": 1.0, "tried": [[0.01, 0.3], [0.1, None], [1.0, 0.35]]}
+    assert chosen["cells"][0] == {
+        "cell": [0.1],
+        "value": 1.0,
+        "tried": [[0.01, 0.3], [0.1, None], [1.0, 0.35]],
+        "fixed": {},
+    }
 
 
 def test_the_number_of_rounds_identifies_a_cell_only_if_no_other_key_does(tmp_path):
@@ -243,6 +248,24 @@ def test_a_value_tuned_with_other_settings_is_refused(tmp_path, compose):
         )
 
 
+def test_settings_of_options_that_only_some_cells_have_are_kept(tmp_path, compose):
+    for lr in (0.1, 0.2):
+        for strategy, server in {"fedavg": {}, "fedprox": {"proximal_mu": 0.1}}.items():
+            sections = {"choices": {"strategy": strategy}, "strategy": {"server": server}, "optimizer": {"lr": lr}}
+            make(tmp_path / f"{strategy}{lr}", seed=9, rows=[{"clients/accuracy": lr}], **sections)
+    chosen, _ = choose(load([tmp_path]), "optimizer.lr", "last")
+    assert chosen["keys"] == ["strategy"]
+    assert {(*each["cell"],): each["fixed"] for each in chosen["cells"]} == {
+        ("fedavg",): {},
+        ("fedprox",): {"strategy.server.proximal_mu": 0.1},
+    }
+    rate = table(tmp_path / "rates.json", keys=["strategy"], cells=chosen["cells"])
+    for strategy in ("strategy=fedavg", "strategy=fedprox strategy.server.proximal_mu=0.1"):
+        assert compose(rate, *strategy.split())[0].optimizer["lr"] == 0.2
+    refused = refusal(compose, rate, "strategy=fedprox", "strategy.server.proximal_mu=1")
+    assert "was tuned with strategy.server.proximal_mu=0.1 (here 1); " in refused
+
+
 def test_tuned_values_may_refer_to_each_other(tmp_path, compose):
     epochs = table(tmp_path / "epochs.json", "local.epochs", 3, fixed={"optimizer.lr": 0.02})
     rate = table(tmp_path / "rates.json", fixed={"local.epochs": 3, "optimizer.weight_decay": 0.02})
@@ -301,7 +324,9 @@ def test_values_that_are_not_numbers_can_be_tuned(tmp_path):
             model={"widths": widths},
         )
     chosen, warnings = choose(load([tmp_path]), "model.widths", "last")
-    assert chosen["cells"] == [{"cell": [], "value": [8, 8], "tried": [[None, 0.1], [[8, 8], 0.7], [[8], 0.5]]}]
+    assert chosen["cells"] == [
+        {"cell": [], "value": [8, 8], "tried": [[None, 0.1], [[8, 8], 0.7], [[8], 0.5]], "fixed": {}}
+    ]
     assert not warnings
 
 

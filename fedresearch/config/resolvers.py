@@ -85,7 +85,9 @@ def tuned(table: Any, *, _root_: DictConfig, _node_: Node) -> Any:
         chosen = json.loads(path.read_text(encoding="utf-8"))
         key, keys, seeds = chosen["key"], [*chosen["keys"]], [*chosen["seeds"]]
         values = {as_json(entry["cell"]): entry["value"] for entry in chosen["cells"]}
-        fixed = {**chosen.get("fixed", {})}
+        fixed = {
+            as_json(entry["cell"]): {**chosen.get("fixed", {}), **entry.get("fixed", {})} for entry in chosen["cells"]
+        }
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path} holds no tuned values ({error}); fedresearch tune writes such files") from None
     asked = _node_._get_full_key(None)
@@ -99,10 +101,11 @@ def tuned(table: Any, *, _root_: DictConfig, _node_: Node) -> Any:
     if cell not in values:
         raise InputError(f"{path} has no value for {', '.join(keys)} = {cell}; it has values for {', '.join(values)}")
     here = {**options, **_resolved(_root_, key, values[cell])}
-    differing = [name for name in fixed if name not in here or as_json(here[name]) != as_json(fixed[name])]
+    tried = fixed[cell]
+    differing = [name for name in tried if name not in here or as_json(here[name]) != as_json(tried[name])]
     if differing:
         listed = ", ".join(
-            f"{name}={as_written(fixed[name])} (here {as_written(here[name]) if name in here else 'unset'})"
+            f"{name}={as_written(tried[name])} (here {as_written(here[name]) if name in here else 'unset'})"
             for name in differing[:3]
         )
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""

@@ -69,6 +69,8 @@ class _Trials:
         Each tried value with its mean over seeds; NaN if a seed diverged.
     seeds : dict
         Seeds to the first value that was tried on them.
+    fixed : dict
+        The settings that all their runs share.
     """
 
     values: list[Any]
@@ -77,6 +79,7 @@ class _Trials:
     caption: str
     scores: list[tuple[Any, float]]
     seeds: dict[str, str]
+    fixed: dict[str, Any]
 
     @property
     def label(self) -> str:
@@ -100,7 +103,8 @@ def choose(runs: Sequence[LoadedRun], key: str, rule: str) -> tuple[dict[str, An
     chosen : dict
         ``key``; ``keys``, which identify the cells; ``fixed``, the settings that final runs must share with these;
         ``selection``, the rule in words; ``seeds`` of the runs; ``cells``: for each the ``cell``, the chosen ``value``,
-        and all ``tried`` values, each with its validation metric, null if a run diverged.
+        all ``tried`` values, each with its validation metric, null if a run diverged, and what is ``fixed`` besides,
+        such as an argument of a strategy that only some cells have.
     warnings : list of str
         Cells whose best value is the smallest or largest tried, or whose values were tried on different seeds.
 
@@ -126,15 +130,17 @@ def choose(runs: Sequence[LoadedRun], key: str, rule: str) -> tuple[dict[str, An
         raise InputError(f"no run has {metrics}; try validation.fraction=0.1 and federation.fraction_evaluate=1")
     entries: list[dict[str, Any]] = []
     warnings: list[str] = []
+    fixed = _shared_settings(runs)
     for trial in trials:
         value = _best(trial, key)
         warnings += _warnings(trial, key, value)
         tried = [[other, None if np.isnan(score) else score] for other, score in trial.scores]
-        entries.append({"cell": trial.values, "value": value, "tried": tried})
+        own = {name: setting for name, setting in trial.fixed.items() if name not in fixed and name not in keys}
+        entries.append({"cell": trial.values, "value": value, "tried": tried, "fixed": own})
     chosen = {
         "key": key,
         "keys": keys,
-        "fixed": _shared_settings(runs),
+        "fixed": fixed,
         "selection": "; ".join(dict.fromkeys(trial.caption for trial in trials)),
         "seeds": sorted({run.record["config"]["seed"] for run in runs}),
         "cells": entries,
@@ -177,7 +183,8 @@ def _group_trials(cells: Sequence[Cell], key: str, keys: Sequence[str], rule: st
             scores.append((cell.keys[key], float(np.mean(numbers))))
             seeds.setdefault(", ".join(cell.runs), format_value(cell.keys[key]))
         rises = larger_is_better(metric, runs[0].declared)
-        trials.append(_Trials(json.loads(values), metric, rises, selection.caption, scores, seeds))
+        fixed = _shared_settings(runs)
+        trials.append(_Trials(json.loads(values), metric, rises, selection.caption, scores, seeds, fixed))
     return trials
 
 
@@ -203,7 +210,7 @@ def _warnings(trial: _Trials, key: str, best: Any) -> Iterator[str]:
 
 
 def _shared_settings(runs: Sequence[LoadedRun]) -> dict[str, Any]:
-    """Return the settings that all runs share, and that final runs must share too."""
+    """Return the settings that some runs share, and that final runs must share too."""
     first, *others = [settings_of(run.record) for run in runs]
     return {
         key: value
