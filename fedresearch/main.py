@@ -20,7 +20,7 @@ from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from fedresearch import config
 from fedresearch.config.arguments import in_hydras_order, refuse_blanks, refuse_other_words
@@ -209,7 +209,7 @@ def run(composed: DictConfig) -> float | None:
         if not in_sweep and not directory.samefile(".") and not any(directory.iterdir()):
             directory.rmdir()
     optimised = in_sweep and hydra_config.runtime.choices["hydra/sweeper"] != "basic"
-    return job.objective(directory) if optimised else None
+    return job.objective(directory, OmegaConf.select(composed, "federation.num_rounds")) if optimised else None
 
 
 def _run(composed: DictConfig, hydra_config: HydraConf, directory: Path, in_sweep: bool) -> None:

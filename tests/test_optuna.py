@@ -20,23 +20,24 @@ from tests.records import make
             0.25,
         ),
         ([{"clients/accuracy": 0.5}, {"train/loss": 1.0}], 0.5),  # the last round was none to evaluate in
+        ([{"clients/accuracy": 0.5}, {"clients/accuracy": 0.4}, {"clients/accuracy": 0.9}], 0.4),  # resumed with more
         ([{"clients/loss": 2.0}, {"clients/loss": 1.5}], 1.5),  # a regression
         ([{"eval/accuracy": 0.5}], None),  # test data
     ],
 )
 def test_the_validation_data_of_the_last_round_evaluated(rows, expected, tmp_path):
     make(tmp_path / "job", rows=rows)
-    assert objective(tmp_path / "job") == expected
+    assert objective(tmp_path / "job", 2) == expected
 
 
 @pytest.mark.parametrize("status", ["diverged", "failed", "interrupted", "running"])
 def test_a_job_that_did_not_finish_has_none(status, tmp_path):
     make(tmp_path / "job", status=status, rows=[{"clients/accuracy": 0.5}])
-    assert objective(tmp_path / "job") is None
+    assert objective(tmp_path / "job", 2) is None
 
 
 def test_a_job_that_never_became_a_run_has_none(tmp_path):
-    assert objective(tmp_path) is None
+    assert objective(tmp_path, 2) is None
 
 
 @pytest.mark.slow

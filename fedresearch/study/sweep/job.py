@@ -89,11 +89,18 @@ def report_failure(directory: Path, error: Exception) -> None:
             report_error(unwritable)
 
 
-def objective(directory: Path) -> float | None:
+def objective(directory: Path, num_rounds: int) -> float | None:
     """Return a job's number that a sweeper optimises: on clients' validation data, its first metric or else the loss.
 
     It belongs to the last round that was evaluated on the clients. None if no round was, or the job has not finished.
     Test data must not choose jobs.
+
+    Parameters
+    ----------
+    directory : Path
+        The job's directory.
+    num_rounds : int
+        The sweep's number of rounds; ``resume`` may have added some.
 
     Raises
     ------
@@ -104,8 +111,8 @@ def objective(directory: Path) -> float | None:
         return None
     record, rows = read_run(directory)
     scope = "personal" if record.get("own_models") else "clients"
-    for metric in evaluated_metrics(record):
-        values = [value for row in rows if (value := row.get(f"{scope}/{metric}")) is not None]
+    for column in [f"{scope}/{metric}" for metric in evaluated_metrics(record)]:
+        values = [row[column] for row in rows if row["round"] <= num_rounds and row.get(column) is not None]
         if values:
             return float(values[-1])
     return None
