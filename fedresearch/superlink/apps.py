@@ -6,6 +6,7 @@ starts a process for each message, so it does not import what the message does n
 """
 
 import functools
+import logging
 import shlex
 import signal
 import sys
@@ -20,7 +21,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fedresearch import config
-from fedresearch.errors import InputError
+from fedresearch.errors import InputError, MarkedFormatter
 from fedresearch.experiment.request import RunRequest
 from fedresearch.federation.flower import client_error
 from fedresearch.federation.nodes import ROWS, NodeGrid, answer_query
@@ -38,6 +39,7 @@ client_app = ClientApp()
 @server_app.main()
 def serve(grid: Grid, context: Context) -> None:
     """Run the experiment on the SuperNodes that connect."""
+    _mark_warnings()
     with _interruptible():
         try:
             nodes = NodeGrid(grid)
@@ -127,6 +129,15 @@ def _compose(overrides: str, num_supernodes: int) -> RunRequest:
     composed, choices, directory = config.compose(CONF, words)
     command = ["flwr", "run", ".", "--run-config", f'overrides="{overrides}"']
     return RunRequest(composed, choices, directory, words, command, [])
+
+
+def _mark_warnings() -> None:
+    """Print log lines as the command does, for which Hydra configures logging; the submitting command reads them."""
+    handler = logging.lastResort  # of all loggers without another one
+    assert handler is not None
+    handler.setFormatter(MarkedFormatter())
+    handler.setLevel(logging.INFO)
+    logging.getLogger("fedresearch").setLevel(logging.INFO)
 
 
 def _one_thread() -> None:
