@@ -3,7 +3,6 @@
 import gc
 import logging
 import os
-import stat
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
-from fedresearch.errors import InputError
+from fedresearch.local.code_folder import VARIABLE, code_folder
 from fedresearch.local.train import MakeOptimizer
 from fedresearch.local.update import Tensors
 
@@ -23,39 +22,17 @@ Code = Callable[..., Sequence[Tensor]]
 States = Mapping[str, Tensors]
 
 
-# The environment variable of Inductor's cache.
-_FOLDER = "TORCHINDUCTOR_CACHE_DIR"
-
-
 def keep_code_in(cache_dir: str | Path) -> None:
     """Set Inductor's cache to a folder that only this user can write, since its code is executed.
 
-    Inductor's default is a folder in /tmp that any user may have created before. If ``TORCHINDUCTOR_CACHE_DIR`` is set,
-    it is used under the same condition.
-
-    Parameters
-    ----------
-    cache_dir : path
-        The parent of the folder, which is created if missing.
+    Inductor's default is a folder in /tmp that any user may have created before.
 
     Raises
     ------
     InputError
-        If it cannot be created, or if another user can write into it.
+        As ``code_folder``.
     """
-    folder = Path(os.environ.get(_FOLDER) or Path(cache_dir).expanduser() / f"compiled-{os.geteuid()}").absolute()
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir(mode=0o700, exist_ok=True)
-        found = folder.lstat()
-    except OSError as error:
-        raise InputError(f"{folder} cannot be written: {error.strerror}; try cache_dir=DIR") from error
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
-        raise InputError(
-            f"{folder} must be a folder that only you can write, since its code is executed; remove it, or try "
-            f"cache_dir=DIR{f' without {_FOLDER}' if os.environ.get(_FOLDER) else ''}, or hardware.compile=false"
-        )
-    os.environ[_FOLDER] = str(folder)
+    os.environ[VARIABLE] = str(code_folder(cache_dir))
 
 
 def compile_code(function: Code, arguments: Sequence[Tensor]) -> Code:
@@ -73,8 +50,8 @@ def compile_code(function: Code, arguments: Sequence[Tensor]) -> Code:
     import torch._inductor
     from torch._inductor import codecache
 
-    if _FOLDER in os.environ:  # Inductor ignores it for its precompiled headers
-        codecache._HEADER_DIR = f"{os.environ[_FOLDER]}/precompiled_headers"
+    if VARIABLE in os.environ:  # Inductor ignores it for its precompiled headers
+        codecache._HEADER_DIR = f"{os.environ[VARIABLE]}/precompiled_headers"
         codecache._HEADER_LOCK_DIR = f"{codecache._HEADER_DIR}/locks"
     code = torch._inductor.compile(graph, list(arguments))
     # The compiler's modules outlive the run, so the garbage collector skips them until the end of the run.

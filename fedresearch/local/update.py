@@ -101,13 +101,31 @@ class Stage(NamedTuple):
     epochs: int | None = None
 
 
+class Term(NamedTuple):
+    """What is added to the gradient at w: ``shift + mu (w - anchor)``.
+
+    Attributes
+    ----------
+    shift : mapping of str to Tensor
+        A vector for each parameter; empty: none.
+    mu : float
+        Weight of the proximal term.
+    anchor : mapping of str to Tensor
+        Its origin; empty: no proximal term.
+    """
+
+    shift: Tensors = MappingProxyType({})
+    mu: float = 0.0
+    anchor: Tensors = MappingProxyType({})
+
+
 class LocalUpdate:
     """FedAvg's local training, which minimises the loss (McMahan et al. 2017, arXiv:1602.05629, ClientUpdate).
 
-    A strategy overrides what it changes. ``begin``, ``objective``, ``correct`` and ``end`` are pure: they read their
-    arguments and return tensors. ``begin`` and ``end`` are called once for each client; ``objective`` and ``correct``
-    in every step, for one client or, under ``torch.func.vmap``, for many at once. ``personal``, ``stages`` and
-    ``adaptation`` are called once for each run, and return names of the model's parts.
+    A strategy overrides what it changes. ``begin``, ``objective``, ``term``, ``correct`` and ``end`` are pure: they
+    read their arguments and return tensors. ``begin`` and ``end`` are called once for each client; ``objective``,
+    ``term`` and ``correct`` in every step, for one client or, under ``torch.func.vmap``, for many at once.
+    ``personal``, ``stages`` and ``adaptation`` are called once for each run, and return names of the model's parts.
     """
 
     own_model: "LocalUpdate | None" = None
@@ -145,12 +163,26 @@ class LocalUpdate:
         """
         return losses(model(params, x), y)
 
-    def correct(self, gradients: Tensors, params: Tensors, fixed: Fixed) -> Tensors:
-        """Return the gradients for the optimizer from those of the objective at ``params``.
+    def term(self, fixed: Fixed) -> Term:
+        """Return what is added to the gradients of the objective.
 
         A term whose gradient is known belongs here and not in the objective: it costs less, and the reported training
         loss stays the same quantity for every strategy.
         """
+        return Term()
+
+    def correct(self, gradients: Tensors, params: Tensors, fixed: Fixed) -> Tensors:
+        """Return the gradients for the optimizer from those of the objective at ``params``.
+
+        By default ``term`` is added; without a term they are returned unchanged. Override it where gradients change in
+        another way.
+        """
+        term = self.term(fixed)
+        if term.shift:
+            gradients = {name: gradient + term.shift[name] for name, gradient in gradients.items()}
+        if term.anchor:
+            mu, anchor = term.mu, term.anchor
+            gradients = {name: gradient + mu * (params[name] - anchor[name]) for name, gradient in gradients.items()}
         return gradients
 
     def end(self, params: Tensors, fixed: Fixed, drift: Callable[[float], float]) -> End:

@@ -7,8 +7,7 @@ from where it left it, on ``F_k(v) + lambda/2 |v - w|^2``.
 from torch.nn import Module
 
 from fedresearch.local.state_names import trainable
-from fedresearch.local.update import Fixed, LocalUpdate, Stage, Start, Tensors
-from fedresearch.strategies.fedprox import attract
+from fedresearch.local.update import Fixed, LocalUpdate, Stage, Start, Term
 
 
 class DittoUpdate(LocalUpdate):
@@ -36,5 +35,5 @@ class _Attracted(LocalUpdate):
     def begin(self, start: Start) -> Fixed:
         return {"w": start.anchor}
 
-    def correct(self, gradients: Tensors, params: Tensors, fixed: Fixed) -> Tensors:
-        return attract(gradients, params, fixed["w"], self.lam)
+    def term(self, fixed: Fixed) -> Term:
+        return Term(mu=self.lam, anchor=fixed["w"])

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from fedresearch.federation.replies import Replies
-from fedresearch.local.update import End, Fixed, LocalUpdate, Start, Tensors
+from fedresearch.local.update import End, Fixed, LocalUpdate, Start, Tensors, Term
 from fedresearch.strategies.client_mean import ClientMean
 from fedresearch.strategies.server import Params, Sent, ServerUpdate
 
@@ -59,10 +59,9 @@ class DynamicUpdate(LocalUpdate):
         zeros = {name: torch.zeros_like(tensor) for name, tensor in start.anchor.items()}
         return {"x": start.anchor, "g": start.kept.get(_LINEAR, zeros), "alpha": start.config[_ALPHA]}
 
-    def correct(self, gradients: Tensors, params: Tensors, fixed: Fixed) -> Tensors:
+    def term(self, fixed: Fixed) -> Term:
         """Subtract g_i and add ``alpha (y - x)``."""
-        x, g, alpha = fixed["x"], fixed["g"], fixed["alpha"]
-        return {name: gradient - g[name] + alpha * (params[name] - x[name]) for name, gradient in gradients.items()}
+        return Term({name: -g for name, g in fixed["g"].items()}, fixed["alpha"], fixed["x"])
 
     def end(self, params: Tensors, fixed: Fixed, drift: Callable[[float], float]) -> End:
         """Keep g_i; the server knows its change from the model."""

@@ -17,8 +17,7 @@ import torch
 
 from fedresearch.federation.records import NUM_STEPS
 from fedresearch.federation.replies import Replies
-from fedresearch.local.update import End, Fixed, LocalUpdate, Start, Tensors
-from fedresearch.strategies.fedprox import attract
+from fedresearch.local.update import End, Fixed, LocalUpdate, Start, Tensors, Term
 from fedresearch.strategies.server import Params, Sent, ServerUpdate
 
 _WEIGHT = "gradient-weight"
@@ -64,9 +63,9 @@ class NormalizedUpdate(LocalUpdate):
         """Keep x, mu and the learning rate."""
         return {"x": start.anchor, "mu": start.config[_MU], "lr": start.config["lr"]}
 
-    def correct(self, gradients: Tensors, params: Tensors, fixed: Fixed) -> Tensors:
+    def term(self, fixed: Fixed) -> Term:
         """Add ``mu (w - x)``."""
-        return attract(gradients, params, fixed["x"], fixed["mu"])
+        return Term(mu=fixed["mu"], anchor=fixed["x"])
 
     def end(self, params: Tensors, fixed: Fixed, drift: Callable[[float], float]) -> End:
         """Send ``|a_i|_1``."""

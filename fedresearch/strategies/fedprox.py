@@ -3,12 +3,7 @@
 The server's half is Flower's: it averages as FedAvg and sends ``proximal-mu`` along. The client's half is here.
 """
 
-from fedresearch.local.update import Fixed, LocalUpdate, Start, Tensors
-
-
-def attract(gradients: Tensors, params: Tensors, anchor: Tensors, mu: float) -> Tensors:
-    """Return the gradients with that of ``mu/2 |w - anchor|^2`` added."""
-    return {name: gradient + mu * (params[name] - anchor[name]) for name, gradient in gradients.items()}
+from fedresearch.local.update import Fixed, LocalUpdate, Start, Term
 
 
 class ProximalUpdate(LocalUpdate):
@@ -18,6 +13,6 @@ class ProximalUpdate(LocalUpdate):
         """Keep the global model's parameters, and mu."""
         return {"anchor": start.anchor, "mu": start.config["proximal-mu"]}
 
-    def correct(self, gradients: Tensors, params: Tensors, fixed: Fixed) -> Tensors:
+    def term(self, fixed: Fixed) -> Term:
         """Add ``mu (w - w_t)``."""
-        return attract(gradients, params, fixed["anchor"], fixed["mu"])
+        return Term(mu=fixed["mu"], anchor=fixed["anchor"])

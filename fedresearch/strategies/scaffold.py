@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from fedresearch.federation.replies import Replies
-from fedresearch.local.update import End, Fixed, LocalUpdate, Start, Tensors
+from fedresearch.local.update import End, Fixed, LocalUpdate, Start, Tensors, Term
 from fedresearch.strategies.client_mean import ClientMean
 from fedresearch.strategies.server import Params, Sent, ServerUpdate
 
@@ -79,10 +79,10 @@ class ScaffoldUpdate(LocalUpdate):
         fixed = {"x": start.anchor, "c": zeros | dict(start.received[_VARIATE]), "c_i": start.kept.get(_VARIATE, zeros)}
         return fixed | ({"gradient": start.gradient(start.anchor)} if self._by_gradient else {})
 
-    def correct(self, gradients: Tensors, params: Tensors, fixed: Fixed) -> Tensors:
+    def term(self, fixed: Fixed) -> Term:
         """Subtract c_i and add c."""
         c, c_i = fixed["c"], fixed["c_i"]
-        return {name: gradient + (c[name] - c_i[name]) for name, gradient in gradients.items()}
+        return Term({name: c[name] - c_i[name] for name in fixed["x"]})
 
     def end(self, params: Tensors, fixed: Fixed, drift: Callable[[float], float]) -> End:
         """Send the change of c_i and keep it."""

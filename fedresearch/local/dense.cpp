@@ -1,0 +1,561 @@
+// Trains whole clients of chains of Linear and ReLU by SGD: one call for a cohort, called by dense.py.
+//
+// A client is trained by one thread, and its sums have an order that follows from its own batches and the model alone.
+// So its bits depend neither on the other clients, nor on their order, nor on the number of threads.
+//
+// Layout: a layer's weights are (in + 1, columns), the transpose of torch's. The last row is the bias, and inputs end
+// in a constant 1 for it. Columns are the outputs, padded with zeros to whole vectors. A large batch is computed in
+// parts whose gradients are added, so that memory does not grow with the batch.
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <new>
+#include <system_error>
+#include <thread>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+// Floats in a vector, and rows of a block whose sums fit the registers.
+#if defined(__AVX512F__)
+constexpr int WIDTH = 16, ROWS = 12;
+#elif defined(__AVX__)
+constexpr int WIDTH = 8, ROWS = 6;
+#elif defined(__aarch64__)
+constexpr int WIDTH = 4, ROWS = 12;
+#else
+constexpr int WIDTH = 4, ROWS = 6;
+#endif
+// Samples of a batch that are computed together.
+constexpr int PART = 64;
+
+typedef float vec __attribute__((vector_size(4 * WIDTH)));
+typedef int32_t ivec __attribute__((vector_size(4 * WIDTH)));
+
+// The arguments, as in dense.py.
+struct Job {
+    int64_t num_clients, num_layers, batch_size, threads, num_params, is_bytes, squared_error, own_params, own_shift, nesterov;
+    double lr, momentum, dampening, weight_decay, mu;
+    const int64_t *widths, *starts, *sizes, *steps, *queue;
+    const uint64_t* seeds;
+    const void *x, *y;
+    const float *scale, *offset, *params, *anchor, *shift;
+    float* out;
+    double* losses;
+};
+
+enum Status { TRAINED = 0, NO_MEMORY = 1, WRONG_LABEL = 2 };
+
+namespace {
+
+using std::int64_t;
+using std::size_t;
+
+int padded(int64_t n) { return int((n + WIDTH - 1) / WIDTH * WIDTH); }
+
+inline vec load(const float* from) {
+    vec v;
+    std::memcpy(&v, from, sizeof v);
+    return v;
+}
+
+inline void store(float* to, vec v) { std::memcpy(to, &v, sizeof v); }
+
+inline vec all(float value) { return value - vec{}; }
+
+using Lanes = std::make_integer_sequence<int, WIDTH>;
+
+// Lanes of two vectors; a number of at least WIDTH is a lane of the second one.
+#if defined(__clang__) || __GNUC__ >= 12
+#define PICK(a, b, lane) __builtin_shufflevector(a, b, (lane)...)
+#else
+#define PICK(a, b, lane) __builtin_shuffle(a, b, ivec{(lane)...})
+#endif
+
+template <int STEP, int... I> inline vec exchanged(vec v, std::integer_sequence<int, I...>) { return PICK(v, v, I ^ STEP); }
+
+template <int STEP = WIDTH / 2> inline float largest(vec v) {
+    vec other = exchanged<STEP>(v, Lanes());
+    v = other > v ? other : v;
+    if constexpr (STEP == 1) return v[0];
+    else return largest<STEP / 2>(v);
+}
+
+template <int STEP = WIDTH / 2> inline float total(vec v) {
+    v += exchanged<STEP>(v, Lanes());
+    if constexpr (STEP == 1) return v[0];
+    else return total<STEP / 2>(v);
+}
+
+// Transposes a square of vectors: first its quarters of STEP rows, then those of each quarter.
+template <int STEP, int... I> inline void transpose_square(vec* square, std::integer_sequence<int, I...> lanes) {
+    for (int i = 0; i < WIDTH; i++) {
+        if (i & STEP) continue;
+        vec upper = square[i], lower = square[i + STEP];
+        square[i] = PICK(upper, lower, (I & STEP) ? I - STEP + WIDTH : I);
+        square[i + STEP] = PICK(upper, lower, (I & STEP) ? I + WIDTH : I + STEP);
+    }
+    if constexpr (STEP > 1) transpose_square<STEP / 2>(square, lanes);
+}
+
+// to (columns, rows) = from (rows, columns) transposed; nothing else is read or written.
+void transpose(int rows, int columns, const float* from, size_t from_row, float* to, size_t to_row) {
+    for (int row = 0; row < rows; row += WIDTH) {
+        int num_rows = std::min(WIDTH, rows - row);
+        for (int column = 0; column < columns; column += WIDTH) {
+            int num_columns = std::min(WIDTH, columns - column);
+            vec square[WIDTH] = {};
+            const float* source = from + row * from_row + column;
+            for (int i = 0; i < num_rows; i++) {
+                if (num_columns == WIDTH) square[i] = load(source + i * from_row);
+                else std::memcpy(square + i, source + i * from_row, num_columns * sizeof(float));
+            }
+            transpose_square<WIDTH / 2>(square, Lanes());
+            float* target = to + column * to_row + row;
+            for (int i = 0; i < num_columns; i++) {
+                if (num_rows == WIDTH) store(target + i * to_row, square[i]);
+                else std::memcpy(target + i * to_row, square + i, num_rows * sizeof(float));
+            }
+        }
+    }
+}
+
+// exp(x) for x <= 0 to 1e-7: 2^n e^r with |r| <= log(2) / 2, by Taylor's series. Below exp(-80) it is 0, so that no
+// gradient is a denormal number, with which processors are slow.
+inline vec exponential(vec x) {
+    ivec tiny = x < -80.0f;
+    x = tiny ? all(-80.0f) : x;
+    vec shifted = x * 1.44269504f + 0x1.8p23f;  // its last bits are the nearest integer
+    vec n = shifted - 0x1.8p23f;
+    vec r = x - n * 0x1.62e4p-1f;  // log(2) in two parts, so that n times the first one is exact
+    r = r - n * 1.42860677e-6f;
+    vec p = r * (1.0f / 5040) + 1.0f / 720;
+    p = p * r + 1.0f / 120;
+    p = p * r + 1.0f / 24;
+    p = p * r + 1.0f / 6;
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    ivec exponent = (__builtin_convertvector(n, ivec) + 127) << 23;
+    return tiny ? vec{} : p * (vec)exponent;
+}
+
+template <int N> using Number = std::integral_constant<int, N>;
+
+template <int ROWS_, class Body> inline void with_rows(int rows, Body body) {
+    if constexpr (ROWS_ > 1) {
+        if (rows < ROWS_) return with_rows<ROWS_ - 1>(rows, body);
+    }
+    body(Number<ROWS_>());
+}
+
+// Calls tile(R, V, row, column) for blocks of R rows and V vectors that cover a matrix.
+template <class Tile> inline void tiles(int rows, int columns, Tile tile) {
+    int blocks = (rows + ROWS - 1) / ROWS;
+    for (int i = 0, row = 0; i < blocks; i++) {
+        int next = int(int64_t(rows) * (i + 1) / blocks);
+        with_rows<ROWS>(next - row, [&](auto r) {
+            int column = 0;
+            for (; column + 2 * WIDTH <= columns; column += 2 * WIDTH) tile(r, Number<2>(), row, column);
+            if (column < columns) tile(r, Number<1>(), row, column);
+        });
+        row = next;
+    }
+}
+
+// sum (R, V) += a (R, depth) b (depth, V); if ACROSS, a is stored as (depth, R).
+template <int R, int V, bool ACROSS>
+inline void multiply(const float* a, size_t a_row, const float* b, size_t b_row, int depth, vec (&sum)[R][V]) {
+    for (int k = 0; k < depth; k++, b += b_row) {
+        vec column[V];
+        for (int v = 0; v < V; v++) column[v] = load(b + v * WIDTH);
+        for (int r = 0; r < R; r++) {
+            vec factor = all(ACROSS ? a[k * a_row + r] : a[r * a_row + k]);
+            for (int v = 0; v < V; v++) sum[r][v] += factor * column[v];
+        }
+    }
+}
+
+// to (rows, columns) = a (rows, depth) b (depth, columns), without its negative values if it is rectified.
+void product(int rows, int columns, int depth, const float* a, size_t a_row, const float* b, size_t b_row, float* to,
+             size_t to_row, bool rectified = false) {
+    tiles(rows, columns, [=](auto r, auto v, int row, int column) {
+        constexpr int R = decltype(r)::value, V = decltype(v)::value;
+        vec sum[R][V] = {};
+        multiply<R, V, false>(a + row * a_row, a_row, b + column, b_row, depth, sum);
+        for (int i = 0; i < R; i++)
+            for (int j = 0; j < V; j++) {
+                vec value = sum[i][j];
+                if (rectified) value = value < 0.0f ? vec{} : value;  // NaN stays
+                store(to + (row + i) * to_row + column + j * WIDTH, value);
+            }
+    });
+}
+
+// torch's CPU generator: MT19937 (Matsumoto and Nishimura 1998).
+class Generator {
+    uint32_t state[624];
+    int at = 624;
+
+    void refill() {
+        auto twist = [this](int k, int next, int far) {
+            uint32_t y = (state[k] & 0x80000000u) | (state[next] & 0x7fffffffu);
+            state[k] = state[far] ^ (y >> 1) ^ (-(y & 1) & 0x9908b0dfu);
+        };
+        for (int k = 0; k < 227; k++) twist(k, k + 1, k + 397);
+        for (int k = 227; k < 623; k++) twist(k, k + 1, k - 227);
+        twist(623, 0, 396);
+        at = 0;
+    }
+
+public:
+    explicit Generator(uint64_t seed) {
+        state[0] = uint32_t(seed);
+        for (uint32_t k = 1; k < 624; k++) state[k] = 1812433253u * (state[k - 1] ^ (state[k - 1] >> 30)) + k;
+    }
+
+    uint32_t draw() {
+        if (at == 624) refill();
+        uint32_t y = state[at++];
+        y ^= y >> 11;
+        y ^= (y << 7) & 0x9d2c5680u;
+        y ^= (y << 15) & 0xefc60000u;
+        return y ^ (y >> 18);
+    }
+
+    // The first entries of torch.randperm(n), which draws so below 2^32 / 20.
+    void order(uint32_t n, uint32_t first, uint32_t* to) {
+        for (uint32_t i = 0; i < n; i++) to[i] = i;
+        for (uint32_t i = 0; i < std::min(n - 1, first); i++) std::swap(to[i], to[i + draw() % (n - i)]);
+    }
+};
+
+struct Layer {
+    int in, out, columns;
+    size_t at;         // of its weights, in our layout
+    size_t weight_at;  // and in torch's, where its bias follows
+};
+
+struct Chain {
+    std::vector<Layer> layers;
+    size_t size = 0, widest = 0;
+
+    explicit Chain(const Job& job) {
+        size_t weight_at = 0;
+        for (int64_t l = 0; l < job.num_layers; l++) {
+            int in = int(job.widths[l]), out = int(job.widths[l + 1]);
+            layers.push_back({in, out, padded(out), size, weight_at});
+            size += size_t(in + 1) * padded(out);
+            weight_at += size_t(in + 1) * out;
+            widest = std::max({widest, size_t(padded(in + 1)), size_t(padded(out + 1))});
+        }
+    }
+
+    // From torch's layout to ours, whose padding must be zero.
+    void read(const float* from, float* to) const {
+        for (const Layer& layer : layers) {
+            const float* weight = from + layer.weight_at;
+            transpose(layer.out, layer.in, weight, layer.in, to + layer.at, layer.columns);
+            std::memcpy(to + layer.at + size_t(layer.in) * layer.columns, weight + size_t(layer.in) * layer.out, layer.out * sizeof(float));
+        }
+    }
+
+    void write(const float* from, float* to) const {
+        for (const Layer& layer : layers) {
+            float* weight = to + layer.weight_at;
+            transpose(layer.in, layer.out, from + layer.at, layer.columns, weight, layer.in);
+            std::memcpy(weight + size_t(layer.in) * layer.out, from + layer.at + size_t(layer.in) * layer.columns, layer.out * sizeof(float));
+        }
+    }
+};
+
+// Zeros, aligned to vectors.
+class Memory {
+    std::vector<float> floats;
+    float* next = nullptr;
+
+public:
+    explicit Memory(size_t size) : floats(size + WIDTH) {
+        size_t beyond = reinterpret_cast<uintptr_t>(floats.data()) / sizeof(float) % WIDTH;
+        next = floats.data() + (beyond ? WIDTH - beyond : 0);
+    }
+
+    float* take(size_t size) { return std::exchange(next, next + size); }
+};
+
+// What all clients share, in our layout; null if there is none or each has its own.
+struct Shared {
+    Memory memory;
+    float *start = nullptr, *anchor = nullptr, *shift = nullptr;
+
+    Shared(const Job& job, const Chain& chain) : memory(3 * chain.size) {
+        auto read = [&](const float* from) {
+            float* to = memory.take(chain.size);
+            chain.read(from, to);
+            return to;
+        };
+        if (!job.own_params) start = read(job.params);
+        if (job.anchor) anchor = read(job.anchor);
+        if (job.shift && !job.own_shift) shift = read(job.shift);
+    }
+};
+
+// Trains one client after another.
+class Trainer {
+    const Job& job;
+    const Chain& chain;
+    const Shared& shared;
+    const int part;
+    Memory memory;
+    float *weights, *start, *shift, *momentum, *gradient, *delta, *below, *across, *product_across;
+    std::vector<float*> inputs;  // of each layer, and the outputs
+    std::vector<uint32_t> order;
+
+    static size_t size_of(const Job& job, const Chain& chain, int part) {
+        size_t rows = part, depth = padded(part);
+        return 5 * chain.size + (job.num_layers + 3) * rows * chain.widest + 2 * depth * chain.widest;
+    }
+
+    size_t row_of(size_t layer) const { return padded(job.widths[layer] + 1); }
+
+    template <class Sample> void copy_sample(const Sample* from, float* to) const {
+        int width = int(job.widths[0]);
+        if (job.scale)
+            for (int i = 0; i < width; i++) to[i] = float(from[i]) * job.scale[i] + job.offset[i];
+        else
+            for (int i = 0; i < width; i++) to[i] = float(from[i]);
+        to[width] = 1.0f;
+    }
+
+    void copy_samples(int64_t first, const uint32_t* rows, int num) {
+        for (int b = 0; b < num; b++) {
+            size_t at = size_t(first + rows[b]) * job.widths[0];
+            float* to = inputs[0] + b * row_of(0);
+            if (job.is_bytes) copy_sample(static_cast<const uint8_t*>(job.x) + at, to);
+            else copy_sample(static_cast<const float*>(job.x) + at, to);
+        }
+    }
+
+    void forward(int num) {
+        for (size_t l = 0; l < chain.layers.size(); l++) {
+            const Layer& layer = chain.layers[l];
+            bool hidden = l + 1 < chain.layers.size();
+            size_t row = row_of(l + 1);
+            product(num, layer.columns, layer.in + 1, inputs[l], row_of(l), weights + layer.at, layer.columns, inputs[l + 1], row, hidden);
+            for (int b = 0; b < num; b++) inputs[l + 1][b * row + layer.out] = 1.0f;
+        }
+    }
+
+    // Sets delta to the gradient at the outputs of the batch's mean loss; returns the sum of losses.
+    double cross_entropy(int64_t first, const uint32_t* rows, int num, float share, bool& wrong) {
+        const Layer& layer = chain.layers.back();
+        double loss = 0, factor = 1;  // the logarithm of a product of sums is cheaper than theirs
+        for (int b = 0; b < num; b++) {
+            float *z = inputs.back() + b * row_of(job.num_layers), *to = delta + size_t(b) * layer.columns;
+            int64_t label = static_cast<const int64_t*>(job.y)[first + rows[b]];
+            if (label < 0 || label >= layer.out) {
+                wrong = true;
+                return 0;
+            }
+            for (int o = layer.out; o < layer.columns; o++) z[o] = -INFINITY;
+            vec best = load(z);
+            for (int o = WIDTH; o < layer.columns; o += WIDTH) best = load(z + o) > best ? load(z + o) : best;
+            float top = largest(best);
+            vec sums = {};
+            for (int o = 0; o < layer.columns; o += WIDTH) {
+                vec e = exponential(load(z + o) - top);
+                store(to + o, e);
+                sums += e;
+            }
+            float sum = total(sums);
+            loss += top - z[label];
+            factor *= sum;
+            if (factor > 1e250) {
+                loss += std::log(factor);
+                factor = 1;
+            }
+            for (int o = 0; o < layer.columns; o += WIDTH) store(to + o, load(to + o) * (share / sum));
+            for (int o = layer.out; o < layer.columns; o++) to[o] = 0.0f;
+            to[label] -= share;
+        }
+        return loss + std::log(factor);
+    }
+
+    double squared_error(int64_t first, const uint32_t* rows, int num, float share) {
+        const Layer& layer = chain.layers.back();
+        double loss = 0;
+        for (int b = 0; b < num; b++) {
+            const float *z = inputs.back() + b * row_of(job.num_layers), *y = static_cast<const float*>(job.y) + size_t(first + rows[b]) * layer.out;
+            float* to = delta + size_t(b) * layer.columns;
+            for (int o = 0; o < layer.out; o++) {
+                float error = z[o] - y[o];
+                loss += double(error) * error / layer.out;
+                to[o] = error * (2.0f * share / layer.out);
+            }
+            for (int o = layer.out; o < layer.columns; o++) to[o] = 0.0f;
+        }
+        return loss;
+    }
+
+    // Sets delta to the gradient at the inputs of a layer, which are outputs of a ReLU.
+    void backward(size_t l, int num) {
+        const Layer &layer = chain.layers[l], &previous = chain.layers[l - 1];
+        size_t columns = padded(num);
+        transpose(num, layer.out, delta, layer.columns, across, columns);
+        product(layer.in, int(columns), layer.out, weights + layer.at, layer.columns, across, columns, product_across, columns);
+        transpose(layer.in, num, product_across, columns, below, previous.columns);
+        for (int b = 0; b < num; b++) {
+            const float* h = inputs[l] + b * row_of(l);
+            float* to = below + size_t(b) * previous.columns;
+            for (int i = layer.in; i < previous.columns; i++) to[i] = 0.0f;
+            for (int i = 0; i < previous.columns; i += WIDTH) store(to + i, load(h + i) <= 0.0f ? vec{} : load(to + i));
+        }
+    }
+
+    // The step of the optimizer, torch.optim.SGD, for one vector of a gradient.
+    template <bool PLAIN> inline void descend(size_t at, vec g, bool first_step) {
+        vec w = load(weights + at);
+        if constexpr (!PLAIN) {
+            if (shift) g += load(shift + at);
+            if (job.mu != 0) g += float(job.mu) * (w - load((shared.anchor ? shared.anchor : start) + at));
+            if (job.weight_decay != 0) g += float(job.weight_decay) * w;
+            if (job.momentum != 0) {
+                vec m = first_step ? g : float(job.momentum) * load(momentum + at) + float(1 - job.dampening) * g;
+                store(momentum + at, m);
+                g = job.nesterov ? g + float(job.momentum) * m : m;
+            }
+        }
+        store(weights + at, w - float(job.lr) * g);
+    }
+
+    // Adds a part's gradients of a layer's weights, and takes the step after the last part.
+    template <bool PLAIN> void update(size_t l, int num, bool first_part, bool last_part, bool first_step) {
+        const Layer& layer = chain.layers[l];
+        const float* h = inputs[l];
+        size_t h_row = row_of(l);
+        tiles(layer.in + 1, layer.columns, [&, this](auto r, auto v, int row, int column) {
+            constexpr int R = decltype(r)::value, V = decltype(v)::value;
+            vec sum[R][V] = {};
+            multiply<R, V, true>(h + row, h_row, delta + column, layer.columns, num, sum);
+            size_t at = layer.at + size_t(row) * layer.columns + column;
+            for (int i = 0; i < R; i++)
+                for (int j = 0; j < V; j++) {
+                    size_t here = at + size_t(i) * layer.columns + j * WIDTH;
+                    vec g = first_part ? sum[i][j] : sum[i][j] + load(gradient + here);
+                    if (last_part) descend<PLAIN>(here, g, first_step);
+                    else store(gradient + here, g);
+                }
+        });
+    }
+
+    // One step on a batch; returns its mean loss.
+    double step(int64_t first, const uint32_t* rows, int64_t size, bool first_step, bool& wrong) {
+        bool plain = !shift && job.mu == 0 && job.weight_decay == 0 && job.momentum == 0;
+        double loss = 0;
+        int64_t parts = (size + PART - 1) / PART;
+        for (int64_t p = 0, at = 0; p < parts; p++) {
+            int64_t next = size * (p + 1) / parts;
+            int num = int(next - at);
+            float share = 1.0f / size;
+            copy_samples(first, rows + at, num);
+            forward(num);
+            loss += job.squared_error ? squared_error(first, rows + at, num, share) : cross_entropy(first, rows + at, num, share, wrong);
+            if (wrong) return 0;
+            for (size_t l = chain.layers.size(); l-- > 0;) {
+                if (l > 0) backward(l, num);
+                if (plain) update<true>(l, num, p == 0, next == size, first_step);
+                else update<false>(l, num, p == 0, next == size, first_step);
+                std::swap(delta, below);
+            }
+            at = next;
+        }
+        return loss / size;
+    }
+
+public:
+    Trainer(const Job& job, const Chain& chain, const Shared& shared, int part)
+        : job(job), chain(chain), shared(shared), part(part), memory(size_of(job, chain, part)) {
+        weights = memory.take(chain.size);
+        start = memory.take(chain.size);
+        shift = memory.take(chain.size);
+        momentum = memory.take(chain.size);
+        gradient = memory.take(chain.size);
+        for (int64_t l = 0; l <= job.num_layers; l++) inputs.push_back(memory.take(part * chain.widest));
+        delta = memory.take(part * chain.widest);
+        below = memory.take(part * chain.widest);
+        across = memory.take(padded(part) * chain.widest);
+        product_across = memory.take(padded(part) * chain.widest);
+        if (!job.shift) shift = nullptr;
+    }
+
+    Status operator()(int64_t client) {
+        if (shared.start) start = shared.start;
+        else chain.read(job.params + client * job.num_params, start);
+        if (shared.shift) shift = shared.shift;
+        else if (shift) chain.read(job.shift + client * job.num_params, shift);
+        std::memcpy(weights, start, chain.size * sizeof(float));
+        int64_t n = job.sizes[client], batch = job.batch_size ? std::min(job.batch_size, n) : n, left = job.steps[client];
+        Generator generator(job.seeds[client]);
+        order.resize(n);
+        if (batch == n) generator.order(uint32_t(n), 0, order.data());
+        double loss = 0;
+        bool wrong = false;
+        while (left > 0) {
+            if (batch < n) generator.order(uint32_t(n), uint32_t(std::min(n, left * batch)), order.data());
+            for (int64_t at = 0; at < n && left > 0; at += batch, left--)
+                loss += step(job.starts[client], order.data() + at, std::min(batch, n - at), left == job.steps[client], wrong);
+            if (wrong) return WRONG_LABEL;
+        }
+        chain.write(weights, job.out + client * job.num_params);
+        job.losses[client] = loss / job.steps[client];
+        return TRAINED;
+    }
+};
+
+Status train_all(const Job& job) {
+    Chain chain(job);
+    Shared shared(job, chain);
+    int64_t largest = 1;
+    for (int64_t c = 0; c < job.num_clients; c++)
+        largest = std::max(largest, job.batch_size ? std::min(job.batch_size, job.sizes[c]) : job.sizes[c]);
+    std::atomic<int64_t> next(0);
+    std::atomic<int> status(TRAINED);
+    auto work = [&] {
+        try {
+            Trainer trainer(job, chain, shared, int(std::min<int64_t>(largest, PART)));
+            for (int64_t i; status == TRAINED && (i = next++) < job.num_clients;)
+                if (Status own = trainer(job.queue[i])) status = own;
+        } catch (const std::bad_alloc&) {
+            status = NO_MEMORY;
+        }
+    };
+    std::vector<std::thread> others;
+    others.reserve(job.threads);
+    try {
+        for (int64_t t = 1; t < std::min(job.threads, job.num_clients); t++) others.emplace_back(work);
+    } catch (const std::system_error&) {
+        // The system allows no more threads; those that run do all the work.
+    }
+    work();
+    for (std::thread& other : others) other.join();
+    return Status(status.load());
+}
+
+}  // namespace
+
+extern "C" int train(const Job* job) {
+    try {
+        return train_all(*job);
+    } catch (const std::exception&) {  // bad_alloc, or length_error of a size beyond all memory
+        return NO_MEMORY;
+    }
+}
+
+// The first epochs' orders of n samples, for a comparison with torch.
+extern "C" void draw_orders(uint64_t seed, int64_t n, int64_t epochs, uint32_t* to) {
+    Generator generator(seed);
+    for (int64_t e = 0; e < epochs; e++) generator.order(uint32_t(n), uint32_t(n), to + e * n);
+}

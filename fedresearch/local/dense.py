@@ -1,0 +1,386 @@
+"""Chains of Linear and ReLU, of which one call of compiled C++ trains a whole cohort: ``dense.cpp``.
+
+The kernel computes what :func:`fedresearch.local.train.train` computes: the same batches in the same order, and the
+same steps within the rounding of single precision.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from itertools import chain, pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Generator, Tensor, fx, nn
+from torch.nn import Module, Parameter
+from torch.nn import functional as F
+
+from fedresearch.errors import InputError, one_line
+from fedresearch.local.code_folder import code_folder
+from fedresearch.local.objective import losses
+from fedresearch.local.train import LocalWork, MakeOptimizer
+
+Array = NDArray[Any] | Tensor
+
+_SOURCE = Path(__file__).with_suffix(".cpp")
+_FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-shared", "-fPIC", "-pthread")
+_COMPILERS = ("c++", "g++", "clang++")
+_MAX_LAYERS = 16
+# From here on torch.randperm draws in another way.
+_MAX_SAMPLES = 2**32 // 20
+# What ``train`` in ``dense.cpp`` returns in addition to 0.
+_NO_MEMORY, _WRONG_LABEL = 1, 2
+
+
+class KernelUnavailable(Exception):
+    """The kernel cannot be used here; the text is the reason."""
+
+
+class Sgd(NamedTuple):
+    """The arguments of ``torch.optim.SGD``."""
+
+    lr: float
+    momentum: float = 0.0
+    dampening: float = 0.0
+    weight_decay: float = 0.0
+    nesterov: bool = False
+
+
+def sgd_of(make_optimizer: MakeOptimizer, lr: float) -> Sgd | None:
+    """Return the arguments of ``make_optimizer(parameters, lr=lr)`` if it is ``torch.optim.SGD``; else None."""
+    optimizer = make_optimizer([Parameter(torch.zeros(1))], lr=lr)
+    (group,) = optimizer.param_groups
+    if type(optimizer) is not torch.optim.SGD or group["maximize"]:
+        return None
+    return Sgd(**{name: group[name] for name in Sgd._fields})
+
+
+def chain_of(model: Module) -> tuple[int, ...] | None:
+    """Return the widths of a chain of Linear and ReLU, from the inputs on; None if the model computes anything else.
+
+    The inputs may be flattened. All of the ``state_dict`` must be weights and biases on the CPU, in the chain's order,
+    trainable and of single precision.
+    """
+    try:
+        nodes = fx.symbolic_trace(model).graph.nodes
+    except Exception:  # of the model's code, which may do what a trace cannot follow
+        return None
+    modules = dict(model.named_modules())
+    called = [modules.get(str(node.target)) if node.op == "call_module" else None for node in nodes]
+    linear = [module for module in called if type(module) is nn.Linear]
+    params = list(chain.from_iterable((module.weight, module.bias) for module in linear))
+    is_chain = (
+        re.fullmatch("(input )(flatten )?(linear relu )*linear output ", "".join(map(_kind, nodes, called)))
+        and all(node.args[:1] == (previous,) for previous, node in pairwise(nodes))
+        and not any(module._forward_hooks or module._forward_pre_hooks for module in modules.values())
+        and len(linear) <= _MAX_LAYERS
+        and [*map(id, model.state_dict(keep_vars=True).values())] == [*map(id, dict.fromkeys(params))]
+        and all(param.requires_grad and param.dtype == torch.float32 and param.is_cpu for param in params)
+    )
+    return (linear[0].in_features, *(module.out_features for module in linear)) if is_chain else None
+
+
+def _kind(node: fx.Node, module: Module | None) -> str:
+    if node.op in ("placeholder", "output"):
+        return {"placeholder": "input ", "output": "output "}[node.op]
+    if type(module) is nn.Linear:
+        return "linear "
+    if type(module) is nn.ReLU or node.target in (F.relu, torch.relu, "relu"):
+        return "relu "
+    dims: tuple[Any, ...] = ()
+    if type(module) is nn.Flatten:
+        dims = module.start_dim, module.end_dim
+    elif node.target in (torch.flatten, "flatten"):
+        dims = (*node.args[1:], *node.kwargs.values(), -1)
+    return "flatten " if dims[:2] == (1, -1) else "other "
+
+
+class _Job(ctypes.Structure):
+    """``Job`` in ``dense.cpp``."""
+
+    _fields_ = [
+        *(
+            (name, ctypes.c_int64)
+            for name in (
+                *("num_clients", "num_layers", "batch_size", "threads", "num_params"),
+                *("is_bytes", "squared_error", "own_params", "own_shift", "nesterov"),
+            )
+        ),
+        *((name, ctypes.c_double) for name in ("lr", "momentum", "dampening", "weight_decay", "mu")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                *("widths", "starts", "sizes", "steps", "queue", "seeds", "x", "y", "scale", "offset"),
+                *("params", "anchor", "shift", "out", "losses"),
+            )
+        ),
+    ]
+
+
+class DenseKernel:
+    """Trains cohorts of chains of Linear and ReLU by SGD, on all of its threads.
+
+    A client's bits depend neither on the other clients, nor on their order, nor on the number of threads.
+
+    Parameters
+    ----------
+    widths : sequence of int
+        As ``chain_of`` returns them.
+    squared_error : bool
+        Whether the loss is the squared error; else it is the cross-entropy.
+    threads : int
+        Number of threads.
+    cache_dir : path
+        The parent of the folder of compiled code; the first use on a machine compiles for some seconds.
+
+    Raises
+    ------
+    KernelUnavailable
+        If the kernel cannot be compiled or loaded, or if it differs here from PyTorch.
+    """
+
+    def __init__(self, widths: Sequence[int], squared_error: bool, threads: int, cache_dir: str | Path) -> None:
+        if len(widths) - 1 > _MAX_LAYERS:
+            raise KernelUnavailable(f"the kernel has at most {_MAX_LAYERS} layers, got {len(widths) - 1}")
+        self._widths = np.array(widths, np.int64)
+        self._squared_error, self._threads = squared_error, threads
+        self._num_params = sum((num_in + 1) * num_out for num_in, num_out in pairwise(widths))
+        self._train = _library(cache_dir).train
+        self._compare_with_torch()
+
+    def __call__(
+        self,
+        *,
+        x: Array,
+        y: Array,
+        scale: Array | None = None,
+        offset: Array | None = None,
+        starts: Array,
+        sizes: Array,
+        seeds: Array,
+        shares: Array | float = 1.0,
+        work: LocalWork,
+        params: Array,
+        sgd: Sgd,
+        shift: Array | None = None,
+        mu: float = 0.0,
+        anchor: Array | None = None,
+        out: Array,
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Train C clients, and return their losses and numbers of steps ``(C,)``, as in ``Trained``.
+
+        Vectors of P parameters have the order of the ``state_dict``.
+
+        Parameters
+        ----------
+        x, y : array
+            All clients' samples: ``(N, d)`` of float32 or uint8, and int64 classes ``(N,)`` or float32 targets
+            ``(N, k)``.
+        scale, offset : array, optional
+            Inputs are ``x * scale + offset``, ``(d,)``.
+        starts, sizes : array
+            The first row and the number of rows of each client, ``(C,)``.
+        seeds : array
+            The seed of the order of each client's samples, ``(C,)``.
+        shares : array or float
+            The share of its work that each client does, ``(C,)``.
+        work : LocalWork
+            The work.
+        params : array
+            The parameters from which clients start: ``(P,)`` for all, or ``(C, P)``.
+        sgd : Sgd
+            The optimizer.
+        shift : array, optional
+            What is added to each gradient, ``(P,)`` or ``(C, P)``.
+        mu : float
+            Weight of the proximal term ``mu (w - anchor)`` of the gradient.
+        anchor : array, optional
+            Its origin ``(P,)``; None: ``params``.
+        out : array
+            Receives the trained parameters, ``(C, P)`` of float32.
+
+        Raises
+        ------
+        ValueError
+            If an array has another shape, or if a label is not a class.
+        MemoryError
+            If there is not enough memory.
+        """
+        x, y, shares = np.asarray(x), np.asarray(y), np.asarray(shares, np.float64)
+        clients, params_shape, per_client = (len(sizes),), (self._num_params,), (len(sizes), self._num_params)
+        starts, sizes = _array("starts", starts, np.int64, clients), _array("sizes", sizes, np.int64, clients)
+        if ((sizes < 1) | (sizes >= _MAX_SAMPLES) | (starts < 0) | (starts + sizes > len(x))).any():
+            raise ValueError(f"each client must have 1 to {_MAX_SAMPLES - 1} of the {len(x)} rows of x")
+        steps, result = _num_steps(work, sizes, shares), np.empty(clients)
+        width, num_outputs = self._widths[[0, -1]].tolist()
+        y_type, y_shape = (np.float32, (len(x), num_outputs)) if self._squared_error else (np.int64, (len(x),))
+        arrays = {
+            "widths": self._widths,
+            "starts": starts,
+            "sizes": sizes,
+            "steps": steps,
+            "queue": np.argsort(-steps * np.minimum(sizes, work.batch_size or sizes), kind="stable"),
+            "seeds": _array("seeds", seeds, np.uint64, clients),
+            "x": _array("x", x, np.uint8 if x.dtype == np.uint8 else np.float32, (len(x), width)),
+            "y": _array("y", y, y_type, y_shape),
+            "params": _array("params", params, np.float32, params_shape, per_client),
+            "out": _array("out", out, np.float32, per_client),
+            "losses": result,
+        }
+        if scale is not None or offset is not None:
+            arrays["scale"] = _array("scale", scale, np.float32, (width,))
+            arrays["offset"] = _array("offset", offset, np.float32, (width,))
+        if shift is not None:
+            arrays["shift"] = _array("shift", shift, np.float32, params_shape, per_client)
+        if anchor is not None:
+            arrays["anchor"] = _array("anchor", anchor, np.float32, params_shape)
+        if arrays["out"].ctypes.data != np.asarray(out).ctypes.data:
+            raise ValueError("out must be contiguous")
+        job = _Job(
+            num_clients=len(sizes),
+            num_layers=len(self._widths) - 1,
+            batch_size=work.batch_size,
+            threads=self._threads,
+            num_params=self._num_params,
+            is_bytes=x.dtype == np.uint8,
+            squared_error=self._squared_error,
+            own_params=arrays["params"].ndim == 2,
+            own_shift=shift is not None and arrays["shift"].ndim == 2,
+            mu=mu,
+            **sgd._asdict(),
+            **{name: array.ctypes.data for name, array in arrays.items()},
+        )
+        status = self._train(ctypes.byref(job))
+        if status == _NO_MEMORY:
+            raise MemoryError(f"{self._threads} threads of the kernel need more memory than there is")
+        if status == _WRONG_LABEL:
+            raise ValueError(f"labels must be from 0 to {num_outputs - 1}")
+        return result, steps
+
+    def _compare_with_torch(self) -> None:
+        """Train two clients of three samples by the kernel and by autograd.
+
+        Raises
+        ------
+        KernelUnavailable
+            If the results differ.
+        """
+        generator = np.random.default_rng(0)
+        num_samples, num_outputs = 6, self._widths[-1]
+        x = generator.normal(size=(num_samples, self._widths[0])).astype(np.float32)
+        y = generator.integers(num_outputs, size=num_samples)
+        if self._squared_error:
+            y = generator.normal(size=(num_samples, num_outputs)).astype(np.float32)
+        start = np.concatenate(
+            [
+                generator.normal(size=(num_in + 1) * num_out) / np.sqrt(num_in + 1)
+                for num_in, num_out in pairwise(self._widths.tolist())
+            ]
+        ).astype(np.float32)
+        work, sgd, mu, seeds = LocalWork(2, None, 2), Sgd(0.05, 0.5, nesterov=True), 0.1, [1, 2**40 + 1]
+        out = np.empty((2, len(start)), np.float32)
+        where = {"starts": np.array([0, 3]), "sizes": np.array([3, 3]), "seeds": np.array(seeds, np.uint64)}
+        self(x=x, y=y, **where, work=work, params=start, sgd=sgd, mu=mu, out=out)
+        for client, seed in enumerate(seeds):
+            rows = slice(3 * client, 3 * client + 3)
+            samples = torch.from_numpy(x[rows]), torch.from_numpy(y[rows])
+            expected = _train(self._widths.tolist(), *samples, seed, torch.from_numpy(start), work, sgd, mu)
+            if not np.abs(out[client] - expected).max() <= 0.01 * np.abs(expected - start).max():
+                raise KernelUnavailable("the compiled kernel differs from PyTorch")
+
+
+def _array(name: str, value: Array | None, dtype: type[np.generic], *shapes: tuple[int, ...]) -> NDArray[Any]:
+    array = np.asarray(value)
+    if array.dtype != dtype or array.shape not in shapes:
+        allowed = " or ".join(map(str, shapes))
+        raise ValueError(f"{name} must be {np.dtype(dtype)} {allowed}, got {array.dtype} {array.shape}")
+    return np.ascontiguousarray(array)
+
+
+def _num_steps(work: LocalWork, sizes: NDArray[np.int64], shares: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the clients' numbers of steps, as ``LocalWork.orders``."""
+    num_batches = -(-sizes // (work.batch_size or sizes))
+    total = num_batches * (work.epochs or 0) if work.steps is None else np.full_like(sizes, work.steps)
+    return np.minimum(total, np.maximum(1, np.ceil(shares * total - 1e-9)).astype(np.int64))
+
+
+def _train(
+    widths: Sequence[int], x: Tensor, y: Tensor, seed: int, start: Tensor, work: LocalWork, sgd: Sgd, mu: float
+) -> NDArray[np.float32]:
+    """Return what a client trains by autograd."""
+    params = start.clone().requires_grad_()
+    optimizer = torch.optim.SGD([params], **sgd._asdict())
+    for inputs, targets in work.batches(x, y, Generator().manual_seed(seed)):
+        used, h = 0, inputs
+        for num_in, num_out in pairwise(widths):
+            weight, bias = params[used : used + (num_in + 1) * num_out].split([num_in * num_out, num_out])
+            h = F.linear(h.relu() if used else h, weight.view(num_out, num_in), bias)
+            used += (num_in + 1) * num_out
+        optimizer.zero_grad()
+        (losses(h, targets).mean() + mu / 2 * (params - start).square().sum()).backward()
+        optimizer.step()
+    return params.detach().numpy()
+
+
+@functools.cache
+def _library(cache_dir: str | Path) -> ctypes.CDLL:
+    """Return the library for this processor, which is compiled if it is not in the folder of compiled code."""
+    compiler = shlex.split(os.environ.get("CXX", "")) or [*filter(shutil.which, _COMPILERS)][:1]
+    if not compiler or not shutil.which(compiler[0]):
+        named = f"{compiler[0]} does not exist" if compiler else f"none of {', '.join(_COMPILERS)} exists"
+        raise KernelUnavailable(f"{named}; install a C++ compiler, or set CXX=PATH")
+    native = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
+    command = [*compiler, *_FLAGS, native]
+    try:
+        folder = code_folder(cache_dir)
+        source = _SOURCE.read_bytes()
+        # The compiler's macros name its version and the processor's instructions.
+        macros = _run([*command, "-dM", "-E", "-x", "c++", os.devnull])
+        digest = hashlib.sha256(b"\0".join([source, macros, *map(str.encode, command)])).hexdigest()[:32]
+        path = folder / f"dense-{digest}.so"
+        if not path.exists():
+            # Under a name of its own until it is whole: another process may compile or load it at the same time.
+            with tempfile.TemporaryDirectory(dir=folder) as own:
+                _run([*command, str(_SOURCE), "-o", f"{own}/{path.name}"])
+                Path(own, path.name).replace(path)
+        library = ctypes.CDLL(str(path))
+    except (InputError, OSError) as error:
+        raise KernelUnavailable(one_line(error)) from error
+    library.draw_orders.argtypes = [ctypes.c_uint64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p]
+    library.draw_orders.restype = None
+    for seed, num in ((0, 1), (1, 2), (5, 63), (2**63 - 1, 1000)):
+        orders = np.empty((2, num), np.uint32)
+        library.draw_orders(seed, num, 2, orders.ctypes.data)
+        generator = Generator().manual_seed(seed)
+        if orders.tolist() != [torch.randperm(num, generator=generator).tolist() for _ in range(2)]:
+            raise KernelUnavailable(
+                f"torch.randperm of PyTorch {torch.__version__} draws other numbers than the kernel"
+            )
+    return library
+
+
+def _run(command: Sequence[str]) -> bytes:
+    """Return what a compiler prints.
+
+    Raises
+    ------
+    KernelUnavailable
+        If it fails.
+    """
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    if done.returncode:
+        errors = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {done.returncode}"]
+        reason = next((line for line in errors if "error" in line), errors[-1])
+        raise KernelUnavailable(f"{command[0]} cannot compile the kernel: {reason}")
+    return done.stdout

@@ -1,0 +1,418 @@
+"""The compiled kernel of chains of Linear and ReLU against a plain loop of PyTorch in double precision."""
+
+import functools
+import math
+import subprocess
+import sys
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fedresearch.local import dense
+from fedresearch.local.dense import DenseKernel, KernelUnavailable, Sgd, chain_of, sgd_of
+from fedresearch.local.train import LocalWork, Task, train
+from fedresearch.local.update import LocalUpdate, Term
+from fedresearch.models.cnn_mcmahan import McMahanCNN
+from fedresearch.models.logistic import Logistic
+from fedresearch.models.mlp import MLP
+
+SIZES = np.array([7, 1, 23, 130, 10])
+WORK, SGD = LocalWork(2, None, 5), Sgd(0.1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """PyTorch's threads wait for one another longer than these small models take."""
+    num = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Return a folder that the processes of the suite share, so that the kernel is compiled once."""
+    return tmp_path_factory.getbasetemp().parent / "kernel"
+
+
+class Cohort:
+    """Clients of several sizes and a model; ``train`` calls the kernel and ``expected`` the loop."""
+
+    def __init__(self, *widths, squared_error=False, sizes=SIZES):
+        rng = np.random.default_rng(len(widths))
+        self.widths, self.squared_error = widths, squared_error
+        num = sizes.sum() + 3  # the first rows are nobody's
+        self.sizes, self.starts = sizes, 3 + np.cumsum(sizes) - sizes
+        self.x = rng.normal(size=(num, widths[0])).astype(np.float32)
+        self.y = rng.integers(widths[-1], size=num)
+        if squared_error:
+            self.y = rng.normal(size=(num, widths[-1])).astype(np.float32)
+        self.seeds = rng.integers(2**63, size=len(sizes), dtype=np.uint64)
+        layers = pairwise(widths)
+        self.params = np.concatenate([rng.normal(size=(a + 1) * b) / math.sqrt(a + 1) for a, b in layers])
+        self.params = self.params.astype(np.float32)
+        self.rng = rng
+
+    def vectors(self, *shape):
+        return self.rng.normal(size=(*shape, len(self.params))).astype(np.float32) / 10
+
+    def train(self, cache, work=WORK, sgd=SGD, threads=1, members=slice(None), **options):
+        kernel = DenseKernel(self.widths, self.squared_error, threads, cache)
+        sizes, starts, seeds = (values[members] for values in (self.sizes, self.starts, self.seeds))
+        out = np.full((len(sizes), len(self.params)), np.nan, np.float32)
+        where = {"x": self.x, "y": self.y, "starts": starts, "sizes": sizes, "seeds": seeds, "params": self.params}
+        losses, steps = kernel(**(where | options), work=work, sgd=sgd, out=out)
+        return out, losses, steps
+
+    def expected(
+        self, work=WORK, sgd=SGD, shares=None, params=None, shift=None, mu=0.0, anchor=None, x=None, scale=1, offset=0
+    ):
+        found = []
+        x = (self.x if x is None else x) * np.float64(scale) + np.float64(offset)
+        x = torch.from_numpy(x)
+        for i, (start, size, seed) in enumerate(zip(self.starts, self.sizes, self.seeds, strict=True)):
+            w = torch.from_numpy(self._row(self.params if params is None else params, i)).double().requires_grad_()
+            origin = w.detach().clone() if anchor is None else torch.from_numpy(anchor).double()
+            added = 0.0 if shift is None else torch.from_numpy(self._row(shift, i)).double()
+            optimizer = torch.optim.SGD([w], **sgd._asdict())
+            rows = torch.arange(size) + start
+            batch = work.batch_size or int(size)
+            generator = torch.Generator().manual_seed(int(seed))
+            losses = []
+            for order in work.orders(int(size), generator, 1.0 if shares is None else shares[i]):
+                for own in rows[order].split(batch):
+                    optimizer.zero_grad()
+                    loss = self._loss(w, x[own], torch.from_numpy(self.y)[own])
+                    loss.backward()
+                    w.grad += added + mu * (w.detach() - origin)
+                    optimizer.step()
+                    losses.append(loss.item())
+            found.append((w.detach().numpy(), np.mean(losses), len(losses)))
+        return tuple(np.array(values) for values in zip(*found, strict=True))
+
+    def _row(self, vectors, i):
+        return vectors if vectors.ndim == 1 else vectors[i]
+
+    def _loss(self, w, h, y):
+        used = 0
+        for a, b in pairwise(self.widths):
+            h = F.linear(
+                h.relu() if used else h, w[used : used + a * b].view(b, a), w[used + a * b : used + (a + 1) * b]
+            )
+            used += (a + 1) * b
+        return (h - y).square().mean() if self.squared_error else F.cross_entropy(h, y)
+
+
+def check(cohort, cache, **options):
+    got, expected = cohort.train(cache, **options), cohort.expected(**options)
+    for one, other in zip(got, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+WIDTHS = [(60, 10), (64, 200, 10), (5, 33, 17, 3), (4, 1, 2), (16, 16, 16, 16), (1, 2)]
+
+
+@pytest.mark.parametrize("widths", WIDTHS, ids=str)
+@pytest.mark.parametrize("batch_size", [0, 1, 5, 10, 100, 1000])
+def test_the_kernel_trains_what_the_loop_trains(cache, widths, batch_size):
+    check(Cohort(*widths), cache, work=LocalWork(2, None, batch_size))
+
+
+@pytest.mark.parametrize("widths", [(10, 1), (3, 20, 1), (3, 17)], ids=str)
+@pytest.mark.parametrize("batch_size", [0, 5])
+def test_regression(cache, widths, batch_size):
+    check(Cohort(*widths, squared_error=True), cache, work=LocalWork(3, None, batch_size))
+
+
+@pytest.mark.parametrize(
+    "sgd",
+    [
+        Sgd(0.1, 0.9),
+        Sgd(0.1, 0.9, dampening=0.3),
+        Sgd(0.1, 0.9, nesterov=True),
+        Sgd(0.1, weight_decay=0.1),
+        Sgd(0.05, 0.5, 0.2, 0.1),
+    ],
+)
+@pytest.mark.parametrize("batch_size", [5, 0])
+def test_the_optimizer(cache, sgd, batch_size):
+    check(Cohort(6, 20, 5), cache, sgd=sgd, work=LocalWork(3, None, batch_size))
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("batch_size", [5, 0])
+def test_the_terms(cache, own, batch_size):
+    cohort = Cohort(6, 20, 5)
+    vectors = functools.partial(cohort.vectors, *[len(SIZES)] * own)
+    work = LocalWork(3, None, batch_size)
+    check(cohort, cache, shift=vectors(), work=work)
+    check(cohort, cache, mu=0.5, params=cohort.params + vectors(), work=work)
+    terms = {"mu": 0.5, "shift": vectors(), "params": cohort.params + vectors(), "anchor": cohort.params}
+    check(cohort, cache, **terms, sgd=Sgd(0.1, 0.9, 0.0, 0.1, True), work=work)
+
+
+@pytest.mark.parametrize(
+    "work",
+    [WORK, LocalWork(None, 7, 5), LocalWork(None, 1, 0), LocalWork(1, None, 7), LocalWork(None, 40, 10)],
+    ids=str,
+)
+def test_shares_of_the_work(cache, work):
+    shares = np.array([1.0, 0.01, 1 / 3, 0.5, 0.25])
+    check(Cohort(6, 5), cache, work=work, shares=shares)
+
+
+def test_bytes_are_scaled_in_the_kernel(cache):
+    cohort = Cohort(20, 5)
+    x = cohort.rng.integers(256, size=cohort.x.shape, dtype=np.uint8)
+    scale, offset = (cohort.rng.uniform(size=20).astype(np.float32) for _ in range(2))
+    check(cohort, cache, x=x, scale=scale / 255, offset=offset)
+    check(cohort, cache, scale=scale, offset=offset)
+    check(cohort, cache, x=x, sgd=Sgd(1e-4))
+
+
+@pytest.mark.parametrize("widths", [(60, 10), (64, 200, 10), (5, 33, 17, 3)], ids=str)
+@pytest.mark.parametrize("sgd", [Sgd(0.1), Sgd(0.1, 0.9)])
+def test_bits_do_not_depend_on_threads_or_on_other_clients(cache, widths, sgd):
+    sizes = np.array([7, 1, 23, 130, 10] * 4)
+    cohort = Cohort(*widths, sizes=sizes)
+    whole = cohort.train(cache, sgd=sgd)
+    for threads in (2, 3, 64):
+        for one, other in zip(whole, cohort.train(cache, sgd=sgd, threads=threads), strict=True):
+            np.testing.assert_array_equal(one, other)
+    for members in (cohort.rng.permutation(20), [3, 7], [4], []):
+        for one, other in zip(whole, cohort.train(cache, sgd=sgd, threads=2, members=members), strict=True):
+            np.testing.assert_array_equal(one[members], other)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("widths", [(4, 3), (4, 20, 3)], ids=str)
+@pytest.mark.parametrize("squared_error", [False, True])
+def test_what_is_not_finite_stays_with_its_client(cache, value, widths, squared_error):
+    cohort = Cohort(*widths, squared_error=squared_error)
+    plain, losses, _ = cohort.train(cache)
+    cohort.x[cohort.starts[2], 1] = value
+    out, new, _ = cohort.train(cache)
+    others = [0, 1, 3, 4]
+    assert not np.isfinite(out[2]).all()
+    np.testing.assert_array_equal(out[others], plain[others])
+    np.testing.assert_array_equal(new[others], losses[others])
+    assert math.isnan(new[2]) or not squared_error
+
+
+def test_confident_models_have_finite_losses(cache):
+    cohort = Cohort(4, 3)
+    cohort.params *= 1000
+    check(cohort, cache, sgd=Sgd(1.0))
+
+
+@pytest.mark.parametrize("label", [-100, -1, 3, 2**40])
+def test_a_label_that_is_no_class(cache, label):
+    cohort = Cohort(4, 3)
+    cohort.y[cohort.starts[3] + 5] = label
+    with pytest.raises(ValueError, match="labels must be from 0 to 2"):
+        cohort.train(cache, threads=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"x": np.zeros((174, 4))}, r"x must be float32 \(174, 4\), got float64 \(174, 4\)"),
+        ({"x": np.zeros((174, 3), np.float32)}, r"x must be float32 \(174, 4\), got float32 \(174, 3\)"),
+        ({"y": np.zeros((174, 3), np.float32)}, r"y must be int64 \(174,\), got float32 \(174, 3\)"),
+        ({"starts": np.array([-1, 0, 0, 0, 0])}, "each client must have 1 to 214748363 of the 174 rows of x"),
+        ({"sizes": np.array([0, 1, 1, 1, 1])}, "each client must have 1 to 214748363 of the 174 rows of x"),
+        ({"sizes": np.array([172, 1, 1, 1, 1])}, "each client must have 1 to 214748363 of the 174 rows of x"),
+        ({"scale": np.ones(4, np.float32)}, r"offset must be float32 \(4,\), got object \(\)"),
+        ({"shift": np.ones((2, 15), np.float32)}, r"shift must be float32 \(15,\) or \(5, 15\), got float32 \(2, 15\)"),
+    ],
+)
+def test_wrong_arrays(cache, options, said):
+    with pytest.raises(ValueError, match=said):
+        Cohort(4, 3).train(cache, **options)
+
+
+def test_out_must_be_contiguous(cache):
+    cohort = Cohort(4, 3)
+    kernel = DenseKernel((4, 3), False, 1, cache)
+    names = ("x", "y", "starts", "sizes", "seeds", "params")
+    out = np.empty((15, 5), np.float32).T
+    with pytest.raises(ValueError, match="out must be contiguous"):
+        kernel(**{name: getattr(cohort, name) for name in names}, work=WORK, sgd=Sgd(0.1), out=out)
+
+
+def test_the_kernel_takes_tensors_and_trains_as_train_does(cache):
+    """Its loss too is that of ``Trained``."""
+    model = MLP((2, 3), 4, widths=[20])
+    x, y = torch.randn(23, 2, 3), torch.randint(4, (23,))
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    out = torch.empty(1, sum(tensor.numel() for tensor in start.values()))
+    losses, steps = DenseKernel(chain_of(model), False, 1, cache)(
+        x=x.flatten(1),
+        y=y,
+        starts=torch.zeros(1, dtype=torch.int64),
+        sizes=torch.tensor([23]),
+        seeds=np.array([5], np.uint64),
+        work=WORK,
+        params=torch.cat([tensor.flatten() for tensor in start.values()]),
+        sgd=Sgd(0.1),
+        out=out,
+    )
+    update = LocalUpdate()
+    task = Task(start, x, y, update, update.stages(model), {"lr": 0.1}, 5, 0)
+    trained = train(model, task, optimizer=torch.optim.SGD, work=WORK)
+    assert steps.tolist() == [trained.num_steps]
+    assert losses[0] == pytest.approx(trained.loss, rel=1e-6)
+    expected = torch.cat([tensor.flatten() for tensor in trained.state.values()])
+    torch.testing.assert_close(out[0], expected, rtol=1e-5, atol=1e-6)
+
+
+class Functional(nn.Module):
+    """A chain, or what ``last`` makes of it."""
+
+    def __init__(self, last=lambda x, h: h):
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(6, 5), nn.Linear(5, 2), last
+
+    def forward(self, x):
+        x = torch.flatten(x, start_dim=1)
+        return self.last(x, self.second(F.relu(self.first(x))))
+
+
+def linear_with(change):
+    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3))
+    change(model)
+    return model
+
+
+def test_chains():
+    assert chain_of(Logistic((2, 3), 4)) == (6, 4)
+    assert chain_of(MLP((6,), 4, widths=[])) == (6, 4)
+    assert chain_of(MLP((2, 3), 4, widths=[200, 100])) == (6, 200, 100, 4)
+    assert chain_of(Functional()) == (6, 5, 2)
+    assert chain_of(linear_with(lambda model: None)) == (3, 3, 3)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        McMahanCNN((1, 28, 28), 10),
+        Functional(lambda x, h: h + x[:, :2]),
+        Functional(lambda x, h: h if h.sum() > 0 else x),
+        Functional(lambda x, h: h.relu()),
+        Functional(lambda x, h: (h, h)),
+        nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)),
+        nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3)),
+        nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5), nn.ReLU(), nn.Linear(3, 3)),
+        nn.Sequential(nn.Flatten(0), nn.Linear(3, 3)),
+        nn.Sequential(nn.Linear(3, 3, bias=False)),
+        nn.Sequential(nn.Linear(3, 3).double()),
+        nn.Sequential(*[module for _ in range(17) for module in (nn.ReLU(), nn.Linear(2, 2))][1:]),
+        nn.Sequential(nn.ReLU()),
+        linear_with(lambda model: model[0].requires_grad_(False)),
+        linear_with(lambda model: setattr(model[0], "weight", model[2].weight)),
+        linear_with(lambda model: model.register_buffer("count", torch.zeros(1))),
+        linear_with(lambda model: model.register_parameter("unused", nn.Parameter(torch.zeros(1)))),
+        linear_with(lambda model: model[0].register_forward_hook(lambda *_: None)),
+        linear_with(lambda model: nn.utils.parametrizations.weight_norm(model[0])),
+    ],
+    ids=lambda model: None,
+)
+def test_what_is_no_chain(model):
+    assert chain_of(model) is None
+
+
+def test_the_optimizers_that_it_knows():
+    partial = functools.partial
+    assert sgd_of(torch.optim.SGD, 0.5) == Sgd(0.5)
+    made = partial(torch.optim.SGD, momentum=0.9, nesterov=True, weight_decay=0.1)
+    assert sgd_of(made, 0.5) == Sgd(0.5, 0.9, 0, 0.1, True)
+    assert sgd_of(partial(torch.optim.SGD, maximize=True), 0.5) is None
+    assert sgd_of(torch.optim.Adam, 0.5) is None
+    assert sgd_of(type("Own", (torch.optim.SGD,), {}), 0.5) is None
+
+
+@pytest.mark.parametrize(
+    ("compiler", "reason"),
+    [
+        ("/nonexistent", r"/nonexistent does not exist; install a C\+\+ compiler, or set CXX=PATH"),
+        ("", r"none of c\+\+, g\+\+, clang\+\+ exists; install a C\+\+ compiler, or set CXX=PATH"),
+        ("false", "false cannot compile the kernel: exit code 1"),
+        ("true", "cannot open shared object|No such file"),
+    ],
+)
+def test_without_a_working_compiler(tmp_path, monkeypatch, compiler, reason):
+    dense._library.cache_clear()
+    if not compiler:
+        monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("CXX", compiler)
+    with pytest.raises(KernelUnavailable, match=reason):
+        DenseKernel((4, 3), False, 1, tmp_path)
+    dense._library.cache_clear()
+
+
+def test_code_that_others_may_have_written_is_not_loaded(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    tmp_path.chmod(0o777)
+    with pytest.raises(KernelUnavailable, match="must be a folder that only you can write"):
+        DenseKernel((4, 3), False, 1, tmp_path / "cache")
+
+
+def test_orders_that_torch_would_draw_in_another_way(cache, monkeypatch):
+    dense._library.cache_clear()
+    monkeypatch.setattr(torch, "randperm", lambda n, generator: torch.arange(n))
+    with pytest.raises(KernelUnavailable, match=r"torch\.randperm of PyTorch .* draws other numbers"):
+        DenseKernel((4, 3), False, 1, cache)
+
+
+def test_a_kernel_that_differs_from_autograd(cache, monkeypatch):
+    monkeypatch.setattr(dense, "losses", lambda outputs, targets: outputs.sum(1))
+    with pytest.raises(KernelUnavailable, match="the compiled kernel differs from PyTorch"):
+        DenseKernel((4, 3), False, 1, cache)
+
+
+@pytest.mark.slow
+def test_more_memory_than_there_is(cache):
+    """The limit holds in a process of its own."""
+    code = f"""
+import resource, numpy as np
+from fedresearch.local.dense import DenseKernel, Sgd
+from fedresearch.local.train import LocalWork
+kernel = DenseKernel((4, 3), False, 1, {str(cache)!r})
+kernel._widths, kernel._num_params = np.array([30000, 3000]), 30001 * 3000
+params, out = np.zeros(30001 * 3000, np.float32), np.empty((1, 30001 * 3000), np.float32)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, -1))
+try:
+    kernel(x=np.zeros((2, 30000), np.float32), y=np.zeros(2, np.int64), starts=np.zeros(1, np.int64),
+           sizes=np.array([2]), seeds=np.zeros(1, np.uint64), work=LocalWork(1, None, 1), params=params,
+           sgd=Sgd(0.1), out=out)
+except MemoryError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "1 threads of the kernel need more memory than there is\n"
+
+
+@pytest.mark.slow
+def test_two_processes_compile_at_once(tmp_path, monkeypatch):
+    """Each loads a whole file, and one is left."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
+    code = f"from fedresearch.local.dense import DenseKernel; DenseKernel((4, 3), False, 1, {str(tmp_path)!r})"
+    both = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    assert len([*tmp_path.glob("compiled-*/*")]) == 1
+
+
+def test_a_term_is_added_to_the_gradients():
+    gradients, params = {"w": torch.tensor([1.0])}, {"w": torch.tensor([5.0])}
+    assert LocalUpdate().correct(gradients, params, {}) is gradients
+
+    class Both(LocalUpdate):
+        def term(self, fixed):
+            return Term(shift={"w": torch.tensor([10.0])}, mu=0.5, anchor={"w": torch.tensor([1.0])})
+
+    assert Both().correct(gradients, params, {}) == {"w": torch.tensor([1 + 10 + 0.5 * (5 - 1)])}
