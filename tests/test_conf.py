@@ -60,6 +60,7 @@ def test_the_groups_are_the_folders():
 
 @pytest.mark.parametrize(("group", "option"), ALL)
 def test_every_option_composes_is_checked_and_built(compose, group, option, tmp_path):
+    from fedresearch.config.input_shape import input_shape
     from fedresearch.experiment.builder import Builder
     from fedresearch.experiment.experiment import Experiment
     from fedresearch.experiment.model import build_model
@@ -72,7 +73,7 @@ def test_every_option_composes_is_checked_and_built(compose, group, option, tmp_
     declares = config.dataset["declares"]
     model = build_model(config, choices)
     kind = torch.int64 if declares["input"] == "tokens" else torch.float32
-    outputs = model(torch.zeros(2, *declares["input_shape"], dtype=kind))
+    outputs = model(torch.zeros(2, *input_shape(config), dtype=kind))
     assert outputs.shape == (2, declares["num_classes"])
     assert experiment.strategy.summary
     assert experiment.tracker.log

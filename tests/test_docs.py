@@ -134,6 +134,7 @@ def test_they_are_found():
         "my_conf/schedule/warmup.yaml",
         "my_conf/dataset/svhn.yaml",
         "my_conf/transform/cutout.yaml",
+        "my_conf/transform/centre.yaml",
         "my_conf/dataset/noise.yaml",
         "my_conf/model/net.yaml",
         "my_conf/partitioner/dealt_out.yaml",
@@ -288,6 +289,7 @@ def test_cutting_nothing_out_is_no_transform(tmp_path):
 
     assert model("transform=[cutout]", "transform.cutout.size=0") == model()
     assert model("transform=[cutout]") != model()
+    assert model("transform=[centre]") != model()
 
 
 def test_cutout_sets_a_square_to_zero(tmp_path):

@@ -36,7 +36,12 @@ def _ended():
 
 
 SEAMS = [
-    *("availability=bernoulli", "channel=[clip,topk,quantise]", "transform=[crop,flip]", "transform.crop.padding=1"),
+    *(
+        "availability=bernoulli",
+        "channel=[clip,topk,quantise]",
+        "transform=[crop,flip,mixup]",
+        "transform.crop.padding=1",
+    ),
     *("metrics=[accuracy,macro_f1,per_class]", "evaluate_sampling=round_robin", "federation.fraction_evaluate=0.5"),
 ]
 

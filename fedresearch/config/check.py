@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from fedresearch.config.cohorts import check_cohort
+from fedresearch.config.input_shape import check_shapes, shapes
 from fedresearch.config.metrics import check_metrics
 from fedresearch.config.rules import RULES, SHARED, as_written, rules_of_wrapped
 from fedresearch.config.schema import Config, runs_elsewhere
@@ -83,26 +84,7 @@ def _cross_check(config: Config, choices: Mapping[str, str | None], ours: Mappin
             f"strategy.server.weighted_by_key={config.strategy['server']['weighted_by_key']} differs "
             f"from strategy.weighted_by={weighted_by}; try strategy.weighted_by={weighted_by} alone"
         )
-    declares, requires = config.dataset["declares"], config.model.get("requires", {})
-    if line := _wrong_input(f"model={choices['model']}", requires, config, choices):
-        yield f"{line}; try model=mlp or another dataset"
-    elif declares["input"] == "image" and len(declares["input_shape"]) != 3:
-        yield (
-            "dataset.declares.input_shape of images must be channels, height and width, "
-            f"got {declares['input_shape']}; try dataset.declares.input_shape=[1,28,28]"
-        )
-    elif "min_side" in requires and min(declares["input_shape"][1:]) < requires["min_side"]:
-        side = requires["min_side"]
-        yield (
-            f"model={choices['model']} needs images of at least {side} x {side} pixels, got dataset="
-            f"{choices['dataset']} with {declares['input_shape'][1]} x {declares['input_shape'][2]}; try model=mlp"
-        )
-    for name, node in config.transform.items():
-        if line := _wrong_input(f"transform={name}", node.get("requires", {}), config, choices):
-            yield f"{line}; leave it out, or try another dataset"
-    key, side = "transform.crop.padding", min(declares["input_shape"][-2:])
-    if declares["input"] == "image" and ours.get(key, 0) >= side:
-        yield f"{key} must be below the images' side of {side} pixels, got {ours[key]}; try {key}={side // 8}"
+    yield from _check_inputs(config, choices, ours)
     yield from check_metrics(config)
     if runs_elsewhere(config):
         yield from _check_superlink(config)
@@ -111,6 +93,37 @@ def _cross_check(config: Config, choices: Mapping[str, str | None], ours: Mappin
     key, lr = "optimizer.schedule.min_lr", config.optimizer["lr"]
     if (min_lr := ours.get(key, 0)) > lr:
         yield f"{key} must be at most optimizer.lr={lr}, got {min_lr}; try {key}=0"
+
+
+def _check_inputs(config: Config, choices: Mapping[str, str | None], ours: Mapping[str, Any]) -> Iterator[str]:
+    """Reject transforms and a model that do not fit the dataset's inputs, or the transformed ones."""
+    declares, requires = config.dataset["declares"], config.model.get("requires", {})
+    is_image = declares["input"] == "image"
+    if is_image and len(declares["input_shape"]) != 3:
+        yield (
+            "dataset.declares.input_shape of images must be channels, height and width, "
+            f"got {declares['input_shape']}; try dataset.declares.input_shape=[1,28,28]"
+        )
+        return
+    lines = [
+        f"{line}; leave it out, or try another dataset"
+        for name, node in config.transform.items()
+        if (line := _wrong_input(f"transform={name}", node.get("requires", {}), config, choices))
+    ] or [*check_shapes(config)]
+    yield from lines
+    of_samples = [declares["input_shape"]] if lines else shapes(config)
+    if line := _wrong_input(f"model={choices['model']}", requires, config, choices):
+        yield f"{line}; try model=mlp or another dataset"
+    elif "min_side" in requires and min(of_samples[-1][1:]) < requires["min_side"]:
+        side, (_, height, width) = requires["min_side"], of_samples[-1]
+        yield (
+            f"model={choices['model']} needs images of at least {side} x {side} pixels, got dataset="
+            f"{choices['dataset']} with {height} x {width}; try transform=resize, or model=mlp"
+        )
+    key = "transform.crop.padding"
+    for name, shape in zip(config.transform, of_samples, strict=False):
+        if name == "crop" and is_image and ours.get(key, 0) >= (side := min(shape[-2:])):
+            yield f"{key} must be below the images' side of {side} pixels, got {ours[key]}; try {key}={side // 8}"
 
 
 def _wrong_input(option: str, requires: Mapping[str, Any], config: Config, choices: Mapping[str, str | None]) -> str:

@@ -270,6 +270,11 @@ OF_OPTIONS = (
     Rule("availability.epochs", _or_null(_integer(1)), "an integer >= 1, or null", "5"),
     Rule("transform.crop.padding", _integer(0), "an integer >= 0", "4"),
     Rule("transform.flip.probability", _real(lambda v: 0 <= v <= 1), "in [0, 1]", "0.5"),
+    Rule("transform.mixup.alpha", _positive, "> 0 and below 1e38", "0.2"),
+    *(
+        Rule(f"transform.resize.{side}", _up_to(4096), "an integer from 1 to 4096", "32")
+        for side in ("height", "width")
+    ),
     Rule("channel.clip.max_norm", _positive, "> 0 and below 1e38", "1.0"),
     Rule("channel.topk.share", _real(lambda v: 0 < v <= 1), "in (0, 1]", "0.1"),
     Rule("channel.noise.std", _not_negative, ">= 0 and below 1e38", "0.01"),

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from fedresearch.config.cohorts import unprotected
+from fedresearch.config.input_shape import input_shape
 from fedresearch.config.metrics import unfit
 from fedresearch.config.schema import Config
 from fedresearch.data.federated import FederatedData
@@ -49,7 +50,7 @@ def refuse_full_disk(directory: Path, experiment: Experiment) -> None:
 
 def _unusual_model(config: Config, choices: Mapping[str, str | None]) -> Iterator[str]:
     """Yield a line if the images are smaller than usual for the model."""
-    side, shape = config.model.get("requires", {}).get("usual_side", 0), config.dataset["declares"]["input_shape"]
+    side, shape = config.model.get("requires", {}).get("usual_side", 0), input_shape(config)
     if len(shape) == 3 and min(shape[1:]) < side:
         yield (
             f"model={choices['model']} is made for images of {side} x {side} pixels or more, and dataset="

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from fedresearch.channel.stage import ChannelStage
 from fedresearch.config.cohorts import cohort_size, shortages
+from fedresearch.config.input_shape import input_shape
 from fedresearch.config.metrics import unfit
 from fedresearch.config.schema import Config
 from fedresearch.data.facts import Facts, gather_facts
@@ -40,10 +41,11 @@ from fedresearch.federation.rounds import RoundLoop
 from fedresearch.federation.sampling import Sampling
 from fedresearch.hardware.ordered import OrderedGrid
 from fedresearch.hardware.threads import be_deterministic
+from fedresearch.local.inputs import Inputs
 from fedresearch.local.objective import Metrics, evaluate
 from fedresearch.local.state_names import Names, buffers, first_names, parameters
 from fedresearch.local.train import LocalWork
-from fedresearch.local.transforms import Transform
+from fedresearch.local.transforms import Fixed, Transform
 from fedresearch.local.update import LocalUpdate
 from fedresearch.runs.columns import COLUMNS, Column, Declared, declared, evaluated, of_strategy
 from fedresearch.seeding import derive_seed
@@ -154,7 +156,7 @@ class Experiment:
         names: list[str] = []
         with seeded_generators(0):
             samples = self.data.test_x[:2], self.data.test_y[:2]
-            measure = functools.partial(evaluate, self.model, *samples, self.data.prepare)
+            measure = functools.partial(evaluate, self.model, *samples, self.inputs.prepare)
             for name, metric in self.metrics.items():
                 names += Builder({"metrics": name}).build("metrics", measure, dict, metrics={name: metric}).keys()
         return [name for name in names if name != "loss"]
@@ -221,8 +223,27 @@ class Experiment:
 
     @cached_property
     def transforms(self) -> Sequence[Transform]:
-        """The random transforms of training samples, in their order."""
-        return [*self._listed("transform", self.config.transform, Transform).values()]
+        """What becomes of samples before they are a model's inputs, in their order."""
+        made: list[Transform] = []
+        for name, node in self.config.transform.items():
+            builder, key = Builder({"transform": name}), f"transform.{name}"
+            if "declares" in node:
+                made.append(Fixed(builder.partial("transform", node, ("x",), key), node["declares"]["input_shape"]))
+            else:
+                made.append(builder.build("transform", node, Transform, key))
+        return made
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        """Makes the model's inputs of samples, of the declared shape."""
+        inputs, declared = Inputs(self.data.prepare, self.transforms), input_shape(self.config)
+        one = self.builder.build("transform", inputs.prepare, Tensor, samples=self.data.test_x[:1])
+        if list(one.shape) != [1, *declared]:
+            raise InputError(
+                f"transform={self.choices['transform']}: inputs must have the shape {declared} that is declared, got "
+                f"{list(one.shape[1:])}; see transform.NAME.declares.input_shape in its YAML"
+            )
+        return inputs
 
     def _listed(self, group: str, section: Mapping[str, Any], kind: type[T]) -> dict[str, T]:
         """Return what the chosen options of a group that takes a list describe, by their names."""
@@ -286,11 +307,11 @@ class Experiment:
         """
         self.model.load_state_dict(self.state_dict(arrays))
         with seeded_generators(derive_seed(self.config.seed, "evaluate")):  # some models use dropout in evaluation too
-            measured = evaluate(self.model, self.data.test_x, self.data.test_y, self.data.prepare, self.metrics)
+            measured = evaluate(self.model, self.data.test_x, self.data.test_y, self.inputs.prepare, self.metrics)
             row = {f"eval/{name}": value for name, value in measured.items()}
             if self.config.federation.evaluate_train:
                 clients = [self.data.train_samples(i) for i in range(self.data.num_partitions)]
-                sums = [evaluate(self.model, x, y, self.data.prepare)["loss"] * len(y) for x, y in clients if len(y)]
+                sums = [evaluate(self.model, x, y, self.inputs.prepare)["loss"] * len(y) for x, y in clients if len(y)]
                 row["train/global_loss"] = sum(sums) / sum(len(y) for _, y in clients)
         return row
 

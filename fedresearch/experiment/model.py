@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn import Module
 
+from fedresearch.config.input_shape import input_shape
 from fedresearch.config.schema import Config
 from fedresearch.errors import InputError, named, one_line
 from fedresearch.experiment.builder import Builder, refuse_foreign
@@ -31,13 +32,12 @@ CLIENTS = {MODEL: "clients.safetensors", BEST: "best_clients.safetensors"}
 
 
 def build_model(config: Config, choices: Mapping[str, str | None]) -> Module:
-    """Build the model for the dataset's declared shape and classes, in double precision with dtype float64.
+    """Build the model for the declared shape of its inputs and the dataset's classes.
 
-    Its initial weights are those of single precision. Tensors that are neither parameters nor buffers are double only
-    in a model that is made so.
+    With dtype float64 it is in double precision, with the initial weights of single precision. Tensors that are neither
+    parameters nor buffers are double only in a model that is made so.
     """
-    declared = config.dataset["declares"]
-    given = {"input_shape": tuple(declared["input_shape"]), "num_classes": declared["num_classes"]}
+    given = {"input_shape": tuple(input_shape(config)), "num_classes": config.dataset["declares"]["num_classes"]}
     builder = Builder(choices)
     model = builder.build("model", config.model, Module, **given)
     if config.dtype == "float64":

@@ -153,7 +153,7 @@ def _answer(experiment: Experiment, message: Message) -> None:
     if alone:
         x, y = data.validation_samples(alone[0])
         try:
-            evaluate(clients.model, x[:1], y[:1], data.prepare)
+            evaluate(clients.model, x[:1], y[:1], experiment.inputs.prepare)
         except (Exception, SystemExit) as error:
             hint = f" (partitions {alone} validate on a batch of one sample; try another validation.fraction)"
             raise _CannotTakePart("be evaluated", _reason(error) + hint) from error

@@ -35,10 +35,11 @@ from fedresearch.federation.records import (
     tensors,
 )
 from fedresearch.federation.stack import StackedReplies
+from fedresearch.local.generators import seeded_for_client
 from fedresearch.local.inputs import Inputs
 from fedresearch.local.objective import Metrics, evaluate
 from fedresearch.local.state_names import Names
-from fedresearch.local.train import LocalTrainer, LocalWork, Task, Trained, seeded_for_client
+from fedresearch.local.train import LocalTrainer, LocalWork, Task, Trained
 from fedresearch.local.transforms import Transform
 from fedresearch.local.update import LocalUpdate, Tensors
 from fedresearch.seeding import derive_seed
@@ -124,7 +125,7 @@ class Clients(ClientApp):
     channel : Channel, optional
         What a client's update passes through; None: nothing.
     transforms : sequence of Transform
-        The random transforms of the training samples, in their order.
+        What becomes of samples before they are a model's inputs, in their order.
 
     Attributes
     ----------
@@ -390,7 +391,7 @@ class Clients(ClientApp):
 
         def measure() -> dict[str, float]:
             with seeded_for_client(x.device, derive_seed(self._seed, "evaluate", partition_id)):
-                return evaluate(self.model, x, y, self.data.prepare, self._metrics)
+                return evaluate(self.model, x, y, self._inputs.prepare, self._metrics)
 
         self.model.load_state_dict(received)
         measured = measure()

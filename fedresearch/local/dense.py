@@ -322,6 +322,7 @@ def _train(
     params = start.clone().requires_grad_()
     optimizer = torch.optim.SGD([params], **sgd._asdict())
     for inputs, targets in work.batches(x, y, Generator().manual_seed(seed)):
+        assert isinstance(targets, Tensor)
         used, h = 0, inputs
         for num_in, num_out in pairwise(widths):
             weight, bias = params[used : used + (num_in + 1) * num_out].split([num_in * num_out, num_out])

@@ -233,7 +233,7 @@ def _numbers(task: Task, epochs: Sequence[Tensor | slice], generator: Generator,
     drawn = []
     for order in epochs:
         num_samples = len(task.y) if isinstance(order, slice) else len(order)
-        of_epoch = task.inputs.draw((num_samples, *task.x.shape[1:]), generator)
+        of_epoch = task.inputs.draw((num_samples, *task.x.shape[1:]), width, generator)
         drawn.append(tree_map(functools.partial(_pad, length=-(-num_samples // width) * width), of_epoch))
     return tree_map(lambda *tensors: torch.cat(tensors).unflatten(0, (-1, width)), *drawn)
 

@@ -11,6 +11,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 from fedresearch.local.compiled import Code, States, optimize
 from fedresearch.local.forward import Forward
 from fedresearch.local.inputs import Inputs
+from fedresearch.local.mixing import Targets, objective
 from fedresearch.local.train import MakeOptimizer
 from fedresearch.local.update import LocalUpdate, Tensors
 
@@ -105,11 +106,12 @@ class Steps:
         (before, state, total), (index, drawn), (others, leaves, lr, x, y) = moving, batch, constant
         is_real = index >= 0
         rows = torch.where(is_real, index, ~index)
-        # The samples of all clients at once: each is transformed alone.
-        flat = tree_map(lambda tensor: tensor.flatten(0, 1), drawn)
-        inputs = self._inputs.make(x[rows.flatten()], flat).unflatten(0, rows.shape)
+        # The samples of all clients at once: each is transformed alone, or with a partner of its batch.
+        samples, flat = rows.flatten(), tree_map(lambda tensor: tensor.flatten(0, 1), drawn)
+        made = self._inputs.make(x[samples], y[samples], flat)
+        inputs, targets = tree_map(lambda tensor: tensor.unflatten(0, rows.shape), made)
         gradients, losses = vmap(self._gradients, in_dims=(0, 0, 0, 0, 0, self._axes))(
-            before, others, inputs, y[rows], is_real, leaves
+            before, others, inputs, targets, is_real, leaves
         )
         params = {name: tensor.clone() for name, tensor in before.items()}
         state = {name: {key: value.clone() for key, value in own.items()} for name, own in state.items()}
@@ -122,14 +124,14 @@ class Steps:
         return after, state, total + losses
 
     def _gradients(
-        self, trained: Tensors, others: Tensors, x: Tensor, y: Tensor, is_real: Tensor, leaves: list[Tensor]
+        self, trained: Tensors, others: Tensors, x: Tensor, y: Targets, is_real: Tensor, leaves: list[Tensor]
     ) -> tuple[Tensors, Tensor]:
         """Return one client's corrected gradients and its loss."""
         fixed = tree_unflatten(leaves, self._spec)
 
-        def objective(trained: Tensors) -> Tensor:
-            losses = self._update.objective(self._forward, {**others, **trained}, x, y, fixed)
+        def mean(trained: Tensors) -> Tensor:
+            losses = objective(self._update, self._forward, {**others, **trained}, x, y, fixed)
             return torch.where(is_real, losses, 0.0).sum() / is_real.sum().clamp(min=1)
 
-        gradients, loss = grad_and_value(objective)(trained)
+        gradients, loss = grad_and_value(mean)(trained)
         return self._update.correct(gradients, trained, fixed), loss

@@ -4,21 +4,20 @@ import copy
 import functools
 import inspect
 import math
-import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Generator, Tensor
 from torch.nn import Module, Parameter
 from torch.optim import Optimizer
 
 from fedresearch.local.forward import Forward
+from fedresearch.local.generators import seeded_for_client
 from fedresearch.local.inputs import Inputs
+from fedresearch.local.mixing import Targets, objective
 from fedresearch.local.objective import mean_gradient, mean_loss
 from fedresearch.local.update import End, Fixed, Groups, LocalUpdate, Stage, Start, Tensors
 
@@ -27,6 +26,10 @@ MakeOptimizer = Callable[..., Optimizer]
 # torch imports its compiler, which takes seconds, at the first call of this method with its wrapper. Without, it adds
 # parameters just so.
 Optimizer.add_param_group = inspect.unwrap(Optimizer.add_param_group)  # type: ignore[method-assign]
+
+
+def _split(x: Tensor, y: Tensor, batch_size: int) -> Iterable[tuple[Tensor, Targets]]:
+    return zip(x.split(batch_size), y.split(batch_size), strict=True)
 
 
 @dataclass(frozen=True)
@@ -72,17 +75,17 @@ class LocalWork:
         x: Tensor,
         y: Tensor,
         generator: Generator,
-        split: Callable[[Tensor, int], Iterable[Tensor]] = Tensor.split,
+        split: Callable[[Tensor, Tensor, int], Iterable[tuple[Tensor, Targets]]] = _split,
         share: float = 1.0,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    ) -> Iterator[tuple[Tensor, Targets]]:
         """Yield a client's batches, or a share of them; each epoch has a new order of the samples.
 
-        ``split`` returns the inputs of an epoch's batches for its samples and the size of a batch.
+        ``split`` returns the inputs and targets of an epoch's batches for its samples, targets and the size of a batch.
         """
         batch_size = self.batch_size or len(y)
         for order in self.orders(len(y), generator, share):
             # One gather for each epoch; the batches are views of it.
-            yield from zip(split(x[order], batch_size), y[order].split(batch_size), strict=True)
+            yield from split(x[order], y[order], batch_size)
 
 
 class Task(NamedTuple):
@@ -251,10 +254,10 @@ class LocalTrainer:
         for inputs, targets in self._work.for_stage(stage).batches(task.x, task.y, self._orders, split, task.share):
             for tensor in tensors:
                 tensor.grad = None
-            each = update.objective(forward, params, inputs, targets, fixed)
-            key = len(targets), each.dtype
+            each = objective(update, forward, params, inputs, targets, fixed)
+            key = len(inputs), each.dtype
             if key not in weights:
-                weights[key] = torch.full_like(each, 1 / len(targets), requires_grad=False)
+                weights[key] = torch.full_like(each, 1 / len(inputs), requires_grad=False)
             loss = each.dot(weights[key])
             loss.backward()
             with no_grad:
@@ -312,24 +315,6 @@ def starting(task: Task, model: Module, names: Iterable[str]) -> Start:
         task.partition_id,
         task.update_seed,
     )
-
-
-@contextmanager
-def seeded_for_client(device: torch.device, seed: int) -> Iterator[None]:
-    """Seed the global generators for one client, and restore torch's generator of a device at the end.
-
-    The caller restores Python's and NumPy's once for all clients: this takes longer than a small client's training.
-    """
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    if device.type == "cpu":
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed takes 100 us, since it visits all devices
-            yield
-    else:
-        with torch.random.fork_rng(devices=[device], device_type=device.type):
-            torch.manual_seed(seed)
-            yield
 
 
 def drift(optimizer: MakeOptimizer, num_steps: int, mu: float) -> float:
