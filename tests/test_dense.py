@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from fedresearch.local import dense
 from fedresearch.local.dense import DenseKernel, KernelUnavailable, Sgd, chain_of, sgd_of
-from fedresearch.local.train import LocalWork, Task, train
+from fedresearch.local.train import LocalTrainer, LocalWork, Task
 from fedresearch.local.update import LocalUpdate, Term
 from fedresearch.models.cnn_mcmahan import McMahanCNN
 from fedresearch.models.logistic import Logistic
@@ -244,7 +244,7 @@ def test_out_must_be_contiguous(cache):
         kernel(**{name: getattr(cohort, name) for name in names}, work=WORK, sgd=Sgd(0.1), out=out)
 
 
-def test_the_kernel_takes_tensors_and_trains_as_train_does(cache):
+def test_the_kernel_takes_tensors_and_trains_as_the_local_trainer_does(cache):
     """Its loss too is that of ``Trained``."""
     model = MLP((2, 3), 4, widths=[20])
     x, y = torch.randn(23, 2, 3), torch.randint(4, (23,))
@@ -263,7 +263,7 @@ def test_the_kernel_takes_tensors_and_trains_as_train_does(cache):
     )
     update = LocalUpdate()
     task = Task(start, x, y, update, update.stages(model), {"lr": 0.1}, 5, 0)
-    trained = train(model, task, optimizer=torch.optim.SGD, work=WORK)
+    trained = LocalTrainer(model, torch.optim.SGD, WORK)(task)
     assert steps.tolist() == [trained.num_steps]
     assert losses[0] == pytest.approx(trained.loss, rel=1e-6)
     expected = torch.cat([tensor.flatten() for tensor in trained.state.values()])

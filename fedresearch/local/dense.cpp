@@ -308,7 +308,6 @@ class Trainer {
     const Job& job;
     const Chain& chain;
     const Shared& shared;
-    const int part;
     Memory memory;
     float *weights, *start, *shift, *momentum, *gradient, *delta, *below, *across, *product_across;
     std::vector<float*> inputs;  // of each layer, and the outputs
@@ -477,7 +476,7 @@ class Trainer {
 
 public:
     Trainer(const Job& job, const Chain& chain, const Shared& shared, int part)
-        : job(job), chain(chain), shared(shared), part(part), memory(size_of(job, chain, part)) {
+        : job(job), chain(chain), shared(shared), memory(size_of(job, chain, part)) {
         weights = memory.take(chain.size);
         start = memory.take(chain.size);
         shift = memory.take(chain.size);

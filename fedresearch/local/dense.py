@@ -1,7 +1,7 @@
 """Chains of Linear and ReLU, of which one call of compiled C++ trains a whole cohort: ``dense.cpp``.
 
-The kernel computes what :func:`fedresearch.local.train.train` computes: the same batches in the same order, and the
-same steps within the rounding of single precision.
+The kernel computes what :class:`fedresearch.local.train.LocalTrainer` computes: the same batches in the same order, and
+the same steps within the rounding of single precision.
 """
 
 import ctypes
