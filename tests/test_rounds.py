@@ -369,14 +369,14 @@ def _with_another_shape(result):
 )
 @pytest.mark.parametrize("stacks", [True, False])
 def test_a_reply_that_does_not_fit_is_reported(run, monkeypatch, change, said, stacks):
-    result_of = Clients._result
+    result_of = Clients.result
 
     def changed(*arguments):
         result = result_of(*arguments)
         change(result)
         return result
 
-    monkeypatch.setattr(Clients, "_result", changed)
+    monkeypatch.setattr(Clients, "result", changed)
     monkeypatch.setattr(Clients, "stacks", stacks)
     with pytest.raises(InputError, match=said):
         run("federation.num_rounds=1", "model=logistic", "local.epochs=1")

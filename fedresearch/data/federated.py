@@ -78,6 +78,11 @@ class FederatedData:
         start, split, _ = self._bounds[partition_id]
         return self.x[start:split], self.y[start:split]
 
+    def pool(self, partition_ids: Sequence[int]) -> tuple[Tensor, Tensor, Rows, Rows]:
+        """Return inputs and targets of many clients, and of each client its first training sample and their number."""
+        bounds = self._table[partition_ids]
+        return self.x, self.y, bounds[:, 0], bounds[:, 1] - bounds[:, 0]
+
     def validation_samples(self, partition_id: int) -> tuple[Tensor, Tensor]:
         """Return views of one client's validation inputs and targets."""
         _, split, stop = self._bounds[partition_id]
@@ -136,6 +141,10 @@ class FederatedData:
     def validation_sha256(self) -> str:
         """Return a SHA-256 over the validation rows of each client, in their order."""
         return _sha256(self.validation)
+
+    @cached_property
+    def _table(self) -> Rows:
+        return np.array(self._bounds, np.int64)
 
     @cached_property
     def _bounds(self) -> list[tuple[int, int, int]]:

@@ -74,7 +74,10 @@ class _Own(NamedTuple):
     num_steps: int = 0
 
 
-class _Result(NamedTuple):
+_NOTHING = _Own()
+
+
+class Result(NamedTuple):
     """What a client sends, as arrays of the trained tensors, and the records that it keeps."""
 
     arrays: dict[str, NDArray[Any]]
@@ -171,11 +174,11 @@ class Clients(ClientApp):
         )
         self.model, self.data, self.update, self.personal = model, data, update, personal
         self.optimizer, self.work, self.channel = optimizer, work, channel or Channel()
-        self._availability = availability
-        self._keeps_optimizer_state = keep_optimizer_state
-        self._metrics, self._seed = metrics, seed
+        self.availability = availability
+        self.keeps_optimizer_state = keep_optimizer_state
+        self._metrics, self.seed = metrics, seed
         self._local = LocalTrainer(model, optimizer, work)
-        self._inputs = Inputs(data.prepare, transforms)
+        self.inputs = Inputs(data.prepare, transforms)
         self._initial = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         self.stages = update.stages(model)
         self._own_model_stages = update.own_model.stages(model) if update.own_model else ()
@@ -255,8 +258,15 @@ class Clients(ClientApp):
 
     def _train(
         self, contents: Sequence[RecordDict], clients: Sequence[Client], trainer: Trainer | None
-    ) -> Iterator[_Result]:
+    ) -> Iterator[Result]:
         """Yield what clients send and keep; each result must be read before the next one is requested."""
+        tasks = self.tasks(contents, clients)
+        own = self._train_own(contents, clients, tasks, trainer) if self.update.own_model else [_NOTHING] * len(tasks)
+        for task, trained, beside in zip(tasks, self._run(trainer, tasks), own, strict=True):
+            yield self.result(task, trained, beside)
+
+    def tasks(self, contents: Sequence[RecordDict], clients: Sequence[Client]) -> list[Task]:
+        """Return the clients' trainings of the global model, each of which starts from a content."""
         tasks = []
         for content, client in zip(contents, clients, strict=True):
             received, state = dict(self._read(content)), client.state
@@ -271,9 +281,7 @@ class Clients(ClientApp):
                 optimizer_state=self._optimizer_state(state, _OPTIMIZER),
             )
             tasks.append(task)
-        own = self._train_own(contents, clients, tasks, trainer) if self.update.own_model else [_Own()] * len(tasks)
-        for task, trained, beside in zip(tasks, self._run(trainer, tasks), own, strict=True):
-            yield self._result(task, trained, beside)
+        return tasks
 
     def _train_own(
         self, contents: Sequence[RecordDict], clients: Sequence[Client], tasks: Sequence[Task], trainer: Trainer | None
@@ -295,7 +303,7 @@ class Clients(ClientApp):
         results = []
         for trained in self._run(trainer, own):
             kept = {_OWN: tensor_record(trained.state)}
-            if self._keeps_optimizer_state:
+            if self.keeps_optimizer_state:
                 kept[_OWN_OPTIMIZER] = tensor_record(trained.optimizer_state)
             results.append(_Own(kept, trained.num_steps))
         return results
@@ -338,14 +346,14 @@ class Clients(ClientApp):
             x=x,
             y=y,
             config={key: value for key, value in config.items() if isinstance(value, int | float)},
-            batches_seed=derive_seed(self._seed, "batches", *place),
-            dropout_seed=derive_seed(self._seed, "dropout", *place),
+            batches_seed=derive_seed(self.seed, "batches", *place),
+            dropout_seed=derive_seed(self.seed, "dropout", *place),
             server_round=server_round,
             partition_id=partition_id,
-            update_seed=derive_seed(self._seed, "local-update", *place),
-            transforms_seed=derive_seed(self._seed, "transforms", *place),
-            inputs=self._inputs,
-            share=self._availability(server_round, partition_id),
+            update_seed=derive_seed(self.seed, "local-update", *place),
+            transforms_seed=derive_seed(self.seed, "transforms", *place),
+            inputs=self.inputs,
+            share=self.availability(server_round, partition_id),
             **options,
         )
 
@@ -355,9 +363,9 @@ class Clients(ClientApp):
         return trainer(tasks, self.model, optimizer=self.optimizer, work=self.work)
 
     def _optimizer_state(self, state: RecordDict, key: str) -> Tensors | None:
-        return self._tensors(state, key) if self._keeps_optimizer_state else None
+        return self._tensors(state, key) if self.keeps_optimizer_state else None
 
-    def _result(self, task: Task, trained: Trained, own: _Own) -> _Result:
+    def result(self, task: Task, trained: Trained, own: _Own = _NOTHING) -> Result:
         """Return what a client sends and keeps."""
         end = trained.end
         sent = {**trained.state, **end.params}
@@ -374,9 +382,9 @@ class Clients(ClientApp):
         kept = {_KEPT + name: tensor_record(group) for name, group in end.kept.items()}
         if self.personal:
             kept[_PARTS] = tensor_record({k: v for k, v in trained.state.items() if k in self.personal})
-        if self._keeps_optimizer_state:
+        if self.keeps_optimizer_state:
             kept[_OPTIMIZER] = tensor_record(trained.optimizer_state)
-        return _Result(
+        return Result(
             {name: _numpy(tensor) for name, tensor in sent.items() if name not in self.personal},
             {name: {key: _numpy(tensor) for key, tensor in group.items()} for name, group in end.sent.items()},
             metrics,
@@ -390,8 +398,8 @@ class Clients(ClientApp):
         metrics = MetricRecord({NUM_EXAMPLES: len(y), UNIFORM: 1})
 
         def measure() -> dict[str, float]:
-            with seeded_for_client(x.device, derive_seed(self._seed, "evaluate", partition_id)):
-                return evaluate(self.model, x, y, self._inputs.prepare, self._metrics)
+            with seeded_for_client(x.device, derive_seed(self.seed, "evaluate", partition_id)):
+                return evaluate(self.model, x, y, self.inputs.prepare, self._metrics)
 
         self.model.load_state_dict(received)
         measured = measure()

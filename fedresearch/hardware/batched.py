@@ -12,10 +12,13 @@ from torch.nn.modules.conv import _ConvNd
 from fedresearch.errors import InputError, one_line
 from fedresearch.federation.broadcast import Broadcast
 from fedresearch.federation.client_app import Clients
+from fedresearch.federation.dense_clients import DenseClients
 from fedresearch.federation.flower import client_error
 from fedresearch.federation.stack import DifferentReply
+from fedresearch.hardware.cores import num_cores
 from fedresearch.hardware.in_process import InProcessGrid
 from fedresearch.local.compiled import keep_code_in
+from fedresearch.local.dense import KernelUnavailable
 from fedresearch.local.stacked import StackedTrainer
 
 log = logging.getLogger("fedresearch")
@@ -54,6 +57,7 @@ class BatchedGrid(InProcessGrid):
         super().__init__(client_app, num_supernodes)
         if compile == "auto":
             keep_code_in(cache_dir)
+        self._dense = _dense(client_app, cache_dir) if compile == "auto" else None
         self._clients = client_app
         on_cpu = client_app.data.x.device.type == "cpu"
         if on_cpu and any(isinstance(module, _ConvNd) for module in client_app.model.modules()):
@@ -65,7 +69,9 @@ class BatchedGrid(InProcessGrid):
         stack = self._stack_for(clients, messages)
         cohort = [self._client(node_id) for node_id in messages.node_ids]
         try:
-            states = clients.train_stacked(messages.content, cohort, stack, trainer=self._trainer)
+            states = self._dense.train(messages.content, cohort, stack) if self._dense else None
+            if states is None:
+                states = clients.train_stacked(messages.content, cohort, stack, trainer=self._trainer)
         except DifferentReply:
             raise
         except Exception:
@@ -104,6 +110,17 @@ class BatchedGrid(InProcessGrid):
                 f"hardware=batched cannot train these clients ({reason}), which can be trained one at a time; "
                 "try hardware=cpu or hardware=workers"
             ) from error
+
+
+def _dense(clients: Clients, cache_dir: str) -> DenseClients | None:
+    """Return what trains the clients in one call, if they are such clients and this machine can compile it."""
+    if not DenseClients.can_train(clients):
+        return None
+    try:
+        return DenseClients(clients, num_cores(), cache_dir)
+    except KernelUnavailable as error:
+        log.warning("the clients train without the dense kernel, which is faster: %s", error)
+        return None
 
 
 def _copy(context: Context) -> Context:

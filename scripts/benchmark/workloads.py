@@ -162,12 +162,19 @@ class LazyData:
         self.num_partitions = num_clients
         self.train = _Lengths([len(rows) for rows in self._few.train], num_clients)
         self.validation = _Lengths([0], num_clients)
-        self.prepare = unchanged
+        self.prepare, self.normalise = unchanged, None
 
     def train_samples(self, partition_id: int) -> tuple[Tensor, Tensor]:
         """Make one client's training samples."""
         x, y = self._few.train_samples(partition_id % 1000)
         return x + (partition_id // 1000) * 1e-6, y
+
+    def pool(self, partition_ids: Sequence[int]) -> tuple[Tensor, Tensor, NDArray[np.int64], NDArray[np.int64]]:
+        """Make many clients' training samples."""
+        parts = [self.train_samples(i) for i in partition_ids]
+        sizes = np.array([len(y) for _, y in parts])
+        x, y = (torch.cat(arrays) for arrays in zip(*parts, strict=True))
+        return x, y, np.cumsum(sizes) - sizes, sizes
 
     def without_test(self) -> "LazyData":
         """Return itself: there is no test split to leave out."""

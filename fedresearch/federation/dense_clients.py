@@ -1,0 +1,147 @@
+"""Cohorts that the dense kernel trains: the same tasks as one client after another, in one call."""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import RecordDict
+from numpy.typing import NDArray
+
+from fedresearch.federation.client_app import Client, Clients
+from fedresearch.federation.records import (
+    ARRAYS,
+    LR,
+    NUM_EXAMPLES,
+    NUM_STEPS,
+    SERVER_ROUND,
+    TRAIN_LOSS,
+    UNIFORM,
+    config_of,
+    number,
+)
+from fedresearch.federation.stack import StackedReplies
+from fedresearch.local.dense import DenseKernel, chain_of, sgd_of
+from fedresearch.local.train import Trained, drift, starting
+from fedresearch.local.update import LocalUpdate, Tensors
+from fedresearch.seeding import derive_seed
+
+_FLOAT = np.dtype(np.float32)
+
+
+class DenseClients:
+    """Trains clients by the kernel.
+
+    Parameters
+    ----------
+    clients : Clients
+        The ClientApp; :meth:`can_train` must hold.
+    threads : int
+        Threads of the kernel.
+    cache_dir : path
+        The parent of the folder of compiled code.
+
+    Raises
+    ------
+    KernelUnavailable
+        If the kernel cannot be used on this machine.
+    """
+
+    def __init__(self, clients: Clients, threads: int, cache_dir: str | Path) -> None:
+        widths, data = chain_of(clients.model), clients.data
+        assert widths is not None
+        self._clients = clients
+        self._kernel = DenseKernel(widths, data.y.is_floating_point(), threads, cache_dir)
+        self._pixels: dict[str, Any] = {}
+        if data.normalise:
+            zero, one = (data.normalise(torch.full_like(data.x[:1], value)) for value in (0, 1))
+            self._pixels = {"scale": (one - zero).ravel().numpy(), "offset": zero.ravel().numpy()}
+        kind, base = type(clients.update), LocalUpdate
+        self._is_plain = all(getattr(kind, name) is getattr(base, name) for name in ("begin", "term", "end"))
+
+    @staticmethod
+    def can_train(clients: Clients) -> bool:
+        """Return whether the clients train what the kernel computes: a dense chain by SGD, with a term."""
+        update, data = clients.update, clients.data
+        return (
+            type(update).objective is LocalUpdate.objective
+            and type(update).correct is LocalUpdate.correct
+            and not (update.own_model or clients.personal or clients.keeps_optimizer_state or clients.inputs.transforms)
+            and [stage.trained for stage in clients.stages]
+            == [frozenset(name for name, _ in clients.model.named_parameters())]
+            and data.x.dtype == (torch.uint8 if data.normalise else torch.float32)
+            and data.y.dtype in (torch.int64, torch.float32)
+            and sgd_of(clients.optimizer, 1.0) is not None
+            and chain_of(clients.model) is not None
+        )
+
+    def train(
+        self, content: RecordDict, cohort: Sequence[Client], stack: StackedReplies
+    ) -> dict[int, RecordDict] | None:
+        """Put the replies of a cohort into a stack, and return the new states of those that keep something.
+
+        None, and nothing is done, if the clients' terms differ in more than their shifts.
+        """
+        clients, config = self._clients, config_of(content)
+        server_round, lr = int(number(config, SERVER_ROUND)), float(number(config, LR))
+        partition_ids = [client.partition_id for client in cohort]
+        x, y, starts, sizes = clients.data.pool(partition_ids)
+        sgd = sgd_of(clients.optimizer, lr)
+        assert sgd is not None
+        (stage,) = clients.stages
+        run = functools.partial(
+            self._kernel,
+            x=x.flatten(1),
+            y=y.reshape(len(y), -1) if y.is_floating_point() else y,
+            **self._pixels,
+            starts=starts,
+            sizes=sizes,
+            seeds=np.array([derive_seed(clients.seed, "batches", server_round, i) for i in partition_ids], np.uint64),
+            shares=np.array([clients.availability(server_round, i) for i in partition_ids]),
+            work=clients.work.for_stage(stage),
+            params=stack.layout.row(content.array_records[ARRAYS])[_FLOAT][0],
+            sgd=sgd,
+            out=stack.rows[_FLOAT],
+        )
+        if self._is_plain:
+            losses, steps = run()
+            stack.metrics = {
+                TRAIN_LOSS: losses.tolist(),
+                NUM_STEPS: steps.tolist(),
+                NUM_EXAMPLES: sizes.tolist(),
+                UNIFORM: [1] * len(cohort),
+            }
+            return {}
+        tasks = clients.tasks([content] * len(cohort), cohort)
+        started = [starting(task, clients.model, stack.layout.places) for task in tasks]
+        fixed = [clients.update.begin(start) for start in started]
+        terms = [clients.update.term(each) for each in fixed]
+        mu = terms[0].mu
+        if any(
+            term.mu != mu or any(term.anchor[name] is not start.anchor[name] for name in term.anchor)
+            for term, start in zip(terms, started, strict=True)
+        ):
+            return None
+        shift = np.stack([_row(term.shift) for term in terms]) if terms[0].shift else None
+        losses, steps = run(shift=shift, mu=mu)
+        drift_of = functools.cache(functools.partial(drift, functools.partial(clients.optimizer, lr=lr)))
+        states = {}
+        rows = {
+            name: torch.from_numpy(stack.rows[_FLOAT][:, place.columns]).unflatten(1, place.shape)
+            for name, place in stack.layout.places.items()
+        }
+        for place, (client, task, each) in enumerate(zip(cohort, tasks, fixed, strict=True)):
+            trained = {name: tensor[place] for name, tensor in rows.items()}
+            num_steps = int(steps[place])
+            end = clients.update.end(trained, each, functools.partial(drift_of, num_steps))
+            result = clients.result(task, Trained(trained, float(losses[place]), num_steps, end, {}))
+            stack.put(place, result.arrays, result.sent, result.metrics)
+            if result.kept and result.is_finite:
+                states[client.partition_id] = RecordDict({**client.state, **result.kept})
+        return states
+
+
+def _row(tensors: Tensors) -> NDArray[Any]:
+    return torch.cat([tensor.ravel() for tensor in tensors.values()]).numpy()

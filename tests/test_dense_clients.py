@@ -1,0 +1,103 @@
+"""Cohorts that the dense kernel trains: the runs of hardware=batched and hardware=cpu agree up to rounding."""
+
+from unittest.mock import Mock
+
+import pytest
+
+from fedresearch.experiment.experiment import Experiment
+from fedresearch.federation.dense_clients import DenseClients
+from fedresearch.local.dense import KernelUnavailable
+from fedresearch.strategies.fedprox import ProximalUpdate
+from tests.directories import compose, conduct, killed, rows_of
+
+
+def both(directory, *words):
+    """Return the rows on both, and the number of rounds that the kernel trained."""
+    trained, train = [], DenseClients.train
+
+    def counted(*arguments):
+        trained.append(train(*arguments))
+        return trained[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DenseClients, "train", counted)
+        rows = [rows_of(conduct(directory / name, *words, f"hardware={name}")) for name in ("cpu", "batched")]
+    return rows, sum(states is not None for states in trained)
+
+
+def nearly_equal(expected, found):
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        if isinstance(value, float):
+            least = 0.02 if "accuracy" in name else 2e-5  # one sample may fall on the other side
+            assert found[name] == pytest.approx(value, rel=2e-4, abs=least), name
+        elif name != "model/sha256":
+            assert found[name] == value, name
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["strategy=fedavg", "optimizer.momentum=0.9", "optimizer.weight_decay=0.01"],
+        ["strategy=fedavg", "sampling=proportional", "availability=stragglers"],
+        ["strategy=fedprox", "strategy.server.proximal_mu=0.5"],
+        ["strategy=scaffold"],
+        ["strategy=feddyn"],
+        ["strategy=fednova", "local.steps=null", "local.epochs=2"],
+        ["strategy=qfedavg"],
+        ["strategy=multikrum", "federation.fraction_train=1"],
+        ["dataset=diabetes", "partitioner=linear", "optimizer.lr=0.01"],
+        ["model=logistic", "local.batch_size=0"],
+    ],
+)
+def test_the_kernel_and_the_loop_agree(tmp_path, words):
+    (cpu, batched), num_rounds = both(tmp_path, *words)
+    assert num_rounds == 4
+    for expected, found in zip(cpu, batched, strict=True):
+        nearly_equal(expected, found)
+
+
+@pytest.mark.parametrize(
+    ("words", "can"),
+    [
+        ([], True),
+        (["strategy=scaffold", "optimizer.momentum=0.5"], True),
+        (["optimizer=adam"], False),
+        (["dtype=float64"], False),
+        (["strategy=fedper"], False),
+        (["strategy=moon"], False),
+        (["strategy=ditto"], False),
+        (["local.keep_optimizer_state=true"], False),
+        (["model=resnet18"], False),
+    ],
+)
+def test_what_it_cannot_train_trains_without_it(words, can):
+    config, choices = compose("dataset=digits", *words)
+    assert DenseClients.can_train(Experiment(config, choices).client_app) is can
+
+
+def test_terms_that_are_not_the_same_train_without_it(tmp_path, monkeypatch):
+    """A client's own weight of the proximal term."""
+    begin = ProximalUpdate.begin
+    monkeypatch.setattr(
+        ProximalUpdate, "begin", lambda update, start: {**begin(update, start), "mu": float(start.partition_id)}
+    )
+    (cpu, batched), num_rounds = both(tmp_path, "strategy=fedprox", "federation.num_rounds=1")
+    assert num_rounds == 0
+    nearly_equal(cpu[-1], batched[-1])
+
+
+def test_a_resume_has_the_same_bits(tmp_path):
+    words = "strategy=scaffold", "hardware=batched"
+    whole = conduct(tmp_path / "whole", *words)
+    resumed = killed(whole, tmp_path / "resumed", checkpoint=2)
+    conduct(resumed, *words)
+    assert rows_of(resumed) == rows_of(whole)
+
+
+def test_without_a_compiler_the_clients_train_without_it(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(
+        "fedresearch.hardware.batched.DenseClients", Mock(side_effect=KernelUnavailable("no compiler"), can_train=bool)
+    )
+    conduct(tmp_path / "run", "hardware=batched", "federation.num_rounds=1")
+    assert "the clients train without the dense kernel, which is faster: no compiler" in caplog.text
