@@ -113,6 +113,12 @@ def test_every_scheme_draws_from_those_who_are_there(scheme, away, cohort_size, 
             assert drawn == [i for i in (0, 2) if i in there]
 
 
+def test_the_one_client_of_a_centralised_run_is_away_in_some_rounds_too(compose):
+    overrides = ["strategy=centralised", "availability=bernoulli", "availability.probability=0.5"]
+    experiment = Experiment(*compose(*overrides, *SMALL))
+    assert {len(experiment.sampled(server_round)) for server_round in range(1, 41)} == {0, 1}
+
+
 def test_proportional_draws_in_proportion_to_those_who_are_there():
     def share(*, partition_id, server_round, seed):
         return float(partition_id != 1)
