@@ -2,18 +2,21 @@
 
 import logging
 import os
+import re
 import sys
 import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
+from itertools import dropwhile
 from pathlib import Path
-from traceback import extract_tb
+from traceback import format_tb
 
 # 1: tracebacks instead of lines. Not Hydra's own variable, which the command sets and worker processes inherit.
 FULL_ERROR = "FEDRESEARCH_FULL_ERROR"
 # The files of Python, of installed packages and of this one.
 _NOT_OWN = ("<", str(Path(__file__).parent), *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")))
+_FRAME = re.compile(r'^  File "(.+)", line (\d+)', re.MULTILINE)  # of a traceback
 
 
 @contextmanager
@@ -42,10 +45,27 @@ def one_line(error: BaseException | str) -> str:
 
 def raised_at(error: BaseException) -> str:
     """Return where in the user's own code an error was raised, for the end of a line; "" if it was elsewhere."""
-    own = [frame for frame in extract_tb(error.__traceback__) if not frame.filename.startswith(_NOT_OWN)]
-    if not own:
-        return ""
-    return f" in {own[-1].filename}, line {own[-1].lineno}; {FULL_ERROR}=1 shows the traceback"
+    place = _own_place("".join(format_tb(error.__traceback__)))
+    return place and f"{place}; {FULL_ERROR}=1 shows the traceback"
+
+
+def raised_line(text: str) -> str:
+    """Return the last line of a text; of a traceback, its error on one line, and its place in the user's own code.
+
+    An error's text may have several lines, as torch's have: they follow the last frame, whose lines are indented.
+    """
+    lines = text.splitlines() or [""]
+    frames = [number for number, line in enumerate(lines) if _FRAME.match(line)]
+    if not frames:
+        return lines[-1]
+    error = dropwhile(lambda line: line.startswith(" "), lines[frames[-1] :])
+    return one_line(" ".join(error))[:500] + _own_place(text)
+
+
+def _own_place(traceback: str) -> str:
+    """Return the last place in the user's own code in a traceback, for the end of a line; "" if there is none."""
+    own = [(file, line) for file, line in _FRAME.findall(traceback) if not file.startswith(_NOT_OWN)]
+    return f" in {own[-1][0]}, line {own[-1][1]}" if own else ""
 
 
 def readable(error: Exception) -> Exception:

@@ -1,7 +1,10 @@
 """Rounds that train nothing: the loop ends, the run says so with a status of its own, and resume tries again."""
 
+import importlib
 import math
 import textwrap
+import traceback
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -13,9 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedresearch.config.cohorts import shortages, unprotected
-from fedresearch.errors import InputError
+from fedresearch.errors import InputError, raised_line
 from fedresearch.experiment.advice import _warn_of_small_partitions
 from fedresearch.experiment.experiment import Experiment
+from fedresearch.experiment.recorder import explain_failure
 from fedresearch.federation.hooks import Hooks
 from fedresearch.federation.records import array_record, sha256
 from fedresearch.federation.rounds import ClientsFailed, RoundLoop, Stalled
@@ -326,3 +330,23 @@ def test_a_stalled_run_says_so_and_resume_tries_the_round_again(tmp_path, moody)
     conduct(tmp_path / "run", "strategy=moody", config_dir=conf)
     assert read_record(tmp_path / "run")["status"] == "finished"
     assert outcome(tmp_path / "run") == outcome(conduct(tmp_path / "other", "strategy=moody", config_dir=conf))
+
+
+def test_the_line_of_a_failed_client_is_its_whole_error_and_its_place_in_the_users_own_code(tmp_path, monkeypatch):
+    """An error of torch has several lines, and torch's own files are the last in its traceback."""
+    path = tmp_path / "plugged.py"
+    path.write_text(
+        "import torch\n\ndef begin():\n    torch.nn.Linear(1, 1).load_state_dict({'bias': torch.zeros(1)})\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(RuntimeError) as raised:
+        importlib.import_module("plugged").begin()
+    text = "".join(traceback.format_exception(raised.value))
+    failed = ClientsFailed(f"the client of partition 3 failed in round 2:\n{text}")
+    (line,) = explain_failure(failed, Path("DIR")).args
+    assert line.startswith(
+        "the client of partition 3 failed in round 2: RuntimeError: Error(s) in loading state_dict for Linear: "
+        f'Missing key(s) in state_dict: "weight". in {path}, line 4; its traceback is in DIR/failures.jsonl; '
+    )
+    assert raised_line("one\ntwo") == "two"
+    assert raised_line("") == ""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from flwr.app import ArrayRecord
 
-from fedresearch.errors import InputError, named
+from fedresearch.errors import InputError, named, raised_line
 from fedresearch.experiment.checkpoints import Checkpoints, save_result
 from fedresearch.experiment.experiment import Experiment
 from fedresearch.federation.measures import Row
@@ -109,10 +109,10 @@ def explain_failure(error: BaseException, directory: Path) -> InputError | None:
     if isinstance(error, Stalled):
         return InputError(f"{error}; resume={directory} tries the round again")
     if isinstance(error, ClientsFailed):
-        first, *_, raised = str(error).strip().splitlines()
+        first, _, traceback = str(error).partition("\n")
         return InputError(
-            f"{first} {raised}; its traceback is in {directory / FAILURES}; fix it and resume with resume={directory}, "
-            "or allow some with federation.max_failures=1"
+            f"{first} {raised_line(traceback)}; its traceback is in {directory / FAILURES}; fix it and resume with "
+            f"resume={directory}, or allow some with federation.max_failures=1"
         )
     if isinstance(error, Unwritable):
         return InputError(f"{error}; fix this and resume with resume={directory}")

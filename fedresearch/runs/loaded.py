@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedresearch.errors import InputError
+from fedresearch.errors import InputError, raised_line
 from fedresearch.runs.columns import Declared
 from fedresearch.runs.files import read_bytes
 from fedresearch.runs.record import RECORD, REFUSED, Row, read_run, state_of, state_of_record
@@ -27,7 +27,7 @@ class Run:
     record : mapping
         ``run.json``; empty where there is none that can be read.
     error : str
-        The last line of what it failed of, "" for nothing.
+        What it failed of on one line, "" for nothing.
     """
 
     directory: Path
@@ -74,7 +74,7 @@ def load(directory: Path) -> tuple[Run, list[Row]]:
         error = str(record.get("error") or state)
     if state != "running":  # of the last try, before it became a run
         error = _refusal(directory) or error
-    return Run(directory, state, record, (error.splitlines() or [""])[-1]), rows
+    return Run(directory, state, record, raised_line(error)), rows
 
 
 def evaluated_metrics(record: Mapping[str, Any]) -> list[str]:
