@@ -4,7 +4,6 @@
 """
 
 import atexit
-import functools
 import gc
 import os
 import shlex
@@ -239,14 +238,16 @@ def _run(composed: DictConfig, hydra_config: HydraConf, directory: Path, in_swee
             gc.collect()  # frees the job's dataset before the next job starts
 
 
-@functools.cache
 def _import_run_experiment() -> Callable[[RunRequest], None]:
     """Import what runs experiments, without garbage collections: they take a quarter of a second and find nothing."""
-    gc.disable()
+    is_new = "fedresearch.experiment.run" not in sys.modules
+    if is_new:
+        gc.disable()
     from fedresearch.experiment.run import run_experiment
 
-    gc.freeze()  # later ones do not search what is there for good
-    gc.enable()
+    if is_new:
+        gc.freeze()  # later ones do not search what is there for good
+        gc.enable()
     return run_experiment
 
 

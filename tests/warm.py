@@ -27,7 +27,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 # What fedresearch.main imports; that itself is imported by whoever runs it.
-LIGHT = ("hydra", "fedresearch.experiment.request", "fedresearch.study.sweep.callback", "fedresearch.config.help_text")
+LIGHT = (
+    *("hydra", "fedresearch.experiment.request", "fedresearch.config.help_text"),
+    *("fedresearch.study.sweep.callback", "fedresearch.study.sweep.sweeper", "fedresearch.study.sweep.status"),
+)
 HEAVY = (
     *LIGHT,
     "fedresearch.experiment.run",

@@ -1,4 +1,7 @@
-"""The callback that Hydra calls before a sweep's first job and after its last."""
+"""The callback that Hydra calls before a sweep's first job and after its last.
+
+Hydra imports it for each run, so that it imports what only sweeps need as it is called.
+"""
 
 import json
 import math
@@ -14,11 +17,6 @@ from omegaconf import DictConfig
 from fedresearch import config
 from fedresearch.errors import InputError
 from fedresearch.masking import masked_words
-from fedresearch.runs.directory import write_whole
-from fedresearch.study.sweep.compose import compose_jobs, knows_its_jobs, sweep_directory
-from fedresearch.study.sweep.job import is_done
-from fedresearch.study.sweep.status import JOBS, show
-from fedresearch.study.sweep.sweeper import replace_jobs
 
 # A launcher's worker process imports this before it names its job's directory.
 config.register()
@@ -33,11 +31,19 @@ class Sweep(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the state of the jobs; exit with 1 if any failed."""
+        from fedresearch.study.sweep.status import show
+
         if exit_on_error(show, Path(config.hydra.sweep.dir)):
             sys.exit(1)
 
 
 def _start(sweep: DictConfig) -> None:
+    from fedresearch.runs.directory import write_whole
+    from fedresearch.study.sweep.compose import compose_jobs, knows_its_jobs, sweep_directory
+    from fedresearch.study.sweep.job import is_done
+    from fedresearch.study.sweep.status import JOBS, show
+    from fedresearch.study.sweep.sweeper import replace_jobs
+
     directory = sweep_directory(sweep)
     if not knows_its_jobs(sweep):
         (directory / JOBS).unlink(missing_ok=True)
