@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from fedresearch.errors import InputError
 from fedresearch.experiment.experiment import Experiment
+from fedresearch.experiment.model import fastest_memory_format
 from fedresearch.experiment.preparation import prepare
 from fedresearch.local.train import LocalTrainer, LocalWork, Task
 
@@ -81,6 +83,26 @@ def test_the_device_counts_in_the_digest(compose):
     )
     assert len({digest_of(), gpu, digest_of("hardware=workers", "hardware.threads=2")}) == 3
     assert digest_of("memory_format=channels_last") != digest_of()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["model=cnn_mcmahan"], True),
+        (["model=cnn_mcmahan", "memory_format=contiguous"], False),
+        (["model=cnn_mcmahan", "dtype=float64"], False),
+        (["model=resnet18"], False),
+        (["model=resnet18", "memory_format=channels_last"], True),
+    ],
+    ids=str,
+)
+def test_models_are_laid_out_as_they_declare(compose, overrides, expected):
+    experiment = Experiment(*compose("tracker=none", *overrides))
+    convolution = next(p for p in experiment.model.parameters() if p.dim() == 4 and p.shape[1] > 1)
+    assert convolution.is_contiguous(memory_format=torch.channels_last) == expected
+    assert fastest_memory_format(experiment.model, torch.device("cuda")) == torch.preserve_format
+    undeclared = nn.Conv2d(1, 1, 1)  # it may call view, which fails on another format
+    assert fastest_memory_format(undeclared, torch.device("cpu")) == torch.preserve_format
 
 
 @pytest.mark.slow

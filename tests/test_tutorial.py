@@ -126,7 +126,7 @@ def test_its_run(run, overrides, cifar10):
             net.train()
             running, batches = 0.0, 0
             order = torch.Generator().manual_seed(derive_seed(0, "batches", server_round, i))
-            x = data.prepare(x)
+            x = data.prepare(x).contiguous()  # as the tutorial's, whose net takes no other
             for batch in torch.randperm(len(y), generator=order).split(32):
                 optimizer.zero_grad()
                 loss = nn.CrossEntropyLoss()(net(x[batch]), y[batch])
@@ -147,7 +147,7 @@ def test_its_run(run, overrides, cifar10):
             evaluations = []
             for i in range(10):
                 x, y = data.validation_samples(i)
-                outputs = net(data.prepare(x))
+                outputs = net(data.prepare(x).contiguous())
                 evaluations.append((F.cross_entropy(outputs, y).item(), (outputs.argmax(1) == y).float().mean().item()))
         assert row["clients/loss"] == pytest.approx(np.mean([e[0] for e in evaluations]), abs=1e-3)
         assert row["clients/accuracy"] == pytest.approx(np.mean([e[1] for e in evaluations]), abs=0.02)

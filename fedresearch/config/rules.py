@@ -127,7 +127,12 @@ SHARED = (
     Rule("seed", _integer(0), "an integer >= 0", "0"),
     Rule("name", _or_empty(_name(128)), "a text of 1 to 128 characters, or null", "lr-0.1"),
     Rule("dtype", _one_of("float32", "float64"), "float32 or float64", "float32"),
-    Rule("memory_format", _one_of("contiguous", "channels_last"), "contiguous or channels_last", "channels_last"),
+    Rule(
+        "memory_format",
+        _one_of("auto", "contiguous", "channels_last"),
+        "auto, contiguous or channels_last",
+        "channels_last",
+    ),
     Rule("cache_dir", _some_text, "a folder", "CACHE_DIR"),
     Rule("federation.num_supernodes", _or_null(_integer(1)), "an integer >= 1, or null", "10"),
     Rule("federation.num_rounds", _integer(1), "an integer >= 1", "20"),

@@ -26,7 +26,7 @@ from fedresearch.data.source import Rows
 from fedresearch.errors import InputError
 from fedresearch.experiment.builder import Builder
 from fedresearch.experiment.loading import load_source, partition
-from fedresearch.experiment.model import build_model
+from fedresearch.experiment.model import build_model, fastest_memory_format
 from fedresearch.federation import flower
 from fedresearch.federation.availability import Availability
 from fedresearch.federation.buffers import SeparateBuffers
@@ -95,7 +95,7 @@ class Experiment:
         source = load_source(self.config, self.choices, self.builder)
         rows = self._rows or partition(self.config, self.builder, source)
         data = FederatedData.build(source, *rows, getattr(torch, self.config.dtype))
-        return data.to(self.device, self._memory_format)
+        return data.to(self.device, self._memory_format(self.model))
 
     @cached_property
     def facts(self) -> Facts:
@@ -112,7 +112,7 @@ class Experiment:
         """The model with its initial weights, which follow from the run's seed alone."""
         with seeded_generators(derive_seed(self.config.seed, "initial-weights")):
             model = build_model(self.config, self.choices)
-        return model.to(self.device).to(memory_format=self._memory_format)
+        return model.to(self.device).to(memory_format=self._memory_format(model))
 
     @cached_property
     def strategy(self) -> Strategy:
@@ -328,8 +328,9 @@ class Experiment:
             be_deterministic()
         return device
 
-    @property
-    def _memory_format(self) -> torch.memory_format:
+    def _memory_format(self, model: Module) -> torch.memory_format:
+        if self.config.memory_format == "auto":
+            return fastest_memory_format(model, self.device)
         return {"contiguous": torch.preserve_format, "channels_last": torch.channels_last}[self.config.memory_format]
 
     @cached_property

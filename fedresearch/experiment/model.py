@@ -53,6 +53,13 @@ def build_model(config: Config, choices: Mapping[str, str | None]) -> Module:
     return model
 
 
+def fastest_memory_format(model: Module, device: torch.device) -> torch.memory_format:
+    """Return the memory format that a model declares for a CPU; double precision has no kernels for another one."""
+    declared: torch.memory_format = getattr(model, "memory_format", torch.preserve_format)
+    single = all(tensor.dtype == torch.float32 for tensor in model.parameters())
+    return declared if single and device.type == "cpu" else torch.preserve_format
+
+
 def load_model(directory: str | Path, client: int | None = None, *, best: bool = False, trust: bool = False) -> Module:
     """Do as :func:`fedresearch.load_model`."""
     directory = Path(directory)

@@ -1,5 +1,6 @@
 """The CNN of the FedAvg paper (McMahan et al. 2017, arXiv:1602.05629, section 3)."""
 
+import torch
 from torch import Tensor, nn
 
 
@@ -20,6 +21,9 @@ class McMahanCNN(nn.Module):
     ValueError
         If the input is not an image of this size.
     """
+
+    memory_format = torch.channels_last
+    """Images in this format train faster on a CPU."""
 
     def __init__(self, input_shape: tuple[int, ...], num_classes: int) -> None:
         super().__init__()

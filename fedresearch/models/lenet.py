@@ -1,5 +1,6 @@
 """The CNN of Flower's PyTorch tutorial, from PyTorch's "60 Minute Blitz", which is similar to LeNet-5."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -21,6 +22,9 @@ class LeNet(nn.Module):
     ValueError
         If the input is not an image of this size.
     """
+
+    memory_format = torch.channels_last
+    """Images in this format train faster on a CPU."""
 
     def __init__(self, input_shape: tuple[int, ...], num_classes: int) -> None:
         super().__init__()

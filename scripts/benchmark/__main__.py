@@ -37,7 +37,6 @@ def main() -> int:
     parser.add_argument("--hardware", nargs="+", choices=[*HARDWARE, "ray"], help="default: what makes sense of each")
     parser.add_argument("--peers", nargs="*", choices=["loop", "flower"], default=["loop", "flower"])
     parser.add_argument("--rounds", type=int, help="timed rounds of each side, at most so many of Flower's")
-    parser.add_argument("--channels-last", action="store_true", help="lay our models' images out channels last")
     parser.add_argument("--device", default="cuda", help="of gpu, batched-gpu and the loop beside them")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     parser.add_argument("--smoke", action="store_true", help="only try whether it runs: W1a, cpu and loop, two rounds")
@@ -55,7 +54,7 @@ def main() -> int:
     runs = [group for group in pending if group and not group[0].startswith("W6")]
     runs = [[name] for group in runs for name in group] + ([together] if together else [])
     hardware = [option for option in arguments.hardware or () if option in HARDWARE] or None
-    options = Options(hardware, arguments.peers, arguments.rounds, arguments.channels_last, arguments.device)
+    options = Options(hardware, arguments.peers, arguments.rounds, arguments.device)
     same = True
 
     def keep(key: str, value: object, text: str) -> None:

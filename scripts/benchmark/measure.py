@@ -35,8 +35,6 @@ class Options:
         Of ``"loop"`` and ``"flower"``.
     rounds : int or None
         Timed rounds of each side, at most so many of Flower's.
-    channels_last : bool
-        Whether our models are laid out so.
     gpu : str
         The device of what is timed on a GPU.
     """
@@ -44,7 +42,6 @@ class Options:
     hardware: Sequence[str] | None
     peers: Sequence[str]
     rounds: int | None
-    channels_last: bool
     gpu: str
 
 
@@ -109,8 +106,7 @@ def _simulations(works: dict[str, Workload], options: Options, rounds: int) -> l
 
 def _sides(work: Workload, data: Any, options: Options) -> dict[str, Any]:
     sides: dict[str, Any] = {
-        hardware: Ours(work, data, hardware, options.channels_last, options.gpu)
-        for hardware in options.hardware or work.hardware
+        hardware: Ours(work, data, hardware, options.gpu) for hardware in options.hardware or work.hardware
     }
     if "loop" in options.peers:
         sides["loop"] = Loop(work, data)

@@ -12,10 +12,11 @@ from typing import Any, Self
 import torch
 from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import FedAvg
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedresearch.config.schema import Checkpoint
 from fedresearch.experiment.checkpoints import Checkpoints
+from fedresearch.experiment.model import fastest_memory_format
 from fedresearch.federation.availability import ALWAYS
 from fedresearch.federation.client_app import Clients
 from fedresearch.federation.hooks import Hooks
@@ -82,20 +83,24 @@ def sampling_of(work: Workload, data: Any) -> Sampling:
     return Sampling(uniform, [len(rows) for rows in data.train], work.cohort, 0, "train-sampling")
 
 
+def _laid_out(work: Workload, data: Any, device: torch.device) -> tuple[nn.Module, Any]:
+    """Return a workload's initial model and its data on a device, as an experiment lays them out."""
+    model = work.model().to(device)
+    model.load_state_dict(initial_state(work))
+    memory_format = fastest_memory_format(model, device)
+    if memory_format == torch.channels_last or device.type != "cpu":
+        data = data.to(device, memory_format)
+    return model.to(memory_format=memory_format), data
+
+
 class Ours:
     """Rounds on a hardware option, one at a time; open while it is a context."""
 
-    def __init__(
-        self, work: Workload, data: Any, hardware: str, channels_last: bool = False, gpu: str = "cuda"
-    ) -> None:
-        self._model = work.model()
-        self._model.load_state_dict(initial_state(work))
-        if channels_last:
-            self._model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    def __init__(self, work: Workload, data: Any, hardware: str, gpu: str = "cuda") -> None:
         self._deterministic = on_gpu(hardware)  # as an experiment is there
         if self._deterministic:
             be_deterministic()
-            self._model, data = self._model.to(gpu), data.to(gpu)
+        self._model, data = _laid_out(work, data, torch.device(gpu if self._deterministic else "cpu"))
         self._app = (NullClients if work.null else Clients)(
             model=self._model,
             data=data,
@@ -173,8 +178,8 @@ class OursLocal:
     """The local training of a round's cohort, from the initial weights; no messages and no average."""
 
     def __init__(self, work: Workload, data: Any) -> None:
-        self._work, self._data, self._sampling = work, data, sampling_of(work, data)
-        self._model, self._initial = work.model(), initial_state(work)
+        self._work, self._sampling = work, sampling_of(work, data)
+        (self._model, self._data), self._initial = _laid_out(work, data, torch.device("cpu")), initial_state(work)
         self._stages = LocalUpdate().stages(self._model)
         self._train = LocalTrainer(self._model, work.optimizer, work.local)
 
