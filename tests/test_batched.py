@@ -261,7 +261,7 @@ def test_the_optimizers_state_must_be_tensors():
 )
 def test_torchs_multi_tensor_kernels_change_nothing(run, option):
     """They are what an optimizer uses on a GPU, unless it is given another choice."""
-    plain, multi = (run(*EAGER, *option, f"++optimizer.foreach={foreach}") for foreach in ("null", "true"))
+    plain, multi = (run(*SMALL, *EAGER, *option, f"++optimizer.foreach={foreach}") for foreach in ("null", "true"))
     assert plain.numbers() == multi.numbers()
 
 

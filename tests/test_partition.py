@@ -73,7 +73,7 @@ def build(compose):
 
 def overrides_for(partitioner):
     natural = partitioner in ("natural_id", "grouped_natural_id")
-    dataset = ["dataset=synthetic"] if natural else ["dataset=digits"]
+    dataset = ["dataset=fcube"] if natural else ["dataset=digits"]
     few = ["federation.num_supernodes=5"] if partitioner == "exponential" else []
     return [f"partitioner={partitioner}", *dataset, *few]
 
