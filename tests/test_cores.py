@@ -2,17 +2,17 @@
 
 import io
 import os
-from pathlib import Path
+from importlib.util import find_spec
 
-import joblib
 import pytest
 import torch
+from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.backend import context
 from torch.utils.data import DataLoader, TensorDataset
 
 from fedresearch.hardware.cores import num_cores, share_cores
 from fedresearch.hardware.workers import WorkerGrid
-from tests.directories import conduct, rows_of
+from tests.directories import SCAFFOLD, conduct, killed, outcome
 from tests.test_workers import Counting
 
 
@@ -61,20 +61,29 @@ def test_jobs_at_once_share_the_cores(machine, monkeypatch):
     assert share_cores(5) == num_cores() == 1
 
 
-def job(directory, hardware, *options):
-    """Run an experiment, and a DataLoader that has a worker; return its rows, and the sum of what was loaded."""
-    rows = rows_of(conduct(Path(directory) / hardware, f"hardware={hardware}", *options))
+def job(directory, *overrides):
+    """Run or resume an experiment, and a DataLoader that has a worker; return the outcome, and the sum of its data."""
+    conduct(directory, *overrides)
     loaded = DataLoader(TensorDataset(torch.arange(10)), batch_size=2, num_workers=1)
-    return rows, sum(int(batch.sum()) for (batch,) in loaded)
+    return outcome(directory), sum(int(batch.sum()) for (batch,) in loaded)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_a_job_of_joblib_runs_on_every_hardware(tmp_path):
-    """Joblib starts processes in a way of its own, which is then the default for those that they start."""
-    options = {"cpu": [], "workers": [], "ray": [], "batched": ["hardware.compile=false"]}
-    jobs = [joblib.delayed(job)(str(tmp_path), hardware, *words) for hardware, words in options.items()]
-    done = dict(zip(options, joblib.Parallel(n_jobs=2)(jobs), strict=True))
-    assert done["cpu"] == done["workers"] == done["ray"]
-    assert done["cpu"][1] == done["batched"][1] == sum(range(10))
-    assert [row["round"] for row in done["batched"][0]] == [0, 1, 2, 3, 4]
+def test_a_job_of_joblib_runs_on_every_hardware(tmp_path, whole):
+    """Joblib starts processes in a way of its own, which is then the default for those that they start.
+
+    Hardware that gives the bits of cpu finishes a run that was killed there.
+    """
+    resumed = {"workers": "hardware.workers=2"}
+    resumed |= {"ray": f"hardware.num_cpus={num_cores()}"} if find_spec("ray") else {}  # one actor
+    jobs = [
+        (killed(whole, tmp_path / hardware, checkpoint=2), *SCAFFOLD, f"hardware={hardware}", option)
+        for hardware, option in resumed.items()
+    ]
+    jobs.append((tmp_path / "batched", *SCAFFOLD, "hardware=batched", "hardware.compile=false"))
+    with get_reusable_executor(max_workers=1) as executor:
+        *same, (batched, loaded) = [task.result() for task in [executor.submit(job, *each) for each in jobs]]
+    assert same == [(outcome(whole), sum(range(10)))] * len(resumed)
+    assert loaded == sum(range(10))
+    assert [row["round"] for row in batched[0]] == [0, 1, 2, 3, 4]

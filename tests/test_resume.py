@@ -16,13 +16,11 @@ from fedresearch.errors import InputError
 from fedresearch.experiment import checkpoints, resuming
 from fedresearch.experiment.experiment import Experiment
 from fedresearch.experiment.request import RunRequest
-from fedresearch.hardware.cores import num_cores
 from fedresearch.local import stacked
 from fedresearch.local.train import LocalTrainer
 from fedresearch.runs.directory import RunDirectory
 from fedresearch.runs.loaded import load
 from fedresearch.runs.record import dump_record, read_record, read_rows
-from tests.conftest import RAY
 from tests.directories import (
     MLP,
     SCAFFOLD,
@@ -113,11 +111,10 @@ def test_every_option_resumes_to_the_same_bits(tmp_path, normed_dir, overrides):
         ("hardware=workers", "hardware=cpu"),
         ("hardware=workers", "hardware=workers hardware.workers=1"),
         ("hardware=cpu", "hardware=gpu hardware.device=cpu"),  # the option's own path, on any machine
-        pytest.param("hardware=cpu", f"hardware=ray hardware.num_cpus={num_cores()}", id="ray", marks=RAY),  # one actor
     ],
 )
-@pytest.mark.slow
 def test_hardware_may_change_on_resume(tmp_path, whole, first, then):
+    """From cpu to Ray: in tests/test_cores.py."""
     undisturbed = whole if first == "hardware=cpu" else conduct(tmp_path / "first", *SCAFFOLD, first)
     resumed = killed(undisturbed, tmp_path / "resumed", checkpoint=2)
     conduct(resumed, *SCAFFOLD, *then.split())
