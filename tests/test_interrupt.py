@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fedresearch.hardware.cores import num_cores
+from fedresearch.runs.record import read_rows
 from tests import warm
 from tests.processes import descendants, living
 
@@ -78,13 +79,17 @@ def test_an_interrupted_run_leaves_no_process_and_no_shared_memory(start, tmp_pa
     shared = {path for pid in (process.pid, *others) for path in mapped(pid)}
     assert len(others) >= {"cpu": 0, "workers": 2, "ray": 4}[hardware]
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: all processes of the group at once
-    _, stderr = process.communicate(timeout=300)
+    stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 1
+    assert stdout.splitlines()[-9].startswith("interrupted after ")
     *lines, resumes, last = stderr.strip().splitlines()
     assert (resumes, last) == (f"fedresearch resume={tmp_path}", "interrupted")
     assert resumes not in lines
     assert "Traceback" not in stderr
     assert json.loads((tmp_path / "run.json").read_text())["status"] == "interrupted"
+    rounds = [row["round"] for row in read_rows(tmp_path)]
+    assert rounds == list(range(len(rounds)))
+    assert not list(tmp_path.glob(".*tmp"))
     assert are_gone(others)
     assert not [path for path in shared if path.exists()]
 

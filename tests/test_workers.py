@@ -263,15 +263,15 @@ def test_clients_that_do_not_answer_are_named_once_and_ctrl_c_ends_them(monkeypa
         assert line.endswith("wait, or end the run with Ctrl-C twice")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT])
-def test_workers_leave_it_to_the_main_process_to_stop(number):
+def test_workers_leave_it_to_the_main_process_to_stop():
     """Schedulers and terminals send a signal to all of a job at once."""
     with WorkerGrid(Counting(), 4, workers=2) as grid:
-        pids = metrics(ask(grid), "pid")
-        for pid in set(pids):
-            os.kill(pid, number)
-        assert set(metrics(ask(grid), "pid")) <= {worker._process.pid for worker in grid._workers}
-        assert set(pids) <= {worker._process.pid for worker in grid._workers}
+        pids = {worker._process.pid for worker in grid._workers}
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
+            for pid in pids & {*metrics(ask(grid), "pid")}:  # those that have started
+                os.kill(pid, number)
+            assert {*metrics(ask(grid), "pid")} <= pids, number
+            assert {worker._process.pid for worker in grid._workers} == pids, number
 
 
 class Parent(ClientApp):
@@ -306,16 +306,6 @@ def test_every_number_of_workers_gives_the_same_bits(run, strategy):
     options = [*SMALL, f"strategy={strategy}"]
     expected = run(*options).numbers()
     for num_workers in (1, 3):
-        assert run(*options, "hardware=workers", f"hardware.workers={num_workers}").numbers() == expected
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["fedavg", "scaffold"])
-def test_twenty_clients_of_a_dirichlet_partition(run, strategy):
-    options = ["federation.num_supernodes=20", "federation.num_rounds=5", "local.epochs=1", f"strategy={strategy}"]
-    expected = run(*options).numbers()
-    assert len({row["model/sha256"] for row in expected}) == 5
-    for num_workers in (2, 3):
         assert run(*options, "hardware=workers", f"hardware.workers={num_workers}").numbers() == expected
 
 
