@@ -68,6 +68,8 @@ inline vec all(float value) { return value - vec{}; }
 
 using Lanes = std::make_integer_sequence<int, WIDTH>;
 
+template <int... I> inline ivec lanes(std::integer_sequence<int, I...>) { return ivec{I...}; }
+
 // Lanes of two vectors; a number of at least WIDTH is a lane of the second one.
 #if defined(__clang__) || __GNUC__ >= 12
 #define PICK(a, b, lane) __builtin_shufflevector(a, b, (lane)...)
@@ -291,7 +293,8 @@ struct Shared {
     Memory memory;
     float *start = nullptr, *anchor = nullptr, *shift = nullptr;
 
-    Shared(const Job& job, const Chain& chain) : memory(3 * chain.size) {
+    Shared(const Job& job, const Chain& chain)
+        : memory((!job.own_params + !!job.anchor + (job.shift && !job.own_shift)) * chain.size) {
         auto read = [&](const float* from) {
             float* to = memory.take(chain.size);
             chain.read(from, to);
@@ -313,9 +316,9 @@ class Trainer {
     std::vector<float*> inputs;  // of each layer, and the outputs
     std::vector<uint32_t> order;
 
-    static size_t size_of(const Job& job, const Chain& chain, int part) {
-        size_t rows = part, depth = padded(part);
-        return 5 * chain.size + (job.num_layers + 3) * rows * chain.widest + 2 * depth * chain.widest;
+    static size_t size_of(const Job& job, const Chain& chain, int part, bool parted) {
+        size_t vectors = 1 + !!job.own_params + !!job.own_shift + (job.momentum != 0) + parted;
+        return vectors * chain.size + ((job.num_layers + 3) * part + 2 * padded(part)) * chain.widest;
     }
 
     size_t row_of(size_t layer) const { return padded(job.widths[layer] + 1); }
@@ -351,6 +354,8 @@ class Trainer {
     // Sets delta to the gradient at the outputs of the batch's mean loss; returns the sum of losses.
     double cross_entropy(int64_t first, const uint32_t* rows, int num, float share, bool& wrong) {
         const Layer& layer = chain.layers.back();
+        const int last = layer.columns - WIDTH;
+        const ivec padding = lanes(Lanes()) >= layer.out - last;
         double loss = 0, factor = 1;  // the logarithm of a product of sums is cheaper than theirs
         for (int b = 0; b < num; b++) {
             float *z = inputs.back() + b * row_of(job.num_layers), *to = delta + size_t(b) * layer.columns;
@@ -359,13 +364,16 @@ class Trainer {
                 wrong = true;
                 return 0;
             }
-            for (int o = layer.out; o < layer.columns; o++) z[o] = -INFINITY;
-            vec best = load(z);
-            for (int o = WIDTH; o < layer.columns; o += WIDTH) best = load(z + o) > best ? load(z + o) : best;
+            auto outputs = [&](int o) {  // without the padding
+                vec v = load(z + o);
+                return o == last ? (padding ? all(-INFINITY) : v) : v;
+            };
+            vec best = outputs(0);
+            for (int o = WIDTH; o < layer.columns; o += WIDTH) best = outputs(o) > best ? outputs(o) : best;
             float top = largest(best);
             vec sums = {};
             for (int o = 0; o < layer.columns; o += WIDTH) {
-                vec e = exponential(load(z + o) - top);
+                vec e = exponential(outputs(o) - top);
                 store(to + o, e);
                 sums += e;
             }
@@ -376,8 +384,8 @@ class Trainer {
                 loss += std::log(factor);
                 factor = 1;
             }
-            for (int o = 0; o < layer.columns; o += WIDTH) store(to + o, load(to + o) * (share / sum));
-            for (int o = layer.out; o < layer.columns; o++) to[o] = 0.0f;
+            for (int o = 0; o < last; o += WIDTH) store(to + o, load(to + o) * (share / sum));
+            store(to + last, padding ? vec{} : load(to + last) * (share / sum));
             to[label] -= share;
         }
         return loss + std::log(factor);
@@ -475,26 +483,24 @@ class Trainer {
     }
 
 public:
-    Trainer(const Job& job, const Chain& chain, const Shared& shared, int part)
-        : job(job), chain(chain), shared(shared), memory(size_of(job, chain, part)) {
+    // Batches have at most part samples, or are computed in parts of so many.
+    Trainer(const Job& job, const Chain& chain, const Shared& shared, int part, bool parted)
+        : job(job), chain(chain), shared(shared), memory(size_of(job, chain, part, parted)) {
         weights = memory.take(chain.size);
-        start = memory.take(chain.size);
-        shift = memory.take(chain.size);
-        momentum = memory.take(chain.size);
-        gradient = memory.take(chain.size);
+        start = job.own_params ? memory.take(chain.size) : shared.start;
+        shift = job.own_shift ? memory.take(chain.size) : shared.shift;
+        momentum = job.momentum != 0 ? memory.take(chain.size) : nullptr;
+        gradient = parted ? memory.take(chain.size) : nullptr;
         for (int64_t l = 0; l <= job.num_layers; l++) inputs.push_back(memory.take(part * chain.widest));
         delta = memory.take(part * chain.widest);
         below = memory.take(part * chain.widest);
         across = memory.take(padded(part) * chain.widest);
         product_across = memory.take(padded(part) * chain.widest);
-        if (!job.shift) shift = nullptr;
     }
 
     Status operator()(int64_t client) {
-        if (shared.start) start = shared.start;
-        else chain.read(job.params + client * job.num_params, start);
-        if (shared.shift) shift = shared.shift;
-        else if (shift) chain.read(job.shift + client * job.num_params, shift);
+        if (job.own_params) chain.read(job.params + client * job.num_params, start);
+        if (job.own_shift) chain.read(job.shift + client * job.num_params, shift);
         std::memcpy(weights, start, chain.size * sizeof(float));
         int64_t n = job.sizes[client], batch = job.batch_size ? std::min(job.batch_size, n) : n, left = job.steps[client];
         Generator generator(job.seeds[client]);
@@ -524,7 +530,7 @@ Status train_all(const Job& job) {
     std::atomic<int> status(TRAINED);
     auto work = [&] {
         try {
-            Trainer trainer(job, chain, shared, int(std::min<int64_t>(largest, PART)));
+            Trainer trainer(job, chain, shared, int(std::min<int64_t>(largest, PART)), largest > PART);
             for (int64_t i; status == TRAINED && (i = next++) < job.num_clients;)
                 if (Status own = trainer(job.queue[i])) status = own;
         } catch (const std::bad_alloc&) {
