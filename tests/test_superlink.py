@@ -33,6 +33,8 @@ ROOT = Path(__file__).parents[1]
 SHORT = ["tracker=none", "federation.num_supernodes=2", "local.epochs=1", "model=logistic"]
 SHORT += ["federation.evaluate_initial=false"]
 NO_EVALUATION = ["federation.fraction_evaluate=0", "validation.fraction=0"]
+# One of two clients is away in round 1; the other one has less than a batch, of which a run warns.
+AWAY = ["availability=bernoulli", "availability.probability=0.9", "local.batch_size=2000"]
 
 FAULTY = """
 from fedresearch.strategies.scaffold import ScaffoldUpdate
@@ -266,15 +268,24 @@ def test_flwr_run_runs_the_default_experiment_with_overrides(superlink, tmp_path
     overrides += ["federation.fraction_train=0.5"]
     words = " ".join([*overrides, f"hydra.run.dir={tmp_path}/d"])
     done = subprocess.run(
-        [Path(sys.executable).parent / "flwr", "run", ".", "--stream", "--run-config", f'overrides="{words}"'],
+        [
+            Path(sys.executable).parent / "flwr",
+            "run",
+            ".",
+            "--stream",
+            "--run-config",
+            f'overrides="{" ".join([words, *AWAY])}"',
+        ],
         cwd=tmp_path,
         env={**environment(tmp_path), "FLWR_HOME": str(tmp_path / "home"), "FLWR_DISABLE_UPDATE_CHECK": "1"},
         capture_output=True,
         text=True,
     )
     assert "finished after 1 of 1 rounds" in done.stdout, done.stdout + done.stderr
-    expected = run(*overrides, "federation.num_supernodes=2", "federation.evaluate_initial=true").numbers()
+    assert "\nwarning: partitions 0, 1 hold less than one batch of 2000 training samples\n" in done.stdout
+    expected = run(*overrides, *AWAY, "federation.num_supernodes=2", "federation.evaluate_initial=true").numbers()
     assert numbers(tmp_path / "d") == expected
+    assert [row.get("clients/available") for row in expected] == [None, 1]
 
 
 @pytest.mark.slow
