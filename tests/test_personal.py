@@ -16,9 +16,11 @@ from fedresearch.federation.records import values
 from fedresearch.local.train import LocalTrainer, LocalWork, Task
 from fedresearch.local.update import LocalUpdate, Stage
 from fedresearch.models.mlp import MLP
+from fedresearch.runs.record import read_record
 from fedresearch.seeding import derive_seed
 from fedresearch.strategies.fedbabu import BodyOnly
 from fedresearch.strategies.fedrep import HeadThenBody
+from tests.directories import conduct, rows_of
 
 BODY, HEAD = ["layers.1.weight", "layers.1.bias"], ["layers.3.weight", "layers.3.bias"]
 SMALL = [
@@ -568,3 +570,14 @@ def test_a_column_that_there_will_not_be_is_refused_before_the_run(compose, opti
         InputError, match=rf"^checkpoint.best={column} is not a column of this run; {hint}it has round, "
     ):
         check_selection(Experiment(*compose(*options, f"checkpoint.best={column}", "tracker=none")))
+
+
+@pytest.mark.slow
+def test_a_run_whose_own_models_are_not_finite_has_diverged(tmp_path):
+    """A step against an attraction of lam multiplies the distance by 1 - 0.1 * 1e9; the global model knows none."""
+    overrides = ["strategy=ditto", "strategy.client.lam=1e9", "model=logistic", "local.steps=10"]
+    conduct(tmp_path / "run", *overrides, "federation.num_rounds=1", "federation.num_supernodes=2")
+    (row,) = [row for row in rows_of(tmp_path / "run") if row["round"] == 1]
+    assert row["personal/loss"] is None
+    assert row["eval/loss"] < 3
+    assert read_record(tmp_path / "run")["status"] == "diverged"

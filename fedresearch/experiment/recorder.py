@@ -89,9 +89,9 @@ class Recorder:
 
 
 def diverged(row: Row) -> bool:
-    """Return whether a row has a loss of the training, or of the global model, that is not finite."""
+    """Return whether a row has a loss that is not finite: of the training, the global model or clients' own models."""
     finite = finite_row(row)
-    return any(name in row and finite[name] is None for name in ("train/loss", "eval/loss"))
+    return any(name in row and finite[name] is None for name in ("train/loss", "eval/loss", "personal/loss"))
 
 
 def _status(error: BaseException) -> str:
