@@ -17,9 +17,12 @@ def seeded_for_client(device: torch.device, seed: int) -> Iterator[None]:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     if device.type == "cpu":
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed takes 100 us, since it visits all devices
+        state = torch.default_generator.get_state()
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed takes 100 us, since it visits all devices
+        try:
             yield
+        finally:
+            torch.default_generator.set_state(state)
     else:
         with torch.random.fork_rng(devices=[device], device_type=device.type):
             torch.manual_seed(seed)
