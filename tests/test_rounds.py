@@ -15,13 +15,14 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from fedresearch.config.cohorts import cohort_size
 from fedresearch.errors import InputError
-from fedresearch.federation import flower, measures
+from fedresearch.federation import flower, update_sums
 from fedresearch.federation.client_app import Clients
 from fedresearch.federation.cohort_grid import CohortGrid
+from fedresearch.federation.layout import Layout
 from fedresearch.federation.measures import measure_clients, measure_updates
 from fedresearch.federation.records import array_record, cast_like, flatten, sha256, view
 from fedresearch.federation.sampling import Sampling, uniform
-from fedresearch.federation.stack import Layout, StackedReplies
+from fedresearch.federation.stack import StackedReplies
 from fedresearch.hardware.in_process import InProcessGrid
 
 # Sums and differences of these are exact.
@@ -101,8 +102,8 @@ def test_cosine_is_the_mean_over_pairs(clients, origin):
 
 @pytest.mark.parametrize("columns_at_once", [1, 2, 3])  # of 3
 def test_updates_are_measured_in_parts_without_what_is_not_finite(monkeypatch, columns_at_once):
-    monkeypatch.setattr(measures, "_AT_ONCE", 1)
-    monkeypatch.setattr(measures, "_LEAST_COLUMNS", columns_at_once)
+    monkeypatch.setattr(update_sums, "_AT_ONCE", 1)
+    monkeypatch.setattr(update_sums, "_LEAST_COLUMNS", columns_at_once)
     updates = np.random.default_rng(0).normal(size=(5, 3))
     finite = updates[[0, 1, 3, 4]]
     updates[2, 1] = np.inf

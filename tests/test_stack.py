@@ -5,10 +5,11 @@ import pytest
 from flwr.app import Metadata, MetricRecord, RecordDict
 
 from fedresearch.errors import InputError
-from fedresearch.federation import client_app, flower
+from fedresearch.federation import client_app, flower, update_sums
 from fedresearch.federation.broadcast import Broadcast
+from fedresearch.federation.layout import Layout
 from fedresearch.federation.records import array_record
-from fedresearch.federation.stack import Layout, StackedReplies
+from fedresearch.federation.stack import FoldedReplies, StackedReplies
 from fedresearch.local.train import LocalTrainer
 from tests.directories import conduct, rows_of
 
@@ -143,3 +144,48 @@ def test_a_client_that_fails_leaves_the_replies_of_the_others(tmp_path, monkeypa
         assert len(calls) == 6
     assert rows[0] == rows[1]
     assert [row["clients/failed"] for row in rows[0][1:]] == [0, 1]
+
+
+@pytest.mark.parametrize("words", [["strategy=fedavg"], ["strategy=fedprox", "strategy.weighted_by=uniform"]])
+def test_large_replies_are_folded_with_the_same_bits(tmp_path, monkeypatch, words):
+    """On cpu replies are forgotten once they are added; with a failure allowed they are kept. The same numbers."""
+    monkeypatch.setattr(update_sums, "_MOST_TOGETHER", 1000)
+    words = [*words, "federation.fraction_train=1", "federation.num_rounds=2"]  # blocks of four and of one
+    folded = []
+    monkeypatch.setattr(FoldedReplies, "mean", record_calls(FoldedReplies.mean, folded))
+    rows = rows_of(conduct(tmp_path / "folded", *words))
+    assert folded
+    folded.clear()
+    assert rows_of(conduct(tmp_path / "kept", *words, "federation.max_failures=1")) == rows
+    assert not folded
+
+
+def test_folded_replies_are_measured_as_together(tmp_path, monkeypatch):
+    words = "federation.fraction_train=1", "federation.num_rounds=2"
+    together = rows_of(conduct(tmp_path / "together", *words))
+    monkeypatch.setattr(update_sums, "_MOST_TOGETHER", 1000)
+    for one, other in zip(together[1:], rows_of(conduct(tmp_path / "folded", *words))[1:], strict=True):
+        assert one.pop("update/cosine") == pytest.approx(other.pop("update/cosine"), rel=1e-12)
+        assert one == other
+
+
+def test_a_failure_ends_a_folded_round(tmp_path, monkeypatch):
+    monkeypatch.setattr(update_sums, "_MOST_TOGETHER", 1000)
+    train = LocalTrainer.__call__
+
+    def failing(trainer, task):
+        if task.partition_id == 3 and task.server_round == 2:
+            raise ArithmeticError("not today")
+        return train(trainer, task)
+
+    monkeypatch.setattr(LocalTrainer, "__call__", failing)
+    with pytest.raises(InputError, match="the client of partition 3 failed in round 2"):
+        conduct(tmp_path / "run", "federation.fraction_train=1")
+
+
+def record_calls(function, calls):
+    def recorded(*arguments):
+        calls.append(arguments)
+        return function(*arguments)
+
+    return recorded

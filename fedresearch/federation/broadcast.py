@@ -17,10 +17,16 @@ class Broadcast(Sequence[Message]):
         The nodes.
     message_type : str
         Flower's ``MessageType``.
+
+    Attributes
+    ----------
+    mean_by : str or None
+        The metric that is the clients' weight, if nothing but the mean of their replies is read.
     """
 
     def __init__(self, content: RecordDict, node_ids: list[int], message_type: str) -> None:
         self.content, self.node_ids, self.message_type = content, node_ids, message_type
+        self.mean_by: str | None = None
         self._made: dict[int, Message] = {}
 
     @property

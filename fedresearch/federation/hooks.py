@@ -6,7 +6,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
 from fedresearch.errors import InputError
-from fedresearch.federation.averaging import aggregate_train
+from fedresearch.federation.averaging import aggregate_train, mean_by
 from fedresearch.federation.broadcast import Broadcast
 from fedresearch.federation.cohort_grid import CohortGrid
 from fedresearch.federation.generators import seeded_generators
@@ -47,6 +47,11 @@ class Hooks:
 
     def __init__(self, strategy: Strategy, seed: int) -> None:
         self._strategy, self._seed = strategy, seed
+
+    @property
+    def mean_by(self) -> str | None:
+        """The clients' weight, if the strategy reads nothing but the means of their replies; else None."""
+        return mean_by(self._strategy)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, cohort: CohortGrid

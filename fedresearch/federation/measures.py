@@ -1,12 +1,11 @@
 """The numbers of a round's row: from the clients' updates, from their evaluations, and from the strategy."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, MetricRecord
-from numpy.typing import NDArray
 
 from fedresearch.errors import InputError
 from fedresearch.federation.records import (
@@ -19,13 +18,10 @@ from fedresearch.federation.records import (
     number,
 )
 from fedresearch.federation.stack import StackedReplies
+from fedresearch.federation.update_sums import rows_at_once
 
 Row = dict[str, Any]
 Columns = dict[str, list[Any]]
-
-# Numbers of a round's updates that are measured at once, in double precision, and the least columns of them: few enough
-# for a core's cache, and not too few in a row.
-_AT_ONCE, _LEAST_COLUMNS = 2**17, 64
 
 # Metrics that are not measurements: the clients' weights in averages, and a count that is summed.
 _NOT_MEASURED = (NUM_EXAMPLES, UNIFORM, NUM_STEPS)
@@ -40,9 +36,6 @@ def measure_updates(
     origin: ArrayRecord, stack: StackedReplies, *, to_mean: bool = True
 ) -> tuple[Row, list[int], Columns]:
     """Return the number of local steps and the mean pairwise cosine of the clients' updates, and the nonfinite replies.
-
-    Nonfinite replies count in no mean. With unit vectors u_i, the sum over pairs is ``(|sum u_i|^2 - n) / 2``, so that
-    one vector is kept instead of one for each client.
 
     Parameters
     ----------
@@ -61,54 +54,16 @@ def measure_updates(
         The places of the replies that are not finite.
     columns : dict
         For each reply, the norm of its update, and the cosine between it and the mean of the updates. NaN where it is
-        not finite; the cosine also without ``to_mean``, and where the update or the mean is zero.
+        not finite; the cosine also without ``to_mean``, where the update or the mean is zero, and in large blocks.
     """
-    parts = [*_parameters(origin, stack)]
-    with np.errstate(invalid="ignore", over="ignore"):
-        norms = np.sqrt(sum((np.vecdot(part, part) for part in map(_update, parts)), np.zeros(len(stack))))
-    norms[~(np.isfinite(norms) & _rest_is_finite(stack))] = math.nan
-    moved = norms > 0
-    # The rows of the sums of the unit vectors and of the updates.
-    factors = np.stack([np.divide(1, norms, out=np.zeros_like(norms), where=moved), moved])
-    along, squares = np.zeros(len(stack)), np.zeros(2)
-    for part in parts:
-        update = _update(part)
-        update[~moved] = 0  # zero times infinity is not zero
-        sums = factors @ update
-        squares += np.vecdot(sums, sums)
-        if to_mean:
-            along += update @ sums[1]
-    lengths = norms * math.sqrt(squares[1])
-    cosines = np.divide(along, lengths, out=np.full_like(norms, math.nan), where=lengths > 0)
+    sums = stack.sums(origin)
+    measured = to_mean and rows_at_once(stack.layout, len(stack)) == len(stack)
+    cosines = sums.cosines(stack.rows) if measured else [math.nan] * len(stack)
     row: Row = {"local/steps": sum(map(int, stack.metrics[NUM_STEPS]))}
-    if (count := int(moved.sum())) > 1:
-        row["update/cosine"] = float((squares[0] - count) / (count * (count - 1)))
-    if not to_mean:
-        cosines[:] = math.nan
-    columns = {"update/norm": norms.tolist(), "update/cosine": cosines.tolist()}
-    return row, [*map(int, np.flatnonzero(np.isnan(norms)))], columns
-
-
-def _parameters(origin: ArrayRecord, stack: StackedReplies) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-    """Yield the clients' parameters and the global model's, some columns at a time."""
-    width = max(_LEAST_COLUMNS, _AT_ONCE // len(stack))
-    before = stack.layout.row(origin)
-    for dtype, num in stack.layout.num_parameters.items():
-        for start in range(0, num, width):
-            columns = slice(start, min(start + width, num))
-            yield stack.rows[dtype][:, columns], before[dtype][0, columns]
-
-
-def _update(part: tuple[NDArray[Any], NDArray[Any]]) -> NDArray[np.float64]:
-    after, before = part
-    return np.subtract(after, before, dtype=np.float64)
-
-
-def _rest_is_finite(stack: StackedReplies) -> NDArray[np.bool_]:
-    """Return for each client whether all that it sends besides the parameters is finite."""
-    rest = [rows[:, stack.layout.num_parameters[dtype] :] for dtype, rows in stack.rows.items()]
-    rest += [array.reshape(len(stack), -1) for group in stack.sent.values() for array in group.values()]
-    return np.logical_and.reduce([np.ones(len(stack), bool), *(np.isfinite(array).all(axis=1) for array in rest)])
+    if sums.cosine is not None:
+        row["update/cosine"] = sums.cosine
+    nonfinite = [place for place, norm in enumerate(sums.norms) if math.isnan(norm)]
+    return row, nonfinite, {"update/norm": sums.norms, "update/cosine": cosines}
 
 
 def measure_clients(per_client: Sequence[MetricRecord], directions: Mapping[str, str]) -> Row:

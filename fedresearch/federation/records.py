@@ -154,11 +154,12 @@ def bytes_of(messages: Iterable[Message]) -> list[int]:
     """Return the payload of each message in bytes: serialised arrays, metrics and config values; 0 of an error."""
     contents = [message.content if message.has_content() else None for message in messages]
     # The messages of a round share one content, whose size is computed once.
-    sizes = {key: _content_bytes(content) for key, content in {id(each): each for each in contents if each}.items()}
+    sizes = {key: content_bytes(content) for key, content in {id(each): each for each in contents if each}.items()}
     return [sizes.get(id(content), 0) for content in contents]
 
 
-def _content_bytes(content: RecordDict) -> int:
+def content_bytes(content: RecordDict) -> int:
+    """Return the payload of a content in bytes."""
     return sum(
         sum(len(name) + _array_bytes(array) for name, array in record.items())
         if isinstance(record, ArrayRecord)

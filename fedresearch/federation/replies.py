@@ -14,9 +14,6 @@ from numpy.typing import NDArray
 
 from fedresearch.federation.stack import StackedReplies
 
-# Numbers that are weighed at once: few enough for a core's cache.
-_AT_ONCE = 2**17
-
 
 class Replies:
     """A round's replies in partition order. The first axis of each array is the client.
@@ -71,7 +68,7 @@ class Replies:
 
     def mean_params(self) -> Mapping[str, NDArray[Any]]:
         """Return the mean of the trained parameters."""
-        row_of = functools.cache(lambda dtype: weighted_mean(self._stack.rows[dtype], self._shares))
+        row_of = functools.cache(lambda dtype: self._stack.mean(dtype, self._shares))
         places = self._stack.layout.places
         return _Lazy(places, lambda name: row_of(places[name].dtype)[places[name].columns].reshape(places[name].shape))
 
@@ -81,21 +78,6 @@ class Replies:
             return aggregate([message.content for message in self._stack], self._key)
         metrics = self._stack.metrics
         return MetricRecord({key: self.mean(metrics[key]) for key in metrics if key != self._key})
-
-
-def weighted_mean(rows: NDArray[Any], shares: Iterable[float]) -> NDArray[Any]:
-    """Return the sum of rows ``(n, columns)`` times shares, added one after another in their order."""
-    dtype = np.result_type(rows.dtype, 0.0)  # as an array times a float of Python's
-    factors = np.array([*shares], dtype)[:, None]
-    num_rows, num_columns = rows.shape
-    at_once = max(1, _AT_ONCE // max(1, num_columns)) if num_columns > 1 else 1  # one column is summed in pairs
-    mean: Any = None
-    for start in range(0, num_rows, at_once):
-        weighted = rows[start : start + at_once] * factors[start : start + at_once]
-        if mean is not None:
-            weighted[0] += mean
-        mean = np.add.reduce(weighted, axis=0, initial=None)  # not 0, which would turn -0.0 into 0.0
-    return mean
 
 
 class _Lazy(Mapping[str, Any]):

@@ -13,11 +13,13 @@ from flwr.serverapp import Grid
 
 from fedresearch.channel.stage import Where
 from fedresearch.errors import InputError
+from fedresearch.federation.broadcast import Broadcast
 from fedresearch.federation.channel import Channel
 from fedresearch.federation.client_table import client_columns, with_updates
 from fedresearch.federation.cohort_grid import CohortGrid
 from fedresearch.federation.generators import restored_generators
 from fedresearch.federation.hooks import Hooks
+from fedresearch.federation.layout import Layout
 from fedresearch.federation.measures import (
     Columns,
     Row,
@@ -39,7 +41,8 @@ from fedresearch.federation.records import (
     number,
     sha256,
 )
-from fedresearch.federation.stack import Layout, StackedReplies
+from fedresearch.federation.stack import StackedReplies
+from fedresearch.federation.update_sums import rows_at_once
 from fedresearch.local.state_names import Names
 
 _TOTALS = ("comm/bytes_down", "comm/bytes_up")
@@ -212,10 +215,13 @@ class RoundLoop:
         cohort = CohortGrid(grid, sorted(drawn))
         messages = self.hooks.configure_train(server_round, arrays, config, cohort)
         row |= {"clients/sampled": len(messages), "clients/failed": 0}
+        layout = Layout(arrays, self.parameters)
+        if isinstance(messages, Broadcast) and self._needs_mean_alone(layout, drawn):
+            messages.mean_by = self.hooks.mean_by
         replies, columns = self._send(cohort, messages, row, "train")
         places: Sequence[int] = range(len(replies))
         if replies:
-            stack = self._stacked(replies, messages, arrays, cohort, server_round)
+            stack = self._stacked(replies, messages, layout, cohort, server_round)
             measured, nonfinite, updates = measure_updates(arrays, stack, to_mean=self.log_clients is not None)
             row |= measured
             table["train"] = with_updates(columns, updates)
@@ -241,11 +247,16 @@ class RoundLoop:
             raise Diverged(f"the global model is not finite after round {server_round}")
         return arrays
 
+    def _needs_mean_alone(self, layout: Layout, drawn: Mapping[int, int]) -> bool:
+        """Return whether replies may be forgotten once they are added: they are large, and each counts once."""
+        is_certain = self.max_failures == 0 and self.nonfinite != "drop" and max(drawn.values()) == 1
+        return is_certain and rows_at_once(layout, len(drawn)) < len(drawn)
+
     def _stacked(
         self,
         replies: Sequence[Message],
         messages: Sequence[Message],
-        arrays: ArrayRecord,
+        layout: Layout,
         cohort: CohortGrid,
         server_round: int,
     ) -> StackedReplies:
@@ -259,7 +270,7 @@ class RoundLoop:
         if not isinstance(replies, StackedReplies):
             where = [Where(server_round, cohort.partition_of(reply.metadata.src_node_id)) for reply in replies]
             self.channel.decode(replies, messages, where)
-        stack = StackedReplies.of(replies, Layout(arrays, self.parameters), cohort.name_of)
+        stack = StackedReplies.of(replies, layout, cohort.name_of)
         if missing := {NUM_EXAMPLES, UNIFORM, NUM_STEPS, TRAIN_LOSS} - stack.metrics.keys():
             first = cohort.name_of(stack.node_ids[0])
             raise InputError(f"the metrics {', '.join(sorted(missing))} are missing in the reply of {first}")

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
@@ -11,66 +11,18 @@ from numpy.typing import NDArray
 from fedresearch.errors import InputError
 from fedresearch.federation import flower
 from fedresearch.federation.held_array import HeldArray
-from fedresearch.federation.records import ARRAYS, METRICS, arrays_of, bytes_of, check_arrays, metrics_of, view
-from fedresearch.local.state_names import Names
+from fedresearch.federation.layout import Layout
+from fedresearch.federation.records import ARRAYS, METRICS, arrays_of, check_arrays, content_bytes, metrics_of, view
+from fedresearch.federation.update_sums import UpdateSums, rows_at_once
 
 Arrays = Mapping[str, NDArray[Any]]
 
-Rows = dict[np.dtype[Any], NDArray[Any]]
+# Numbers that are weighed at once: few enough for a core's cache.
+_AT_ONCE = 2**17
 
 
 class DifferentReply(InputError):
     """A client sends arrays or numbers of other names or shapes than it must."""
-
-
-class Place(NamedTuple):
-    """Where an array is in a row."""
-
-    dtype: np.dtype[Any]
-    columns: slice
-    shape: tuple[int, ...]
-
-
-class Layout:
-    """The places of a model's arrays: a row for each dtype, with the parameters before all else.
-
-    Parameters
-    ----------
-    arrays : ArrayRecord
-        The model.
-    parameters : set of str
-        The names of those arrays that are parameters.
-
-    Attributes
-    ----------
-    places : dict of str to Place
-        The places by name, in the model's order.
-    num_columns, num_parameters : dict of dtype to int
-        The length of a row, and how many of its first numbers are parameters.
-    """
-
-    def __init__(self, arrays: ArrayRecord, parameters: Names) -> None:
-        places: dict[str, Place] = {}
-        self.num_columns: dict[np.dtype[Any], int] = {}
-        self.num_parameters: dict[np.dtype[Any], int] = {}
-        for name in sorted(arrays, key=lambda name: name not in parameters):
-            dtype, shape = np.dtype(arrays[name].dtype), tuple(arrays[name].shape)
-            start = self.num_columns.get(dtype, 0)
-            stop = self.num_columns[dtype] = start + int(np.prod(shape, dtype=int))
-            places[name] = Place(dtype, slice(start, stop), shape)
-            self.num_parameters[dtype] = stop if name in parameters else self.num_parameters.get(dtype, 0)
-        self.places = {name: places[name] for name in arrays}
-
-    def rows(self, num_rows: int) -> Rows:
-        """Return rows without values."""
-        return {dtype: np.empty((num_rows, columns), dtype) for dtype, columns in self.num_columns.items()}
-
-    def row(self, arrays: ArrayRecord) -> Rows:
-        """Return a model as one row."""
-        rows = self.rows(1)
-        for name, (dtype, columns, _) in self.places.items():
-            rows[dtype][0, columns] = view(arrays[name]).ravel()
-        return rows
 
 
 class StackedReplies(Sequence[Message]):
@@ -105,7 +57,7 @@ class StackedReplies(Sequence[Message]):
         name: Callable[[int], str] = "node {}".format,
     ) -> None:
         self.layout, self.node_ids, self._message, self._name = layout, node_ids, message, name
-        self.rows = layout.rows(len(node_ids))
+        self.rows = layout.rows(self._num_rows)
         self.sent: dict[str, dict[str, NDArray[Any]]] = {}
         self.metrics: dict[str, list[Any]] = {}
         self._made: dict[int, Message] = {}
@@ -164,7 +116,7 @@ class StackedReplies(Sequence[Message]):
             dtype, columns, shape = places[name]
             if array.shape != shape or array.dtype != dtype:
                 self._check(place, arrays)
-            self.rows[dtype][place, columns] = array.ravel()
+            self.rows[dtype][place % self._num_rows, columns] = array.ravel()
         if not place:
             n = len(self)
             self.metrics = {name: [None] * n for name in metrics}
@@ -200,14 +152,32 @@ class StackedReplies(Sequence[Message]):
     def array(self, name: str) -> NDArray[Any]:
         """Return the clients' arrays of a name, ``(n, *shape)``, for reading only."""
         dtype, columns, shape = self.layout.places[name]
-        array = self.rows[dtype][:, columns].reshape(len(self), *shape)
+        array = self.rows[dtype][:, columns].reshape(self._num_rows, *shape)
         array.flags.writeable = False
         return array
+
+    def sums(self, origin: ArrayRecord) -> UpdateSums:
+        """Return the sums over the updates, given the model that the clients received."""
+        sums, at_once = UpdateSums(self.layout, origin), rows_at_once(self.layout, len(self))
+        for start in range(0, len(self), at_once):
+            places = slice(start, start + at_once)
+            sums.add({dtype: rows[places] for dtype, rows in self.rows.items()}, self._rest_is_finite(places))
+        return sums
+
+    def mean(self, dtype: np.dtype[Any], shares: Sequence[float]) -> NDArray[Any]:
+        """Return the sum of the clients' rows of a dtype times shares."""
+        return add_weighted(None, self.rows[dtype], shares)
 
     @property
     def message_bytes(self) -> int:
         """The payload of a client's message in bytes: it is the same for all."""
-        return bytes_of([self[0]])[0]
+        return content_bytes(self._content(0))
+
+    def _rest_is_finite(self, places: slice) -> NDArray[np.bool_]:
+        """Return of each client whether all that it sends besides the parameters is finite."""
+        rest = [rows[places, self.layout.num_parameters[dtype] :] for dtype, rows in self.rows.items()]
+        rest += [array[places].reshape(len(rest[0]), -1) for group in self.sent.values() for array in group.values()]
+        return np.logical_and.reduce([np.isfinite(array).all(axis=1) for array in rest])
 
     def take(self, places: Sequence[int]) -> "StackedReplies":
         """Return the replies at places; a reply may occur twice."""
@@ -230,6 +200,10 @@ class StackedReplies(Sequence[Message]):
         fewer._made = {}
         return fewer
 
+    @property
+    def _num_rows(self) -> int:
+        return len(self.node_ids)
+
     def __len__(self) -> int:
         return len(self.node_ids)
 
@@ -238,12 +212,86 @@ class StackedReplies(Sequence[Message]):
             return [self[i] for i in range(len(self))[place]]
         place = range(len(self))[place]
         if place not in self._made:
-            content = RecordDict({ARRAYS: _held({name: self.array(name)[place] for name in self.layout.places})})
-            for key, group in self.sent.items():
-                content[key] = _held({name: array[place] for name, array in group.items()})
-            content[METRICS] = MetricRecord({name: values[place] for name, values in self.metrics.items()})
-            self._made[place] = self._message(place, content)
+            self._made[place] = self._message(place, self._content(place))
         return self._made[place]
+
+    def _content(self, place: int) -> RecordDict:
+        """Return what a client sends."""
+        content = RecordDict({ARRAYS: _held({name: self.array(name)[place] for name in self.layout.places})})
+        for key, group in self.sent.items():
+            content[key] = _held({name: array[place] for name, array in group.items()})
+        content[METRICS] = MetricRecord({name: values[place] for name, values in self.metrics.items()})
+        return content
+
+
+class FoldedReplies(StackedReplies):
+    """Replies of which only the mean and the sums are kept: each block of clients is added, and then forgotten.
+
+    Parameters
+    ----------
+    layout, node_ids, message, name
+        As of ``StackedReplies``.
+    origin : ArrayRecord
+        The model that the clients received.
+    shares : sequence of float
+        The clients' shares in the mean.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        node_ids: Sequence[int],
+        message: Callable[[int, RecordDict], Message],
+        name: Callable[[int], str],
+        origin: ArrayRecord,
+        shares: Sequence[float],
+    ) -> None:
+        self._at_once = rows_at_once(layout, len(node_ids))
+        super().__init__(layout, node_ids, message, name)
+        self._sums, self._shares = UpdateSums(layout, origin), shares
+        self._means: dict[np.dtype[Any], Any] = dict.fromkeys(self.rows)
+
+    def put(self, place: int, arrays: Arrays, sent: Mapping[str, Arrays], metrics: Mapping[str, Any]) -> None:
+        """Set what the next client sends, in the order of the places."""
+        if sent:
+            raise DifferentReply(f"{self._source(place)} sends {', '.join(sent)}, which the strategy does not read")
+        super().put(place, arrays, sent, metrics)
+        last, end = place % self._at_once, place + 1
+        if last + 1 == self._at_once or end == len(self):
+            rows = {dtype: block[: last + 1] for dtype, block in self.rows.items()}
+            self._sums.add(rows, self._rest_is_finite(slice(last + 1)))
+            shares = self._shares[end - last - 1 : end]
+            self._means = {dtype: add_weighted(mean, rows[dtype], shares) for dtype, mean in self._means.items()}
+
+    def sums(self, origin: ArrayRecord) -> UpdateSums:
+        """Return the sums over the updates."""
+        return self._sums
+
+    def mean(self, dtype: np.dtype[Any], shares: Sequence[float]) -> NDArray[Any]:
+        """Return the mean with the shares with which this was made."""
+        mean: NDArray[Any] = self._means[dtype]
+        return mean
+
+    @property
+    def _num_rows(self) -> int:
+        return self._at_once
+
+    def __getitem__(self, place: Any) -> Any:
+        raise TypeError("only the mean of the replies is kept")
+
+
+def add_weighted(mean: Any, rows: NDArray[Any], shares: Sequence[float]) -> NDArray[Any]:
+    """Return a mean plus rows ``(n, columns)`` times their shares, added one after another in their order."""
+    dtype = np.result_type(rows.dtype, 0.0)  # as an array times a float of Python's
+    factors = np.array(shares, dtype)[:, None]
+    num_rows, num_columns = rows.shape
+    at_once = max(1, _AT_ONCE // max(1, num_columns)) if num_columns > 1 else 1  # one column is summed in pairs
+    for start in range(0, num_rows, at_once):
+        weighted = rows[start : start + at_once] * factors[start : start + at_once]
+        if mean is not None:
+            weighted[0] += mean
+        mean = np.add.reduce(weighted, axis=0, initial=None)  # not 0, which would turn -0.0 into 0.0
+    return mean
 
 
 def _held(arrays: Arrays) -> ArrayRecord:

@@ -9,7 +9,7 @@ from flwr.app import Message
 from fedresearch.federation.broadcast import Broadcast
 from fedresearch.federation.client_app import Clients
 from fedresearch.federation.flower import client_error
-from fedresearch.federation.stack import DifferentReply
+from fedresearch.federation.stack import DifferentReply, FoldedReplies
 from fedresearch.hardware.ordered import OrderedGrid, answer, pickle_reply
 
 
@@ -20,7 +20,7 @@ class InProcessGrid(OrderedGrid):
         return [self._reply(message) for message in messages]
 
     def _train(self, clients: Clients, messages: Broadcast) -> Iterable[Message]:
-        stack = self._stack_for(clients, messages)
+        stack = self._stack_for(clients, messages, folds=True)
         for place, node_id in enumerate(messages.node_ids):
             client = self._client(node_id)
             try:
@@ -29,6 +29,8 @@ class InProcessGrid(OrderedGrid):
                 raise
             except (Exception, SystemExit):
                 error = client_error(traceback.format_exc(), reply_to=messages[place])
+                if isinstance(stack, FoldedReplies):  # then a failure ends the run
+                    return [error]
                 return [*stack[:place], error, *map(self._reply, messages[place + 1 :])]
             self._keep_all(states)
         return stack

@@ -17,8 +17,9 @@ from flwr.serverapp import Grid
 from fedresearch.federation.broadcast import Broadcast
 from fedresearch.federation.client_app import Client, Clients
 from fedresearch.federation.flower import FIRST_NODE_ID, Run, be_server, client_error, set_message_id, unknown_message
-from fedresearch.federation.records import arrays_of
-from fedresearch.federation.stack import Layout, StackedReplies
+from fedresearch.federation.layout import Layout
+from fedresearch.federation.records import NUM_EXAMPLES, UNIFORM, arrays_of
+from fedresearch.federation.stack import FoldedReplies, StackedReplies
 from fedresearch.hardware.threads import limit_threads
 from fedresearch.local.state_names import parameters
 
@@ -150,14 +151,21 @@ class OrderedGrid(Grid):
         """Return the replies of clients that train, stacked if this hardware can, and store their states."""
         return self.pull_messages(self.push_messages(messages))
 
-    def _stack_for(self, clients: Clients, messages: Broadcast) -> StackedReplies:
-        """Return an empty stack for the replies to messages."""
-        return StackedReplies(
-            Layout(arrays_of(messages.content), parameters(clients.model)),
+    def _stack_for(self, clients: Clients, messages: Broadcast, folds: bool = False) -> StackedReplies:
+        """Return an empty stack for the replies to messages, which may fold them if only their mean is needed."""
+        arrays = arrays_of(messages.content)
+        parts = (
+            Layout(arrays, parameters(clients.model)),
             messages.node_ids,
             lambda place, content: Message(content, reply_to=messages[place]),
             lambda node_id: f"partition {node_id - FIRST_NODE_ID}",
         )
+        if not folds or messages.mean_by not in (NUM_EXAMPLES, UNIFORM):
+            return StackedReplies(*parts)
+        sizes = [len(clients.data.train[node_id - FIRST_NODE_ID]) for node_id in messages.node_ids]
+        weights = sizes if messages.mean_by == NUM_EXAMPLES else [1] * len(sizes)
+        total = sum(weights)
+        return FoldedReplies(*parts, arrays, [weight / total for weight in weights])
 
     def _client(self, node_id: int) -> Client:
         """Return a node's client."""
