@@ -30,7 +30,6 @@ from fedresearch.federation.records import (
     array_record,
     config_of,
     is_finite,
-    number,
     tensor_record,
     tensors,
 )
@@ -75,6 +74,15 @@ class _Own(NamedTuple):
 
 
 _NOTHING = _Own()
+
+
+class _Received(NamedTuple):
+    """What a message carries: the model from which a client starts, the other arrays, and the numbers."""
+
+    start: Tensors
+    records: dict[str, dict[str, Tensor]]
+    config: Mapping[str, float]
+    server_round: int
 
 
 class Result(NamedTuple):
@@ -183,7 +191,7 @@ class Clients(ClientApp):
         self.stages = update.stages(model)
         self._own_model_stages = update.own_model.stages(model) if update.own_model else ()
         self._adaptation = [stage for stage in update.adaptation(model) if stage.trained]
-        self._last_read: tuple[RecordDict | None, dict[str, dict[str, Tensor]]] = None, {}
+        self._last_read: tuple[RecordDict | None, _Received | None] = None, None
         self.has_own_model = bool(personal or self._adaptation or update.own_model)
         self.keeps_own_model = self.has_own_model and not self._adaptation
         super().train()(lambda message, context: self.train_clients([message], [context])[0])
@@ -211,9 +219,9 @@ class Clients(ClientApp):
             content[METRICS] = MetricRecord(dict(result.metrics))
             kept, keeps = dict(result.kept), result.is_finite
             if self.channel.stages:
-                received = self._read(message.content)[ARRAYS]
-                where = Where(int(number(config_of(message.content), SERVER_ROUND)), client.partition_id)
-                new = self.channel.encode(content, received, where, self._groups(client.state, _OF_CHANNEL))
+                received = self._read(message.content)
+                where = Where(received.server_round, client.partition_id)
+                new = self.channel.encode(content, received.start, where, self._groups(client.state, _OF_CHANNEL))
                 kept |= {_OF_CHANNEL + name: tensor_record(state) for name, state in new.items()}
                 keeps = keeps and is_finite(content)
             if keeps:
@@ -269,14 +277,15 @@ class Clients(ClientApp):
         """Return the clients' trainings of the global model, each of which starts from a content."""
         tasks = []
         for content, client in zip(contents, clients, strict=True):
-            received, state = dict(self._read(content)), client.state
+            received, state = self._read(content), client.state
+            parts = self._tensors(state, _PARTS)
             task = self._task(
-                content,
+                received,
                 client.partition_id,
-                self._initial | received.pop(ARRAYS) | self._tensors(state, _PARTS),
+                {**received.start, **parts} if parts else received.start,
                 update=self.update,
                 stages=self.stages,
-                received=received,
+                received=received.records,
                 kept=self._groups(state, _KEPT),
                 optimizer_state=self._optimizer_state(state, _OPTIMIZER),
             )
@@ -289,7 +298,7 @@ class Clients(ClientApp):
         """Train the clients' own models."""
         own = [
             self._task(
-                content,
+                self._read(content),
                 client.partition_id,
                 {**task.start, **self._tensors(client.state, _OWN)},
                 1,
@@ -321,10 +330,14 @@ class Clients(ClientApp):
         """Return the relative time that a client takes: its number of samples."""
         return len(self.data.train[partition_id]) + len(self.data.validation[partition_id])
 
-    def _read(self, content: RecordDict) -> dict[str, dict[str, Tensor]]:
-        """Return a message's arrays as tensors. The messages of a round share one content, which is decoded once."""
+    def _read(self, content: RecordDict) -> _Received:
+        """Return what a content carries. The messages of a round share one, which is decoded once."""
         if content is not self._last_read[0]:
-            self._last_read = content, {name: self._tensors(content, name) for name in content.array_records}
+            records = {name: self._tensors(content, name) for name in content.array_records}
+            config = {key: value for key, value in config_of(content).items() if isinstance(value, int | float)}
+            read = _Received(self._initial | records.pop(ARRAYS), records, config, int(config[SERVER_ROUND]))
+            self._last_read = content, read
+        assert self._last_read[1] is not None
         return self._last_read[1]
 
     def _tensors(self, records: RecordDict, key: str) -> dict[str, Tensor]:
@@ -335,17 +348,16 @@ class Clients(ClientApp):
         """Return the arrays at all keys with a prefix, by the rest of the key."""
         return {key.removeprefix(prefix): self._tensors(records, key) for key in records if key.startswith(prefix)}
 
-    def _task(self, content: RecordDict, partition_id: int, start: Tensors, *purpose: int, **options: Any) -> Task:
+    def _task(self, carried: _Received, partition_id: int, start: Tensors, *purpose: int, **options: Any) -> Task:
         """Return a client's task; ``purpose`` separates the draws of one round's tasks, ``options`` are the task's."""
-        config = config_of(content)
-        server_round = int(number(config, SERVER_ROUND))
+        server_round = carried.server_round
         place = (server_round, partition_id, *purpose)
         x, y = self.data.train_samples(partition_id)
         return Task(
             start=start,
             x=x,
             y=y,
-            config={key: value for key, value in config.items() if isinstance(value, int | float)},
+            config=carried.config,
             batches_seed=derive_seed(self.seed, "batches", *place),
             dropout_seed=derive_seed(self.seed, "dropout", *place),
             server_round=server_round,
@@ -394,21 +406,21 @@ class Clients(ClientApp):
     def _evaluate(self, message: Message, context: Context) -> Message:
         partition_id = int(context.node_config["partition-id"])
         x, y = self.data.validation_samples(partition_id)
-        received = self._initial | self._read(message.content)[ARRAYS]
+        received = self._read(message.content)
         metrics = MetricRecord({NUM_EXAMPLES: len(y), UNIFORM: 1})
 
         def measure() -> dict[str, float]:
             with seeded_for_client(x.device, derive_seed(self.seed, "evaluate", partition_id)):
                 return evaluate(self.model, x, y, self.inputs.prepare, self._metrics)
 
-        self.model.load_state_dict(received)
+        self.model.load_state_dict(received.start)
         measured = measure()
         metrics[EVAL_LOSS] = measured.pop("loss")
         metrics.update(measured)
         if self.has_own_model:
-            own = received | self._tensors(context.state, _PARTS) | self._tensors(context.state, _OWN)
+            own = {**received.start, **self._tensors(context.state, _PARTS), **self._tensors(context.state, _OWN)}
             if self._adaptation and len(self.data.train_samples(partition_id)[1]):
-                task = self._task(message.content, partition_id, own, 2, update=LocalUpdate(), stages=self._adaptation)
+                task = self._task(received, partition_id, own, 2, update=LocalUpdate(), stages=self._adaptation)
                 self._local(task._replace(share=1.0))
             else:
                 self.model.load_state_dict(own)

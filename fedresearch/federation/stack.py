@@ -175,9 +175,10 @@ class StackedReplies(Sequence[Message]):
 
     def _rest_is_finite(self, places: slice) -> NDArray[np.bool_]:
         """Return of each client whether all that it sends besides the parameters is finite."""
-        rest = [rows[places, self.layout.num_parameters[dtype] :] for dtype, rows in self.rows.items()]
-        rest += [array[places].reshape(len(rest[0]), -1) for group in self.sent.values() for array in group.values()]
-        return np.logical_and.reduce([np.isfinite(array).all(axis=1) for array in rest])
+        rest = [rows[:, self.layout.num_parameters[dtype] :] for dtype, rows in self.rows.items()]
+        rest += [array.reshape(self._num_rows, -1) for group in self.sent.values() for array in group.values()]
+        all_of_them = np.ones(self._num_rows, bool)[places]
+        return np.logical_and.reduce([all_of_them, *(np.isfinite(array[places]).all(axis=1) for array in rest)])
 
     def take(self, places: Sequence[int]) -> "StackedReplies":
         """Return the replies at places; a reply may occur twice."""
