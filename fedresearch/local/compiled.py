@@ -101,10 +101,18 @@ def optimize(make_optimizer: MakeOptimizer, params: Tensors, gradients: Tensors,
     return {name: {k: v for k, v in entries.items() if v is not None} for name, entries in after.items() if entries}
 
 
+_OUT_OF_PLACE: dict[Any, Callable[..., Tensor]] = {
+    Tensor.lerp_: torch.lerp,
+    Tensor.addcmul_: torch.addcmul,
+    Tensor.addcdiv_: torch.addcdiv,
+}
+
+
 class _TensorsForNumbers(TorchFunctionMode):
     """Accepts 0-dimensional tensors where an optimizer uses numbers, so that a trace does not contain their values.
 
     ``item`` returns the tensor; ``add(x, alpha=tensor)`` and ``addcdiv(x, y, value=tensor)`` multiply by it.
+    Methods for which ``torch.func.vmap`` has no rule compute out of place.
     """
 
     def __torch_function__(
@@ -117,4 +125,6 @@ class _TensorsForNumbers(TorchFunctionMode):
             if isinstance(kwargs.get(key), Tensor):
                 target, factor, *rest = args
                 args = (target, factor * kwargs.pop(key), *rest)
+        if func in _OUT_OF_PLACE:
+            return args[0].copy_(_OUT_OF_PLACE[func](*args, **kwargs))
         return func(*args, **kwargs)

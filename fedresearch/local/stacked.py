@@ -15,7 +15,8 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_map
 
 from fedresearch.local.compiled import Code, compile_code
 from fedresearch.local.forward import Forward
-from fedresearch.local.steps import Batches, Steps
+from fedresearch.local.lanes import Column, Lanes
+from fedresearch.local.steps import Batch, Steps
 from fedresearch.local.train import LocalWork, MakeOptimizer, Task, Trained, drift, starting
 from fedresearch.local.update import Tensors
 
@@ -28,19 +29,18 @@ _LARGEST_CHUNK = 64
 
 
 class StackedTrainer:
-    """Trains tasks in chunks of a fixed number of clients, the longest first.
+    """Trains tasks in a fixed number of lanes: when a client ends, the next one begins in its lane.
 
-    Shapes are fixed, so that a client's result does not depend on the other clients of its chunk: short batches and
-    short chunks are padded, and the padding is masked. A client stays unchanged after its last step while the rest of
-    its chunk continues.
+    Shapes are fixed, so that a client's result depends neither on the other clients nor on its lane: short batches are
+    padded, and the padding is masked. Each stage has lanes of its own.
 
-    The optimizer is the clients', on the stacked parameters; it must work element by element, as SGD, Adam, AdamW and
-    Adagrad do.
+    The optimizer is the clients', on one client's parameters; it steps under ``torch.func.vmap``, as SGD, Adam, AdamW
+    and Adagrad can.
 
     Parameters
     ----------
     chunk : int or None
-        Clients in one call; None: as many as fit a core's cache, at most the number of tasks.
+        Number of lanes; None: as many as fit a core's cache, at most the number of tasks.
     compile : bool
         Whether to compile the step. The first round then takes some seconds longer; the code is cached on disk.
     largest : int
@@ -59,71 +59,53 @@ class StackedTrainer:
         Raises
         ------
         ValueError
-            If a task has an optimizer state, or if the optimizer's state contains values that are not tensors.
+            If a task has an optimizer state, if the optimizer's state contains values that are not tensors, or if no
+            stage trains a parameter.
         RuntimeError
             If the model cannot be batched.
         """
-        model.train()
-        forward = Forward(model)
-        num_bytes = sum(tensor.nbytes for tensor in forward.params.values())
-        fitting = max(1, min(_LARGEST_CHUNK, _CACHE_BYTES // (_COPIES * num_bytes), len(tasks)))
-        chunk = self._chunk or fitting
-        # In an order that does not depend on the order of the messages.
-        order = sorted(range(len(tasks)), key=lambda i: (-len(tasks[i].y), tasks[i].batches_seed))
-        x, y, starts = _pool(tasks)
-        results: dict[int, Trained] = {}
-        for first in range(0, len(order), chunk):
-            members = order[first : first + chunk]
-            pool = x, y, [starts[i] for i in members]
-            trained = self._train([tasks[i] for i in members], pool, chunk, forward, model, optimizer, work)
-            results |= dict(zip(members, trained, strict=True))
-        return [results[i] for i in range(len(tasks))]
-
-    def _train(
-        self,
-        tasks: Sequence[Task],
-        pool: tuple[Tensor, Tensor, Sequence[int]],
-        chunk: int,
-        forward: Forward,
-        model: Module,
-        optimizer: MakeOptimizer,
-        work: LocalWork,
-    ) -> list[Trained]:
-        first = tasks[0]
+        first, num_tasks = tasks[0], len(tasks)
         if first.optimizer_state is not None:
             raise ValueError("optimizers start anew in every round here; try local.keep_optimizer_state=false")
+        model.train()
+        forward = Forward(model)
+        names, like = [*forward.params], next(iter(forward.params.values()))
+        num_bytes = sum(tensor.nbytes for tensor in forward.params.values())
+        num_lanes = self._chunk or max(1, min(_LARGEST_CHUNK, _CACHE_BYTES // (_COPIES * num_bytes), num_tasks))
         make_optimizer = functools.partial(optimizer, lr=first.config["lr"])
-        params = {name: _stack([task.start[name] for task in tasks], chunk) for name in forward.params}
-        dtype = next(iter(params.values())).dtype
-        fixed = [first.update.begin(starting(task, model, params)) for task in tasks]
-        leaves, axes, spec = _columns(fixed, chunk, next(iter(params.values())))
-        x, y, starts = pool
-        lr = torch.tensor(first.config["lr"], dtype=dtype, device=x.device)
-        total = torch.zeros(chunk, dtype=torch.float64, device=x.device)
-        works = {
-            number: work.for_stage(stage) for number, stage in enumerate(first.stages) if stage.trained & params.keys()
-        }
-        batches, lengths = _draw(tasks, starts, chunk, list(works.values()), self._largest)
-        for number, drawn in zip(works, batches, strict=True):
-            names = [name for name in params if name in first.stages[number].trained]
-            others = {name: tensor for name, tensor in params.items() if name not in names}
-            key = (number, first.update, chunk, drawn[0].shape[2], x.shape, *axes)
-            if key not in self._steps:
-                self._steps[key] = Steps(first.update, first.inputs, forward, make_optimizer, spec, axes, self._compile)
-            trained = {name: params[name] for name in names}
-            batch = tree_map(lambda tensor: tensor.to(x.device), drawn)
-            moved, total = self._steps[key](trained, total, batch, (others, leaves, lr, x, y))
-            params |= moved
-        num_steps = [sum(each) for each in zip(*lengths, strict=True)]
-        if not num_steps:
+        fixed = [first.update.begin(starting(task, model, names)) for task in tasks]
+        leaves, spec = _leaves(fixed, like)
+        params = {name: Column([task.start[name] for task in tasks], like) for name in names}
+        x, y, starts = _pool(tasks)
+        shared = torch.tensor(first.config["lr"], dtype=like.dtype, device=x.device), x, y
+        stages = [stage for stage in first.stages if stage.trained & params.keys()]
+        if not stages:
             raise ValueError("no parameter is trained: all are frozen")
-        rows = zip(*(tensor.unbind() for tensor in params.values()), strict=True)
+        after: dict[str, Sequence[Tensor]] = {name: [task.start[name] for task in tasks] for name in names}
+        losses, num_steps = torch.zeros(num_tasks, dtype=torch.float64), [0] * num_tasks
+        drawn = _draw(tasks, starts, [work.for_stage(stage) for stage in stages], self._largest)
+        for stage, (rows, numbers) in zip(stages, drawn, strict=True):
+            lanes = Lanes([len(own) for own in rows], num_lanes, x.device)
+            batches = tree_map(lambda tensor: tensor.to(x.device), _in_lanes(lanes, starts, rows, numbers))
+            trained = [name for name in names if name in stage.trained]
+            axes = [params[name].axis for name in names if name not in trained] + [leaf.axis for leaf in leaves]
+            key = (*trained, first.update, num_lanes, rows[0].shape[1], x.shape, *axes)
+            if key not in self._steps:
+                self._steps[key] = Steps(
+                    first.update, first.inputs, forward, make_optimizer, trained, spec, self._compile
+                )
+            moved, total = self._steps[key](params, leaves, lanes, batches, shared)
+            after |= {name: tensor.unbind() for name, tensor in moved.items()}
+            params |= {name: Column(after[name], like) for name in moved}
+            losses += total.cpu()
+            num_steps = [num + len(own) for num, own in zip(num_steps, rows, strict=True)]
         drift_of = functools.cache(functools.partial(drift, make_optimizer))
         results = []
-        for task, own, held, loss, num in zip(tasks, rows, fixed, total.tolist(), num_steps, strict=False):
-            trained = dict(zip(params, own, strict=True))
-            end = task.update.end(trained, held, functools.partial(drift_of, num))
-            results.append(Trained({**task.start, **trained}, loss / num, num, end, {}))
+        values = zip(*after.values(), strict=True)
+        for task, own, held, loss, num in zip(tasks, values, fixed, losses.tolist(), num_steps, strict=True):
+            trained_own = dict(zip(names, own, strict=True))
+            end = task.update.end(trained_own, held, functools.partial(drift_of, num))
+            results.append(Trained({**task.start, **trained_own}, loss / num, num, end, {}))
         return results
 
     def _compile(self, function: Code, arguments: Sequence[Tensor]) -> Code:
@@ -137,27 +119,10 @@ class StackedTrainer:
         return function
 
 
-def _stack(tensors: Sequence[Tensor], chunk: int) -> Tensor:
-    return torch.stack([*tensors, *[tensors[-1]] * (chunk - len(tensors))])
-
-
-def _columns(fixed: Sequence[Any], chunk: int, like: Tensor) -> tuple[list[Tensor], list[int | None], TreeSpec]:
-    """Return the leaves of the clients' fixed values, their axes (None: shared by all, 0: stacked) and their structure.
-
-    Numbers become tensors.
-    """
+def _leaves(fixed: Sequence[Any], like: Tensor) -> tuple[list[Column], TreeSpec]:
+    """Return the leaves of the clients' fixed values, and their structure."""
     flat, (spec, *_) = zip(*map(tree_flatten, fixed), strict=True)
-    leaves: list[Tensor] = []
-    axes: list[int | None] = []
-    for own in zip(*flat, strict=True):
-        is_shared = all(leaf is own[0] or (not torch.is_tensor(leaf) and leaf == own[0]) for leaf in own)
-        tensors = [
-            leaf if torch.is_tensor(leaf) else torch.tensor(leaf, dtype=like.dtype, device=like.device)
-            for leaf in (own[:1] if is_shared else own)
-        ]
-        leaves.append(tensors[0] if is_shared else _stack(tensors, chunk))
-        axes.append(None if is_shared else 0)
-    return leaves, axes, spec
+    return [Column(own, like) for own in zip(*flat, strict=True)], spec
 
 
 def _pool(tasks: Sequence[Task]) -> tuple[Tensor, Tensor, list[int]]:
@@ -184,34 +149,41 @@ def _pool(tasks: Sequence[Task]) -> tuple[Tensor, Tensor, list[int]]:
 
 
 def _draw(
-    tasks: Sequence[Task], starts: Sequence[int], chunk: int, works: Sequence[LocalWork], largest: int
-) -> tuple[list[Batches], list[list[int]]]:
-    """Return the batches of each stage's steps, and the clients' numbers of steps.
-
-    Short batches and finished clients are padded with ``~start``: negative, and the complement of the client's first
-    index.
-    """
+    tasks: Sequence[Task], starts: Sequence[int], works: Sequence[LocalWork], largest: int
+) -> list[tuple[list[NDArray[np.int64]], list[list[Tensors]]]]:
+    """Return for each stage the clients' batches and their transforms' random numbers."""
     orders, numbers = Generator(), Generator()
-    rows: list[list[NDArray[np.int64]]] = [[] for _ in works]
-    drawn: list[list[list[Tensors]]] = [[] for _ in works]
+    drawn: list[tuple[list[NDArray[np.int64]], list[list[Tensors]]]] = [([], []) for _ in works]
     for task, start in zip(tasks, starts, strict=True):
         orders.manual_seed(task.batches_seed)
-        numbers.manual_seed(task.transforms_seed)
-        for stage, work in enumerate(works):
+        if task.inputs.transforms:
+            numbers.manual_seed(task.transforms_seed)
+        for work, (of_clients, of_samples) in zip(works, drawn, strict=True):
             width = work.batch_size or largest
             epochs = [*work.orders(len(task.y), orders, task.share)]
-            rows[stage].append(_rows(epochs, len(task.y), start, width))
-            drawn[stage].append(_numbers(task, epochs, numbers, width))
-    batches, lengths = [], []
-    for of_clients, of_samples in zip(rows, drawn, strict=True):
-        lengths.append([len(own) for own in of_clients])
-        nothing = np.full(chunk, ~starts[-1])
-        nothing[: len(tasks)] = np.invert(starts)
-        index = np.repeat(nothing[None, :, None], max(lengths[-1]), axis=0).repeat(of_clients[0].shape[1], axis=2)
-        for member, own in enumerate(of_clients):
-            index[: len(own), member] = own
-        batches.append((torch.from_numpy(index), _pad_clients(of_samples, max(lengths[-1]), chunk)))
-    return batches, lengths
+            of_clients.append(_rows(epochs, len(task.y), start, width))
+            of_samples.append(_numbers(task, epochs, numbers, width))
+    return drawn
+
+
+def _in_lanes(
+    lanes: Lanes, starts: Sequence[int], rows: Sequence[NDArray[np.int64]], numbers: Sequence[list[Tensors]]
+) -> Batch:
+    """Return each step's batches in lanes. A lane without a client has a padding row."""
+    index = np.full((lanes.num_steps, lanes.num_lanes, rows[0].shape[1]), ~starts[0])
+    is_first = np.zeros(index.shape[:2], dtype=bool)
+    places = [(slice(first, first + len(own)), lane) for (first, lane), own in zip(lanes.places, rows, strict=True)]
+    for (steps, lane), own in zip(places, rows, strict=True):
+        index[steps, lane] = own
+        is_first[steps.start, lane] = True
+
+    def placed(*of_clients: Tensor) -> Tensor:
+        tensor = of_clients[0].new_zeros((*is_first.shape, *of_clients[0].shape[1:]))
+        for place, own in zip(places, of_clients, strict=True):
+            tensor[place] = own
+        return tensor
+
+    return torch.from_numpy(index), torch.from_numpy(is_first), tree_map(placed, *numbers)
 
 
 def _rows(epochs: Sequence[Tensor | slice], num_examples: int, start: int, width: int) -> NDArray[np.int64]:
@@ -236,14 +208,6 @@ def _numbers(task: Task, epochs: Sequence[Tensor | slice], generator: Generator,
         of_epoch = task.inputs.draw((num_samples, *task.x.shape[1:]), width, generator)
         drawn.append(tree_map(functools.partial(_pad, length=-(-num_samples // width) * width), of_epoch))
     return tree_map(lambda *tensors: torch.cat(tensors).unflatten(0, (-1, width)), *drawn)
-
-
-def _pad_clients(drawn: Sequence[list[Tensors]], num_steps: int, chunk: int) -> list[Tensors]:
-    """Return clients' random numbers as tensors ``(num_steps, chunk, width, ...)``, each step's of the same strides."""
-    pad = functools.partial(_pad, length=num_steps)
-    return tree_map(
-        lambda *tensors: _pad(torch.stack([*map(pad, tensors)]), chunk).transpose(0, 1).contiguous(), *drawn
-    )
 
 
 def _pad(tensor: Tensor, length: int) -> Tensor:

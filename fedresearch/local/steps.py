@@ -1,7 +1,7 @@
-"""All steps of a chunk's training in one stage, as functions of tensors."""
+"""All steps of a cohort's training in one stage, as functions of tensors."""
 
-from collections.abc import Callable, Sequence
-from itertools import accumulate
+import functools
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -11,20 +11,23 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 from fedresearch.local.compiled import Code, States, optimize
 from fedresearch.local.forward import Forward
 from fedresearch.local.inputs import Inputs
+from fedresearch.local.lanes import Column, Lanes
 from fedresearch.local.mixing import Targets, objective
 from fedresearch.local.train import MakeOptimizer
 from fedresearch.local.update import LocalUpdate, Tensors
 
-# The values that a step changes: parameters, the optimizer's state, each client's sum of losses.
-Moving = tuple[Tensors, States, Tensor]
-# A step's rows ``(chunk, batch)``, and each transform's random numbers for their samples.
-Batches = tuple[Tensor, list[Tensors]]
-# The values that stay: untrained parameters, what ``begin`` returned, the learning rate, all samples' x and y.
-Constant = tuple[Tensors, list[Tensor], Tensor, Tensor, Tensor]
+# The values that a step changes: each lane's parameters, sum of losses and state of the optimizer.
+Moving = tuple[Tensors, Tensor, States]
+# Rows of x and y ``(lanes, batch)``, whether a client begins ``(lanes,)``, the transforms' random numbers.
+Batch = tuple[Tensor, Tensor, list[Tensors]]
+# The values that stay during a client's steps: parameters that are not trained, and what ``begin`` returned.
+Fixed = tuple[Tensors, list[Tensor]]
+# The learning rate, all samples' x and y.
+Shared = tuple[Tensor, Tensor, Tensor]
 
 
 class Steps:
-    """The steps of one stage, for chunks of one shape.
+    """The steps of one stage, in lanes of one shape.
 
     Parameters
     ----------
@@ -36,10 +39,10 @@ class Steps:
         The model.
     make_optimizer : callable
         ``make_optimizer(parameters)``.
+    names : sequence of str
+        The parameters to train.
     spec : TreeSpec
-        The structure of what ``begin`` returned, whose leaves are among the values that stay.
-    axes : list of int or None
-        For each leaf: 0 if each client has its own, None if all clients share it.
+        The structure of what ``begin`` returned.
     compile : callable
         ``compile(function, arguments)`` returns the function or its compiled code.
     """
@@ -50,88 +53,112 @@ class Steps:
         inputs: Inputs,
         forward: Forward,
         make_optimizer: MakeOptimizer,
+        names: Sequence[str],
         spec: TreeSpec,
-        axes: list[int | None],
         compile: Callable[[Code, Sequence[Tensor]], Code],
     ) -> None:
         self._update, self._inputs, self._forward, self._make_optimizer = update, inputs, forward, make_optimizer
-        self._spec, self._axes, self._compile = spec, axes, compile
-        self._code: dict[int, Code] = {}
-        self._after: dict[int, TreeSpec] = {}
+        self._names, self._spec, self._compile = names, spec, compile
+        self._code: Code | None = None
+        self._axes: tuple[dict[str, int | None], list[int | None]] = {}, []
+        self._no_state: list[Tensor] = []
 
     def __call__(
-        self, trained: Tensors, total: Tensor, batches: Batches, constant: Constant
+        self, params: Mapping[str, Column], leaves: Sequence[Column], lanes: Lanes, batches: Batch, shared: Shared
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Return the trained parameters and the sums of losses after all steps.
+        """Return the clients' trained parameters and their sums of losses, ``(clients, ...)``.
 
         Parameters
         ----------
-        trained : mapping of str to Tensor
-            The parameters to train, ``(chunk, ...)``.
-        total : Tensor
-            Each client's sum of losses so far, ``(chunk,)``.
+        params : mapping of str to Column
+            The clients' parameters before the stage.
+        leaves : sequence of Column
+            What ``begin`` returned.
+        lanes : Lanes
+            Who trains when in which lane.
         batches : tuple
-            Each step's batches, ``(steps, chunk, batch)``: rows of x and y. The complement of a negative entry is a row
-            that only pads. Then the transforms' random numbers for these samples.
-        constant
-            The values that stay.
+            Each step's batches, ``(steps, lanes, ...)``. In the rows, the complement of a negative entry is a row that
+            only pads.
+        shared : tuple of Tensor
+            What all lanes read.
         """
-        moving, spec = tree_flatten((trained, {}, total))
-        drawn, constants = tree_flatten(batches), tree_flatten(constant)
+        num_lanes, own = lanes.num_lanes, [params[name] for name in self._names]
+        others = {name: column for name, column in params.items() if name not in self._names}
+        columns, spec = tree_flatten((others, [*leaves]))
+        fixed = [column.first if column.axis is None else column.lanes(num_lanes) for column in columns]
+        moving = [column.lanes(num_lanes) for column in own]
+        moving.append(torch.zeros(num_lanes, dtype=torch.float64, device=shared[1].device))
+        results = [lane.new_empty((len(lanes.places), *lane.shape[1:])) for lane in moving]
+        drawn, batch_spec = tree_flatten(batches)
+        each_step = [*zip(*(tensor.unbind() for tensor in drawn), strict=True)]
         with torch.no_grad():
-            for batch in zip(*(tensor.unbind() for tensor in drawn[0]), strict=True):
-                # The first step creates the optimizer's state, if it has one; then later steps need a second code.
-                number = len(moving)
-                arguments = [*moving, *batch, *constants[0]]
-                if number not in self._code:
-                    self._code[number] = self._make(number, (spec, drawn[1], constants[1]), arguments)
-                moving = list(self._code[number](*arguments))
-                spec = self._after[number]
-        after, _, total = tree_unflatten(moving, spec)
-        return after, total
+            if self._code is None:
+                self._axes = tree_unflatten([column.axis for column in columns], spec)
+                batch, constant = tree_unflatten(each_step[0], batch_spec), tree_unflatten(fixed, spec)
+                self._code = self._make(moving, batch, constant, shared)
+            moving += self._no_state
+            for number, batch in enumerate(each_step):
+                if number in lanes.begins:
+                    for column, lane in zip([*own, *columns], [*moving[: len(own)], *fixed], strict=True):
+                        if lane is not column.first:
+                            column.put(lanes.begins[number], lane)
+                moving = list(self._code(*moving, *batch, *fixed, *shared))
+                if number in lanes.ends:
+                    _, clients, ended = lanes.ends[number]
+                    for result, lane in zip(results, moving, strict=False):
+                        result.index_copy_(0, clients, lane.index_select(0, ended))
+        *after, total = results
+        return dict(zip(self._names, after, strict=True)), total
 
-    def _make(self, number: int, specs: Sequence[TreeSpec], arguments: Sequence[Tensor]) -> Code:
-        ends = [*accumulate(spec.num_leaves for spec in specs)]
+    def _make(self, moving: Sequence[Tensor], batch: Batch, fixed: Fixed, shared: Shared) -> Code:
+        """Return the code of a step, from and to a flat list of tensors."""
+        *trained, total = moving
+        before = dict(zip(self._names, trained, strict=True))
+        state = self._step((before, total, {}), batch, fixed, shared)[2]
+        state = tree_map(lambda tensor: tensor.new_zeros(tensor.shape), state)
+        self._no_state = tree_flatten(state)[0]
+        arguments, spec = tree_flatten(((before, total, state), batch, fixed, shared))
 
-        def function(*flat: Tensor) -> Sequence[Tensor]:
-            parts = zip([0, *ends], ends, specs, strict=False)
-            leaves, self._after[number] = tree_flatten(
-                self._step(*(tree_unflatten(flat[start:end], spec) for start, end, spec in parts))
-            )
-            return leaves
+        def function(*flat: Tensor) -> list[Tensor]:
+            after = tree_flatten(self._step(*tree_unflatten(flat, spec)))[0]
+            return [tensor.contiguous() for tensor in after]
 
         return self._compile(function, arguments)
 
-    def _step(self, moving: Moving, batch: Batches, constant: Constant) -> Moving:
-        (before, state, total), (index, drawn), (others, leaves, lr, x, y) = moving, batch, constant
+    def _step(self, moving: Moving, batch: Batch, fixed: Fixed, shared: Shared) -> Moving:
+        """Return what all lanes have after a step."""
+        (index, is_first, drawn), (lr, x, y) = batch, shared
         is_real = index >= 0
         rows = torch.where(is_real, index, ~index)
-        # The samples of all clients at once: each is transformed alone, or with a partner of its batch.
+        # The samples of all lanes at once: each is transformed alone, or with a partner of its batch.
         samples, flat = rows.flatten(), tree_map(lambda tensor: tensor.flatten(0, 1), drawn)
         made = self._inputs.make(x[samples], y[samples], flat)
         inputs, targets = tree_map(lambda tensor: tensor.unflatten(0, rows.shape), made)
-        gradients, losses = vmap(self._gradients, in_dims=(0, 0, 0, 0, 0, self._axes))(
-            before, others, inputs, targets, is_real, leaves
-        )
-        params = {name: tensor.clone() for name, tensor in before.items()}
-        state = {name: {key: value.clone() for key, value in own.items()} for name, own in state.items()}
-        state = optimize(self._make_optimizer, params, gradients, state, lr)
-        is_training = is_real.any(dim=1)
-        after = {
-            name: torch.where(is_training.view(-1, *[1] * (tensor.dim() - 1)), tensor, before[name])
-            for name, tensor in params.items()
-        }
-        return after, state, total + losses
+        step = vmap(self._step_of_one, in_dims=(0, 0, 0, 0, 0, self._axes, None))
+        after: Moving = step(moving, inputs, targets, is_real, is_first, fixed, lr)
+        return after
 
-    def _gradients(
-        self, trained: Tensors, others: Tensors, x: Tensor, y: Targets, is_real: Tensor, leaves: list[Tensor]
-    ) -> tuple[Tensors, Tensor]:
-        """Return one client's corrected gradients and its loss."""
-        fixed = tree_unflatten(leaves, self._spec)
+    def _step_of_one(
+        self, moving: Moving, x: Tensor, y: Targets, is_real: Tensor, is_first: Tensor, fixed: Fixed, lr: Tensor
+    ) -> Moving:
+        """Return what one lane has after a step."""
+        (before, total, state), (others, leaves) = moving, fixed
+        values = tree_unflatten(leaves, self._spec)
 
         def mean(trained: Tensors) -> Tensor:
-            losses = objective(self._update, self._forward, {**others, **trained}, x, y, fixed)
+            losses = objective(self._update, self._forward, {**others, **trained}, x, y, values)
             return torch.where(is_real, losses, 0.0).sum() / is_real.sum().clamp(min=1)
 
-        gradients, loss = grad_and_value(mean)(trained)
-        return self._update.correct(gradients, trained, fixed), loss
+        gradients, loss = grad_and_value(mean)(before)
+        gradients = self._update.correct(gradients, before, values)
+
+        def optimized(state: States) -> tuple[Tensors, States]:
+            params = {name: tensor.clone() for name, tensor in before.items()}
+            state = {name: {key: value.clone() for key, value in own.items()} for name, own in state.items()}
+            return params, optimize(self._make_optimizer, params, gradients, state, lr)
+
+        # A client's first step creates the optimizer's state, if it has one; another lane has no first step then.
+        after = optimized({})
+        if state:
+            after = tree_map(functools.partial(torch.where, is_first), after, optimized(state))
+        return after[0], torch.where(is_first, 0.0, total) + loss, after[1]
