@@ -36,7 +36,6 @@ HEAVY = (
     "fedresearch.experiment.run",
     "fedresearch.tracking.wandb_tracker",
     "fedresearch.study.report.build",
-    "torch._dynamo",  # with the first optimizer
     "sklearn.datasets",
     "sklearn.model_selection",
 )

@@ -65,8 +65,7 @@ class WorkerGrid(PoolGrid):
         self._num_workers = min(max(1, num_cores() // threads) if workers == "auto" else workers, num_supernodes)
         self._threads = threads
         self._starter = multiprocessing.get_context("forkserver")
-        # torch imports its compiler with a process's first optimizer, which would cost each worker a second.
-        self._starter.set_forkserver_preload([__name__, "fedresearch.hardware.ignore_job_signals", "torch._dynamo"])
+        self._starter.set_forkserver_preload([__name__, "fedresearch.hardware.ignore_job_signals"])
         shorten_multiprocessing()
         forkserver.ensure_running()  # its imports take seconds, so start them now
         self._app: SharedObject | None = None
