@@ -66,6 +66,8 @@ def test_a_batched_cohort_is_its_clients_up_to_rounding(run, strategy):
         ["optimizer.momentum=0.9", "optimizer.weight_decay=0.01"],
         ["optimizer=adam"],
         ["optimizer=adagrad"],
+        ["optimizer=adam", "hardware.chunk=2"],
+        ["optimizer.momentum=0.9", "++optimizer.dampening=0.5", "hardware.chunk=2"],
         ["local.epochs=null", "local.steps=3", "local.batch_size=0"],
         ["dataset=diabetes", "partitioner=linear", "optimizer.lr=0.01"],
         ["hardware.chunk=2"],

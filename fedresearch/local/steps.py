@@ -62,6 +62,7 @@ class Steps:
         self._code: Code | None = None
         self._axes: tuple[dict[str, int | None], list[int | None]] = {}, []
         self._no_state: list[Tensor] = []
+        self._begins_at_zero = False
 
     def __call__(
         self, params: Mapping[str, Column], leaves: Sequence[Column], lanes: Lanes, batches: Batch, shared: Shared
@@ -117,6 +118,7 @@ class Steps:
         state = self._step((before, total, {}), batch, fixed, shared)[2]
         state = tree_map(lambda tensor: tensor.new_zeros(tensor.shape), state)
         self._no_state = tree_flatten(state)[0]
+        self._begins_at_zero = self._equals_no_state(before, state)
         arguments, spec = tree_flatten(((before, total, state), batch, fixed, shared))
 
         def function(*flat: Tensor) -> list[Tensor]:
@@ -152,13 +154,37 @@ class Steps:
         gradients, loss = grad_and_value(mean)(before)
         gradients = self._update.correct(gradients, before, values)
 
-        def optimized(state: States) -> tuple[Tensors, States]:
-            params = {name: tensor.clone() for name, tensor in before.items()}
-            state = {name: {key: value.clone() for key, value in own.items()} for name, own in state.items()}
-            return params, optimize(self._make_optimizer, params, gradients, state, lr)
-
+        total = torch.where(is_first, 0.0, total) + loss
+        if self._begins_at_zero:
+            state = tree_map(lambda tensor: torch.where(is_first, torch.zeros_like(tensor), tensor), state)
+            params, state = self._optimized(before, gradients, state, lr)
+            return params, total, state
         # A client's first step creates the optimizer's state, if it has one; another lane has no first step then.
-        after = optimized({})
+        after = self._optimized(before, gradients, {}, lr)
         if state:
-            after = tree_map(functools.partial(torch.where, is_first), after, optimized(state))
-        return after[0], torch.where(is_first, 0.0, total) + loss, after[1]
+            continued = self._optimized(before, gradients, state, lr)
+            after = tree_map(functools.partial(torch.where, is_first), after, continued)
+        return after[0], total, after[1]
+
+    def _optimized(self, before: Tensors, gradients: Tensors, state: States, lr: Tensor) -> tuple[Tensors, States]:
+        """Return the parameters and the optimizer's state after its step, which changes copies."""
+        params = {name: tensor.clone() for name, tensor in before.items()}
+        state = {name: {key: value.clone() for key, value in own.items()} for name, own in state.items()}
+        return params, optimize(self._make_optimizer, params, gradients, state, lr)
+
+    def _equals_no_state(self, before: Tensors, state: States) -> bool:
+        """Return whether an optimizer begins with zeros in its state, as Adam's, by a step from random numbers.
+
+        Otherwise, as for SGD's momentum with dampening, each step is taken with and without a state.
+        """
+        if not state:
+            return False
+        generator = torch.Generator().manual_seed(0)
+        params, gradients = (
+            {name: torch.randn(each.shape[1:], generator=generator).to(each) for name, each in before.items()}
+            for _ in range(2)
+        )
+        zeros = {name: {key: value[0] for key, value in own.items()} for name, own in state.items()}
+        lr = torch.tensor(0.1).to(next(iter(params.values())))
+        without, with_zeros = (tree_flatten(self._optimized(params, gradients, own, lr))[0] for own in ({}, zeros))
+        return all(map(torch.equal, without, with_zeros))
