@@ -216,6 +216,11 @@ class Experiment:
             num_supernodes=self.data.num_partitions,
         )
 
+    @property
+    def hardware(self) -> str | None:
+        """The option on which the clients run; ``hardware=auto`` chooses one when the grid opens."""
+        return getattr(self.grid, "chosen", self.choices["hardware"])
+
     @cached_property
     def initial_arrays(self) -> ArrayRecord:
         """The initial global model: the shared part of the model."""

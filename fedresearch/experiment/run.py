@@ -174,6 +174,7 @@ def _record(experiment: Experiment, request: RunRequest) -> dict[str, Any]:
         "cell": digest(config, seeds=False),
         "config": masked_tree({**asdict(config), "resume": None}),
         "choices": dict(experiment.choices),
+        "hardware": experiment.hardware,
         "data_sha256": facts.pop("sha256"),
         "data": facts,
         "partition_sha256": data.partition_sha256(),

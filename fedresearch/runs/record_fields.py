@@ -48,6 +48,7 @@ _KNOWN: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("id", "name", "digest", "cell", "started", "working_directory"), _text),
     **{f"{of}_sha256": _text for of in ("partition", "validation", "initial_model", "sampling")},
     "metrics_sha256": _or_null(_text),
+    "hardware": _or_null(_text),
     "overrides": _texts,
     "config_dirs": _texts,
     "own_models": lambda value: isinstance(value, bool),
