@@ -8,8 +8,9 @@ It needs no network. Small experiments on bundled data run on the CPU and, twice
   resume   a run that was resumed has the bits of one that was not
   sweep    two seeds with ``-m`` finish
 
-Then ``python -m scripts.benchmark`` times the GPU, this machine's cores and a bare PyTorch loop on both. What does not
-fit in ``--seconds`` is left out and listed. Exit code: 1 if anything differs or fails.
+Before, ``python -m scripts.benchmark`` times the GPU beside a bare PyTorch loop on it; each workload has a time of its
+own. What does not fit in ``--seconds`` is left out and listed. The figures are printed as JSON at the end. Exit code: 1
+if anything differs or fails.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-STEP_S = 150.0  # no command takes longer
+STEP_S = 150.0  # no command of a check takes longer
 # Of numbers above 1, relative. Training amplifies the rounding of float32.
 TOLERANCE = {"float64": 1e-9, "float32": 1e-3}
 SMALL = ["federation.num_rounds=4", "local.epochs=2", "checkpoint.every=1", "tracker=none"]
@@ -41,20 +42,20 @@ SETTINGS = [
     ("cnn_mcmahan", "fedavg", "float64"),
     ("cnn_mcmahan", "scaffold", "float32"),
     ("mlp", "fedavg", "float32"),
+    ("mlp", "fedavg", "float64", "adam"),
 ]
 RESUMED = SETTINGS[1]  # its clients keep arrays
-# Workload, our sides and the timed rounds of each.
+# Workload, our sides, and the seconds after which no further round of it starts, and after which it ends.
 BENCHMARKS = [
-    ("W2", ["cpu", "workers", "batched", "gpu", "batched-gpu"], 20),
-    ("W1b", ["cpu", "workers", "batched", "gpu", "batched-gpu"], 3),
-    ("W4", ["cpu", "workers", "gpu"], 4),
-    ("W3", ["cpu", "workers", "gpu"], 3),
-    ("W0", ["cpu", "workers", "gpu"], 2),
-    ("W3", ["gpu", "batched-gpu"], 2),
+    ("W2", ["gpu", "batched-gpu"], 8, 50),
+    ("W1b", ["batched-gpu"], 12, 70),
+    ("W3", ["gpu", "batched-gpu-uncompiled"], 8, 80),
+    ("W4", ["gpu", "batched-gpu-uncompiled"], 5, 50),
+    ("W7", ["gpu", "batched-gpu-uncompiled"], 5, 60),
 ]
 
 
-def run_module(end: float, *arguments: str) -> None:
+def run_module(end: float, *arguments: str, step_s: float = STEP_S) -> None:
     """Run a module in a process of its own, until a moment of ``time.monotonic`` at most.
 
     Raises
@@ -62,7 +63,7 @@ def run_module(end: float, *arguments: str) -> None:
     RuntimeError
         If it fails or takes too long, with the end of what it printed.
     """
-    limit = min(STEP_S, end - time.monotonic())
+    limit = min(step_s, end - time.monotonic())
     if limit <= 0:
         raise RuntimeError("no time is left; try a larger --seconds")
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -153,7 +154,8 @@ def check(end: float, device: str, folder: Path, jobs: int) -> bool:
         return where
 
     def options(setting: tuple[str, ...]) -> list[str]:
-        return [f"{key}={value}" for key, value in zip(("model", "strategy", "dtype"), setting, strict=True)]
+        names = ("model", "strategy", "dtype", "optimizer")
+        return [f"{key}={value}" for key, value in zip(names, setting, strict=False)]
 
     runs: dict[tuple[Any, ...], Future[Path]] = {}
     for setting in SETTINGS:
@@ -169,7 +171,7 @@ def check(end: float, device: str, folder: Path, jobs: int) -> bool:
     def equal(setting: tuple[str, ...], option: str) -> tuple[bool, str]:
         cpu, gpu = runs[setting, "cpu"].result(), runs[setting, option, "first"].result()
         (rows, column), model = rows_difference(rows_of(gpu), rows_of(cpu)), model_difference(gpu, cpu)
-        limit = TOLERANCE[setting[-1]]
+        limit = TOLERANCE[setting[2]]
         return max(rows, model) <= limit, f"{column or 'rows'} {rows:.0e}, model {model:.0e}; tolerance {limit:.0e}"
 
     def same(one: Future[Path], other: Future[Path]) -> tuple[bool, str]:
@@ -195,31 +197,30 @@ def check(end: float, device: str, folder: Path, jobs: int) -> bool:
     return good
 
 
-def benchmark(end: float, device: str, folder: Path) -> bool:
-    """Time the workloads one after another, print one table, and return whether all did the same work."""
-    print(
-        "\n| workload | side | s a round | x loop | x loop, gpu | from the loop |\n|---|---|---|---|---|---|",
-        flush=True,
-    )
+def benchmark(end: float, device: str, folder: Path, figures: dict[str, Any]) -> bool:
+    """Time the workloads one after another, print one table, add the figures, and return whether all did one work."""
+    print("\n| workload | side | s a round | first | x loop, gpu | peak, MiB | from the loop |", flush=True)
+    print("|---|---|---|---|---|---|---|", flush=True)
     good = True
-    for number, (name, sides, rounds) in enumerate(BENCHMARKS):
-        if end - time.monotonic() < 20:
-            print(f"| {name} | {', '.join(sides)}: left out | | | | |", flush=True)
-            continue
+    for number, (name, sides, seconds, limit) in enumerate(BENCHMARKS):
         out = folder / f"{number}.json"
-        options = ["--workloads", name, "--hardware", *sides, "--rounds", str(rounds), "--device", device]
+        options = ["--workloads", name, "--hardware", *sides, "--seconds", str(seconds), "--device", device]
         try:
-            run_module(end, "scripts.benchmark", *options, "--peers", "loop", "--json", str(out))
+            run_module(end, "scripts.benchmark", *options, "--peers", "loop-gpu", "--json", str(out), step_s=limit)
         except RuntimeError as error:  # also where a side did other work, which the table then says
             good = False
             print(error, file=sys.stderr, flush=True)
         if not out.exists():
-            print(f"| {name} | {', '.join(sides)}: FAILED | | | | |", flush=True)
+            print(f"| {name} | {', '.join(sides)}: FAILED | | | | | |", flush=True)
             continue
-        for side, own in json.loads(out.read_text())["workloads"][name]["sides"].items():
-            times = [f"{own[key]:.2f}" if key in own else "" for key in ("times_loop", "times_loop, gpu")]
+        found = json.loads(out.read_text())["workloads"][name]
+        figures[f"{name}, {' and '.join(sides)}"] = found
+        for side, own in found["sides"].items():
+            times = f"{own['times_loop, gpu']:.2f}" if "times_loop, gpu" in own else ""
             far = f"{own['distance']:.0e}{' TOO FAR' * (own['same_work'] is False)}" if "distance" in own else ""
-            print(f"| {name} | {side} | {own['round_s']:.3g} | {' | '.join(times)} | {far} |", flush=True)
+            peak = f"{own.get('peak_gpu_bytes', 0) / 2**20:.0f}"
+            row = [name, side, f"{own['round_s']:.3g}", f"{own['first_s']:.3g}", times, peak, far]
+            print(f"| {' | '.join(row)} |", flush=True)
     return good
 
 
@@ -231,8 +232,8 @@ def main() -> int:
         prog="python -m scripts.gpu_check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", default=found and found.type, help="cuda, cpu, ...; default: what torch finds")
-    parser.add_argument("--seconds", type=float, default=600, help="for all; default: %(default)s")
-    parser.add_argument("--jobs", type=int, help="experiments at a time; default: half of the cores, at most 8")
+    parser.add_argument("--seconds", type=float, default=470, help="for all; default: %(default)s")
+    parser.add_argument("--jobs", type=int, help="experiments at a time; default: half of the cores")
     parser.add_argument("--only", choices=["check", "benchmark"], help="default: both")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the runs in a new folder")
     arguments = parser.parse_args()
@@ -243,13 +244,16 @@ def main() -> int:
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     print(f"{card}, {cores} cores; torch {torch.__version__}, flwr {version('flwr')}\n", flush=True)
     end, good = started + arguments.seconds, True
+    versions = {"torch": torch.__version__, "cuda": torch.version.cuda, "flwr": version("flwr")}
+    figures: dict[str, Any] = {"card": card, "cores": cores, **versions, "workloads": {}}
     if arguments.keep:
         arguments.keep.mkdir(parents=True)
     with contextlib.nullcontext(arguments.keep) if arguments.keep else tempfile.TemporaryDirectory() as folder:
-        if arguments.only != "benchmark":
-            good &= check(end, arguments.device, Path(folder).resolve(), arguments.jobs or max(1, min(8, cores // 2)))
         if arguments.only != "check":
-            good &= benchmark(end, arguments.device, Path(folder).resolve())
+            good &= benchmark(end, arguments.device, Path(folder).resolve(), figures["workloads"])
+        if arguments.only != "benchmark":
+            good &= check(end, arguments.device, Path(folder).resolve(), arguments.jobs or max(1, cores // 2))
+    print(json.dumps(figures), flush=True)
     print(f"\n{'all ok' if good else 'not all is ok: see above'}; {time.monotonic() - started:.0f} s", flush=True)
     return 0 if good else 1
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import Metadata, MetricRecord, RecordDict
 
 from fedresearch.errors import InputError
@@ -189,3 +190,26 @@ def record_calls(function, calls):
         return function(*arguments)
 
     return recorded
+
+
+@pytest.mark.parametrize("most_together", [2**26, 100])
+@pytest.mark.parametrize(
+    "words",
+    [["sampling=proportional"], ["strategy=multikrum"], ["strategy=fedprox"], ["strategy=scaffold"]],
+)
+def test_rows_that_stay_on_a_device_give_the_same_up_to_rounding(tmp_path, monkeypatch, words, most_together):
+    """The CPU stands for a GPU."""
+    monkeypatch.setattr(update_sums, "_MOST_TOGETHER", most_together)
+    words = [*words, "federation.num_rounds=2", "federation.fraction_train=1", "model=logistic", "dtype=float64"]
+    expected = rows_of(conduct(tmp_path / "memory", *words))
+    make = StackedReplies.__init__
+
+    def on_device(self, layout, node_ids, message, name="node {}".format, device=None):
+        make(self, layout, node_ids, message, name, torch.device("cpu"))
+
+    monkeypatch.setattr(StackedReplies, "__init__", on_device)
+    for row, same in zip(rows_of(conduct(tmp_path / "device", *words)), expected, strict=True):
+        assert row.keys() == same.keys()
+        for name, value in row.items():
+            if isinstance(value, float):
+                assert value == pytest.approx(same[name], rel=1e-9, abs=1e-12)

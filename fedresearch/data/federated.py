@@ -114,10 +114,10 @@ class FederatedData:
         return replace(self, test_x=self.test_x[:0], test_y=self.test_y[:0])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the samples as NumPy arrays, which pickle protocol 5 does not copy."""
+        """Pickle the samples as NumPy arrays, which pickle protocol 5 does not copy; they return to their device."""
         arrays = (self.x, self.y, self.test_x, self.test_y)
         rest = (self.num_samples, self.classes, self.normalise)
-        return _remake, (self.train, self.validation, rest, *(array.numpy() for array in arrays))
+        return _remake, (self.train, self.validation, rest, self.x.device, *(array.cpu().numpy() for array in arrays))
 
     def sample(self, partition_id: int, num_samples: int) -> "FederatedData":
         """Return the data of one client with its first training samples only."""
@@ -154,11 +154,15 @@ class FederatedData:
 
 
 def _remake(
-    train: Sequence[Rows], validation: Sequence[Rows], rest: tuple[Any, ...], *arrays: NDArray[Any]
+    train: Sequence[Rows],
+    validation: Sequence[Rows],
+    rest: tuple[Any, ...],
+    device: torch.device,
+    *arrays: NDArray[Any],
 ) -> FederatedData:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nobody writes into samples
-        x, y, test_x, test_y = map(torch.from_numpy, arrays)
+        x, y, test_x, test_y = (torch.from_numpy(array).to(device) for array in arrays)
     return FederatedData(train, validation, x, y, test_x, test_y, *rest)
 
 

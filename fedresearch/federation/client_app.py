@@ -86,9 +86,9 @@ class _Received(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What a client sends, as arrays of the trained tensors, and the records that it keeps."""
+    """What a client sends, its model as the trained tensors, and the records that it keeps."""
 
-    arrays: dict[str, NDArray[Any]]
+    arrays: dict[str, Tensor]
     sent: dict[str, dict[str, NDArray[Any]]]
     metrics: dict[str, float]
     kept: dict[str, ArrayRecord]
@@ -99,8 +99,9 @@ class Result(NamedTuple):
 
         Otherwise it keeps its earlier state, as a client that failed: no later update of it would be finite.
         """
-        groups = [self.arrays, *self.sent.values()]
-        return all(bool(np.isfinite(array).all()) for group in groups for array in group.values())
+        sent = (array for group in self.sent.values() for array in group.values())
+        found = [tensor.isfinite().all() for tensor in self.arrays.values()]
+        return all(map(bool, found)) and all(bool(np.isfinite(array).all()) for array in sent)
 
 
 def _numpy(tensor: Tensor) -> NDArray[Any]:
@@ -213,7 +214,7 @@ class Clients(ClientApp):
         results = self._train([message.content for message in messages], clients, trainer)
         replies = []
         for message, context, client, result in zip(messages, contexts, clients, results, strict=True):
-            content = RecordDict({ARRAYS: array_record(result.arrays)})
+            content = RecordDict({ARRAYS: tensor_record(result.arrays)})
             for name, group in result.sent.items():
                 content[name] = array_record(group)
             content[METRICS] = MetricRecord(dict(result.metrics))
@@ -397,7 +398,7 @@ class Clients(ClientApp):
         if self.keeps_optimizer_state:
             kept[_OPTIMIZER] = tensor_record(trained.optimizer_state)
         return Result(
-            {name: _numpy(tensor) for name, tensor in sent.items() if name not in self.personal},
+            {name: tensor.detach() for name, tensor in sent.items() if name not in self.personal},
             {name: {key: _numpy(tensor) for key, tensor in group.items()} for name, group in end.sent.items()},
             metrics,
             {**kept, **own.kept},

@@ -71,6 +71,7 @@ class DenseClients:
             and not (update.own_model or clients.personal or clients.keeps_optimizer_state or clients.inputs.transforms)
             and [stage.trained for stage in clients.stages]
             == [frozenset(name for name, _ in clients.model.named_parameters())]
+            and data.x.device.type == "cpu"
             and data.x.dtype == (torch.uint8 if data.normalise else torch.float32)
             and data.y.dtype in (torch.int64, torch.float32)
             and sgd_of(clients.optimizer, 1.0) is not None

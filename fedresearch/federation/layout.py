@@ -1,16 +1,21 @@
 """A model's arrays as a row of numbers."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from flwr.app import ArrayRecord
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fedresearch.federation.records import view
 from fedresearch.local.state_names import Names
 
 # One row, or one for each client, by dtype: ``(n, columns)``.
 Rows = dict[np.dtype[Any], NDArray[Any]]
+# The same where they are: in this process's memory, or on a GPU.
+HeldRows = Mapping[np.dtype[Any], NDArray[Any] | Tensor]
 
 
 class Place(NamedTuple):
@@ -54,6 +59,13 @@ class Layout:
     def rows(self, num_rows: int) -> Rows:
         """Return rows without values."""
         return {dtype: np.empty((num_rows, columns), dtype) for dtype, columns in self.num_columns.items()}
+
+    def rows_on(self, device: torch.device, num_rows: int) -> dict[np.dtype[Any], Tensor]:
+        """Return rows without values on a device."""
+        return {
+            dtype: torch.empty((num_rows, columns), dtype=torch.from_numpy(np.empty(0, dtype)).dtype, device=device)
+            for dtype, columns in self.num_columns.items()
+        }
 
     def row(self, arrays: ArrayRecord) -> Rows:
         """Return a model as one row."""

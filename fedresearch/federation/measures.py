@@ -58,7 +58,7 @@ def measure_updates(
     """
     sums = stack.sums(origin)
     measured = to_mean and rows_at_once(stack.layout, len(stack)) == len(stack)
-    cosines = sums.cosines(stack.rows) if measured else [math.nan] * len(stack)
+    cosines = sums.cosines(stack.held) if measured else [math.nan] * len(stack)
     row: Row = {"local/steps": sum(map(int, stack.metrics[NUM_STEPS]))}
     if sums.cosine is not None:
         row["update/cosine"] = sums.cosine

@@ -1,21 +1,25 @@
 """A round's replies as one block of numbers: a row for each client. Messages are made for whoever reads them."""
 
 import copy
+import functools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fedresearch.errors import InputError
 from fedresearch.federation import flower
 from fedresearch.federation.held_array import HeldArray
-from fedresearch.federation.layout import Layout
+from fedresearch.federation.layout import HeldRows, Layout, Rows
 from fedresearch.federation.records import ARRAYS, METRICS, arrays_of, check_arrays, content_bytes, metrics_of, view
 from fedresearch.federation.update_sums import UpdateSums, rows_at_once
 
 Arrays = Mapping[str, NDArray[Any]]
+Values = Mapping[str, NDArray[Any] | Tensor]
 
 # Numbers that are weighed at once: few enough for a core's cache.
 _AT_ONCE = 2**17
@@ -38,11 +42,13 @@ class StackedReplies(Sequence[Message]):
         Makes the message of a client of its place and its content.
     name : callable
         What an error message calls a client, given its node.
+    device : torch.device, optional
+        The GPU on which the clients' arrays stay; None: they are in this process's memory.
 
     Attributes
     ----------
-    rows : dict of dtype to ndarray
-        The clients' arrays, ``(n, columns)``.
+    held : mapping of dtype to ndarray or Tensor
+        The clients' arrays where they are, ``(n, columns)``.
     sent : dict of str to dict of str to ndarray
         The further records, ``(n, *shape)`` each.
     metrics : dict of str to list
@@ -55,9 +61,12 @@ class StackedReplies(Sequence[Message]):
         node_ids: Sequence[int],
         message: Callable[[int, RecordDict], Message],
         name: Callable[[int], str] = "node {}".format,
+        device: torch.device | None = None,
     ) -> None:
         self.layout, self.node_ids, self._message, self._name = layout, node_ids, message, name
-        self.rows = layout.rows(self._num_rows)
+        self.device = device
+        self.held: HeldRows = layout.rows_on(device, self._num_rows) if device else layout.rows(self._num_rows)
+        self._rows: Rows | None = None
         self.sent: dict[str, dict[str, NDArray[Any]]] = {}
         self.metrics: dict[str, list[Any]] = {}
         self._made: dict[int, Message] = {}
@@ -101,8 +110,8 @@ class StackedReplies(Sequence[Message]):
             stack.put(place, arrays.pop(ARRAYS), arrays, metrics_of(reply.content))
         return stack
 
-    def put(self, place: int, arrays: Arrays, sent: Mapping[str, Arrays], metrics: Mapping[str, Any]) -> None:
-        """Set what a client sends; first that of place 0.
+    def put(self, place: int, arrays: Values, sent: Mapping[str, Arrays], metrics: Mapping[str, Any]) -> None:
+        """Set what a client sends, its model as arrays or tensors; first that of place 0.
 
         Raises
         ------
@@ -112,11 +121,13 @@ class StackedReplies(Sequence[Message]):
         places = self.layout.places
         if arrays.keys() != places.keys():
             self._check(place, arrays)
+        if self.device is None:
+            arrays = {name: _in_memory(array) for name, array in arrays.items()}
         for name, array in arrays.items():
             dtype, columns, shape = places[name]
-            if array.shape != shape or array.dtype != dtype:
+            if array.shape != shape or _numpy_dtype(array.dtype) != dtype:
                 self._check(place, arrays)
-            self.rows[dtype][place % self._num_rows, columns] = array.ravel()
+            self.held[dtype][place % self._num_rows, columns] = array.ravel()  # type: ignore[assignment]
         if not place:
             n = len(self)
             self.metrics = {name: [None] * n for name in metrics}
@@ -140,14 +151,22 @@ class StackedReplies(Sequence[Message]):
                 f"{', '.join(sorted(different))}"
             )
 
-    def _check(self, place: int, arrays: Arrays) -> None:
+    def _check(self, place: int, arrays: Values) -> None:
+        found = {name: _in_memory(array) for name, array in arrays.items()}
         try:
-            check_arrays(self._source(place), arrays, self.layout.places)
+            check_arrays(self._source(place), found, self.layout.places)
         except InputError as error:
             raise DifferentReply(str(error)) from None
 
     def _source(self, place: int) -> str:
         return f"the reply of {self._name(self.node_ids[place])}"
+
+    @property
+    def rows(self) -> Rows:
+        """The clients' arrays, ``(n, columns)``; of those on a GPU, a copy that is made once."""
+        if self._rows is None:
+            self._rows = {dtype: _in_memory(rows) for dtype, rows in self.held.items()}
+        return self._rows
 
     def array(self, name: str) -> NDArray[Any]:
         """Return the clients' arrays of a name, ``(n, *shape)``, for reading only."""
@@ -158,24 +177,25 @@ class StackedReplies(Sequence[Message]):
 
     def sums(self, origin: ArrayRecord) -> UpdateSums:
         """Return the sums over the updates, given the model that the clients received."""
-        sums, at_once = UpdateSums(self.layout, origin), rows_at_once(self.layout, len(self))
+        sums, at_once = UpdateSums(self.layout, origin, self.device), rows_at_once(self.layout, len(self))
         for start in range(0, len(self), at_once):
             places = slice(start, start + at_once)
-            sums.add({dtype: rows[places] for dtype, rows in self.rows.items()}, self._rest_is_finite(places))
+            sums.add({dtype: rows[places] for dtype, rows in self.held.items()}, self._rest_is_finite(places))
         return sums
 
     def mean(self, dtype: np.dtype[Any], shares: Sequence[float]) -> NDArray[Any]:
         """Return the sum of the clients' rows of a dtype times shares."""
-        return add_weighted(None, self.rows[dtype], shares)
+        return _in_memory(add_weighted(None, self.held[dtype], shares))
 
     @property
     def message_bytes(self) -> int:
         """The payload of a client's message in bytes: it is the same for all."""
-        return content_bytes(self._content(0))
+        model = {name: np.empty(shape, dtype) for name, (dtype, _, shape) in self.layout.places.items()}
+        return content_bytes(self._content(0, model))
 
     def _rest_is_finite(self, places: slice) -> NDArray[np.bool_]:
         """Return of each client whether all that it sends besides the parameters is finite."""
-        rest = [rows[:, self.layout.num_parameters[dtype] :] for dtype, rows in self.rows.items()]
+        rest = [_in_memory(rows[:, self.layout.num_parameters[dtype] :]) for dtype, rows in self.held.items()]
         rest += [array.reshape(self._num_rows, -1) for group in self.sent.values() for array in group.values()]
         all_of_them = np.ones(self._num_rows, bool)[places]
         return np.logical_and.reduce([all_of_them, *(np.isfinite(array[places]).all(axis=1) for array in rest)])
@@ -185,7 +205,8 @@ class StackedReplies(Sequence[Message]):
         if [*places] == [*range(len(self))]:
             return self
         taken = copy.copy(self)
-        taken.rows = {dtype: rows[places] for dtype, rows in self.rows.items()}
+        taken.held = {dtype: rows[places] for dtype, rows in self.held.items()}
+        taken._rows = None
         taken.sent = {key: {n: array[places] for n, array in group.items()} for key, group in self.sent.items()}
         taken.metrics = {name: [values[place] for place in places] for name, values in self.metrics.items()}
         taken.node_ids = [self.node_ids[place] for place in places]
@@ -213,12 +234,15 @@ class StackedReplies(Sequence[Message]):
             return [self[i] for i in range(len(self))[place]]
         place = range(len(self))[place]
         if place not in self._made:
-            self._made[place] = self._message(place, self._content(place))
+            row = {dtype: _in_memory(rows[place]) for dtype, rows in self.held.items()}
+            places = self.layout.places
+            model = {name: row[dtype][columns].reshape(shape) for name, (dtype, columns, shape) in places.items()}
+            self._made[place] = self._message(place, self._content(place, model))
         return self._made[place]
 
-    def _content(self, place: int) -> RecordDict:
-        """Return what a client sends."""
-        content = RecordDict({ARRAYS: _held({name: self.array(name)[place] for name in self.layout.places})})
+    def _content(self, place: int, model: Arrays) -> RecordDict:
+        """Return what a client sends, given its model."""
+        content = RecordDict({ARRAYS: _held(model)})
         for key, group in self.sent.items():
             content[key] = _held({name: array[place] for name, array in group.items()})
         content[METRICS] = MetricRecord({name: values[place] for name, values in self.metrics.items()})
@@ -230,7 +254,7 @@ class FoldedReplies(StackedReplies):
 
     Parameters
     ----------
-    layout, node_ids, message, name
+    layout, node_ids, message, name, device
         As of ``StackedReplies``.
     origin : ArrayRecord
         The model that the clients received.
@@ -244,22 +268,23 @@ class FoldedReplies(StackedReplies):
         node_ids: Sequence[int],
         message: Callable[[int, RecordDict], Message],
         name: Callable[[int], str],
+        device: torch.device | None,
         origin: ArrayRecord,
         shares: Sequence[float],
     ) -> None:
         self._at_once = rows_at_once(layout, len(node_ids))
-        super().__init__(layout, node_ids, message, name)
-        self._sums, self._shares = UpdateSums(layout, origin), shares
-        self._means: dict[np.dtype[Any], Any] = dict.fromkeys(self.rows)
+        super().__init__(layout, node_ids, message, name, device)
+        self._sums, self._shares = UpdateSums(layout, origin, self.device), shares
+        self._means: dict[np.dtype[Any], Any] = dict.fromkeys(self.held)
 
-    def put(self, place: int, arrays: Arrays, sent: Mapping[str, Arrays], metrics: Mapping[str, Any]) -> None:
+    def put(self, place: int, arrays: Values, sent: Mapping[str, Arrays], metrics: Mapping[str, Any]) -> None:
         """Set what the next client sends, in the order of the places."""
         if sent:
             raise DifferentReply(f"{self._source(place)} sends {', '.join(sent)}, which the strategy does not read")
         super().put(place, arrays, sent, metrics)
         last, end = place % self._at_once, place + 1
         if last + 1 == self._at_once or end == len(self):
-            rows = {dtype: block[: last + 1] for dtype, block in self.rows.items()}
+            rows = {dtype: block[: last + 1] for dtype, block in self.held.items()}
             self._sums.add(rows, self._rest_is_finite(slice(last + 1)))
             shares = self._shares[end - last - 1 : end]
             self._means = {dtype: add_weighted(mean, rows[dtype], shares) for dtype, mean in self._means.items()}
@@ -270,8 +295,7 @@ class FoldedReplies(StackedReplies):
 
     def mean(self, dtype: np.dtype[Any], shares: Sequence[float]) -> NDArray[Any]:
         """Return the mean with the shares with which this was made."""
-        mean: NDArray[Any] = self._means[dtype]
-        return mean
+        return _in_memory(self._means[dtype])
 
     @property
     def _num_rows(self) -> int:
@@ -281,8 +305,15 @@ class FoldedReplies(StackedReplies):
         raise TypeError("only the mean of the replies is kept")
 
 
-def add_weighted(mean: Any, rows: NDArray[Any], shares: Sequence[float]) -> NDArray[Any]:
-    """Return a mean plus rows ``(n, columns)`` times their shares, added one after another in their order."""
+def add_weighted(mean: Any, rows: NDArray[Any] | Tensor, shares: Sequence[float]) -> Any:
+    """Return a mean plus rows ``(n, columns)`` times their shares, added one after another in their order.
+
+    On a GPU, they are added there in an order of its own.
+    """
+    if isinstance(rows, Tensor):
+        rows = rows if rows.is_floating_point() else rows.double()
+        weighted_sum = torch.tensor(shares, dtype=rows.dtype, device=rows.device) @ rows
+        return weighted_sum if mean is None else mean + weighted_sum
     dtype = np.result_type(rows.dtype, 0.0)  # as an array times a float of Python's
     factors = np.array(shares, dtype)[:, None]
     num_rows, num_columns = rows.shape
@@ -293,6 +324,17 @@ def add_weighted(mean: Any, rows: NDArray[Any], shares: Sequence[float]) -> NDAr
             weighted[0] += mean
         mean = np.add.reduce(weighted, axis=0, initial=None)  # not 0, which would turn -0.0 into 0.0
     return mean
+
+
+def _in_memory(values: NDArray[Any] | Tensor) -> NDArray[Any]:
+    array: NDArray[Any] = values.detach().cpu().numpy() if isinstance(values, Tensor) else values
+    return array
+
+
+@functools.cache
+def _numpy_dtype(dtype: Any) -> np.dtype[Any]:
+    """Return a dtype of NumPy's or torch's as one of NumPy's."""
+    return torch.empty(0, dtype=dtype).numpy().dtype if isinstance(dtype, torch.dtype) else np.dtype(dtype)
 
 
 def _held(arrays: Arrays) -> ArrayRecord:

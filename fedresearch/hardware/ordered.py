@@ -152,13 +152,17 @@ class OrderedGrid(Grid):
         return self.pull_messages(self.push_messages(messages))
 
     def _stack_for(self, clients: Clients, messages: Broadcast, folds: bool = False) -> StackedReplies:
-        """Return an empty stack for the replies to messages, which may fold them if only their mean is needed."""
-        arrays = arrays_of(messages.content)
+        """Return an empty stack for the replies to messages, which may fold them if only their mean is needed.
+
+        The replies of clients on a GPU stay there.
+        """
+        arrays, device = arrays_of(messages.content), clients.data.x.device
         parts = (
             Layout(arrays, parameters(clients.model)),
             messages.node_ids,
             lambda place, content: Message(content, reply_to=messages[place]),
             lambda node_id: f"partition {node_id - FIRST_NODE_ID}",
+            None if device.type == "cpu" else device,
         )
         if not folds or messages.mean_by not in (NUM_EXAMPLES, UNIFORM):
             return StackedReplies(*parts)

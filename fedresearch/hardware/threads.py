@@ -3,6 +3,7 @@
 import os
 
 import torch
+import torch.utils.deterministic
 from threadpoolctl import threadpool_limits
 
 
@@ -16,5 +17,6 @@ def be_deterministic() -> None:
     """Use GPU algorithms that give the same bits each time, in full float32; torch warns if it has none."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nobody reads it
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.allow_tf32 = False

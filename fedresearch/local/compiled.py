@@ -89,6 +89,8 @@ def optimize(make_optimizer: MakeOptimizer, params: Tensors, gradients: Tensors,
         for group in optimizer.param_groups:
             # By one tensor at a time: torch's multi-tensor kernels, its default on a GPU, take no lr that is a tensor.
             group |= {"lr": lr, "foreach": False, "fused": False}
+            if "capturable" in group:  # on a GPU, the count of steps is there too
+                group["capturable"] = lr.is_cuda
         with _TensorsForNumbers():
             optimizer.step()
     finally:

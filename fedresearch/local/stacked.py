@@ -16,6 +16,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_map
 from fedresearch.local.compiled import Code, compile_code
 from fedresearch.local.forward import Forward
 from fedresearch.local.lanes import Column, Lanes
+from fedresearch.local.replayed import Replayed
 from fedresearch.local.steps import Batch, Steps
 from fedresearch.local.train import LocalWork, MakeOptimizer, Task, Trained, drift, starting
 from fedresearch.local.update import Tensors
@@ -26,6 +27,10 @@ log = logging.getLogger("fedresearch")
 _CACHE_BYTES = 2_500_000
 _COPIES = 4
 _LARGEST_CHUNK = 64
+# The same on a GPU: a share of its memory, in which the samples' intermediate results have their place too.
+_GPU_SHARE = 0.2
+_GPU_COPIES = 8
+_LARGEST_GPU_CHUNK = 1024
 
 
 class StackedTrainer:
@@ -40,7 +45,7 @@ class StackedTrainer:
     Parameters
     ----------
     chunk : int or None
-        Number of lanes; None: as many as fit a core's cache, at most the number of tasks.
+        Number of lanes; None: as many as fit a core's cache, or a GPU's memory, at most the number of tasks.
     compile : bool
         Whether to compile the step. The first round then takes some seconds longer; the code is cached on disk.
     largest : int
@@ -71,7 +76,7 @@ class StackedTrainer:
         forward = Forward(model)
         names, like = [*forward.params], next(iter(forward.params.values()))
         num_bytes = sum(tensor.nbytes for tensor in forward.params.values())
-        num_lanes = self._chunk or max(1, min(_LARGEST_CHUNK, _CACHE_BYTES // (_COPIES * num_bytes), num_tasks))
+        num_lanes = self._chunk or max(1, min(_fitting(num_bytes, tasks[0].x.device), num_tasks))
         make_optimizer = functools.partial(optimizer, lr=first.config["lr"])
         fixed = [first.update.begin(starting(task, model, names)) for task in tasks]
         leaves, spec = _leaves(fixed, like)
@@ -86,7 +91,7 @@ class StackedTrainer:
         drawn = _draw(tasks, starts, [work.for_stage(stage) for stage in stages], self._largest)
         for stage, (rows, numbers) in zip(stages, drawn, strict=True):
             lanes = Lanes([len(own) for own in rows], num_lanes, x.device)
-            batches = tree_map(lambda tensor: tensor.to(x.device), _in_lanes(lanes, starts, rows, numbers))
+            batches = tree_map(functools.partial(_copy_to, x.device), _in_lanes(lanes, starts, rows, numbers))
             trained = [name for name in names if name in stage.trained]
             axes = [params[name].axis for name in names if name not in trained] + [leaf.axis for leaf in leaves]
             key = (*trained, first.update, num_lanes, rows[0].shape[1], x.shape, *axes)
@@ -109,6 +114,10 @@ class StackedTrainer:
         return results
 
     def _compile(self, function: Code, arguments: Sequence[Tensor]) -> Code:
+        code = self._compiled(function, arguments)
+        return Replayed(code) if arguments[-1].is_cuda else code
+
+    def _compiled(self, function: Code, arguments: Sequence[Tensor]) -> Code:
         if self._compiles:
             try:
                 return compile_code(function, arguments)
@@ -117,6 +126,21 @@ class StackedTrainer:
                 reason = str(error).strip().split("\n")[0]
                 log.warning("the step could not be compiled and runs uncompiled: %s", reason)
         return function
+
+
+def _fitting(num_bytes: int, device: torch.device) -> int:
+    """Return how many clients with parameters of a number of bytes to train in one call.
+
+    On a GPU, it does not depend on what else occupies its memory, for other chunks give other bits.
+    """
+    if device.type != "cuda":
+        return min(_LARGEST_CHUNK, _CACHE_BYTES // (_COPIES * num_bytes))
+    available = _GPU_SHARE * torch.cuda.get_device_properties(device).total_memory
+    return min(_LARGEST_GPU_CHUNK, int(available) // (_GPU_COPIES * num_bytes))
+
+
+def _copy_to(device: torch.device, tensor: Tensor) -> Tensor:
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _leaves(fixed: Sequence[Any], like: Tensor) -> tuple[list[Column], TreeSpec]:

@@ -6,7 +6,7 @@ batches. Rounds alternate between the sides; Flower's simulations, each in a pro
   cpu, workers, batched   whole rounds of ours: messages, metrics, hash of the model
   loop                    a bare PyTorch loop with its weighted average, on one thread; where a model has convolutions
                           also on as many threads as there are cores
-  gpu, batched-gpu        our rounds on a GPU, where asked for, beside the loop there
+  gpu, batched-gpu        our rounds on a GPU, where asked for, beside the loop there (alone with --peers loop-gpu)
   flower                  flwr.simulation.run_simulation on Ray, one CPU a client
   local, local loop       the cohort's local training alone, ours and the loop's
   memory                  resident memory of W2's processes at round 100 and round 1,000
@@ -35,8 +35,9 @@ def main() -> int:
     )
     parser.add_argument("--workloads", nargs="+", choices=[*names, *groups, *others], metavar="W", help="default: all")
     parser.add_argument("--hardware", nargs="+", choices=[*HARDWARE, "ray"], help="default: what makes sense of each")
-    parser.add_argument("--peers", nargs="*", choices=["loop", "flower"], default=["loop", "flower"])
+    parser.add_argument("--peers", nargs="*", choices=["loop", "loop-gpu", "flower"], default=["loop", "flower"])
     parser.add_argument("--rounds", type=int, help="timed rounds of each side, at most so many of Flower's")
+    parser.add_argument("--seconds", type=float, help="no further round of a workload starts after so many")
     parser.add_argument("--device", default="cuda", help="of gpu, batched-gpu and the loop beside them")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     parser.add_argument("--smoke", action="store_true", help="only try whether it runs: W1a, cpu and loop, two rounds")
@@ -54,7 +55,7 @@ def main() -> int:
     runs = [group for group in pending if group and not group[0].startswith("W6")]
     runs = [[name] for group in runs for name in group] + ([together] if together else [])
     hardware = [option for option in arguments.hardware or () if option in HARDWARE] or None
-    options = Options(hardware, arguments.peers, arguments.rounds, arguments.device)
+    options = Options(hardware, arguments.peers, arguments.rounds, arguments.device, arguments.seconds)
     same = True
 
     def keep(key: str, value: object, text: str) -> None:

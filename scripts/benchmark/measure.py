@@ -37,12 +37,15 @@ class Options:
         Timed rounds of each side, at most so many of Flower's.
     gpu : str
         The device of what is timed on a GPU.
+    seconds : float or None
+        After so many, no further round starts once two are timed.
     """
 
     hardware: Sequence[str] | None
     peers: Sequence[str]
     rounds: int | None
     gpu: str
+    seconds: float | None = None
 
 
 def measure(names: Sequence[str], options: Options) -> dict[str, Any]:
@@ -59,13 +62,21 @@ def measure(names: Sequence[str], options: Options) -> dict[str, Any]:
             for side, runner in _sides(work, data_of(name), options).items()
         }
         times: dict[tuple[str, str], list[float]] = {key: [] for key in sides}
+        peaks = dict.fromkeys(sides, 0)
+        begun = time.perf_counter()
         for server_round in range(1, rounds + 2):  # the first is a warm-up
+            if options.seconds and server_round > 3 and time.perf_counter() - begun > options.seconds:
+                break
             for key in list(sides)[:: 1 if server_round % 2 else -1]:
+                if torch.cuda.is_available():
+                    torch.cuda.reset_peak_memory_stats()
                 started = time.perf_counter()
                 sides[key].round(server_round)
                 if torch.accelerator.is_available():
                     torch.accelerator.synchronize()
                 times[key].append(time.perf_counter() - started)
+                if torch.cuda.is_available():
+                    peaks[key] = max(peaks[key], torch.cuda.max_memory_allocated())
             for name, work in works.items():
                 if (name, "loop") in sides and server_round == _flower_rounds(work, rounds) + 1:
                     losses[name] = loss(work, data_of(name), sides[name, "loop"].state())
@@ -73,7 +84,7 @@ def measure(names: Sequence[str], options: Options) -> dict[str, Any]:
                 if after == server_round:
                     flowers[name].append(flower(name, num_rounds))
         states = {key: runner.state() for key, runner in sides.items()}
-    return {
+    measured: dict[str, Any] = {
         name: {
             "about": work.about,
             "cohort": work.cohort,
@@ -88,6 +99,10 @@ def measure(names: Sequence[str], options: Options) -> dict[str, Any]:
         }
         for name, work in works.items()
     }
+    for (name, side), peak in peaks.items():
+        if peak:  # what the other sides hold between their rounds included
+            measured[name]["sides"][side]["peak_gpu_bytes"] = peak
+    return measured
 
 
 def _flower_rounds(work: Workload, rounds: int) -> int:
@@ -112,11 +127,11 @@ def _sides(work: Workload, data: Any, options: Options) -> dict[str, Any]:
         sides["loop"] = Loop(work, data)
         if work.threaded and num_cores() > 1:
             sides["loop, all cores"] = Loop(work, data, threads=num_cores())
-        if any(map(on_gpu, sides)):
-            sides[LOOP_GPU] = Loop(work, data, device=options.gpu)
         if work.cohort <= 10 and not work.evaluates:
             sides["local"] = OursLocal(work, data)
             sides["local loop"] = Loop(work, data, averages=False)
+    if "loop-gpu" in options.peers or ("loop" in options.peers and any(map(on_gpu, sides))):
+        sides[LOOP_GPU] = Loop(work, data, device=options.gpu)
     return sides
 
 
@@ -147,7 +162,7 @@ def _figures(
         figures[side] = own = {"round_s": statistics.median(rounds_s), "first_s": first_s, "rounds_s": rounds_s}
         peers = ("local loop",) if side == "local" else ("loop", "loop, all cores", LOOP_GPU)
         for peer in peers:
-            if peer in times and side not in ("loop", "local loop"):
+            if peer in times and side not in ("loop", "local loop", peer):
                 own[f"times_{peer}"] = statistics.median(
                     theirs / ours for theirs, ours in zip(times[peer][1:], rounds_s, strict=True)
                 )
@@ -156,8 +171,9 @@ def _figures(
             num_rounds = 1 + len(flowers[0]["rounds_s"])
             if num_rounds <= len(times[side]):
                 own["times_flower_with_first"] = flowers[0]["strategy_s"] / sum(times[side][:num_rounds])
-        if peers[0] in states and side != peers[0] and side != "local loop":
-            theirs = states[peers[0]]
+        reference = next((peer for peer in peers if peer in states), side)
+        if side not in (reference, "local loop"):
+            theirs = states[reference]
             own["distance"] = _norm(states[side], theirs) / _norm(theirs, initial)
             own["same_work"] = own["distance"] <= TOLERANCE if work.optimizer is not Adam else None
     return figures

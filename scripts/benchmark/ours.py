@@ -41,6 +41,7 @@ _GRIDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "batched-uncompiled": ("batched", "BatchedGrid", {"chunk": "auto", "compile": False, "cache_dir": _CACHE}),
     "gpu": ("in_process", "InProcessGrid", {}),
     "batched-gpu": ("batched", "BatchedGrid", {"chunk": "auto", "compile": "auto", "cache_dir": _CACHE}),
+    "batched-gpu-uncompiled": ("batched", "BatchedGrid", {"chunk": "auto", "compile": False, "cache_dir": _CACHE}),
 }
 # With a checkpoint after every round, as ``checkpoint.every=1`` writes it.
 _CHECKPOINTED = "-checkpointed"
@@ -51,7 +52,7 @@ HARDWARE = (*_GRIDS, *(f"{name}{variant}" for variant in (_CHECKPOINTED, _UNTABL
 
 def on_gpu(hardware: str) -> bool:
     """Return whether a hardware option trains on a GPU."""
-    return _option(hardware).endswith("gpu")
+    return "gpu" in _option(hardware)
 
 
 def _option(hardware: str) -> str:

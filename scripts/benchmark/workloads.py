@@ -305,6 +305,17 @@ WORKLOADS: dict[str, Workload] = {
         hardware=("cpu", "workers"),
         threaded=True,
     ),
+    "W7": Workload(
+        about="CIFAR-shaped tensors, ResNet-18 with group normalisation (11.2M parameters), 100 clients, one step",
+        data=functools.partial(_images, 100, 10),
+        model=_resnet,
+        cohort=100,
+        local=LocalWork(None, 1, 10),
+        lr=0.01,
+        rounds=2,
+        flower_rounds=0,
+        hardware=("workers",),
+    ),
     "W5-610": _NULL,
     "W5-62k": replace(
         _NULL,
