@@ -20,7 +20,7 @@ from fedresearch.federation.client_app import Clients
 from fedresearch.federation.cohort_grid import CohortGrid
 from fedresearch.federation.layout import Layout
 from fedresearch.federation.measures import measure_clients, measure_updates
-from fedresearch.federation.records import array_record, cast_like, flatten, sha256, view
+from fedresearch.federation.records import array_record, cast_like, sha256, view
 from fedresearch.federation.sampling import Sampling, uniform
 from fedresearch.federation.stack import StackedReplies
 from fedresearch.hardware.in_process import InProcessGrid
@@ -70,11 +70,6 @@ def test_the_hash_is_of_names_types_shapes_and_values():
     assert sha256(record(a=a, b=b)) == expected.hexdigest()
     others = [record(a=a, b=b.T), record(a=a, c=b), record(a=a, b=b.astype("f8")), record(a=a + 1, b=b)]
     assert len({sha256(other) for other in others} | {expected.hexdigest()}) == 5
-
-
-def test_flatten_takes_what_is_named():
-    arrays = record(b=np.array([[3.0], [4.0]]), a=np.array(9), c=np.float32(5))
-    np.testing.assert_array_equal(flatten(arrays, {"b", "c"}), [3, 4, 5])
 
 
 @given(

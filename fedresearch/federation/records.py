@@ -1,7 +1,7 @@
 """The keys of a message's records, and conversions of arrays to and from records."""
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -138,15 +138,8 @@ def sha256(arrays: ArrayRecord) -> str:
     for name in sorted(arrays):
         values = view(arrays[name])
         sha.update(f"{name} {values.dtype.str} {values.shape}\n".encode())
-        sha.update(np.ascontiguousarray(values).tobytes())
+        sha.update(np.ascontiguousarray(values).data)
     return sha.hexdigest()
-
-
-def flatten(arrays: ArrayRecord, names: Collection[str], out: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
-    """Return the named arrays as one vector in double precision, written to ``out`` if given."""
-    parts = [view(arrays[name]).ravel() for name in sorted(arrays) if name in names]
-    out = np.empty(sum(part.size for part in parts)) if out is None else out
-    return np.concatenate(parts, out=out) if parts else out
 
 
 def bytes_of(messages: Iterable[Message]) -> list[int]:

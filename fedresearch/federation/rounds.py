@@ -36,13 +36,12 @@ from fedresearch.federation.records import (
     UNIFORM,
     cast_like,
     check_arrays,
-    flatten,
     metrics_of,
     number,
     sha256,
 )
 from fedresearch.federation.stack import StackedReplies
-from fedresearch.federation.update_sums import rows_at_once
+from fedresearch.federation.update_sums import UpdateSums, rows_at_once
 from fedresearch.local.state_names import Names
 
 _TOTALS = ("comm/bytes_down", "comm/bytes_up")
@@ -241,8 +240,7 @@ class RoundLoop:
         check_arrays("the strategy's aggregate", aggregated, arrays)
         row |= strategy_columns(metrics, "train/", row)
         sent, arrays = arrays, cast_like(aggregated, arrays)
-        after, before = (flatten(record, self.parameters) for record in (arrays, sent))
-        row["update/norm"] = float(np.linalg.norm(after - before))
+        row["update/norm"] = float(UpdateSums(layout, sent).lengths(layout.row(arrays), 1)[0])
         if self.nonfinite == "stop" and not np.isfinite(row["update/norm"]):
             raise Diverged(f"the global model is not finite after round {server_round}")
         return arrays

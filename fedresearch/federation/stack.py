@@ -317,13 +317,18 @@ def add_weighted(mean: Any, rows: NDArray[Any] | Tensor, shares: Sequence[float]
     dtype = np.result_type(rows.dtype, 0.0)  # as an array times a float of Python's
     factors = np.array(shares, dtype)[:, None]
     num_rows, num_columns = rows.shape
-    at_once = max(1, _AT_ONCE // max(1, num_columns)) if num_columns > 1 else 1  # one column is summed in pairs
-    for start in range(0, num_rows, at_once):
-        weighted = rows[start : start + at_once] * factors[start : start + at_once]
+    found = np.empty(num_columns, dtype) if mean is None else mean
+    width = max(2, _AT_ONCE // num_rows)
+    for start in range(0, num_columns, width):
+        columns = slice(start, start + width)
+        weighted = rows[:, columns] * factors
         if mean is not None:
-            weighted[0] += mean
-        mean = np.add.reduce(weighted, axis=0, initial=None)  # not 0, which would turn -0.0 into 0.0
-    return mean
+            weighted[0] += mean[columns]
+        if weighted.shape[1] == 1:  # a reduction would add in pairs
+            found[columns] = np.add.accumulate(weighted, axis=0)[-1]
+        else:  # from the first row on: from 0 on, -0.0 would become 0.0
+            np.add.reduce(weighted, axis=0, initial=None, out=found[columns])
+    return found
 
 
 def _in_memory(values: NDArray[Any] | Tensor) -> NDArray[Any]:

@@ -55,18 +55,14 @@ class UpdateSums:
         self._vecdot: Any = torch.linalg.vecdot if device else np.vecdot
         before = layout.row(origin)
         self._parts = {
-            dtype: (self._given(before[dtype][0, :n]), self._given(np.zeros((2, n))))
+            dtype: (self._given(before[dtype][0, :n].astype(np.float64)), self._given(np.zeros((2, n))))
             for dtype, n in layout.num_parameters.items()
         }
         self.norms: list[float] = []
 
     def add(self, rows: HeldRows, is_finite: NDArray[np.bool_]) -> None:
         """Add the next clients, given their rows, and whether all is finite that they send besides the parameters."""
-        squares = self._given(np.zeros(len(is_finite)))
-        with np.errstate(invalid="ignore", over="ignore"):
-            for update, _ in self._updates(rows):
-                squares += self._vecdot(update, update)
-            norms = np.sqrt(_read(squares))
+        norms = self.lengths(rows, len(is_finite))
         norms[~(np.isfinite(norms) & is_finite)] = math.nan
         moved = norms > 0
         factors = self._given(np.stack([np.divide(1, norms, out=np.zeros_like(norms), where=moved), moved]))
@@ -75,6 +71,14 @@ class UpdateSums:
             update[unmoved] = 0  # zero times infinity is not zero
             sums += factors @ update
         self.norms += norms.tolist()
+
+    def lengths(self, rows: HeldRows, num_rows: int) -> NDArray[np.float64]:
+        """Return the distance of each row from the origin."""
+        squares = self._given(np.zeros(num_rows))
+        with np.errstate(invalid="ignore", over="ignore"):
+            for update, _ in self._updates(rows):
+                squares += self._vecdot(update, update)
+            return np.sqrt(_read(squares))
 
     @property
     def cosine(self) -> float | None:
