@@ -176,7 +176,8 @@ def test_bytes_are_scaled_in_the_kernel(cache):
 
 @pytest.mark.parametrize("widths", [(60, 10), (64, 200, 10), (5, 33, 17, 3)], ids=str)
 @pytest.mark.parametrize("sgd", [Sgd(0.1), Sgd(0.1, 0.9)])
-def test_bits_do_not_depend_on_threads_or_on_other_clients(cache, widths, sgd):
+def test_bits_do_not_depend_on_threads_or_on_other_clients(cache, monkeypatch, widths, sgd):
+    monkeypatch.setattr(dense, "_NUMBERS_A_THREAD", 1)  # so that little work is shared too
     sizes = np.array([7, 1, 23, 130, 10] * 4)
     cohort = Cohort(*widths, sizes=sizes)
     whole = cohort.train(cache, sgd=sgd)

@@ -39,6 +39,8 @@ _COMPILERS = ("c++", "g++", "clang++")
 _MAX_LAYERS = 16
 # From here on torch.randperm draws in another way.
 _MAX_SAMPLES = 2**32 // 20
+# Samples times parameters that take some tenths of a millisecond, so that a further thread is worth its start.
+_NUMBERS_A_THREAD = 4_000_000
 # What ``train`` in ``dense.cpp`` returns in addition to 0.
 _NO_MEMORY, _WRONG_LABEL = 1, 2
 
@@ -223,6 +225,7 @@ class DenseKernel:
         if ((sizes < 1) | (sizes >= _MAX_SAMPLES) | (starts < 0) | (starts + sizes > len(x))).any():
             raise ValueError(f"each client must have 1 to {_MAX_SAMPLES - 1} of the {len(x)} rows of x")
         steps, result = _num_steps(work, sizes, shares), np.empty(clients)
+        trained = steps * np.minimum(sizes, work.batch_size or sizes)  # samples, or a few more
         width, num_outputs = self._widths[[0, -1]].tolist()
         y_type, y_shape = (np.float32, (len(x), num_outputs)) if self._squared_error else (np.int64, (len(x),))
         arrays = {
@@ -230,7 +233,7 @@ class DenseKernel:
             "starts": starts,
             "sizes": sizes,
             "steps": steps,
-            "queue": np.argsort(-steps * np.minimum(sizes, work.batch_size or sizes), kind="stable"),
+            "queue": np.argsort(-trained, kind="stable"),
             "seeds": _array("seeds", seeds, np.uint64, clients),
             "x": _array("x", x, np.uint8 if x.dtype == np.uint8 else np.float32, (len(x), width)),
             "y": _array("y", y, y_type, y_shape),
@@ -251,7 +254,7 @@ class DenseKernel:
             num_clients=len(sizes),
             num_layers=len(self._widths) - 1,
             batch_size=work.batch_size,
-            threads=self._threads,
+            threads=min(self._threads, 1 + int(trained.sum()) * self._num_params // _NUMBERS_A_THREAD),
             num_params=self._num_params,
             is_bytes=x.dtype == np.uint8,
             squared_error=self._squared_error,
