@@ -62,11 +62,13 @@ def are_gone(pids, within_s=120):
 
 
 def test_a_run_that_is_stopped_at_its_start_reports_it_and_leaves_nothing(tmp_path):
-    (tmp_path / "waiting.py").write_text("import time\n\n\ndef load():\n    time.sleep(100)\n")
+    (tmp_path / "waiting.py").write_text(
+        "import time, pathlib\n\n\ndef load():\n    pathlib.Path('waits').touch()\n    time.sleep(100)\n"
+    )
     command = [sys.executable, "-m", "fedresearch.main", "tracker=none", "hydra.run.dir=run"]
     command.append("dataset._target_=waiting.load")  # by itself, the start may be over before the signal arrives
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
-    while not (tmp_path / "run" / ".lock").exists():
+    while not (tmp_path / "waits").exists():
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
