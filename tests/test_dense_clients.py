@@ -78,6 +78,7 @@ def test_what_it_cannot_train_trains_without_it(words, can):
 
 def test_terms_that_are_not_the_same_train_without_it(tmp_path, monkeypatch):
     """A client's own weight of the proximal term."""
+    monkeypatch.setattr("fedresearch.local.stacked.compile_code", lambda function, _: function)  # which takes seconds
     begin = ProximalUpdate.begin
     monkeypatch.setattr(
         ProximalUpdate, "begin", lambda update, start: {**begin(update, start), "mu": float(start.partition_id)}
@@ -96,6 +97,7 @@ def test_a_resume_has_the_same_bits(tmp_path):
 
 
 def test_without_a_compiler_the_clients_train_without_it(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("fedresearch.local.stacked.compile_code", lambda function, _: function)
     monkeypatch.setattr(
         "fedresearch.hardware.batched.DenseClients", Mock(side_effect=KernelUnavailable("no compiler"), can_train=bool)
     )

@@ -115,7 +115,6 @@ def test_a_broadcasts_messages_share_one_content_and_are_made_when_read():
         ["strategy=multikrum", "federation.fraction_train=1"],
         ["strategy=scaffold"],
         ["strategy=ditto", "local.keep_optimizer_state=true", "optimizer.momentum=0.9"],
-        ["strategy=fedbn", "model=resnet18", "model.norm=batch", "local.steps=1", "federation.num_supernodes=2"],
     ],
 )
 def test_blocks_and_messages_give_the_same_run(tmp_path, monkeypatch, words):
