@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fedresearch.errors import InputError
 from fedresearch.federation import flower
+from fedresearch.federation.broadcast import LazyMessages
 from fedresearch.federation.held_array import HeldArray
 from fedresearch.federation.layout import HeldRows, Layout, Rows
 from fedresearch.federation.records import ARRAYS, METRICS, arrays_of, check_arrays, content_bytes, metrics_of, view
@@ -29,7 +30,7 @@ class DifferentReply(InputError):
     """A client sends arrays or numbers of other names or shapes than it must."""
 
 
-class StackedReplies(Sequence[Message]):
+class StackedReplies(LazyMessages):
     """The replies of clients without errors, in partition order. :meth:`put` fills it, then nobody changes it.
 
     Parameters
@@ -63,13 +64,13 @@ class StackedReplies(Sequence[Message]):
         name: Callable[[int], str] = "node {}".format,
         device: torch.device | None = None,
     ) -> None:
-        self.layout, self.node_ids, self._message, self._name = layout, node_ids, message, name
+        super().__init__(node_ids)
+        self.layout, self._message, self._name = layout, message, name
         self.device = device
         self.held: HeldRows = layout.rows_on(device, self._num_rows) if device else layout.rows(self._num_rows)
         self._rows: Rows | None = None
         self.sent: dict[str, dict[str, NDArray[Any]]] = {}
         self.metrics: dict[str, list[Any]] = {}
-        self._made: dict[int, Message] = {}
 
     @classmethod
     def of(
@@ -226,19 +227,11 @@ class StackedReplies(Sequence[Message]):
     def _num_rows(self) -> int:
         return len(self.node_ids)
 
-    def __len__(self) -> int:
-        return len(self.node_ids)
-
-    def __getitem__(self, place: Any) -> Any:
-        if isinstance(place, slice):
-            return [self[i] for i in range(len(self))[place]]
-        place = range(len(self))[place]
-        if place not in self._made:
-            row = {dtype: _in_memory(rows[place]) for dtype, rows in self.held.items()}
-            places = self.layout.places
-            model = {name: row[dtype][columns].reshape(shape) for name, (dtype, columns, shape) in places.items()}
-            self._made[place] = self._message(place, self._content(place, model))
-        return self._made[place]
+    def _make(self, place: int) -> Message:
+        row = {dtype: _in_memory(rows[place]) for dtype, rows in self.held.items()}
+        places = self.layout.places
+        model = {name: row[dtype][columns].reshape(shape) for name, (dtype, columns, shape) in places.items()}
+        return self._message(place, self._content(place, model))
 
     def _content(self, place: int, model: Arrays) -> RecordDict:
         """Return what a client sends, given its model."""
@@ -301,7 +294,7 @@ class FoldedReplies(StackedReplies):
     def _num_rows(self) -> int:
         return self._at_once
 
-    def __getitem__(self, place: Any) -> Any:
+    def _make(self, place: int) -> Message:
         raise TypeError("only the mean of the replies is kept")
 
 
