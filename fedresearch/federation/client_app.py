@@ -104,6 +104,18 @@ class Result(NamedTuple):
         return all(map(bool, found)) and all(bool(np.isfinite(array).all()) for array in sent)
 
 
+def put_results(
+    clients: Sequence[Client], results: Iterable[Result], stack: StackedReplies, first: int = 0
+) -> dict[int, RecordDict]:
+    """Put what clients send into a stack, from a place on; return by partition id the new states of those that keep."""
+    states = {}
+    for place, (client, result) in enumerate(zip(clients, results, strict=True), first):
+        stack.put(place, result.arrays, result.sent, result.metrics)
+        if result.kept and result.is_finite:
+            states[client.partition_id] = RecordDict({**client.state, **result.kept})
+    return states
+
+
 def _numpy(tensor: Tensor) -> NDArray[Any]:
     array: NDArray[Any] = tensor.detach().cpu().numpy()
     return array
@@ -256,14 +268,8 @@ class Clients(ClientApp):
         dict
             The states by partition id.
         """
-        states = {}
-        for place, (client, result) in enumerate(
-            zip(clients, self._train([content] * len(clients), clients, trainer), strict=True), first
-        ):
-            stack.put(place, result.arrays, result.sent, result.metrics)
-            if result.kept and result.is_finite:
-                states[client.partition_id] = RecordDict({**client.state, **result.kept})
-        return states
+        results = self._train([content] * len(clients), clients, trainer)
+        return put_results(clients, results, stack, first)
 
     def _train(
         self, contents: Sequence[RecordDict], clients: Sequence[Client], trainer: Trainer | None

@@ -10,7 +10,7 @@ import torch
 from flwr.app import RecordDict
 from numpy.typing import NDArray
 
-from fedresearch.federation.client_app import Client, Clients
+from fedresearch.federation.client_app import Client, Clients, Result, put_results
 from fedresearch.federation.records import (
     ARRAYS,
     LR,
@@ -128,20 +128,18 @@ class DenseClients:
         shift = np.stack([_row(term.shift) for term in terms]) if terms[0].shift else None
         losses, steps = run(shift=shift, mu=mu)
         drift_of = functools.cache(functools.partial(drift, functools.partial(clients.optimizer, lr=lr)))
-        states = {}
         rows = {
             name: torch.from_numpy(stack.rows[_FLOAT][:, place.columns]).unflatten(1, place.shape)
             for name, place in stack.layout.places.items()
         }
-        for place, (client, task, each) in enumerate(zip(cohort, tasks, fixed, strict=True)):
+
+        def result(place: int) -> Result:
             trained = {name: tensor[place] for name, tensor in rows.items()}
             num_steps = int(steps[place])
-            end = clients.update.end(trained, each, functools.partial(drift_of, num_steps))
-            result = clients.result(task, Trained(trained, float(losses[place]), num_steps, end, {}))
-            stack.put(place, result.arrays, result.sent, result.metrics)
-            if result.kept and result.is_finite:
-                states[client.partition_id] = RecordDict({**client.state, **result.kept})
-        return states
+            end = clients.update.end(trained, fixed[place], functools.partial(drift_of, num_steps))
+            return clients.result(tasks[place], Trained(trained, float(losses[place]), num_steps, end, {}))
+
+        return put_results(cohort, map(result, range(len(cohort))), stack)
 
 
 def _row(tensors: Tensors) -> NDArray[Any]:

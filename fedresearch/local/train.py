@@ -199,7 +199,8 @@ class LocalTrainer:
         if not model.training:
             model.train()
         self._orders.manual_seed(task.batches_seed)
-        self._numbers.manual_seed(task.transforms_seed)
+        if task.inputs.transforms:
+            self._numbers.manual_seed(task.transforms_seed)
         losses: list[Tensor] = []
         state: dict[str, Tensor] = {}
         # A model's own draws (dropout) come from the global generators.
