@@ -63,7 +63,7 @@ def raised_line(text: str) -> str:
 
 
 def _own_place(traceback: str) -> str:
-    """Return the last place in the user's own code in a traceback, for the end of a line; "" if there is none."""
+    """Return the last place in the user's own code in a traceback, for the end of a line; "" without one."""
     own = [(file, line) for file, line in _FRAME.findall(traceback) if not file.startswith(_NOT_OWN)]
     return f" in {own[-1][0]}, line {own[-1][1]}" if own else ""
 

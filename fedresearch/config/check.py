@@ -127,7 +127,7 @@ def _check_inputs(config: Config, choices: Mapping[str, str | None], ours: Mappi
 
 
 def _wrong_input(option: str, requires: Mapping[str, Any], config: Config, choices: Mapping[str, str | None]) -> str:
-    """Return that the dataset's input is none of those that an option requires; "" if it is, or if it requires none."""
+    """Return that an option requires another input than the dataset's, or "" if it does not."""
     given = config.dataset["declares"]["input"]
     allowed = requires.get("input", [given])
     if given in allowed:

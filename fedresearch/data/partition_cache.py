@@ -41,7 +41,7 @@ class CachedRows:
         self._entry = Path(cache_dir).expanduser() / f"partition-{sha.hexdigest()[:32]}.npz"
 
     def read(self) -> list[Rows] | None:
-        """Return the rows; None: there are none."""
+        """Return the rows; None if they are not kept."""
         try:
             with self._entry.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return np.split(arrays["rows"], arrays["ends"][:-1])
