@@ -13,7 +13,7 @@ from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping, 
 
 from fedresearch.errors import InputError
 from fedresearch.federation.cohort_grid import CohortGrid
-from fedresearch.federation.generators import seeded_generators
+from fedresearch.federation.generators import restored_generators, seeded_generators
 from fedresearch.federation.hooks import Hooks, disable_waiting, nested_strategies
 from fedresearch.hardware.in_process import InProcessGrid
 from tests import warm
@@ -88,6 +88,13 @@ def test_the_generators_are_put_back():
     state = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
     with pytest.raises(ZeroDivisionError), seeded_generators(3):
         draws()[0] / 0
+    with restored_generators(), seeded_generators(3):
+        first, second = draws(), draws()
+    with restored_generators(), seeded_generators(3):
+        assert draws() == first
+        with seeded_generators(4):
+            draws()
+        assert draws() == second
     assert state == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
 
 

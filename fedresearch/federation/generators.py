@@ -7,15 +7,25 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+# Whether a block around the current one restores the generators.
+_are_restored_later = False
+
 
 @contextmanager
 def restored_generators() -> Iterator[None]:
-    """Restore the global generators, including torch's on all devices, at the end."""
+    """Restore the global generators, including torch's on all devices, at the end.
+
+    Blocks of :func:`seeded_generators` directly within it leave this to it: it takes as long as a small client's
+    training.
+    """
+    global _are_restored_later
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    before, _are_restored_later = _are_restored_later, True
     try:
         yield
     finally:
+        _are_restored_later = before
         random.setstate(python)
         np.random.set_state(numpy)
         torch.default_generator.set_state(cpu)
@@ -32,9 +42,17 @@ def seeded_generators(seed: int) -> Iterator[None]:
     seed : int
         In [0, 2**63), as :func:`fedresearch.seeding.derive_seed` returns it.
     """
-    with restored_generators():
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        # Without a GPU, torch.manual_seed formats a stack trace each time, to seed a GPU later.
-        (torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed)(seed)
+    global _are_restored_later
+    if not _are_restored_later:
+        with restored_generators(), seeded_generators(seed):
+            yield
+        return
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    # Without a GPU, torch.manual_seed formats a stack trace each time, to seed a GPU later.
+    (torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed)(seed)
+    _are_restored_later = False  # for whoever draws in the block draws on after a block within it
+    try:
         yield
+    finally:
+        _are_restored_later = True

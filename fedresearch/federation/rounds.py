@@ -182,6 +182,7 @@ class RoundLoop:
         accuracy = row.get("eval/accuracy", 0.0)
         return row["round"] > 0 and self.target_accuracy is not None and accuracy >= self.target_accuracy
 
+    @restored_generators()
     def _round(self, server_round: int, grid: Grid, arrays: ArrayRecord) -> tuple[Row, ArrayRecord]:
         started = time.perf_counter()
         row: Row = {"round": server_round}
@@ -317,8 +318,7 @@ class RoundLoop:
 
         Clients that fail are reported and counted, and have no reply.
         """
-        with restored_generators():
-            answers: Any = cohort.send_and_receive(messages=messages)
+        answers: Any = cohort.send_and_receive(messages=messages)
         if not isinstance(answers, StackedReplies):  # for then no client failed
             answers = sorted(answers, key=lambda answer: cohort.partition_of(answer.metadata.src_node_id))
             self._report_failures(cohort, answers, row, doing)
