@@ -6,7 +6,7 @@ from typing import Any
 from fedresearch.config.schema import Config
 
 _ALLOWED = {"direction": ("up", "down", "none"), "targets": ("classes", "numbers", None)}
-_TEXTS = ("unit", "definition")
+_TEXTS = ("unit", "definition", "label")
 _TAKEN = ("loss", "eval_loss", "num-examples", "uniform")  # what an evaluation's reply has besides
 
 

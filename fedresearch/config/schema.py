@@ -112,13 +112,14 @@ GROUPS = (
 MAY_CHANGE_ON_RESUME = ("federation.num_rounds", "federation.max_failures")
 
 _PLACES = ("dataset.root", "dataset.path", "dataset.cache_dir")  # locations of the same data
+_LABEL = ".declares.label"  # what reports call an option
 # Sections that do not change the numbers of a run, except by `counted_hardware`.
 _NOT_NUMERICAL = ("name", "cache_dir", "resume", "clients_table", "checkpoint", "hardware", "tracker")
 
 
 def counts(key: str) -> bool:
     """Return whether a dotted key may change the numbers of a run; for hardware, see `counted_hardware`."""
-    return key.partition(".")[0] not in _NOT_NUMERICAL and key not in _PLACES
+    return key.partition(".")[0] not in _NOT_NUMERICAL and key not in _PLACES and not key.endswith(_LABEL)
 
 
 def parse(config: DictConfig) -> Config:

@@ -37,14 +37,20 @@ NEEDED = (
 # Options declare facts for the checks in these keys, which are not arguments of what is built.
 DECLARATIONS = ("declares", "requires")
 # All such facts. Nobody types them, so they are left out where keys are listed.
-FACTS = ("dataset.declares", "model.requires", "hardware.declares", "strategy.min_cohort", "strategy.trim")
+FACTS = (
+    *(f"{group}.declares" for group in ("dataset", "partitioner", "model", "optimizer", "strategy", "hardware")),
+    *("model.requires", "strategy.min_cohort", "strategy.trim"),
+)
 # The sections that are not built, and the keys that are read: nothing would read another key.
 READ = {
-    "dataset.declares": ("input", "input_shape", "num_classes", "columns"),
+    "dataset.declares": ("label", "input", "input_shape", "num_classes", "columns"),
     "model.requires": ("input", "min_side", "usual_side"),
     "hardware.declares": ("runs",),
     "strategy": ("declares", "weighted_by", "buffers", "pooled", "min_cohort", "trim", "server", "client"),
-    "strategy.declares": ("metrics",),
+    "strategy.declares": ("label", "metrics"),
+    "partitioner.declares": ("label",),
+    "model.declares": ("label",),
+    "optimizer.declares": ("label",),
 }
 _FROM_PARTS = {"strategy": ", as `defaults: [_cohort, _self_]` does"}
 # Hydra's keys that the run sets itself, or that make something else from a section.
