@@ -1,5 +1,6 @@
 """The global generators of Python, NumPy and torch, from which foreign code draws."""
 
+import functools
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+_has_accelerator = functools.cache(torch.accelerator.is_available)
 # Whether a block around the current one restores the generators.
 _are_restored_later = False
 
@@ -15,8 +17,8 @@ _are_restored_later = False
 def restored_generators() -> Iterator[None]:
     """Restore the global generators, including torch's on all devices, at the end.
 
-    Blocks of :func:`seeded_generators` directly within it leave this to it: it takes as long as a small client's
-    training.
+    Blocks of :func:`seeded_generators` directly within it leave this to it, for it takes as long as many small clients
+    train.
     """
     global _are_restored_later
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
@@ -50,7 +52,7 @@ def seeded_generators(seed: int) -> Iterator[None]:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     # Without a GPU, torch.manual_seed formats a stack trace each time, to seed a GPU later.
-    (torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed)(seed)
+    (torch.manual_seed if _has_accelerator() else torch.default_generator.manual_seed)(seed)
     _are_restored_later = False  # for whoever draws in the block draws on after a block within it
     try:
         yield

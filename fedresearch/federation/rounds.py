@@ -135,8 +135,11 @@ class RoundLoop:
     channel: Channel = field(default_factory=Channel)
     _totals: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_TOTALS, 0))
 
+    @restored_generators()
     def run(self, grid: Grid, arrays: ArrayRecord, last: Row | None = None) -> ArrayRecord:
         """Run the rounds from the given global arrays, or those after the last round, and return the final arrays.
+
+        The global generators of Python, NumPy and torch are restored at the end.
 
         Parameters
         ----------
@@ -182,7 +185,6 @@ class RoundLoop:
         accuracy = row.get("eval/accuracy", 0.0)
         return row["round"] > 0 and self.target_accuracy is not None and accuracy >= self.target_accuracy
 
-    @restored_generators()
     def _round(self, server_round: int, grid: Grid, arrays: ArrayRecord) -> tuple[Row, ArrayRecord]:
         started = time.perf_counter()
         row: Row = {"round": server_round}

@@ -19,6 +19,7 @@ from fedresearch.experiment.checkpoints import Checkpoints
 from fedresearch.experiment.model import fastest_memory_format
 from fedresearch.federation.availability import ALWAYS
 from fedresearch.federation.client_app import Clients
+from fedresearch.federation.generators import restored_generators
 from fedresearch.federation.hooks import Hooks
 from fedresearch.federation.rounds import RoundLoop
 from fedresearch.federation.sampling import Sampling, uniform
@@ -147,6 +148,7 @@ class Ours:
         self._checkpoints = self._write_checkpoints() if hardware.endswith(_CHECKPOINTED) else None
 
     def __enter__(self) -> Self:
+        self._open.enter_context(restored_generators())  # as around the rounds of a run
         self._open.enter_context(self._grid)
         return self
 
