@@ -37,7 +37,7 @@ from fedresearch.federation.stack import StackedReplies
 from fedresearch.local.generators import seeded_for_client
 from fedresearch.local.inputs import Inputs
 from fedresearch.local.objective import Metrics, evaluate
-from fedresearch.local.state_names import Names
+from fedresearch.local.state_names import Names, parameters
 from fedresearch.local.train import LocalTrainer, LocalWork, Task, Trained
 from fedresearch.local.transforms import Transform
 from fedresearch.local.update import LocalUpdate, Tensors
@@ -194,6 +194,7 @@ class Clients(ClientApp):
             transforms=transforms,
         )
         self.model, self.data, self.update, self.personal = model, data, update, personal
+        self.parameters = parameters(model)
         self.optimizer, self.work, self.channel = optimizer, work, channel or Channel()
         self.availability = availability
         self.keeps_optimizer_state = keep_optimizer_state

@@ -8,7 +8,7 @@ from flwr.app import Message
 from fedresearch.federation.broadcast import Broadcast
 from fedresearch.federation.cohort_grid import CohortGrid
 from fedresearch.federation.measures import Columns, column_name
-from fedresearch.federation.records import NUM_EXAMPLES, NUM_STEPS, UNIFORM, bytes_of, metrics_of
+from fedresearch.federation.records import NUM_EXAMPLES, NUM_STEPS, UNIFORM, bytes_of, content_bytes, metrics_of
 from fedresearch.federation.stack import StackedReplies
 
 
@@ -42,7 +42,7 @@ def client_columns(cohort: CohortGrid, messages: Sequence[Message], answers: Seq
     """
     failed, bytes_prefix, metrics_prefix, names = _PHASES[phase]
     if isinstance(messages, Broadcast):
-        down = dict.fromkeys(messages.node_ids, bytes_of(messages[:1])[0])
+        down = dict.fromkeys(messages.node_ids, content_bytes(messages.content))
     else:
         down = dict(zip((message.metadata.dst_node_id for message in messages), bytes_of(messages), strict=True))
     measured: Mapping[str, list[Any]]

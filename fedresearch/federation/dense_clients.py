@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from fedresearch.federation.client_app import Client, Clients, Result, put_results
 from fedresearch.federation.records import (
-    ARRAYS,
     LR,
     NUM_EXAMPLES,
     NUM_STEPS,
     SERVER_ROUND,
     TRAIN_LOSS,
     UNIFORM,
+    arrays_of,
     config_of,
     number,
 )
@@ -58,6 +58,7 @@ class DenseClients:
         if data.normalise:
             zero, one = (data.normalise(torch.full_like(data.x[:1], value)) for value in (0, 1))
             self._pixels = {"scale": (one - zero).ravel().numpy(), "offset": zero.ravel().numpy()}
+        self._sgd_of = functools.lru_cache(maxsize=1)(functools.partial(sgd_of, clients.optimizer))
         kind, base = type(clients.update), LocalUpdate
         self._is_plain = all(getattr(kind, name) is getattr(base, name) for name in ("begin", "term", "end"))
 
@@ -69,8 +70,7 @@ class DenseClients:
             type(update).objective is LocalUpdate.objective
             and type(update).correct is LocalUpdate.correct
             and not (update.own_model or clients.personal or clients.keeps_optimizer_state or clients.inputs.transforms)
-            and [stage.trained for stage in clients.stages]
-            == [frozenset(name for name, _ in clients.model.named_parameters())]
+            and [stage.trained for stage in clients.stages] == [clients.parameters]
             and data.x.device.type == "cpu"
             and data.x.dtype == (torch.uint8 if data.normalise else torch.float32)
             and data.y.dtype in (torch.int64, torch.float32)
@@ -89,7 +89,7 @@ class DenseClients:
         server_round, lr = int(number(config, SERVER_ROUND)), float(number(config, LR))
         partition_ids = [client.partition_id for client in cohort]
         x, y, starts, sizes = clients.data.pool(partition_ids)
-        sgd = sgd_of(clients.optimizer, lr)
+        sgd = self._sgd_of(lr)
         assert sgd is not None
         (stage,) = clients.stages
         run = functools.partial(
@@ -102,7 +102,7 @@ class DenseClients:
             seeds=np.array([derive_seed(clients.seed, "batches", server_round, i) for i in partition_ids], np.uint64),
             shares=np.array([clients.availability(server_round, i) for i in partition_ids]),
             work=clients.work.for_stage(stage),
-            params=stack.layout.row(content.array_records[ARRAYS])[_FLOAT][0],
+            params=stack.layout.row(arrays_of(content))[_FLOAT][0],
             sgd=sgd,
             out=stack.rows[_FLOAT],
         )

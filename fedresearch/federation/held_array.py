@@ -1,6 +1,7 @@
 """A Flower ``Array`` for values that stay in this process."""
 
 import functools
+import math
 from io import BytesIO
 from typing import Any
 
@@ -38,7 +39,7 @@ class HeldArray(Array):
     @property
     def num_bytes(self) -> int:
         """The length of ``data``."""
-        return _header_bytes(self.held.dtype, self.shape) + self.held.nbytes
+        return num_bytes(self.held.dtype, self.shape)
 
     def numpy(self) -> NDArray[Any]:
         """Return a copy, as a Flower ``Array`` does."""
@@ -56,8 +57,9 @@ _name = functools.cache(str)
 
 
 @functools.cache
-def _header_bytes(dtype: np.dtype[Any], shape: tuple[int, ...]) -> int:
+def num_bytes(dtype: np.dtype[Any], shape: tuple[int, ...]) -> int:
+    """Return the length of an array as Flower serialises it."""
     buffer = BytesIO()
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(buffer, header)
-    return buffer.tell()
+    return buffer.tell() + dtype.itemsize * math.prod(shape)

@@ -1,5 +1,6 @@
 """A model's arrays as a row of numbers."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -48,10 +49,10 @@ class Layout:
         places: dict[str, Place] = {}
         self.num_columns: dict[np.dtype[Any], int] = {}
         self.num_parameters: dict[np.dtype[Any], int] = {}
-        for name in sorted(arrays, key=lambda name: name not in parameters):
-            dtype, shape = np.dtype(arrays[name].dtype), tuple(arrays[name].shape)
+        for name, array in sorted(arrays.items(), key=lambda item: item[0] not in parameters):
+            dtype, shape = np.dtype(array.dtype), tuple(array.shape)
             start = self.num_columns.get(dtype, 0)
-            stop = self.num_columns[dtype] = start + int(np.prod(shape, dtype=int))
+            stop = self.num_columns[dtype] = start + math.prod(shape)
             places[name] = Place(dtype, slice(start, stop), shape)
             self.num_parameters[dtype] = stop if name in parameters else self.num_parameters.get(dtype, 0)
         self.places = {name: places[name] for name in arrays}

@@ -14,9 +14,9 @@ from torch import Tensor
 from fedresearch.errors import InputError
 from fedresearch.federation import flower
 from fedresearch.federation.broadcast import LazyMessages
-from fedresearch.federation.held_array import HeldArray
+from fedresearch.federation.held_array import HeldArray, num_bytes
 from fedresearch.federation.layout import HeldRows, Layout, Rows
-from fedresearch.federation.records import ARRAYS, METRICS, arrays_of, check_arrays, content_bytes, metrics_of, view
+from fedresearch.federation.records import ARRAYS, METRICS, arrays_of, check_arrays, metrics_of, view
 from fedresearch.federation.update_sums import UpdateSums, rows_at_once
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -191,8 +191,11 @@ class StackedReplies(LazyMessages):
     @property
     def message_bytes(self) -> int:
         """The payload of a client's message in bytes: it is the same for all."""
-        model = {name: np.empty(shape, dtype) for name, (dtype, _, shape) in self.layout.places.items()}
-        return content_bytes(self._content(0, model))
+        arrays = [(name, dtype, shape) for name, (dtype, _, shape) in self.layout.places.items()]
+        arrays += [(name, each.dtype, each.shape[1:]) for group in self.sent.values() for name, each in group.items()]
+        metrics: Any = {name: values[0] for name, values in self.metrics.items()}  # to make a record takes longer
+        in_arrays = sum(len(name) + num_bytes(dtype, shape) for name, dtype, shape in arrays)
+        return in_arrays + MetricRecord.count_bytes(metrics)
 
     def _rest_is_finite(self, places: slice) -> NDArray[np.bool_]:
         """Return of each client whether all that it sends besides the parameters is finite."""

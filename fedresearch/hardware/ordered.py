@@ -21,7 +21,6 @@ from fedresearch.federation.layout import Layout
 from fedresearch.federation.records import NUM_EXAMPLES, UNIFORM, arrays_of
 from fedresearch.federation.stack import FoldedReplies, StackedReplies
 from fedresearch.hardware.threads import limit_threads
-from fedresearch.local.state_names import parameters
 
 _NO_STATE = RecordDict()
 
@@ -158,7 +157,7 @@ class OrderedGrid(Grid):
         """
         arrays, device = arrays_of(messages.content), clients.data.x.device
         parts = (
-            Layout(arrays, parameters(clients.model)),
+            Layout(arrays, clients.parameters),
             messages.node_ids,
             lambda place, content: Message(content, reply_to=messages[place]),
             lambda node_id: f"partition {node_id - FIRST_NODE_ID}",

@@ -129,7 +129,8 @@ class RunDirectory:
         # Their lines are kept as they are, for the next checkpoint is of the file's bytes.
         self._known = deque(line + b"\n" for line in content[after.num_bytes : size].split(b"\n")[:-1])
         self._clients: BinaryIO | None = None
-        self._clients_sha256 = cut(path / CLIENTS, after.num_rounds)
+        self._clients_path = path / CLIENTS
+        self._clients_sha256 = cut(self._clients_path, after.num_rounds)
         self._forget_failures()
         ended = dict.fromkeys(("ended", "error", "result", "metrics_sha256", "clients_sha256"))
         self.update(**{**record, "status": "running", **ended})
@@ -195,10 +196,9 @@ class RunDirectory:
             If there is no room for it.
         """
         line = orjson.dumps({"round": server_round, **table}) + b"\n"
-        path = self.path / CLIENTS
-        with writing(path):
+        with writing(self._clients_path):
             if self._clients is None:
-                self._clients = path.open("ab")
+                self._clients = self._clients_path.open("ab")
             self._clients.write(line)
         self._clients_sha256.update(line)
 
@@ -214,7 +214,7 @@ class RunDirectory:
         with writing(self.path / METRICS):
             os.fsync(self._metrics.fileno())
         if self._clients:
-            with writing(self.path / CLIENTS):
+            with writing(self._clients_path):
                 self._clients.flush()
                 os.fsync(self._clients.fileno())
 
@@ -226,7 +226,7 @@ class RunDirectory:
         """Record how the run ended."""
         self._metrics.close()
         if self._clients:
-            with writing(self.path / CLIENTS):
+            with writing(self._clients_path):
                 self._clients.close()
         for line in self._known:  # of rounds that were not run again
             self._sha256.update(line)
