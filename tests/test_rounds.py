@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from fedresearch.config.cohorts import cohort_size
 from fedresearch.errors import InputError
-from fedresearch.federation import flower, update_sums
+from fedresearch.federation import flower, row_sums, update_sums
 from fedresearch.federation.client_app import Clients
 from fedresearch.federation.cohort_grid import CohortGrid
 from fedresearch.federation.layout import Layout
@@ -95,14 +95,14 @@ def test_cosine_is_the_mean_over_pairs(clients, origin):
         assert math.isnan(cosine) if length == 0 else cosine == pytest.approx(update @ mean / length, abs=1e-9)
 
 
-@pytest.mark.parametrize("columns_at_once", [1, 2, 3])  # of 3
-def test_updates_are_measured_in_parts_without_what_is_not_finite(monkeypatch, columns_at_once):
-    monkeypatch.setattr(update_sums, "_AT_ONCE", 1)
-    monkeypatch.setattr(update_sums, "_LEAST_COLUMNS", columns_at_once)
-    updates = np.random.default_rng(0).normal(size=(5, 3))
+@pytest.mark.parametrize("num_columns", [3, 64, 150])  # 64 at once
+def test_updates_are_measured_in_parts_without_what_is_not_finite(monkeypatch, num_columns):
+    monkeypatch.setattr(row_sums, "_AT_ONCE", 1)
+    monkeypatch.setattr(update_sums, "_AT_ONCE", 2)
+    updates = np.random.default_rng(0).normal(size=(5, num_columns))
     finite = updates[[0, 1, 3, 4]]
     updates[2, 1] = np.inf
-    origin = np.array([100.0, 0, -100])
+    origin = np.linspace(100, -100, num_columns)
     replies = [reply_of(record(w=origin + update), {"num-steps": 1}) for update in updates]
     row, nonfinite, columns = measured(origin, replies)
     assert nonfinite == [2]

@@ -32,6 +32,7 @@ from fedresearch.experiment.stopping import interruptible, stop_after_the_round
 from fedresearch.federation.measures import Row
 from fedresearch.federation.nodes import NodeGrid
 from fedresearch.federation.records import sha256
+from fedresearch.federation.row_sums import compile_in
 from fedresearch.federation.server_app import make_server_app
 from fedresearch.masking import masked_tree, masked_words
 from fedresearch.runs.directory import MODEL, History, RunDirectory, now, refuse_used
@@ -115,6 +116,7 @@ def _resume(experiment: Experiment, request: RunRequest, past: Mapping[str, Any]
 
 def _run_rounds(experiment: Experiment, start: _Start, directory: Path, patches: Mapping[str, str]) -> None:
     """Run and record the rounds that are left."""
+    compile_in(experiment.config.cache_dir)
     run = RunDirectory(directory, start.record, start.history)
     trackers = TrackerGroup([Console(), experiment.tracker])
     recorder = Recorder(experiment, run, start.rows, trackers)

@@ -56,9 +56,9 @@ def measure_updates(
         For each reply, the norm of its update, and the cosine between it and the mean of the updates. NaN where it is
         not finite; the cosine also without ``to_mean``, where the update or the mean is zero, and in large blocks.
     """
-    sums = stack.sums(origin)
-    measured = to_mean and rows_at_once(stack.layout, len(stack)) == len(stack)
-    cosines = sums.cosines(stack.held) if measured else [math.nan] * len(stack)
+    to_mean = to_mean and rows_at_once(stack.layout, len(stack)) == len(stack)
+    sums = stack.sums(origin, to_mean=to_mean)
+    cosines = sums.cosines(stack.held) if to_mean else [math.nan] * len(stack)
     row: Row = {"local/steps": sum(map(int, stack.metrics[NUM_STEPS]))}
     if sums.cosine is not None:
         row["update/cosine"] = sums.cosine

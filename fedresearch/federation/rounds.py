@@ -41,7 +41,7 @@ from fedresearch.federation.records import (
     sha256,
 )
 from fedresearch.federation.stack import StackedReplies
-from fedresearch.federation.update_sums import UpdateSums, rows_at_once
+from fedresearch.federation.update_sums import distance, rows_at_once
 from fedresearch.local.state_names import Names
 
 _TOTALS = ("comm/bytes_down", "comm/bytes_up")
@@ -243,7 +243,7 @@ class RoundLoop:
         check_arrays("the strategy's aggregate", aggregated, arrays)
         row |= strategy_columns(metrics, "train/", row)
         sent, arrays = arrays, cast_like(aggregated, arrays)
-        row["update/norm"] = float(UpdateSums(layout, sent).lengths(layout.row(arrays), 1)[0])
+        row["update/norm"] = distance(arrays, sent, self.parameters)
         if self.nonfinite == "stop" and not np.isfinite(row["update/norm"]):
             raise Diverged(f"the global model is not finite after round {server_round}")
         return arrays

@@ -17,13 +17,11 @@ from fedresearch.federation.broadcast import LazyMessages
 from fedresearch.federation.held_array import HeldArray, num_bytes
 from fedresearch.federation.layout import HeldRows, Layout, Rows
 from fedresearch.federation.records import ARRAYS, METRICS, arrays_of, check_arrays, metrics_of, view
+from fedresearch.federation.row_sums import add_weighted
 from fedresearch.federation.update_sums import UpdateSums, rows_at_once
 
 Arrays = Mapping[str, NDArray[Any]]
 Values = Mapping[str, NDArray[Any] | Tensor]
-
-# Numbers that are weighed at once: few enough for a core's cache.
-_AT_ONCE = 2**17
 
 
 class DifferentReply(InputError):
@@ -176,9 +174,10 @@ class StackedReplies(LazyMessages):
         array.flags.writeable = False
         return array
 
-    def sums(self, origin: ArrayRecord) -> UpdateSums:
+    def sums(self, origin: ArrayRecord, *, to_mean: bool = True) -> UpdateSums:
         """Return the sums over the updates, given the model that the clients received."""
-        sums, at_once = UpdateSums(self.layout, origin, self.device), rows_at_once(self.layout, len(self))
+        sums = UpdateSums(self.layout, origin, self.device, to_mean=to_mean)
+        at_once = rows_at_once(self.layout, len(self))
         for start in range(0, len(self), at_once):
             places = slice(start, start + at_once)
             sums.add({dtype: rows[places] for dtype, rows in self.held.items()}, self._rest_is_finite(places))
@@ -270,7 +269,7 @@ class FoldedReplies(StackedReplies):
     ) -> None:
         self._at_once = rows_at_once(layout, len(node_ids))
         super().__init__(layout, node_ids, message, name, device)
-        self._sums, self._shares = UpdateSums(layout, origin, self.device), shares
+        self._sums, self._shares = UpdateSums(layout, origin, self.device, to_mean=False), shares
         self._means: dict[np.dtype[Any], Any] = dict.fromkeys(self.held)
 
     def put(self, place: int, arrays: Values, sent: Mapping[str, Arrays], metrics: Mapping[str, Any]) -> None:
@@ -285,8 +284,8 @@ class FoldedReplies(StackedReplies):
             shares = self._shares[end - last - 1 : end]
             self._means = {dtype: add_weighted(mean, rows[dtype], shares) for dtype, mean in self._means.items()}
 
-    def sums(self, origin: ArrayRecord) -> UpdateSums:
-        """Return the sums over the updates."""
+    def sums(self, origin: ArrayRecord, *, to_mean: bool = True) -> UpdateSums:
+        """Return the sums over the updates, which are without those of the cosines to the mean."""
         return self._sums
 
     def mean(self, dtype: np.dtype[Any], shares: Sequence[float]) -> NDArray[Any]:
@@ -299,32 +298,6 @@ class FoldedReplies(StackedReplies):
 
     def _make(self, place: int) -> Message:
         raise TypeError("only the mean of the replies is kept")
-
-
-def add_weighted(mean: Any, rows: NDArray[Any] | Tensor, shares: Sequence[float]) -> Any:
-    """Return a mean plus rows ``(n, columns)`` times their shares, added one after another in their order.
-
-    On a GPU, they are added there in an order of its own.
-    """
-    if isinstance(rows, Tensor):
-        rows = rows if rows.is_floating_point() else rows.double()
-        weighted_sum = torch.tensor(shares, dtype=rows.dtype, device=rows.device) @ rows
-        return weighted_sum if mean is None else mean + weighted_sum
-    dtype = np.result_type(rows.dtype, 0.0)  # as an array times a float of Python's
-    factors = np.array(shares, dtype)[:, None]
-    num_rows, num_columns = rows.shape
-    found = np.empty(num_columns, dtype) if mean is None else mean
-    width = max(2, _AT_ONCE // num_rows)
-    for start in range(0, num_columns, width):
-        columns = slice(start, start + width)
-        weighted = rows[:, columns] * factors
-        if mean is not None:
-            weighted[0] += mean[columns]
-        if weighted.shape[1] == 1:  # a reduction would add in pairs
-            found[columns] = np.add.accumulate(weighted, axis=0)[-1]
-        else:  # from the first row on: from 0 on, -0.0 would become 0.0
-            np.add.reduce(weighted, axis=0, initial=None, out=found[columns])
-    return found
 
 
 def _in_memory(values: NDArray[Any] | Tensor) -> NDArray[Any]:

@@ -18,7 +18,7 @@ from fedresearch.federation.stack import DifferentReply
 from fedresearch.hardware.cores import num_cores
 from fedresearch.hardware.in_process import InProcessGrid
 from fedresearch.local.compiled import keep_code_in
-from fedresearch.local.dense import KernelUnavailable
+from fedresearch.local.library import KernelUnavailable
 from fedresearch.local.stacked import StackedTrainer
 
 log = logging.getLogger("fedresearch")

@@ -6,14 +6,7 @@ the same steps within the rounding of single precision.
 
 import ctypes
 import functools
-import hashlib
-import os
-import platform
 import re
-import shlex
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Sequence
 from itertools import chain, pairwise
 from pathlib import Path
@@ -26,16 +19,13 @@ from torch import Generator, Tensor, fx, nn
 from torch.nn import Module, Parameter
 from torch.nn import functional as F
 
-from fedresearch.errors import InputError, one_line
-from fedresearch.local.code_folder import code_folder
+from fedresearch.local.library import KernelUnavailable, library
 from fedresearch.local.objective import losses
 from fedresearch.local.train import LocalWork, MakeOptimizer
 
 Array = NDArray[Any] | Tensor
 
 _SOURCE = Path(__file__).with_suffix(".cpp")
-_FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-shared", "-fPIC", "-pthread")
-_COMPILERS = ("c++", "g++", "clang++")
 _MAX_LAYERS = 16
 # From here on torch.randperm draws in another way.
 _MAX_SAMPLES = 2**32 // 20
@@ -43,10 +33,6 @@ _MAX_SAMPLES = 2**32 // 20
 _NUMBERS_A_THREAD = 4_000_000
 # What ``train`` in ``dense.cpp`` returns in addition to 0.
 _NO_MEMORY, _WRONG_LABEL = 1, 2
-
-
-class KernelUnavailable(Exception):
-    """The kernel cannot be used here; the text is the reason."""
 
 
 class Sgd(NamedTuple):
@@ -339,52 +325,16 @@ def _train(
 
 @functools.cache
 def _library(cache_dir: str | Path) -> ctypes.CDLL:
-    """Return the library for this processor, which is compiled if it is not in the folder of compiled code."""
-    compiler = shlex.split(os.environ.get("CXX", "")) or [*filter(shutil.which, _COMPILERS)][:1]
-    if not compiler or not shutil.which(compiler[0]):
-        named = f"{compiler[0]} does not exist" if compiler else f"none of {', '.join(_COMPILERS)} exists"
-        raise KernelUnavailable(f"{named}; install a C++ compiler, or set CXX=PATH")
-    native = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
-    command = [*compiler, *_FLAGS, native]
-    try:
-        folder = code_folder(cache_dir)
-        source = _SOURCE.read_bytes()
-        # The compiler's macros name its version and the processor's instructions.
-        macros = _run([*command, "-dM", "-E", "-x", "c++", os.devnull])
-        digest = hashlib.sha256(b"\0".join([source, macros, *map(str.encode, command)])).hexdigest()[:32]
-        path = folder / f"dense-{digest}.so"
-        if not path.exists():
-            # Under a name of its own until it is whole: another process may compile or load it at the same time.
-            with tempfile.TemporaryDirectory(dir=folder) as own:
-                _run([*command, str(_SOURCE), "-o", f"{own}/{path.name}"])
-                Path(own, path.name).replace(path)
-        library = ctypes.CDLL(str(path))
-    except (InputError, OSError) as error:
-        raise KernelUnavailable(one_line(error)) from error
-    library.draw_orders.argtypes = [ctypes.c_uint64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p]
-    library.draw_orders.restype = None
+    """Return the compiled kernel, whose batches are those of torch."""
+    kernel = library(_SOURCE, cache_dir, contracts=True)
+    kernel.draw_orders.argtypes = [ctypes.c_uint64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p]
+    kernel.draw_orders.restype = None
     for seed, num in ((0, 1), (1, 2), (5, 63), (2**63 - 1, 1000)):
         orders = np.empty((2, num), np.uint32)
-        library.draw_orders(seed, num, 2, orders.ctypes.data)
+        kernel.draw_orders(seed, num, 2, orders.ctypes.data)
         generator = Generator().manual_seed(seed)
         if orders.tolist() != [torch.randperm(num, generator=generator).tolist() for _ in range(2)]:
             raise KernelUnavailable(
                 f"torch.randperm of PyTorch {torch.__version__} draws other numbers than the kernel"
             )
-    return library
-
-
-def _run(command: Sequence[str]) -> bytes:
-    """Return what a compiler prints.
-
-    Raises
-    ------
-    KernelUnavailable
-        If it fails.
-    """
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
-    if done.returncode:
-        errors = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {done.returncode}"]
-        reason = next((line for line in errors if "error" in line), errors[-1])
-        raise KernelUnavailable(f"{command[0]} cannot compile the kernel: {reason}")
-    return done.stdout
+    return kernel
