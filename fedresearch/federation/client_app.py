@@ -272,10 +272,20 @@ class Clients(ClientApp):
         results = self._train([content] * len(clients), clients, trainer)
         return put_results(clients, results, stack, first)
 
+    def train_in_turn(self, content: RecordDict, clients: Sequence[Client]) -> Iterator[Result]:
+        """Yield what clients send and keep, which must be read before the next one is requested."""
+        return self._train([content] * len(clients), clients, None)
+
     def _train(
         self, contents: Sequence[RecordDict], clients: Sequence[Client], trainer: Trainer | None
     ) -> Iterator[Result]:
         """Yield what clients send and keep; each result must be read before the next one is requested."""
+        if trainer is None and not self.update.own_model:  # then one client's state is read at a time
+            for content, client in zip(contents, clients, strict=True):
+                task = self._task_of(content, client)
+                for trained in self._run(None, (task,)):
+                    yield self.result(task, trained)
+            return
         tasks = self.tasks(contents, clients)
         own = self._train_own(contents, clients, tasks, trainer) if self.update.own_model else [_NOTHING] * len(tasks)
         for task, trained, beside in zip(tasks, self._run(trainer, tasks), own, strict=True):
@@ -283,22 +293,23 @@ class Clients(ClientApp):
 
     def tasks(self, contents: Sequence[RecordDict], clients: Sequence[Client]) -> list[Task]:
         """Return the clients' trainings of the global model, each of which starts from a content."""
-        tasks = []
-        for content, client in zip(contents, clients, strict=True):
-            received, state = self._read(content), client.state
-            parts = self._tensors(state, _PARTS)
-            task = self._task(
-                received,
-                client.partition_id,
-                {**received.start, **parts} if parts else received.start,
-                update=self.update,
-                stages=self.stages,
-                received=received.records,
-                kept=self._groups(state, _KEPT),
-                optimizer_state=self._optimizer_state(state, _OPTIMIZER),
-            )
-            tasks.append(task)
-        return tasks
+        return [self._task_of(content, client) for content, client in zip(contents, clients, strict=True)]
+
+    def _task_of(self, content: RecordDict, client: Client) -> Task:
+        received, state = self._read(content), client.state
+        start, kept = received.start, dict[str, dict[str, Tensor]]()
+        if state:
+            start, kept = {**start, **self._tensors(state, _PARTS)}, self._groups(state, _KEPT)
+        return self._task(
+            received,
+            client.partition_id,
+            start,
+            update=self.update,
+            stages=self.stages,
+            received=received.records,
+            kept=kept,
+            optimizer_state=self._optimizer_state(state, _OPTIMIZER),
+        )
 
     def _train_own(
         self, contents: Sequence[RecordDict], clients: Sequence[Client], tasks: Sequence[Task], trainer: Trainer | None
@@ -371,7 +382,7 @@ class Clients(ClientApp):
             server_round=server_round,
             partition_id=partition_id,
             update_seed=derive_seed(self.seed, "local-update", *place),
-            transforms_seed=derive_seed(self.seed, "transforms", *place),
+            transforms_seed=derive_seed(self.seed, "transforms", *place) if self.inputs.transforms else 0,
             inputs=self.inputs,
             share=self.availability(server_round, partition_id),
             **options,

@@ -120,13 +120,14 @@ class StackedReplies(LazyMessages):
         places = self.layout.places
         if arrays.keys() != places.keys():
             self._check(place, arrays)
-        if self.device is None:
-            arrays = {name: _in_memory(array) for name, array in arrays.items()}
+        row = place % self._num_rows
         for name, array in arrays.items():
             dtype, columns, shape = places[name]
+            if self.device is None:
+                array = _in_memory(array)
             if array.shape != shape or _numpy_dtype(array.dtype) != dtype:
                 self._check(place, arrays)
-            self.held[dtype][place % self._num_rows, columns] = array.ravel()  # type: ignore[assignment]
+            self.held[dtype][row, columns] = array.ravel()  # type: ignore[assignment]
         if not place:
             n = len(self)
             self.metrics = {name: [None] * n for name in metrics}
@@ -137,7 +138,8 @@ class StackedReplies(LazyMessages):
         self._check_names("metrics", place, metrics, self.metrics)
         for name, value in metrics.items():
             self.metrics[name][place] = value
-        self._check_names("records", place, sent, self.sent)
+        if sent or self.sent:
+            self._check_names("records", place, sent, self.sent)
         for key, group in sent.items():
             self._check_names(f"arrays in {key}", place, group, self.sent[key])
             for name, array in group.items():
@@ -301,7 +303,7 @@ class FoldedReplies(StackedReplies):
 
 
 def _in_memory(values: NDArray[Any] | Tensor) -> NDArray[Any]:
-    array: NDArray[Any] = values.detach().cpu().numpy() if isinstance(values, Tensor) else values
+    array: NDArray[Any] = values.numpy(force=True) if isinstance(values, Tensor) else values
     return array
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from flwr.app import Message
 
 from fedresearch.federation.broadcast import Broadcast
-from fedresearch.federation.client_app import Clients
+from fedresearch.federation.client_app import Clients, put_results
 from fedresearch.federation.flower import client_error
 from fedresearch.federation.stack import DifferentReply, FoldedReplies
 from fedresearch.hardware.ordered import OrderedGrid, answer, pickle_reply
@@ -21,10 +21,11 @@ class InProcessGrid(OrderedGrid):
 
     def _train(self, clients: Clients, messages: Broadcast) -> Iterable[Message]:
         stack = self._stack_for(clients, messages, folds=True)
-        for place, node_id in enumerate(messages.node_ids):
-            client = self._client(node_id)
+        cohort = [*map(self._client, messages.node_ids)]
+        results = clients.train_in_turn(messages.content, cohort)
+        for place, client in enumerate(cohort):
             try:
-                states = clients.train_stacked(messages.content, [client], stack, place)
+                states = put_results([client], [next(results)], stack, place)
             except DifferentReply:
                 raise
             except (Exception, SystemExit):
