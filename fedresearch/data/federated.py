@@ -78,10 +78,13 @@ class FederatedData:
         start, split, _ = self._bounds[partition_id]
         return self.x[start:split], self.y[start:split]
 
-    def pool(self, partition_ids: Sequence[int]) -> tuple[Tensor, Tensor, Rows, Rows]:
-        """Return inputs and targets of many clients, and of each client its first training sample and their number."""
-        bounds = self._table[partition_ids]
-        return self.x, self.y, bounds[:, 0], bounds[:, 1] - bounds[:, 0]
+    def pool(self, partition_ids: Sequence[int]) -> tuple[NDArray[Any], NDArray[Any], Rows, Rows]:
+        """Return the samples of many clients, and of each client its first training sample and their number.
+
+        Samples are rows, ``(n, d)``; so are targets in floating point. Classes are ``(n,)``.
+        """
+        starts, splits, _ = self._table[:, partition_ids]
+        return *self._flat, starts, splits - starts
 
     def validation_samples(self, partition_id: int) -> tuple[Tensor, Tensor]:
         """Return views of one client's validation inputs and targets."""
@@ -144,7 +147,12 @@ class FederatedData:
 
     @cached_property
     def _table(self) -> Rows:
-        return np.array(self._bounds, np.int64)
+        return np.array(self._bounds, np.int64).T
+
+    @cached_property
+    def _flat(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        y = self.y.flatten(1) if self.y.is_floating_point() else self.y
+        return self.x.flatten(1).numpy(), y.numpy()
 
     @cached_property
     def _bounds(self) -> list[tuple[int, int, int]]:

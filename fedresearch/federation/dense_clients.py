@@ -94,8 +94,8 @@ class DenseClients:
         (stage,) = clients.stages
         run = functools.partial(
             self._kernel,
-            x=x.flatten(1),
-            y=y.reshape(len(y), -1) if y.is_floating_point() else y,
+            x=x,
+            y=y,
             **self._pixels,
             starts=starts,
             sizes=sizes,

@@ -31,23 +31,28 @@ constexpr int WIDTH = 4, ROWS = 6;
 #endif
 // Samples of a batch that are computed together.
 constexpr int PART = 64;
+// From one more on, torch.randperm draws in another way.
+constexpr int64_t MAX_SAMPLES = (int64_t(1) << 32) / 20 - 1;
 
 typedef float vec __attribute__((vector_size(4 * WIDTH)));
 typedef int32_t ivec __attribute__((vector_size(4 * WIDTH)));
 
 // The arguments, as in dense.py.
 struct Job {
-    int64_t num_clients, num_layers, batch_size, threads, num_params, is_bytes, squared_error, own_params, own_shift, nesterov;
+    int64_t num_clients, num_samples, num_layers, epochs, max_steps, batch_size, threads, numbers_a_thread, num_params;
+    int64_t is_bytes, squared_error, own_params, own_shift, nesterov;
     double lr, momentum, dampening, weight_decay, mu;
-    const int64_t *widths, *starts, *sizes, *steps, *queue;
+    const int64_t *widths, *starts, *sizes;
     const uint64_t* seeds;
+    const double* shares;
     const void *x, *y;
     const float *scale, *offset, *params, *anchor, *shift;
     float* out;
     double* losses;
+    int64_t* steps;
 };
 
-enum Status { TRAINED = 0, NO_MEMORY = 1, WRONG_LABEL = 2 };
+enum Status { TRAINED = 0, NO_MEMORY = 1, WRONG_LABEL = 2, WRONG_ROWS = 3 };
 
 namespace {
 
@@ -520,27 +525,44 @@ public:
     }
 };
 
+// A client's number of steps, as LocalWork.orders.
+int64_t num_steps(const Job& job, int64_t client, int64_t batch) {
+    int64_t total = job.max_steps < 0 ? job.epochs * ((job.sizes[client] + batch - 1) / batch) : job.max_steps;
+    double share = job.shares ? job.shares[client] : 1;
+    return std::min(total, std::max<int64_t>(1, int64_t(std::ceil(share * total - 1e-9))));
+}
+
 Status train_all(const Job& job) {
+    int64_t largest = 1, num_trained = 0;
+    std::vector<std::pair<int64_t, int64_t>> queue;  // the most samples first, so that the threads end together
+    for (int64_t c = 0; c < job.num_clients; c++) {
+        int64_t start = job.starts[c], size = job.sizes[c];
+        if (size < 1 || size > MAX_SAMPLES || start < 0 || start > job.num_samples - size) return WRONG_ROWS;
+        int64_t batch = job.batch_size ? std::min(job.batch_size, size) : size;
+        job.steps[c] = num_steps(job, c, batch);
+        queue.push_back({-job.steps[c] * batch, c});
+        largest = std::max(largest, batch);
+        num_trained += job.steps[c] * batch;  // or a few less
+    }
+    std::sort(queue.begin(), queue.end());
+    int64_t threads = std::min({job.threads, job.num_clients, 1 + num_trained * job.num_params / job.numbers_a_thread});
     Chain chain(job);
     Shared shared(job, chain);
-    int64_t largest = 1;
-    for (int64_t c = 0; c < job.num_clients; c++)
-        largest = std::max(largest, job.batch_size ? std::min(job.batch_size, job.sizes[c]) : job.sizes[c]);
     std::atomic<int64_t> next(0);
     std::atomic<int> status(TRAINED);
     auto work = [&] {
         try {
             Trainer trainer(job, chain, shared, int(std::min<int64_t>(largest, PART)), largest > PART);
             for (int64_t i; status == TRAINED && (i = next++) < job.num_clients;)
-                if (Status own = trainer(job.queue[i])) status = own;
+                if (Status own = trainer(queue[i].second)) status = own;
         } catch (const std::bad_alloc&) {
             status = NO_MEMORY;
         }
     };
     std::vector<std::thread> others;
-    others.reserve(job.threads);
+    others.reserve(threads);
     try {
-        for (int64_t t = 1; t < std::min(job.threads, job.num_clients); t++) others.emplace_back(work);
+        for (int64_t t = 1; t < threads; t++) others.emplace_back(work);
     } catch (const std::system_error&) {
         // The system allows no more threads; those that run do all the work.
     }

@@ -32,7 +32,7 @@ _MAX_SAMPLES = 2**32 // 20
 # Samples times parameters that take some tenths of a millisecond, so that a further thread is worth its start.
 _NUMBERS_A_THREAD = 4_000_000
 # What ``train`` in ``dense.cpp`` returns in addition to 0.
-_NO_MEMORY, _WRONG_LABEL = 1, 2
+_NO_MEMORY, _WRONG_LABEL, _WRONG_ROWS = 1, 2, 3
 
 
 class Sgd(NamedTuple):
@@ -101,16 +101,16 @@ class _Job(ctypes.Structure):
         *(
             (name, ctypes.c_int64)
             for name in (
-                *("num_clients", "num_layers", "batch_size", "threads", "num_params"),
-                *("is_bytes", "squared_error", "own_params", "own_shift", "nesterov"),
+                *("num_clients", "num_samples", "num_layers", "epochs", "max_steps", "batch_size", "threads"),
+                *("numbers_a_thread", "num_params", "is_bytes", "squared_error", "own_params", "own_shift", "nesterov"),
             )
         ),
         *((name, ctypes.c_double) for name in ("lr", "momentum", "dampening", "weight_decay", "mu")),
         *(
             (name, ctypes.c_void_p)
             for name in (
-                *("widths", "starts", "sizes", "steps", "queue", "seeds", "x", "y", "scale", "offset"),
-                *("params", "anchor", "shift", "out", "losses"),
+                *("widths", "starts", "sizes", "seeds", "shares", "x", "y", "scale", "offset"),
+                *("params", "anchor", "shift", "out", "losses", "steps"),
             )
         ),
     ]
@@ -157,7 +157,7 @@ class DenseKernel:
         starts: Array,
         sizes: Array,
         seeds: Array,
-        shares: Array | float = 1.0,
+        shares: Array | None = None,
         work: LocalWork,
         params: Array,
         sgd: Sgd,
@@ -181,8 +181,8 @@ class DenseKernel:
             The first row and the number of rows of each client, ``(C,)``.
         seeds : array
             The seed of the order of each client's samples, ``(C,)``.
-        shares : array or float
-            The share of its work that each client does, ``(C,)``.
+        shares : array, optional
+            The share of its work that each client does, ``(C,)``; None: all of it.
         work : LocalWork
             The work.
         params : array
@@ -205,28 +205,27 @@ class DenseKernel:
         MemoryError
             If there is not enough memory.
         """
-        x, y, shares = np.asarray(x), np.asarray(y), np.asarray(shares, np.float64)
+        x, y, out = np.asarray(x), np.asarray(y), np.asarray(out)
+        if not out.flags.c_contiguous:
+            raise ValueError("out must be contiguous")
         clients, params_shape, per_client = (len(sizes),), (self._num_params,), (len(sizes), self._num_params)
-        starts, sizes = _array("starts", starts, np.int64, clients), _array("sizes", sizes, np.int64, clients)
-        if ((sizes < 1) | (sizes >= _MAX_SAMPLES) | (starts < 0) | (starts + sizes > len(x))).any():
-            raise ValueError(f"each client must have 1 to {_MAX_SAMPLES - 1} of the {len(x)} rows of x")
-        steps, result = _num_steps(work, sizes, shares), np.empty(clients)
-        trained = steps * np.minimum(sizes, work.batch_size or sizes)  # samples, or a few more
-        width, num_outputs = self._widths[[0, -1]].tolist()
+        losses, steps = np.empty(clients), np.empty(clients, np.int64)
+        width, num_outputs = int(self._widths[0]), int(self._widths[-1])
         y_type, y_shape = (np.float32, (len(x), num_outputs)) if self._squared_error else (np.int64, (len(x),))
         arrays = {
             "widths": self._widths,
-            "starts": starts,
-            "sizes": sizes,
-            "steps": steps,
-            "queue": np.argsort(-trained, kind="stable"),
+            "starts": _array("starts", starts, np.int64, clients),
+            "sizes": _array("sizes", sizes, np.int64, clients),
             "seeds": _array("seeds", seeds, np.uint64, clients),
             "x": _array("x", x, np.uint8 if x.dtype == np.uint8 else np.float32, (len(x), width)),
             "y": _array("y", y, y_type, y_shape),
             "params": _array("params", params, np.float32, params_shape, per_client),
             "out": _array("out", out, np.float32, per_client),
-            "losses": result,
+            "losses": losses,
+            "steps": steps,
         }
+        if shares is not None:
+            arrays["shares"] = _array("shares", shares, np.float64, clients)
         if scale is not None or offset is not None:
             arrays["scale"] = _array("scale", scale, np.float32, (width,))
             arrays["offset"] = _array("offset", offset, np.float32, (width,))
@@ -234,13 +233,15 @@ class DenseKernel:
             arrays["shift"] = _array("shift", shift, np.float32, params_shape, per_client)
         if anchor is not None:
             arrays["anchor"] = _array("anchor", anchor, np.float32, params_shape)
-        if arrays["out"].ctypes.data != np.asarray(out).ctypes.data:
-            raise ValueError("out must be contiguous")
         job = _Job(
             num_clients=len(sizes),
+            num_samples=len(x),
             num_layers=len(self._widths) - 1,
+            epochs=work.epochs or 0,
+            max_steps=-1 if work.steps is None else work.steps,
             batch_size=work.batch_size,
-            threads=min(self._threads, 1 + int(trained.sum()) * self._num_params // _NUMBERS_A_THREAD),
+            threads=self._threads,
+            numbers_a_thread=_NUMBERS_A_THREAD,
             num_params=self._num_params,
             is_bytes=x.dtype == np.uint8,
             squared_error=self._squared_error,
@@ -255,7 +256,9 @@ class DenseKernel:
             raise MemoryError(f"{self._threads} threads of the kernel need more memory than there is")
         if status == _WRONG_LABEL:
             raise ValueError(f"labels must be from 0 to {num_outputs - 1}")
-        return result, steps
+        if status == _WRONG_ROWS:
+            raise ValueError(f"each client must have 1 to {_MAX_SAMPLES - 1} of the {len(x)} rows of x")
+        return losses, steps
 
     def _compare_with_torch(self) -> None:
         """Train two clients of three samples by the kernel and by autograd.
@@ -295,13 +298,6 @@ def _array(name: str, value: Array | None, dtype: type[np.generic], *shapes: tup
         allowed = " or ".join(map(str, shapes))
         raise ValueError(f"{name} must be {np.dtype(dtype)} {allowed}, got {array.dtype} {array.shape}")
     return np.ascontiguousarray(array)
-
-
-def _num_steps(work: LocalWork, sizes: NDArray[np.int64], shares: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return the clients' numbers of steps, as ``LocalWork.orders``."""
-    num_batches = -(-sizes // (work.batch_size or sizes))
-    total = num_batches * (work.epochs or 0) if work.steps is None else np.full_like(sizes, work.steps)
-    return np.minimum(total, np.maximum(1, np.ceil(shares * total - 1e-9)).astype(np.int64))
 
 
 def _train(

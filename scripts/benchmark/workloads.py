@@ -169,11 +169,11 @@ class LazyData:
         x, y = self._few.train_samples(partition_id % 1000)
         return x + (partition_id // 1000) * 1e-6, y
 
-    def pool(self, partition_ids: Sequence[int]) -> tuple[Tensor, Tensor, NDArray[np.int64], NDArray[np.int64]]:
+    def pool(self, partition_ids: Sequence[int]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
         """Make many clients' training samples."""
         parts = [self.train_samples(i) for i in partition_ids]
         sizes = np.array([len(y) for _, y in parts])
-        x, y = (torch.cat(arrays) for arrays in zip(*parts, strict=True))
+        x, y = (torch.cat(arrays).numpy() for arrays in zip(*parts, strict=True))
         return x, y, np.cumsum(sizes) - sizes, sizes
 
     def without_test(self) -> "LazyData":
