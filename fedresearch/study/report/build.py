@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fedresearch.runs.columns import larger_is_better
+from fedresearch.study.report.arms import Arrangement, arrange
 from fedresearch.study.report.cautions import counted, find_cautions
 from fedresearch.study.report.cells import Study
 from fedresearch.study.report.figures import Picture, figures
@@ -34,6 +36,8 @@ class Report:
         The cells.
     question : Question
         What the report answers.
+    arrangement : Arrangement
+        The cells' arms, with their looks, and their panels.
     selected : mapping
         Directory of a run to its selected number; NaN where a run has none.
     """
@@ -45,6 +49,7 @@ class Report:
     figures: Mapping[str, Picture]
     study: Study
     question: Question
+    arrangement: Arrangement
     selected: Mapping[Path, float]
 
 
@@ -54,6 +59,17 @@ def build_report(study: Study, question: Question) -> Report:
     outcomes = {cell.label: find_outcome(cell, selected) for cell in study.cells}
     durations = {target: durations_to(study, question.metric, target) for target in question.targets}
     cautions = find_cautions(study, question.baseline, question.metric)
+    arrangement = arrange(
+        study,
+        {label: outcome.mean for label, outcome in outcomes.items()},
+        larger_is_better=larger_is_better(question.metric, study.declared),
+        tuned=question.tuned,
+        facet=question.facet,
+        arms=question.arms,
+        highlight=question.highlight,
+        baseline=[partner.label for partner in question.baseline.partners.values()],
+        names=question.names,
+    )
     tables = [
         published_table(study, cautions.marks),
         final_table(study, question, outcomes, cautions.marks),
@@ -70,5 +86,6 @@ def build_report(study: Study, question: Question) -> Report:
         figures=dict(figures(study, question, outcomes)),
         study=study,
         question=question,
+        arrangement=arrangement,
         selected=selected,
     )

@@ -50,6 +50,19 @@ def main(words: Sequence[str]) -> None:
     )
     parser.add_argument("--rows", metavar="KEY", help="the key down in a further table, with --cols")
     parser.add_argument("--cols", metavar="KEY", help="the key across")
+    parser.add_argument("--arms", default="", metavar="KEY,KEY", help="the keys compared in each panel of curves")
+    parser.add_argument("--facet", default="", metavar="KEY,KEY", help="the keys of which each value has a panel")
+    parser.add_argument(
+        "--highlight", default="", metavar="A,B", help="arms in colour, by their labels; others are grey"
+    )
+    parser.add_argument(
+        "--label",
+        action="append",
+        default=[],
+        metavar="KEY=TEXT",
+        help="what to call a key or a column; KEY=VALUE=TEXT: what to call a value, such as strategy=fedavg=FedAvg; "
+        "several times if need be",
+    )
     parser.add_argument("--out", type=Path, help="the folder to write (default: report, in the first DIR)")
     gc.disable()  # saves a seventh of the time for 1,000 runs: nearly all objects live to the end
     with printing(), reporting():
@@ -77,6 +90,10 @@ def _report(arguments: Namespace) -> None:
         tuned=_words(arguments.tuned),
         x_axis=arguments.x,
         grid=(arguments.rows, arguments.cols) if arguments.rows else None,
+        facet=_words(arguments.facet),
+        arms=_words(arguments.arms),
+        highlight=_words(arguments.highlight),
+        labels=arguments.label,
     )
     out = arguments.out or arguments.directories[0] / "report"
     print(write(build_report(study, question), out))

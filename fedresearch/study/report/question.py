@@ -1,7 +1,7 @@
 """What a report is asked, checked against the runs that it is about."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 
 import numpy as np
@@ -9,6 +9,7 @@ import numpy as np
 from fedresearch.errors import InputError
 from fedresearch.runs.columns import is_share
 from fedresearch.runs.comparison import format_value
+from fedresearch.runs.labels import Names
 from fedresearch.runs.loaded import default_metric
 from fedresearch.study.report.baseline import NO_BASELINE, Baseline, find_baseline, refuse_constant
 from fedresearch.study.report.cells import Study
@@ -35,6 +36,12 @@ class Question:
         A key of ``AXES``, for curves and speed-ups.
     grid : tuple of str, optional
         A key down and a key across, for tables and a heat map.
+    facet, arms : sequence of str
+        The keys of which each value has a panel, and those that are compared in it; empty: chosen by rule.
+    highlight : sequence of str
+        Labels of arms, or parts of them; empty: the best.
+    names : mapping
+        What to call keys, columns and values, by ``KEY``, ``COLUMN`` or ``KEY=VALUE``.
     """
 
     metric: str
@@ -44,6 +51,10 @@ class Question:
     tuned: Sequence[str] = ()
     x_axis: str = "rounds"
     grid: tuple[str, str] | None = None
+    facet: Sequence[str] = ()
+    arms: Sequence[str] = ()
+    highlight: Sequence[str] = ()
+    names: Names = field(default_factory=dict)
 
 
 def pose_question(
@@ -56,6 +67,10 @@ def pose_question(
     tuned: Sequence[str] = (),
     x_axis: str = "rounds",
     grid: tuple[str, str] | None = None,
+    facet: Sequence[str] = (),
+    arms: Sequence[str] = (),
+    highlight: Sequence[str] = (),
+    labels: Sequence[str] = (),
 ) -> Question:
     """Return the question that was typed, in which keys may have their short names.
 
@@ -69,8 +84,10 @@ def pose_question(
         None: the first of the usual metrics that any run has.
     baseline : str
         ``KEY=VALUE``; "" for none.
-    targets, tuned, x_axis, grid
+    targets, tuned, x_axis, grid, facet, arms, highlight
         As in :class:`Question`.
+    labels : sequence of str
+        Names as ``KEY=TEXT``, ``COLUMN=TEXT`` or ``KEY=VALUE=TEXT``.
 
     Raises
     ------
@@ -86,7 +103,25 @@ def pose_question(
         grid = (study.full_name(grid[0]), study.full_name(grid[1]))
         _refuse_grid(study, *grid)
     compared = find_baseline(study, baseline, tuned) if baseline else NO_BASELINE
-    return Question(metric, selection, targets, compared, tuned, x_axis, grid)
+    facet, arms = ([study.full_name(key) for key in keys] for keys in (facet, arms))
+    for key in dict.fromkeys((*facet, *arms)):
+        refuse_constant(study, key)
+        if key in facet and key in arms:
+            raise InputError(f"{key} is in --facet and in --arms; name it in one of them")
+    names = dict(_named(study, label) for label in labels)
+    return Question(metric, selection, targets, compared, tuned, x_axis, grid, facet, arms, highlight, names)
+
+
+def _named(study: Study, label: str) -> tuple[str, str]:
+    """Return what a label is for, and its text."""
+    what, _, text = label.rpartition("=")
+    key, _, value = what.partition("=")
+    if not key or not text:
+        raise InputError(
+            f"--label must be KEY=TEXT, COLUMN=TEXT or KEY=VALUE=TEXT, got {label}; try --label strategy=fedavg=FedAvg"
+        )
+    full = study.full_name(key)
+    return (f"{full}={value}" if value else full), text
 
 
 def _refuse_missing(study: Study, metric: str) -> None:
