@@ -508,7 +508,7 @@ def test_overrides_of_replaced_hardware_or_tracker_are_left_out(finished, copy, 
 def test_an_interrupted_rerun_is_waited_for(finished, copy, tmp_path):
     config = read_record(copy)["config"]
     config["federation"]["num_rounds"] = 100_000
-    edit_record(copy, config=config, overrides=[*SHORT, "federation.num_rounds=100000"])
+    edit_record(copy, config=config, overrides=[*SHORT, "federation.num_rounds=100000", "hardware=cpu"])
     metrics = tmp_path / "again" / "metrics.jsonl"
     with start(tmp_path, "reproduce", copy, "--out", "again") as process:
         while not (metrics.exists() and metrics.read_text().count("\n") >= 2):

@@ -347,7 +347,7 @@ BUILT = {
         "+tracker.zzz=1"
     ],
     "strategy=fedper: the head may consist of": ["strategy=fedper", "strategy.client.head=[nope]"],
-    "hardware=cpu: hardware must make": ["hardware._target_=builtins.dict"],
+    "hardware=auto: hardware must make": ["hardware._target_=builtins.dict"],
     "dataset=digits: dataset must make": ["dataset._target_=builtins.dict"],
     "dataset=digits: dataset.zzz is not an argument of load; leave it out; no argument can be set": ["+dataset.zzz=1"],
     "dataset=digits: train holds labels from 0 to 9": ["dataset.declares.num_classes=3"],

@@ -208,13 +208,17 @@ class Experiment:
     @cached_property
     def grid(self) -> OrderedGrid | NodeGrid:
         """Where the clients run."""
-        return self._nodes or self.builder.build(
+        if self._nodes:
+            return self._nodes
+        grid = self.builder.build(
             "hardware",
             {key: value for key, value in self.config.hardware.items() if key != "device"},
             OrderedGrid,
             client_app=self.client_app,
             num_supernodes=self.data.num_partitions,
         )
+        grid.expect(self.config.federation.num_rounds, self.cohort_size)
+        return grid
 
     @property
     def hardware(self) -> str | None:
@@ -342,13 +346,18 @@ class Experiment:
     def _initial_state(self) -> dict[str, Tensor]:
         return {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
 
+    @property
+    def cohort_size(self) -> int:
+        """Number of clients that a round asks for."""
+        return cohort_size(self.data.num_partitions, self.config.federation.fraction_train)
+
     @cached_property
     def train_cohort(self) -> Sampling:
         """The clients that the sampling scheme selects to train in a round, of those who are there."""
         return Sampling(
             self.builder.partial("sampling", self.config.sampling, given=_GIVEN_TO_SAMPLING),
             [len(rows) for rows in self.training_data.train],
-            cohort_size(self.data.num_partitions, self.config.federation.fraction_train),
+            self.cohort_size,
             self.config.seed,
             "train-sampling",
             self.availability,

@@ -23,21 +23,26 @@ from fedresearch.hardware.ordered import OrderedGrid
 
 log = logging.getLogger("fedresearch")
 
-# What common machines do, to a factor of three: a core's floating-point operations in a second, and seconds of a step
-# without them, of the start of workers, of a client's message and of a byte of its model.
-_FLOPS_PER_S = 20e9
+# Measured by CPU time on two cores of an Intel Xeon (torch 2.14; November 2026), the least of several rounds. Steps of
+# 10 samples on one thread take 87 us (logistic regression), 178 (mlp), 460 (mlp_2nn), 1,424 (lenet) and 7,467
+# (cnn_mcmahan); of 50, lenet's 3,516. The first two constants estimate each to a factor of 2.5. Workers import for 2 s
+# and unpickle the clients for 0.4 s. A message of theirs costs 0.27 ms in the main process and half of 0.44 ms in two
+# workers; with 9 million parameters 67 and half of 100 ms.
+_FLOPS_PER_S = 40e9
 _STEP_S = 150e-6
-_START_S = 5
+_START_S = 2.5
 _MESSAGE_S = 0.5e-3
-_BYTE_S = 2e-9
+_BYTE_S = 3e-9
 
-_WORTHWHILE_S = 10
+_WORTHWHILE_S = 5  # at least; so that workers still save time where the estimate is twice too long
+_SHORT_S = 10  # of training, up to which a run prints nothing about it
 
 
 class AutoGrid(OrderedGrid):
     """A Grid that chooses when it opens whether clients run in this process or in workers, which give the same bits.
 
-    It chooses workers if they save at least ten seconds of the run by an estimate, without timing anything.
+    It chooses workers if they save at least five seconds of the run by an estimate, without timing anything. It prints
+    the choice and the reason if training takes more than ten seconds.
 
     Parameters
     ----------
@@ -45,25 +50,29 @@ class AutoGrid(OrderedGrid):
         The app of every client.
     num_supernodes : int
         Number of clients.
-    num_rounds : int
-        Number of the run's rounds.
-    fraction_train : float
-        Share of the clients that train in a round.
+
+    Attributes
+    ----------
+    chosen : str
+        The option, once the Grid is open.
     """
 
-    def __init__(self, client_app: Clients, num_supernodes: int, num_rounds: int, fraction_train: float) -> None:
+    def __init__(self, client_app: Clients, num_supernodes: int) -> None:
         self._grid: OrderedGrid = InProcessGrid(client_app, num_supernodes)
         super().__init__(client_app, num_supernodes)
-        self._clients, self._num_rounds, self._fraction_train = client_app, num_rounds, fraction_train
+        self._clients, self._num_rounds, self._cohort_size = client_app, 0, 0
+
+    def expect(self, num_rounds: int, cohort_size: int) -> None:
+        """Learn how much the clients will train."""
+        self._num_rounds, self._cohort_size = num_rounds, cohort_size
 
     def __enter__(self) -> Self:
         """Choose. A model that fails has been reported by now, or ends the run here as it would in the first round."""
-        self.chosen, reason, seconds = choose(
-            self._clients, self._num_rounds, self._num_supernodes * self._fraction_train
-        )
-        log.info("hardware=auto: %s, since %s", self.chosen, reason)
-        if seconds > 2 * _WORTHWHILE_S and DenseClients.can_train(self._clients):
-            log.info("hardware=batched would be faster, and its numbers are equal up to rounding")
+        self.chosen, reason, seconds = choose(self._clients, self._num_rounds, self._cohort_size)
+        if seconds > _SHORT_S:
+            log.info("hardware=auto: %s, since %s", self.chosen, reason)
+            if DenseClients.can_train(self._clients):
+                log.info("hardware=batched would be faster, and its numbers are equal up to rounding")
         if self.chosen == "workers":
             from fedresearch.hardware.workers import WorkerGrid
 
@@ -93,7 +102,7 @@ class AutoGrid(OrderedGrid):
         return self._grid._answer(messages)
 
 
-def choose(clients: Clients, num_rounds: int, cohort: float) -> tuple[str, str, float]:
+def choose(clients: Clients, num_rounds: int, cohort_size: int) -> tuple[str, str, float]:
     """Return the option, the reason for it, and an estimate of the seconds that training takes on one core.
 
     Parameters
@@ -102,19 +111,20 @@ def choose(clients: Clients, num_rounds: int, cohort: float) -> tuple[str, str, 
         The ClientApp.
     num_rounds : int
         Number of rounds.
-    cohort : float
+    cohort_size : int
         Number of clients in a round; those without samples do not count.
     """
     sizes = [len(rows) for rows in clients.data.train if len(rows)]
-    cohort = max(1.0, min(cohort, len(sizes)))
+    cohort = min(cohort_size, len(sizes))
     messages = num_rounds * cohort
     seconds = messages * _client_s(clients, sum(sizes) / max(1, len(sizes)))
-    at_once = min(num_cores(), int(cohort))
+    at_once = min(num_cores(), cohort)
+    if at_once < 2:
+        return "cpu", "one client trains in a round" if cohort < 2 else "this run may use one core", seconds
     num_bytes = sum(tensor.nbytes for tensor in clients.model.state_dict().values())
-    saved = seconds * (1 - 1 / at_once) - _START_S - messages * (_MESSAGE_S + num_bytes * _BYTE_S)
+    turns = math.ceil(cohort / at_once)
+    saved = seconds * (1 - turns / cohort) - _START_S - messages * (_MESSAGE_S + num_bytes * _BYTE_S)
     estimated = f"training takes about {max(1, float(f'{seconds:.1g}')):,.0f} s on one core"
-    if at_once == 1:
-        return "cpu", "this run may use one core" if cohort >= 2 else "one client trains in a round", seconds
     if saved < _WORTHWHILE_S:
         return "cpu", f"{estimated}, and workers would save too little", seconds
     return "workers", f"{estimated}, and {at_once} clients can train at once", seconds

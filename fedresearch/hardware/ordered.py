@@ -65,6 +65,9 @@ class OrderedGrid(Grid):
         self._run = Run.create_empty(run_id=1)
         be_server(run_id=1)
 
+    def expect(self, num_rounds: int, cohort_size: int) -> None:
+        """Learn, before it opens, for how many rounds how many clients train. Only a choice of hardware needs it."""
+
     def __enter__(self) -> Self:
         """Prepare for messages."""
         return self
