@@ -1,10 +1,12 @@
 """Rounds of every side, in turn, so that a drift of the machine's speed hits all alike."""
 
 import statistics
+import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,8 +14,10 @@ from torch import Tensor
 from torch.optim import Adam
 
 from fedresearch.hardware.cores import num_cores
+from scripts.benchmark import environment
+from scripts.benchmark.bound import round_work
 from scripts.benchmark.ours import Ours, OursLocal, on_gpu
-from scripts.benchmark.peers import Loop, flower, loss
+from scripts.benchmark.peers import Loop, Peer, flower, loss, write_job
 from scripts.benchmark.workloads import WORKLOADS, Workload, data_of, initial_state
 
 # How far our last model may be from the loop's, as a share of how far that one went from the initial weights. Both draw
@@ -32,7 +36,7 @@ class Options:
     hardware : sequence of str or None
         Ours.
     peers : sequence of str
-        Of ``"loop"`` and ``"flower"``.
+        Of ``"loop"``, ``"loop-gpu"``, ``"flower"`` and the other frameworks that are installed.
     rounds : int or None
         Timed rounds of each side, at most so many of Flower's.
     gpu : str
@@ -56,10 +60,14 @@ def measure(names: Sequence[str], options: Options) -> dict[str, Any]:
     flowers: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     losses: dict[str, float] = {}
     with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         sides = {
             (name, side): stack.enter_context(runner)
             for name, work in works.items()
-            for side, runner in _sides(work, data_of(name), options).items()
+            for side, runner in {
+                **_sides(work, data_of(name), options),
+                **_others(work, data_of(name), options, folder / name, rounds),
+            }.items()
         }
         times: dict[tuple[str, str], list[float]] = {key: [] for key in sides}
         peaks = dict.fromkeys(sides, 0)
@@ -88,6 +96,7 @@ def measure(names: Sequence[str], options: Options) -> dict[str, Any]:
         name: {
             "about": work.about,
             "cohort": work.cohort,
+            "round": round_work(work, data_of(name), rounds),
             "sides": _figures(
                 work,
                 data_of(name),
@@ -133,6 +142,19 @@ def _sides(work: Workload, data: Any, options: Options) -> dict[str, Any]:
     if "loop-gpu" in options.peers or ("loop" in options.peers and any(map(on_gpu, sides))):
         sides[LOOP_GPU] = Loop(work, data, device=options.gpu)
     return sides
+
+
+def _others(work: Workload, data: Any, options: Options, folder: Path, rounds: int) -> dict[str, Any]:
+    """Start the other frameworks, each on one core and on all."""
+    names = [name for name in work.peers if name in options.peers and name in environment.versions()]
+    if names:
+        folder.mkdir()
+        write_job(folder / "job.pt", work, data, rounds + 1)
+    return {
+        name if cores == 1 else f"{name}, all cores": Peer(name, folder / "job.pt", cores)
+        for name in names
+        for cores in sorted({1, num_cores()})
+    }
 
 
 def _figures(

@@ -1,4 +1,4 @@
-"""What ours is held against: a bare PyTorch loop, here, and Flower's simulation, in a process of its own."""
+"""What ours is held against: a bare PyTorch loop, here; Flower's simulation and others, in processes of their own."""
 
 import contextlib
 import json
@@ -15,6 +15,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from fedresearch.seeding import derive_seed
+from scripts.benchmark import environment
 from scripts.benchmark.ours import sampling_of
 from scripts.benchmark.workloads import Workload, initial_state, local_sgd
 
@@ -74,6 +75,80 @@ class Loop:
         """Return the global model; where nothing is averaged, that of the last client."""
         state = self._global if self._averages else self._model.state_dict()
         return {name: tensor.cpu() for name, tensor in state.items()}
+
+
+def write_job(path: Path, work: Workload, data: Any, rounds: int) -> None:
+    """Write a workload and its cohorts for :class:`Peer`."""
+    model, sampling = work.model(), sampling_of(work, data)
+    model.load_state_dict(initial_state(work))
+    job = {
+        "model": model,
+        "clients": [data.train_samples(i) for i in range(data.num_partitions)],
+        "cohorts": [sorted(sampling(server_round)) for server_round in range(1, rounds + 1)],
+        "lr": work.lr,
+        "epochs": work.local.epochs or 1,
+        "batch_size": work.local.batch_size,
+    }
+    torch.save(job, path)
+
+
+class Peer:
+    """Rounds of another framework, which draws our cohorts and batches, in a process of its environment.
+
+    Parameters
+    ----------
+    name : str
+        Of ``workloads.PEERS``.
+    job : Path
+        What :func:`write_job` has written.
+    cores : int
+        How many it may use.
+    """
+
+    def __init__(self, name: str, job: Path, cores: int) -> None:
+        self._name, self._state = name, job.with_name(f"{name}-{cores}.pt")
+        self._log = job.with_name(f"{name}-{cores}.log")
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={cores}"]
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(
+                [
+                    str(environment.PYTHON),
+                    *(launcher if name == "pfl" and cores > 1 else ()),
+                    *("-m", f"scripts.benchmark.{name}_peer", str(job), str(cores)),
+                ],
+                cwd=ROOT,
+                env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                start_new_session=True,
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(subprocess.TimeoutExpired, BrokenPipeError):
+            self._process.communicate(timeout=10)  # which closes its input: then it ends
+        _end(self._process.pid)
+        self._process.wait()
+
+    def round(self, server_round: int) -> None:
+        """Have it run a round."""
+        self._ask(str(server_round))
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the global model."""
+        self._ask(str(self._state))
+        state: dict[str, Tensor] = torch.load(self._state)
+        return state
+
+    def _ask(self, line: str) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            print(line, file=self._process.stdin, flush=True)
+        if not self._process.stdout.readline():  # type: ignore[union-attr]
+            raise RuntimeError(f"{self._name} ended:\n{self._log.read_text()[:4000]}")
 
 
 def loss(work: Workload, data: Any, state: dict[str, Tensor]) -> float:

@@ -1,4 +1,4 @@
-"""What is seen from outside a process: its memory over a thousand rounds, its start, and a million clients."""
+"""What is seen from outside a process: its memory over many rounds, its start, a million clients, its files' cost."""
 
 import argparse
 import json
@@ -15,6 +15,7 @@ from typing import Any
 from scripts.benchmark.peers import ROOT, run_python
 
 _POLL_S = 0.005
+_TRACKERS = ("none", "tensorboard", "wandb")
 
 
 def memory(hardware: Sequence[str], early: int = 100, late: int = 1000) -> dict[str, Any]:
@@ -51,6 +52,37 @@ def cold(hardware: Sequence[str], peers: Sequence[str]) -> dict[str, Any]:
             if option != "flower":
                 own["times_flower"] = figures["flower"]["first_row_s"] / own["first_row_s"]
     return figures
+
+
+def long(num_rounds: int = 10_000) -> dict[str, Any]:
+    """Return the seconds a round of whole runs of W1a, and those that its rounds take within.
+
+    Between rounds come the row, trackers and checkpoints; the clients' table is written within a round.
+    """
+    alone = ["tracker=none", "clients_table=false", "checkpoint.every=0"]
+    runs = {"rounds alone": alone, **{f"tracker={name}": [f"tracker={name}"] for name in _TRACKERS}}
+    return {name: {"rounds": num_rounds, **_run_long(overrides, num_rounds)} for name, overrides in runs.items()}
+
+
+def _run_long(overrides: Sequence[str], num_rounds: int) -> dict[str, float]:
+    from scripts.benchmark.workloads import log_normal_sizes
+
+    options = [
+        *("hardware=batched", "dataset=synthetic", "dataset.num_devices=200", "model=logistic", "partitioner=size"),
+        f"partitioner.partition_sizes={log_normal_sizes(1000)}",
+        *("validation.fraction=0", "local.epochs=1", "optimizer.lr=0.01", f"federation.num_rounds={num_rounds}"),
+        *("federation.fraction_train=0.01", "federation.fraction_evaluate=0", "federation.evaluate_initial=false"),
+        f"federation.evaluate_every={num_rounds}",
+    ]
+    with tempfile.TemporaryDirectory(dir=".") as folder:  # on a disk: /tmp may be memory
+        run = Path(folder).resolve() / "run"
+        command = [sys.executable, "-m", "fedresearch.main", *options, *overrides, f"hydra.run.dir={run}"]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "WANDB_MODE": "offline"}
+        subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][1:-1]
+    whole_s = rows[-1]["time/total_s"] - rows[0]["time/total_s"]
+    within_s = sum(row["time/round_s"] for row in rows[1:])
+    return {"round_s": within_s / (len(rows) - 1), "whole_s": whole_s / (len(rows) - 1)}
 
 
 def _first_row(hardware: str) -> float:

@@ -7,13 +7,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from fedresearch.hardware.cores import num_cores
+from scripts.benchmark import environment
+from scripts.benchmark.bound import bound, speed
+
 
 def machine() -> dict[str, Any]:
     """Return what the figures are of."""
-    import torch
-
-    from fedresearch.hardware.cores import num_cores
-
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -24,6 +26,8 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         **{name: _version(name) for name in ("flwr", "ray", "numpy")},
+        "peers": environment.versions(),
+        **speed(),
     }
 
 
@@ -36,18 +40,24 @@ def _version(name: str) -> str:
 
 def head(machine: dict[str, Any]) -> str:
     """Return a line on the machine."""
-    versions = ", ".join(f"{name} {machine[name]}" for name in ("python", "torch", "flwr", "ray"))
+    found = {**{name: machine[name] for name in ("python", "torch", "flwr", "ray")}, **machine["peers"]}
+    versions = ", ".join(f"{name} {version}" for name, version in found.items())
     return (
         f"{machine['cpu']}, {machine['cores']} cores (load {machine['load']:.1f} at the start); {versions}. "
-        "One torch thread a process, but for the loop on all cores; Flower with one CPU a client. "
-        "Medians after a warm-up round. x: how many times faster than the loop, or Flower, in the same run; with the "
-        "first: over as many rounds as Flower's, the first, in which a step is compiled, included. From the loop: "
-        "distance of the last model from the loop's, as a share of its way from the initial weights."
+        f"On all cores, a matrix product does {machine['flop_per_s'] / 1e9:.0f} GFLOP/s, and a copy reads and writes "
+        f"{machine['bytes_per_s'] / 1e9:.0f} GB/s. One torch thread a process, but for the loop on all cores; Flower "
+        "with one CPU a client; others on one core, but for those on all cores. Medians after a warm-up round. x: how "
+        "many times faster than the loop, or Flower, in the same run; with the first: over as many rounds as Flower's, "
+        "the first, in which a step is compiled, included. x bound: how many times what a round's arithmetic takes at "
+        "the speed of that product, or its bytes at that of the copy. From the loop: distance of the last model from "
+        "the loop's, as a share of its way from the initial weights."
     )
 
 
-def rounds(name: str, figures: dict[str, Any]) -> str:
+def rounds(name: str, figures: dict[str, Any], machine: dict[str, Any]) -> str:
     """Return a workload's table."""
+    own_round = figures["round"]
+    least_s = bound(own_round, machine)
     rows = []
     for side, own in figures["sides"].items():
         same = own.get("same_work")
@@ -62,11 +72,16 @@ def rounds(name: str, figures: dict[str, Any]) -> str:
                 _times(own.get("times_loop, gpu")),
                 _times(own.get("times_flower")),
                 _times(own.get("times_flower_with_first")),
+                _times(own["round_s"] / least_s if "gpu" not in side and "local" not in side else None),
                 "" if same is None else f"{own['distance']:.0e}" + " **too far**" * (not same),
             ]
         )
     header = ["", "s a round", "first", "us a client", "x loop", "x loop, all cores", "x loop, gpu", "x Flower"]
-    text = f"\n**{name}**: {figures['about']}\n\n{_table([*header, 'with the first', 'from the loop'], rows)}"
+    text = (
+        f"\n**{name}**: {figures['about']}\n\n{_table([*header, 'with the first', 'x bound', 'from the loop'], rows)}"
+    )
+    gflop, megabytes = own_round["flop"] / 1e9, own_round["bytes"] / 1e6
+    text += f"\n\nThe bound is {_seconds(least_s)} s: {gflop:.3g} GFLOP, {megabytes:.3g} MB."
     simulation = figures["sides"].get("flower", {})
     if simulation.get("loop_loss") is not None:
         text += (
@@ -85,6 +100,22 @@ def memory(figures: dict[str, Any]) -> str:
     ]
     at = next(iter(figures.values()))
     header = ["MiB of W2's processes", f"round {at['early_round']}", f"round {at['late_round']}", "ratio"]
+    return "\n" + _table(header, rows)
+
+
+def long(figures: dict[str, Any]) -> str:
+    """Return the table of whole runs."""
+    alone_s = next(iter(figures.values()))["round_s"]
+    rows = [
+        [
+            run,
+            *(f"{own[key] * 1e6:,.0f}" for key in ("round_s", "whole_s")),
+            f"{own['whole_s'] / own['round_s'] - 1:.1%}",
+            f"{own['whole_s'] / alone_s - 1:.1%}",
+        ]
+        for run, own in figures.items()
+    ]
+    header = ["10,000 rounds of W1a", "us within a round", "us a round in all", "between rounds", "more than alone"]
     return "\n" + _table(header, rows)
 
 

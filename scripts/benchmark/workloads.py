@@ -22,6 +22,7 @@ from fedresearch.models.logistic import Logistic
 from fedresearch.models.mlp import MLP
 
 HARDWARE = ("cpu", "workers", "batched")
+PEERS = ("pfl", "fedjax", "blazefl")
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class Workload:
         Whether the loop is also timed on as many torch threads as there are cores.
     evaluates : bool
         Whether in each round all clients evaluate the new model.
+    peers : tuple of str
+        Other frameworks that are timed where they are installed.
     null : bool
         Whether a client does nothing but return its parameters plus 0.001.
     """
@@ -65,6 +68,7 @@ class Workload:
     hardware: tuple[str, ...] = HARDWARE
     threaded: bool = False
     evaluates: bool = False
+    peers: tuple[str, ...] = ()
     null: bool = False
 
 
@@ -116,14 +120,14 @@ def _tutorial() -> FederatedData:
     return _federated(x.contiguous(), torch.from_numpy(labels), [len(labels) // 10] * 10, len(labels) // 50)
 
 
-def _log_normal_sizes(num_clients: int) -> list[int]:
+def log_normal_sizes(num_clients: int) -> list[int]:
     raw = np.random.default_rng(0).lognormal(0.0, 1.0, num_clients)
     sizes: list[int] = np.maximum(10, raw / raw.mean() * 60).astype(int).tolist()
     return sizes
 
 
 def _softmax_regression(num_clients: int = 1000) -> FederatedData:
-    rng, sizes = np.random.default_rng(0), _log_normal_sizes(num_clients)
+    rng, sizes = np.random.default_rng(0), log_normal_sizes(num_clients)
     x = rng.normal(size=(sum(sizes), 60)).astype(np.float32)
     y = (x @ rng.normal(size=(60, 10))).argmax(1)
     return _federated(torch.from_numpy(x), torch.from_numpy(y), sizes)
@@ -237,6 +241,19 @@ _W1A = Workload(
     lr=0.01,
     rounds=100,
     flower_rounds=20,
+    peers=PEERS,
+)
+_W4 = Workload(
+    about="CIFAR-shaped tensors, ResNet-18 with group normalisation (11.2M parameters), 10 clients, a step of B=10",
+    data=functools.partial(_images, 10, 10),
+    model=_resnet,
+    cohort=10,
+    local=LocalWork(None, 1, 10),
+    lr=0.01,
+    rounds=4,
+    hardware=("cpu", "workers"),
+    threaded=True,
+    peers=("pfl", "blazefl"),
 )
 _NULL = Workload(
     about="null client, 610 parameters, 100 clients",
@@ -282,6 +299,7 @@ WORKLOADS: dict[str, Workload] = {
         lr=0.05,
         rounds=60,
         flower_rounds=20,
+        peers=PEERS,
     ),
     "W3": Workload(
         about="CIFAR-shaped tensors, LeNet, 10 of 100 clients of 500 images, B=50, E=5",
@@ -293,28 +311,18 @@ WORKLOADS: dict[str, Workload] = {
         rounds=4,
         hardware=("cpu", "workers"),
         threaded=True,
+        peers=PEERS,
     ),
-    "W4": Workload(
-        about="CIFAR-shaped tensors, ResNet-18 with group normalisation (11.2M parameters), 10 clients, a step of B=10",
-        data=functools.partial(_images, 10, 10),
-        model=_resnet,
-        cohort=10,
-        local=LocalWork(None, 1, 10),
-        lr=0.01,
-        rounds=4,
-        hardware=("cpu", "workers"),
-        threaded=True,
-    ),
-    "W7": Workload(
+    "W4": _W4,
+    "W7": replace(
+        _W4,
         about="CIFAR-shaped tensors, ResNet-18 with group normalisation (11.2M parameters), 100 clients, one step",
         data=functools.partial(_images, 100, 10),
-        model=_resnet,
         cohort=100,
-        local=LocalWork(None, 1, 10),
-        lr=0.01,
         rounds=2,
         flower_rounds=0,
         hardware=("workers",),
+        peers=(),
     ),
     "W5-610": _NULL,
     "W5-62k": replace(
