@@ -5,17 +5,30 @@ from pathlib import Path
 
 import pytest
 
+from scripts.benchmark.environment import versions
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 
 
-def test_it_runs(tmp_path):
-    out = tmp_path / "figures.json"
-    command = [sys.executable, "-m", "scripts.benchmark", "--smoke", "--json", str(out)]
+def benchmark(out, *options):
+    command = [sys.executable, "-m", "scripts.benchmark", *options, "--json", str(out)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    figures = json.loads(out.read_text())
+    return json.loads(out.read_text()), done
+
+
+@pytest.mark.skipif(not versions(), reason="python -m scripts.benchmark --peers-env has not run")
+def test_other_frameworks_do_the_loops_work(tmp_path):
+    options = ["--workloads", "W1a", "--hardware", "cpu", "--peers", "loop", *versions(), "--rounds", "2"]
+    figures, _ = benchmark(tmp_path / "figures.json", *options)
+    sides = figures["workloads"]["W1a"]["sides"]
+    assert all(sides[name]["same_work"] for name in versions())
+
+
+def test_it_runs(tmp_path):
+    figures, done = benchmark(tmp_path / "figures.json", "--smoke")
     assert figures["machine"]["cores"] > 0
     sides = figures["workloads"]["W1a"]["sides"]
     assert {"cpu", "loop", "local", "local loop"} == sides.keys()

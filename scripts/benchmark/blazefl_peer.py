@@ -22,38 +22,40 @@ class Name(StrEnum):
     NET = "net"
 
 
+# Where forked processes find them: BlazeFL pickles the selector and the dataset for each client.
+_jobs: list[Job] = []
+_datasets: list[TensorDataset] = []
+_epochs: list[Epochs] = []
+
+
 class Selector(ModelSelector[Name]):
     """Returns the initial model."""
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
-
     def select_model(self, model_name: Name) -> Any:
         """Return a copy of the initial model."""
-        return copy.deepcopy(self._job.model)
+        return copy.deepcopy(_jobs[0].model)
 
 
 class Clients(PartitionedDataset):
     """Clients' tensors, of which a loader takes a batch at once: those that ours draws."""
 
-    def __init__(self, job: Job) -> None:
-        self._datasets = [TensorDataset(x, y) for x, y in job.clients]
-        self._epochs = [Epochs(job, client) for client in range(len(job.clients))]
-
     def get_dataset(self, type_: Any, cid: int) -> TensorDataset:
         """Return a client's samples."""
-        return self._datasets[cid]
+        return _datasets[cid]
 
     def set_dataset(self, type_: Any, cid: int, dataset: Any) -> None:
         """Change nothing."""
 
     def get_dataloader(self, type_: Any, cid: int, batch_size: Any = None, generator: Any = None) -> DataLoader[Any]:
         """Return a client's loader."""
-        return DataLoader(self._datasets[cid], batch_size=None, sampler=self._epochs[cid])
+        return DataLoader(_datasets[cid], batch_size=None, sampler=_epochs[cid])
 
 
 def main(job: Job) -> None:
-    selector, clients = Selector(job), Clients(job)
+    _jobs.append(job)
+    _datasets.extend(TensorDataset(x, y) for x, y in job.clients)
+    _epochs.extend(Epochs(job, client) for client in range(len(job.clients)))
+    selector, clients = Selector(), Clients()
     num_clients, cohort = len(job.clients), len(job.cohorts[0])
     handler = FedAvgBaseServerHandler(
         selector, Name.NET, clients, len(job.cohorts), num_clients, cohort / num_clients, "cpu", job.batch_size, 0
