@@ -23,6 +23,7 @@ from fedresearch.study.report.tables import (
     format_interval,
     format_mean,
     format_p_value,
+    hypertext,
     latex,
     markdown,
 )
@@ -113,7 +114,7 @@ def test_the_command_prints_and_writes_everything_reproducibly(tmp_path, monkeyp
     out = tmp_path / "runs" / "report"
     assert done.stdout.splitlines()[-1] == str(out / "report.html")
     written = {path.name: path.read_bytes() for path in out.iterdir()}
-    expected = {f"{name}.{form}" for name in ("final", "target_0.5", "target_0.9") for form in ("csv", "tex")}
+    expected = {f"{name}.{form}" for name in ("final", "target_0.5", "target_0.9") for form in ("csv", "html", "tex")}
     expected |= {f"curves_{axis}.{form}" for axis in ("rounds", "bytes") for form in ("png", "pdf")}
     assert expected | {"report.html", "report.md"} == written.keys()
     assert "## Final performance" in done.stdout
@@ -232,7 +233,7 @@ def test_files_of_an_earlier_report_stay_and_are_named(two_cells, monkeypatch, c
     before = {path.name for path in (two_cells.parent / "out").iterdir()}
     arguments = (two_cells, "--targets", "0.4", "--out", two_cells.parent / "out")
     _, out, _ = run(monkeypatch, capsys, *arguments)
-    left = "heat_map.pdf, heat_map.png, target_0.3.csv, target_0.3.tex"
+    left = "heat_map.pdf, heat_map.png, target_0.3.csv, target_0.3.html, target_0.3.tex"
     assert f"files of an earlier report, not of this one: {left}" in out.splitlines()
     assert before < {path.name for path in (two_cells.parent / "out").iterdir()}
 
@@ -456,6 +457,37 @@ def test_texts_cannot_be_formulas_tags_or_links():
     assert lines[5:] == ["\\<script>", "[a\\](javascript:b)", "[31m", "a\\<b", "<0.001"]
 
 
+GROUPED = Table(
+    "grouped",
+    "Title",
+    "Caption",
+    ["Strategy", "MNIST, IID", "MNIST, Dir(α = 1)", "Digits, IID"],
+    [[Entry("A & B", "A"), Entry("1", 1, "best"), Entry("2", 2, "close"), Entry("3", 3)]],
+    [{}],
+    heads=[["Strategy"], ["MNIST", "IID"], ["MNIST", "Dir(α = 1)"], ["Digits", "IID"]],
+)
+
+
+def test_columns_have_common_heads_and_entries_are_bold_or_underlined():
+    assert [*GROUPED.head_rows] == [
+        [("", 1), ("MNIST", 2), ("Digits", 1)],
+        [("Strategy", 1), ("IID", 1), ("Dir(α = 1)", 1), ("IID", 1)],
+    ]
+    assert [*TABLE.head_rows] == [[(column, 1) for column in TABLE.columns]]
+    source = latex(GROUPED)
+    assert (
+        " & \\multicolumn{2}{c}{MNIST} & \\multicolumn{1}{c}{Digits} \\\\ \\cmidrule(lr){2-3} \\cmidrule(lr){4-4}\n"
+        "Strategy & IID & Dir($\\alpha$ = 1) & IID \\\\\n\\midrule\n"
+        "A \\& B & \\textbf{1} & \\underline{2} & 3 \\\\\n"
+    ) in source
+    assert [word.strip() for word in markdown(GROUPED).splitlines()[-1].split("|")[1:-1]] == [
+        *("A & B", "**1**", "<u>2</u>", "3")
+    ]
+    page = hypertext(GROUPED)
+    assert '<th colspan="2" style="border-bottom: 0.75pt solid">MNIST' in page
+    assert '<td align="left">A &amp; B<td align="right"><b>1</b><td align="right"><u>2</u><td align="right">3' in page
+
+
 @pytest.mark.slow
 def test_a_closed_pipe_and_an_ascii_terminal_are_fine(two_cells):
     words = f"{sys.executable} -m fedresearch.main report {two_cells} --out {two_cells.parent / 'out'}"
@@ -539,7 +571,7 @@ def test_latex_compiles_as_pasted(tmp_path):
         "中文 🎉\ufe0f ∞ \udcff\u2028 ⟨ ‘’“”„€",
     ]
     odd = Table(**{**vars(TABLE), "id": "odd", "rows": [[Entry(text)] * 3 for text in texts], "notes": texts})
-    pasted = "\n".join(latex(table) for table in (TABLE, odd, *result.tables))
+    pasted = "\n".join(latex(table) for table in (TABLE, GROUPED, odd, *result.tables))
     lines = [
         "\\documentclass{article}",
         "\\usepackage[T1]{fontenc}",

@@ -16,7 +16,8 @@ replicates. It reads only run directories, and needs no tracker or network.
 """
 _EPILOG = """\
 Files in --out: report.html (everything in one file), report.md, each table as
-.csv (all digits) and .tex (booktabs, graphicx), each figure as .png and .pdf.
+.csv (all digits), .tex (booktabs, graphicx) and .html (to paste into Word), each
+figure as .png and .pdf.
 
 examples:
   fedresearch report outputs/sweep_DIGEST

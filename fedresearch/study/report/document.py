@@ -82,7 +82,7 @@ def _table(table: Table) -> dict[str, Any]:
         "columns": [
             {"label": label, "numeric": numeric} for label, numeric in zip(table.columns, table.numeric, strict=True)
         ],
-        "rows": [[{"text": entry.text, "sort": entry.sort} for entry in row] for row in table.rows],
+        "rows": [[vars(entry) for entry in row] for row in table.rows],
     }
 
 

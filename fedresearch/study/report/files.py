@@ -9,7 +9,7 @@ from fedresearch.study.report import canvas
 from fedresearch.study.report.build import Report
 from fedresearch.study.report.document import document
 from fedresearch.study.report.page import page
-from fedresearch.study.report.tables import comma_separated, inert, latex, markdown
+from fedresearch.study.report.tables import comma_separated, hypertext, inert, latex, markdown
 
 
 def write(report: Report, out: Path) -> str:
@@ -28,6 +28,7 @@ def write(report: Report, out: Path) -> str:
         _write(out / f"{table.id}.csv", comma_separated(table))
         alone = replace(table, notes=[*table.notes, *(f"Warning: {text}" for text in report.warnings)])
         _write(out / f"{table.id}.tex", latex(alone))
+        _write(out / f"{table.id}.html", hypertext(alone))
     pictures = {name: canvas.save(picture.figure, out / name) for name, picture in report.figures.items()}
     values = document(report, pictures)
     tables = "\n".join(markdown(table) for table in report.tables)
@@ -43,9 +44,9 @@ def write(report: Report, out: Path) -> str:
 
 def _leftovers(report: Report, out: Path) -> Iterator[str]:
     """Yield a line that names the tables and figures in a folder that belong to an earlier report."""
-    own = {f"{table.id}{suffix}" for table in report.tables for suffix in (".csv", ".tex")}
+    own = {f"{table.id}{suffix}" for table in report.tables for suffix in (".csv", ".tex", ".html")} | {"report.html"}
     own |= {f"{name}{suffix}" for name in report.figures for suffix in (".png", ".pdf")}
-    others = {path.name for path in out.iterdir() if path.suffix in (".csv", ".tex", ".png", ".pdf")} - own
+    others = {path.name for path in out.iterdir() if path.suffix in (".csv", ".tex", ".html", ".png", ".pdf")} - own
     if others:
         yield f"files of an earlier report, not of this one: {', '.join(sorted(others))}"
 

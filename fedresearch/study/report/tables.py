@@ -1,14 +1,15 @@
-"""Tables, and their forms: Markdown, CSV with all digits, and LaTeX that compiles as pasted."""
+"""Tables, and their forms: Markdown, CSV with all digits, HTML for Word, and LaTeX that compiles as pasted."""
 
 import csv
 import io
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from html import escape
+from itertools import groupby
+from typing import Any, Literal
 
-import pandas as pd
 from tabulate import tabulate
 
 _LETTERS = (*range(0x391, 0x3A2), *range(0x3A3, 0x3AA), *range(0x3B1, 0x3CA))  # Greek, without accents
@@ -39,10 +40,21 @@ _LATEX = {
 
 @dataclass(frozen=True)
 class Entry:
-    """An entry of a table: its text, and the value that sorts it; None comes last."""
+    """An entry of a table.
+
+    Parameters
+    ----------
+    text : str
+        What is read.
+    sort : float or str, optional
+        The value that sorts it; None comes last.
+    style : str
+        ``best`` is bold, and ``close`` is underlined.
+    """
 
     text: str
     sort: float | str | None = None
+    style: Literal["", "best", "close"] = ""
 
 
 @dataclass(frozen=True)
@@ -63,6 +75,8 @@ class Table:
         The same and more as plain values, a record for each row of the CSV; None where unknown.
     notes : list of str
         Lines below the table.
+    heads : list of list of str
+        Each column's heads from the top, where neighbours share some, for LaTeX and HTML; empty: ``columns``.
     """
 
     id: str
@@ -72,6 +86,7 @@ class Table:
     rows: Sequence[Sequence[Entry]]
     records: Sequence[Mapping[str, Any]]
     notes: Sequence[str] = field(default_factory=list)
+    heads: Sequence[Sequence[str]] = ()
 
     @property
     def texts(self) -> list[list[str]]:
@@ -83,29 +98,45 @@ class Table:
         """Whether each column's entries are sorted as numbers."""
         return [not any(isinstance(row[index].sort, str) for row in self.rows) for index in range(len(self.columns))]
 
+    @property
+    def head_rows(self) -> Iterator[list[tuple[str, int]]]:
+        """The rows of heads from the top: texts, each with the number of columns that it stands over."""
+        heads = self.heads or [(column,) for column in self.columns]
+        depth = max(map(len, heads))
+        heads = [("",) * (depth - len(head)) + (*head,) for head in heads]
+        for level in range(1, depth):
+            yield [(above[-1], len([*same])) for above, same in groupby(head[:level] for head in heads)]
+        yield [(head[-1], 1) for head in heads]
+
 
 def inert(text: str) -> str:
     """Return a text as one line of Markdown without HTML, links or control characters."""
-    plain = "".join(character if character.isprintable() else " " for character in text)
-    return re.sub(r"<(?=[A-Za-z/!?])|\](?=[(\[:])", r"\\\g<0>", plain)
+    return re.sub(r"<(?=[A-Za-z/!?])|\](?=[(\[:])", r"\\\g<0>", _printable(text))
+
+
+def _printable(text: str) -> str:
+    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def markdown(table: Table) -> str:
     """Return a table as Markdown, with its title as a heading."""
-    heads, *rows = ([inert(text).replace("|", "\\|") for text in row] for row in (table.columns, *table.texts))
+    marks = {"": ("", ""), "best": ("**", "**"), "close": ("<u>", "</u>")}
+    heads = [_cell(column) for column in table.columns]
+    rows = [[_cell(entry.text).join(marks[entry.style]) for entry in row] for row in table.rows]
     aligned = ["right" if numeric else "left" for numeric in table.numeric]
     body = tabulate(rows, heads, tablefmt="pipe", colalign=aligned, disable_numparse=True)
     title, caption, *notes = map(inert, (table.title, table.caption, *table.notes))
     return "\n\n".join([f"## {title}", caption, body, *notes]) + "\n"
 
 
+def _cell(text: str) -> str:
+    return inert(text).replace("|", "\\|")
+
+
 def latex(table: Table) -> str:
     """Return a table as a LaTeX ``table`` to paste; a wide one is scaled to the text's width."""
-    frame = pd.DataFrame([[_escaped(text) for text in row] for row in table.texts])
-    frame.columns = pd.Index([_escaped(column) for column in table.columns])
-    body = frame.style.hide(axis="index").to_latex(
-        hrules=True, column_format="".join("r" if numeric else "l" for numeric in table.numeric)
-    )
+    marks = {"": "{}", "best": "\\textbf{{{}}}", "close": "\\underline{{{}}}"}
+    *groups, heads = table.head_rows
     lines = [
         "% \\usepackage[T1]{fontenc} \\usepackage{booktabs,graphicx}",
         "\\begin{table}",
@@ -114,11 +145,57 @@ def latex(table: Table) -> str:
         f"\\label{{tab:{table.id}}}",
         "\\smallskip",
         "\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%",
-        f"{body.rstrip()}}}",
+        f"\\begin{{tabular}}{{{''.join('r' if numeric else 'l' for numeric in table.numeric)}}}",
+        "\\toprule",
+        *map(_group_row, groups),
+        f"{' & '.join(_escaped(text) for text, _ in heads)} \\\\",
+        "\\midrule",
+        *(f"{' & '.join(marks[entry.style].format(_escaped(entry.text)) for entry in row)} \\\\" for row in table.rows),
+        "\\bottomrule",
+        "\\end{tabular}}",
         *(f"\n\\smallskip{{\\footnotesize {_escaped(note)}}}" for note in table.notes),
         "\\end{table}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _group_row(groups: Sequence[tuple[str, int]]) -> str:
+    """Return heads over several columns, each with a rule below it."""
+    heads, rules, first = [], "", 1
+    for text, span in groups:
+        heads.append(f"\\multicolumn{{{span}}}{{c}}{{{_escaped(text)}}}" if text else "& " * (span - 1))
+        rules += f" \\cmidrule(lr){{{first}-{first + span - 1}}}" if text else ""
+        first += span
+    return f"{' & '.join(heads)} \\\\{rules}"
+
+
+def hypertext(table: Table) -> str:
+    """Return a table as an HTML file, to open in Word, or to copy from a browser."""
+    tags = {"": "{}", "best": "<b>{}</b>", "close": "<u>{}</u>"}
+    rule = "border-bottom: 0.75pt solid"
+    *groups, heads = table.head_rows
+    rows = [
+        [f'<th colspan="{span}" style="{rule if text else ""}">{_in_html(text)}' for text, span in row]
+        for row in groups
+    ]
+    rows.append([f'<th style="{rule}">{_in_html(text)}' for text, _ in heads])
+    sides = ["right" if numeric else "left" for numeric in table.numeric]
+    for row in table.rows:
+        cells = zip(row, sides, strict=True)
+        rows.append([f'<td align="{side}">{tags[entry.style].format(_in_html(entry.text))}' for entry, side in cells])
+    lines = [
+        f'<!doctype html><meta charset="utf-8"><title>{_in_html(table.title)}</title>',
+        f"<p>{_in_html(table.caption)}</p>",
+        '<table cellpadding="4" style="border-collapse: collapse; border: solid; border-width: 1.5pt 0">',
+        *(f"<tr>{''.join(row)}</tr>" for row in rows),
+        "</table>",
+        *(f"<p>{_in_html(note)}</p>" for note in table.notes),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _in_html(text: str) -> str:
+    return escape(_printable(text))
 
 
 def comma_separated(table: Table) -> str:
