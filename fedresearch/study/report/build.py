@@ -53,8 +53,8 @@ class Report:
     selected: Mapping[Path, float]
 
 
-def build_report(study: Study, question: Question) -> Report:
-    """Answer a question about a study."""
+def build_report(study: Study, question: Question, with_figures: bool = True) -> Report:
+    """Answer a question about a study; the figures take nearly all of the time."""
     selected = select_values(study.runs, question.selection)
     outcomes = {cell.label: find_outcome(cell, selected) for cell in study.cells}
     durations = {target: durations_to(study, question.metric, target) for target in question.targets}
@@ -83,7 +83,7 @@ def build_report(study: Study, question: Question) -> Report:
         warnings=cautions.warnings,
         notes=cautions.notes,
         tables=[replace(table, notes=[*table.notes, *cautions.legend]) for table in tables if table],
-        figures=dict(figures(study, question, outcomes)),
+        figures=dict(figures(study, question, outcomes)) if with_figures else {},
         study=study,
         question=question,
         arrangement=arrangement,

@@ -23,6 +23,7 @@ examples:
   fedresearch report outputs/sweep_DIGEST
   fedresearch report outputs/sweep_DIGEST --baseline strategy=fedavg --targets 0.9,0.97
   fedresearch report outputs --select best_val --rows strategy --cols partitioner.alpha
+  fedresearch report outputs/sweep_DIGEST --live
 """
 
 
@@ -65,6 +66,12 @@ def main(words: Sequence[str]) -> None:
         "several times if need be",
     )
     parser.add_argument("--out", type=Path, help="the folder to write (default: report, in the first DIR)")
+    parser.add_argument(
+        "--live",
+        action="store_true",
+        help="write nothing: serve the page, without figures, to this machine's browsers, and add rounds as they end",
+    )
+    parser.add_argument("--port", type=int, metavar="PORT", help="of --live (default: any that is free)")
     gc.disable()  # saves a seventh of the time for 1,000 runs: nearly all objects live to the end
     with printing(), reporting():
         _report(parser.parse_args(words))
@@ -73,31 +80,43 @@ def main(words: Sequence[str]) -> None:
 def _report(arguments: Namespace) -> None:
     if bool(arguments.rows) != bool(arguments.cols):
         raise InputError("--rows and --cols go together; try --rows strategy --cols partitioner.alpha")
+    if arguments.port is not None and not arguments.live:
+        raise InputError("--port goes with --live; try --live --port 8000")
+    if arguments.live and arguments.out:
+        raise InputError("--live writes nothing; leave out --out, or --live")
     targets = [*dict.fromkeys(_number(word) for word in _words(arguments.targets))]
     # Imported only now: matplotlib, pandas and SciPy take seconds.
-    from fedresearch.study.report.build import build_report
+    from fedresearch.study.report.build import Report, build_report
     from fedresearch.study.report.cells import group_runs
     from fedresearch.study.report.files import write
     from fedresearch.study.report.load import load
     from fedresearch.study.report.question import pose_question
 
-    study = group_runs(load(arguments.directories))
-    question = pose_question(
-        study,
-        select=arguments.select,
-        metric=arguments.metric,
-        targets=targets,
-        baseline=arguments.baseline,
-        tuned=_words(arguments.tuned),
-        x_axis=arguments.x,
-        grid=(arguments.rows, arguments.cols) if arguments.rows else None,
-        facet=_words(arguments.facet),
-        arms=_words(arguments.arms),
-        highlight=_words(arguments.highlight),
-        labels=arguments.label,
-    )
+    def build() -> Report:
+        study = group_runs(load(arguments.directories))
+        question = pose_question(
+            study,
+            select=arguments.select,
+            metric=arguments.metric,
+            targets=targets,
+            baseline=arguments.baseline,
+            tuned=_words(arguments.tuned),
+            x_axis=arguments.x,
+            grid=(arguments.rows, arguments.cols) if arguments.rows else None,
+            facet=_words(arguments.facet),
+            arms=_words(arguments.arms),
+            highlight=_words(arguments.highlight),
+            labels=arguments.label,
+        )
+        return build_report(study, question, with_figures=not arguments.live)
+
+    if arguments.live:
+        from fedresearch.study.report.live import serve
+
+        serve(arguments.directories, build, arguments.port or 0)
+        return
     out = arguments.out or arguments.directories[0] / "report"
-    print(write(build_report(study, question), out))
+    print(write(build(), out))
     print(out / "report.html")
 
 

@@ -41,7 +41,20 @@ class LoadedRun(loaded.Run):
 
 
 def load(paths: Sequence[Path]) -> list[LoadedRun]:
-    """Return all runs at or below some directories, each once. Jobs of sweeps that are not runs yet are among them.
+    """Return all runs that are found at or below some directories.
+
+    Raises
+    ------
+    InputError
+        As :func:`find_runs`.
+    """
+    return [_load(directory) for directory in find_runs(paths)]
+
+
+def find_runs(paths: Sequence[Path]) -> list[Path]:
+    """Return the directories of runs at or below some directories, each once.
+
+    Jobs of sweeps that are not runs yet are among them.
 
     Raises
     ------
@@ -53,7 +66,7 @@ def load(paths: Sequence[Path]) -> list[LoadedRun]:
     directories = {os.path.realpath(directory): directory for path in paths for directory in _directories(path, walked)}
     if not directories:
         raise InputError(f"no run in {', '.join(map(str, paths))}; a run's directory holds {RECORD}")
-    return [_load(directory) for directory in directories.values()]
+    return [*directories.values()]
 
 
 def _directories(path: Path, walked: set[Path]) -> Iterator[Path]:
