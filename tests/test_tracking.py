@@ -62,9 +62,9 @@ SUMMARY = {
 def run_info(directory: Path) -> RunInfo:
     directory.mkdir(exist_ok=True, parents=True)
     config = {"seed": 3, "optimizer": {"lr": 0.1, "betas": [0.9, 0.99]}, "name": None}
-    return RunInfo(
-        directory, uuid4().hex, "digits-fedavg", "0123456789ab", ["fedavg", "digits"], config, 3, ["accuracy"]
-    )
+    columns = {"strategy": "fedavg", "seed": 3, "lr": 0.1}
+    tags = ["fedavg", "digits"]
+    return RunInfo(directory, uuid4().hex, "FedAvg, seed 3", "FedAvg #0123", tags, config, columns, 3, ["accuracy"])
 
 
 def track(tracker: Tracker, directory: Path, status: str = "finished") -> None:
@@ -127,7 +127,7 @@ def test_a_tracker_that_fails_is_not_called_again_and_the_others_continue(error,
             calls.append((self.name, status))
 
     group = TrackerGroup([Recorder("first"), Recorder("broken"), Recorder("last")])
-    group.start(RunInfo(Path(), "", "", "", [], {}, 1))
+    group.start(RunInfo(Path(), "", "", "", [], {}, {}, 1))
     group.log({})
     group.log({})
     group.finish("interrupted", {})
@@ -155,7 +155,7 @@ def test_a_late_tracker_starts_after_the_others_have_the_first_row_and_also_for_
     first, late = Recorder("first"), Recorder("late")
     for rounds in ([0, 1], []):
         group = TrackerGroup([first, late])
-        group.start(RunInfo(Path(), "id", "", "", [], {}, 1), [late])
+        group.start(RunInfo(Path(), "id", "", "", [], {}, {}, 1), [late])
         for number in rounds:
             group.log({"round": number})
         group.finish("failed", {})
@@ -202,12 +202,13 @@ def test_wandb_offline_run_read_back(tmp_path, capfd):
     (run,) = only(records, "run")
     assert (run["project"], run["display_name"], run["run_group"], run["job_type"]) == (
         "fedresearch",
-        "digits-fedavg",
-        "0123456789ab",
+        "FedAvg, seed 3",
+        "FedAvg #0123",
         "train",
     )
     assert run["tags"] == ["fedavg", "digits", "mine"]
-    assert {k: v for k, v in run["config"]["update"].items() if k != "_wandb"} == run_info(tmp_path).config
+    info = run_info(tmp_path)
+    assert {k: v for k, v in run["config"]["update"].items() if k != "_wandb"} == info.columns | {"config": info.config}
     metrics = only(records, "metric")
     assert {metric.get("name", metric.get("glob_name")) for metric in metrics} == {"round", "*"}
     assert [metric["step_metric"] for metric in metrics if metric.get("glob_name") == "*"] == ["round"]

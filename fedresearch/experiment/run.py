@@ -18,6 +18,7 @@ from fedresearch.data.plot import label_distribution_svg, partition_csv
 from fedresearch.experiment.advice import advise, refuse_full_disk
 from fedresearch.experiment.checkpoints import refuse_unsupported_state, restore
 from fedresearch.experiment.experiment import Experiment
+from fedresearch.experiment.naming import group_name, run_label, short_columns, tags
 from fedresearch.experiment.preparation import prepare
 from fedresearch.experiment.recorder import Recorder, explain_failure
 from fedresearch.experiment.request import RunRequest
@@ -153,14 +154,16 @@ def _run_rounds(experiment: Experiment, start: _Start, directory: Path, patches:
 
 def _run_info(experiment: Experiment, start: _Start, directory: Path) -> RunInfo:
     """Return the information that trackers show about a run."""
+    config, record = experiment.config, start.record
     return RunInfo(
         directory=directory,
-        run_id=start.record["id"],
-        name=experiment.name,
-        group=start.record["cell"],
-        tags=[str(experiment.choices[group]) for group in ("strategy", "dataset", "partitioner", "model")],
-        config=start.record["config"],
-        num_rounds=experiment.config.federation.num_rounds,
+        run_id=record["id"],
+        name=config.name or f"{run_label(record)}, seed {config.seed}",
+        group=group_name(record),
+        tags=tags(record),
+        config=record["config"],
+        columns=short_columns(record),
+        num_rounds=config.federation.num_rounds,
         metrics=[name for name in experiment.measured if "/" not in name],
         after_round=start.history.num_rounds,
     )

@@ -117,6 +117,12 @@ def key_symbol(key: str, names: Names = NO_NAMES) -> str:
     return _GREEK.get(words[-1], " ".join(words))
 
 
+def key_name(key: str) -> str:
+    """Return a key's name as a short word: ``lr``, and ``mu`` for ``strategy.server.proximal_mu``."""
+    name = key.rpartition(".")[2]
+    return name if (last := name.rpartition("_")[2]) not in _GREEK else last
+
+
 def key_title(key: str, names: Names = NO_NAMES) -> str:
     """Return a key's name on an axis or over a column: ``Local epochs E``."""
     return names.get(key) or (_KEYS[key][1] if key in _KEYS else _capital(key_symbol(key)))

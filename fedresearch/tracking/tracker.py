@@ -25,11 +25,13 @@ class RunInfo:
     name : str
         What to call the run.
     group : str
-        Digest of the ablation's cell: runs that differ in their seeds only share it.
+        What runs share that differ in their seeds only.
     tags : list of str
         The options chosen, for filtering.
     config : dict
         The resolved config as plain values.
+    columns : dict
+        What runs are grouped and filtered by, under short names: options, ``seed``, ``lr``, ``alpha``, ``cell``, ...
     num_rounds : int
         Rounds that the run will make at most.
     metrics : list of str
@@ -44,6 +46,7 @@ class RunInfo:
     group: str
     tags: list[str]
     config: dict[str, Any]
+    columns: dict[str, Any]
     num_rounds: int
     metrics: Sequence[str] = ()
     after_round: int = 0

@@ -31,7 +31,7 @@ class WandbTracker:
     tags : sequence, str or None
         Tags besides the options chosen: texts or numbers, or one text with commas between them.
     group : str, int, float or None
-        W&B group; None groups the seeds of one ablation cell.
+        W&B group; None: the run's, which the seeds of one ablation cell share.
     job_type : str
         W&B job type.
     log_model : bool
@@ -136,7 +136,7 @@ class WandbTracker:
             group=str(self._group or run.group),
             job_type=str(self._job_type) if self._job_type else None,
             tags=[*tags],
-            config=run.config,
+            config={**run.columns, "config": run.config},
             dir=run.directory,
             reinit="finish_previous",  # by default, a second init returns the first one's run
             settings=wandb.Settings(
