@@ -1,5 +1,7 @@
 """A round's replies as one block: the same messages, means and failures as one message after another."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from fedresearch.federation.broadcast import Broadcast
 from fedresearch.federation.layout import Layout
 from fedresearch.federation.records import array_record
 from fedresearch.federation.stack import FoldedReplies, StackedReplies
+from fedresearch.hardware.ordered import OrderedGrid
 from fedresearch.local.train import LocalTrainer
 from tests.directories import conduct, rows_of
 
@@ -146,9 +149,17 @@ def test_a_client_that_fails_leaves_the_replies_of_the_others(tmp_path, monkeypa
     assert [row["clients/failed"] for row in rows[0][1:]] == [0, 1]
 
 
-@pytest.mark.parametrize("words", [["strategy=fedavg"], ["strategy=fedprox", "strategy.weighted_by=uniform"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["strategy=fedavg"],
+        ["strategy=fedprox", "strategy.weighted_by=uniform"],
+        ["hardware=batched", "hardware.compile=false", "hardware.chunk=2"],
+        pytest.param(["hardware=workers", "hardware.workers=2"], marks=pytest.mark.slow),
+    ],
+)
 def test_large_replies_are_folded_with_the_same_bits(tmp_path, monkeypatch, words):
-    """On cpu replies are forgotten once they are added; with a failure allowed they are kept. The same numbers."""
+    """Replies are forgotten once they are added; with a failure allowed they are kept. The same numbers."""
     monkeypatch.setattr(update_sums, "_MOST_TOGETHER", 1000)
     words = [*words, "federation.fraction_train=1", "federation.num_rounds=2"]  # blocks of four and of one
     folded = []
@@ -201,12 +212,8 @@ def test_rows_that_stay_on_a_device_give_the_same_up_to_rounding(tmp_path, monke
     monkeypatch.setattr(update_sums, "_MOST_TOGETHER", most_together)
     words = [*words, "federation.num_rounds=2", "federation.fraction_train=1", "model=logistic", "dtype=float64"]
     expected = rows_of(conduct(tmp_path / "memory", *words))
-    make = StackedReplies.__init__
-
-    def on_device(self, layout, node_ids, message, name="node {}".format, device=None):
-        make(self, layout, node_ids, message, name, torch.device("cpu"))
-
-    monkeypatch.setattr(StackedReplies, "__init__", on_device)
+    on_device = functools.partial(Layout.rows_on, device=torch.device("cpu"))
+    monkeypatch.setattr(OrderedGrid, "_rows", lambda _, layout, num_rows: on_device(layout, num_rows=num_rows))
     for row, same in zip(rows_of(conduct(tmp_path / "device", *words)), expected, strict=True):
         assert row.keys() == same.keys()
         for name, value in row.items():

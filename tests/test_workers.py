@@ -18,6 +18,7 @@ from flwr.clientapp import ClientApp
 from fedresearch.federation.records import array_record
 from fedresearch.hardware import workers
 from fedresearch.hardware.in_process import InProcessGrid
+from fedresearch.hardware.pool import Answer
 from fedresearch.hardware.shared import SharedObject, load_shared, map_shared
 from fedresearch.hardware.workers import WorkerGrid
 
@@ -180,9 +181,9 @@ def test_the_longest_clients_come_first(compose, monkeypatch):
     given = []
     submit = workers._Process.submit
 
-    def note(self, task, metadata, content, context):
-        given.append(context.node_config["partition-id"])
-        submit(self, task, metadata, content, context)
+    def note(self, published, task):
+        given.append(task.context.node_config["partition-id"])
+        submit(self, published, task)
 
     monkeypatch.setattr(workers._Process, "submit", note)
     with experiment.grid as grid:
@@ -334,9 +335,9 @@ def test_a_worker_that_answers_as_the_main_process_ends_says_nothing(monkeypatch
             raise BrokenPipeError
 
     def receive(connection, inbox):
-        for item in (None, []):
-            inbox.put([memoryview(pickle.dumps(item))])
-        inbox.put((None, SimpleNamespace(state=RecordDict())))
+        for kind in ("app", "content"):
+            inbox.put((kind, [memoryview(pickle.dumps(None))]))
+        inbox.put(Answer(None, SimpleNamespace(state=RecordDict())))
 
     for name, stub in {"_receive": receive, "answer": lambda *_: None, "flower.message": lambda *_: None}.items():
         monkeypatch.setattr(f"fedresearch.hardware.workers.{name}", stub)

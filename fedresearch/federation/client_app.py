@@ -280,11 +280,13 @@ class Clients(ClientApp):
         self, contents: Sequence[RecordDict], clients: Sequence[Client], trainer: Trainer | None
     ) -> Iterator[Result]:
         """Yield what clients send and keep; each result must be read before the next one is requested."""
-        if trainer is None and not self.update.own_model:  # then one client's state is read at a time
+        if trainer is None:  # then one client's state is read at a time
             for content, client in zip(contents, clients, strict=True):
-                task = self._task_of(content, client)
+                task, own = self._task_of(content, client), [_NOTHING]
+                if self.update.own_model:
+                    own = self._train_own([content], [client], [task], None)
                 for trained in self._run(None, (task,)):
-                    yield self.result(task, trained)
+                    yield self.result(task, trained, *own)
             return
         tasks = self.tasks(contents, clients)
         own = self._train_own(contents, clients, tasks, trainer) if self.update.own_model else [_NOTHING] * len(tasks)

@@ -79,9 +79,9 @@ class DenseClients:
         )
 
     def train(
-        self, content: RecordDict, cohort: Sequence[Client], stack: StackedReplies
+        self, content: RecordDict, cohort: Sequence[Client], stack: StackedReplies, first: int
     ) -> dict[int, RecordDict] | None:
-        """Put the replies of a cohort into a stack, and return the new states of those that keep something.
+        """Put clients' replies into a stack, from a place on, and return the new states of those that keep something.
 
         None, and nothing is done, if the clients' terms differ in more than their shifts.
         """
@@ -92,6 +92,8 @@ class DenseClients:
         sgd = self._sgd_of(lr)
         assert sgd is not None
         (stage,) = clients.stages
+        row = first % stack.num_rows
+        out = stack.rows[_FLOAT][row : row + len(cohort)]
         run = functools.partial(
             self._kernel,
             x=x,
@@ -104,16 +106,12 @@ class DenseClients:
             work=clients.work.for_stage(stage),
             params=stack.layout.row(arrays_of(content))[_FLOAT][0],
             sgd=sgd,
-            out=stack.rows[_FLOAT],
+            out=out,
         )
         if self._is_plain:
             losses, steps = run()
-            stack.metrics = {
-                TRAIN_LOSS: losses.tolist(),
-                NUM_STEPS: steps.tolist(),
-                NUM_EXAMPLES: sizes.tolist(),
-                UNIFORM: [1] * len(cohort),
-            }
+            metrics = {TRAIN_LOSS: losses, NUM_STEPS: steps, NUM_EXAMPLES: sizes, UNIFORM: np.ones_like(sizes)}
+            stack.put_metrics(first, {name: values.tolist() for name, values in metrics.items()})
             return {}
         tasks = clients.tasks([content] * len(cohort), cohort)
         started = [starting(task, clients.model, stack.layout.places) for task in tasks]
@@ -129,7 +127,7 @@ class DenseClients:
         losses, steps = run(shift=shift, mu=mu)
         drift_of = functools.cache(functools.partial(drift, functools.partial(clients.optimizer, lr=lr)))
         rows = {
-            name: torch.from_numpy(stack.rows[_FLOAT][:, place.columns]).unflatten(1, place.shape)
+            name: torch.from_numpy(out[:, place.columns]).unflatten(1, place.shape)
             for name, place in stack.layout.places.items()
         }
 
@@ -139,7 +137,7 @@ class DenseClients:
             end = clients.update.end(trained, fixed[place], functools.partial(drift_of, num_steps))
             return clients.result(tasks[place], Trained(trained, float(losses[place]), num_steps, end, {}))
 
-        return put_results(cohort, map(result, range(len(cohort))), stack)
+        return put_results(cohort, map(result, range(len(cohort))), stack, first)
 
 
 def _row(tensors: Tensors) -> NDArray[Any]:

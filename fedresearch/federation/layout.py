@@ -1,7 +1,7 @@
 """A model's arrays as a row of numbers."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,6 +60,17 @@ class Layout:
     def rows(self, num_rows: int) -> Rows:
         """Return rows without values."""
         return {dtype: np.empty((num_rows, columns), dtype) for dtype, columns in self.num_columns.items()}
+
+    def sizes(self, num_rows: int) -> list[int]:
+        """Return the bytes of rows of each dtype."""
+        return [num_rows * columns * dtype.itemsize for dtype, columns in self.num_columns.items()]
+
+    def rows_in(self, parts: Sequence[memoryview], num_rows: int, first: int = 0) -> Rows:
+        """Return rows from a first one on, in a memory with a part for each dtype."""
+        return {
+            dtype: np.ndarray((num_rows, columns), dtype, part, first * columns * dtype.itemsize)
+            for part, (dtype, columns) in zip(parts, self.num_columns.items(), strict=True)
+        }
 
     def rows_on(self, device: torch.device, num_rows: int) -> dict[np.dtype[Any], Tensor]:
         """Return rows without values on a device."""

@@ -37,17 +37,17 @@ class StackedReplies(LazyMessages):
         The places of the model's arrays.
     node_ids : sequence of int
         The clients' nodes.
+    held : mapping of dtype to ndarray or Tensor
+        Rows for the clients' arrays, ``(n, columns)``: in memory, or on a GPU where they stay.
     message : callable
         Makes the message of a client of its place and its content.
     name : callable
         What an error message calls a client, given its node.
-    device : torch.device, optional
-        The GPU on which the clients' arrays stay; None: they are in this process's memory.
 
     Attributes
     ----------
-    held : mapping of dtype to ndarray or Tensor
-        The clients' arrays where they are, ``(n, columns)``.
+    num_rows : int
+        The number of rows. A client's row is its place modulo this number.
     sent : dict of str to dict of str to ndarray
         The further records, ``(n, *shape)`` each.
     metrics : dict of str to list
@@ -58,15 +58,17 @@ class StackedReplies(LazyMessages):
         self,
         layout: Layout,
         node_ids: Sequence[int],
+        held: HeldRows,
         message: Callable[[int, RecordDict], Message],
         name: Callable[[int], str] = "node {}".format,
-        device: torch.device | None = None,
     ) -> None:
         super().__init__(node_ids)
-        self.layout, self._message, self._name = layout, message, name
-        self.device = device
-        self.held: HeldRows = layout.rows_on(device, self._num_rows) if device else layout.rows(self._num_rows)
+        self.layout, self.held, self._message, self._name = layout, held, message, name
+        first = next(iter(held.values()), None)
+        self.num_rows = len(node_ids) if first is None else len(first)
+        self.device = first.device if isinstance(first, Tensor) else None
         self._rows: Rows | None = None
+        self._num_put = 0
         self.sent: dict[str, dict[str, NDArray[Any]]] = {}
         self.metrics: dict[str, list[Any]] = {}
 
@@ -97,9 +99,11 @@ class StackedReplies(LazyMessages):
             return replies
         replies = [*replies]
         metadata = [reply.metadata for reply in replies]
+        layout = layout or Layout(arrays_of(replies[0].content), frozenset())
         stack = cls(
-            layout or Layout(arrays_of(replies[0].content), frozenset()),
+            layout,
             [each.src_node_id for each in metadata],
+            layout.rows(len(replies)),
             lambda place, content: flower.message(metadata[place], content),
             name,
         )
@@ -110,7 +114,7 @@ class StackedReplies(LazyMessages):
         return stack
 
     def put(self, place: int, arrays: Values, sent: Mapping[str, Arrays], metrics: Mapping[str, Any]) -> None:
-        """Set what a client sends, its model as arrays or tensors; first that of place 0.
+        """Set what a client sends, its model as arrays or tensors, in the order of the places.
 
         Raises
         ------
@@ -120,7 +124,7 @@ class StackedReplies(LazyMessages):
         places = self.layout.places
         if arrays.keys() != places.keys():
             self._check(place, arrays)
-        row = place % self._num_rows
+        row = place % self.num_rows
         for name, array in arrays.items():
             dtype, columns, shape = places[name]
             if self.device is None:
@@ -128,7 +132,11 @@ class StackedReplies(LazyMessages):
             if array.shape != shape or _numpy_dtype(array.dtype) != dtype:
                 self._check(place, arrays)
             self.held[dtype][row, columns] = array.ravel()  # type: ignore[assignment]
-        if not place:
+        self.put_rest(place, sent, metrics)
+
+    def put_rest(self, place: int, sent: Mapping[str, Arrays], metrics: Mapping[str, Any]) -> None:
+        """Set what a client sends besides its model, which is in its row."""
+        if not self._num_put:
             n = len(self)
             self.metrics = {name: [None] * n for name in metrics}
             self.sent = {
@@ -144,6 +152,24 @@ class StackedReplies(LazyMessages):
             self._check_names(f"arrays in {key}", place, group, self.sent[key])
             for name, array in group.items():
                 self.sent[key][name][place] = array
+        self._count(place, 1)
+
+    def put_rows(self, place: int, rows: Rows) -> None:
+        """Set a client's model as a row."""
+        for dtype, (row,) in rows.items():
+            self.held[dtype][place % self.num_rows] = row
+
+    def put_metrics(self, first: int, metrics: Mapping[str, list[Any]]) -> None:
+        """Set the metrics of clients from a place on, whose models are in their rows and who send nothing else."""
+        count = 0
+        for name, values in metrics.items():
+            count = len(values)
+            self.metrics.setdefault(name, [None] * len(self))[first : first + count] = values
+        self._count(first, count)
+
+    def _count(self, first: int, count: int) -> None:
+        """Count clients from a place on of whom all is set."""
+        self._num_put += count
 
     def _check_names(self, what: str, place: int, found: Collection[str], expected: Collection[str]) -> None:
         if different := set(found) ^ set(expected):
@@ -172,7 +198,7 @@ class StackedReplies(LazyMessages):
     def array(self, name: str) -> NDArray[Any]:
         """Return the clients' arrays of a name, ``(n, *shape)``, for reading only."""
         dtype, columns, shape = self.layout.places[name]
-        array = self.rows[dtype][:, columns].reshape(self._num_rows, *shape)
+        array = self.rows[dtype][:, columns].reshape(self.num_rows, *shape)
         array.flags.writeable = False
         return array
 
@@ -200,10 +226,12 @@ class StackedReplies(LazyMessages):
 
     def _rest_is_finite(self, places: slice) -> NDArray[np.bool_]:
         """Return of each client whether all that it sends besides the parameters is finite."""
-        rest = [_in_memory(rows[:, self.layout.num_parameters[dtype] :]) for dtype, rows in self.held.items()]
-        rest += [array.reshape(self._num_rows, -1) for group in self.sent.values() for array in group.values()]
-        all_of_them = np.ones(self._num_rows, bool)[places]
-        return np.logical_and.reduce([all_of_them, *(np.isfinite(array[places]).all(axis=1) for array in rest)])
+        rest = [_in_memory(rows[places, self.layout.num_parameters[dtype] :]) for dtype, rows in self.held.items()]
+        rest += [array[places] for group in self.sent.values() for array in group.values()]
+        all_of_them = np.ones(len(range(self.num_rows)[places]), bool)
+        return np.logical_and.reduce(
+            [all_of_them, *(np.isfinite(array.reshape(len(all_of_them), -1)).all(axis=1) for array in rest)]
+        )
 
     def take(self, places: Sequence[int]) -> "StackedReplies":
         """Return the replies at places; a reply may occur twice."""
@@ -214,7 +242,7 @@ class StackedReplies(LazyMessages):
         taken._rows = None
         taken.sent = {key: {n: array[places] for n, array in group.items()} for key, group in self.sent.items()}
         taken.metrics = {name: [values[place] for place in places] for name, values in self.metrics.items()}
-        taken.node_ids = [self.node_ids[place] for place in places]
+        taken.node_ids, taken.num_rows = [self.node_ids[place] for place in places], len(places)
         taken._message = lambda place, content: self._message(places[place], content)
         taken._made = {}
         return taken
@@ -226,10 +254,6 @@ class StackedReplies(LazyMessages):
         fewer.layout.places = {name: place for name, place in self.layout.places.items() if name in names}
         fewer._made = {}
         return fewer
-
-    @property
-    def _num_rows(self) -> int:
-        return len(self.node_ids)
 
     def _make(self, place: int) -> Message:
         row = {dtype: _in_memory(rows[place]) for dtype, rows in self.held.items()}
@@ -251,8 +275,9 @@ class FoldedReplies(StackedReplies):
 
     Parameters
     ----------
-    layout, node_ids, message, name, device
-        As of ``StackedReplies``.
+    layout, node_ids, held, message, name
+        As of ``StackedReplies``. The rows are those of one or more blocks, see ``rows_at_once``: a client's row is
+        free again when the block before is added.
     origin : ArrayRecord
         The model that the clients received.
     shares : sequence of float
@@ -263,28 +288,41 @@ class FoldedReplies(StackedReplies):
         self,
         layout: Layout,
         node_ids: Sequence[int],
+        held: HeldRows,
         message: Callable[[int, RecordDict], Message],
         name: Callable[[int], str],
-        device: torch.device | None,
         origin: ArrayRecord,
         shares: Sequence[float],
     ) -> None:
+        super().__init__(layout, node_ids, held, message, name)
         self._at_once = rows_at_once(layout, len(node_ids))
-        super().__init__(layout, node_ids, message, name, device)
         self._sums, self._shares = UpdateSums(layout, origin, self.device, to_mean=False), shares
         self._means: dict[np.dtype[Any], Any] = dict.fromkeys(self.held)
+        self._num_added = 0
 
-    def put(self, place: int, arrays: Values, sent: Mapping[str, Arrays], metrics: Mapping[str, Any]) -> None:
-        """Set what the next client sends, in the order of the places."""
+    def put_rest(self, place: int, sent: Mapping[str, Arrays], metrics: Mapping[str, Any]) -> None:
+        """Set what the next client sends besides its model."""
         if sent:
             raise DifferentReply(f"{self._source(place)} sends {', '.join(sent)}, which the strategy does not read")
-        super().put(place, arrays, sent, metrics)
-        last, end = place % self._at_once, place + 1
-        if last + 1 == self._at_once or end == len(self):
-            rows = {dtype: block[: last + 1] for dtype, block in self.held.items()}
-            self._sums.add(rows, self._rest_is_finite(slice(last + 1)))
-            shares = self._shares[end - last - 1 : end]
-            self._means = {dtype: add_weighted(mean, rows[dtype], shares) for dtype, mean in self._means.items()}
+        super().put_rest(place, sent, metrics)
+
+    def _count(self, first: int, count: int) -> None:
+        """Count clients, and add their block if it is complete."""
+        super()._count(first, count)
+        end = first + count
+        if end % self._at_once and end != len(self):
+            return
+        start = (end - 1) // self._at_once * self._at_once
+        places = slice(start % self.num_rows, start % self.num_rows + end - start)
+        rows = {dtype: held[places] for dtype, held in self.held.items()}
+        self._sums.add(rows, self._rest_is_finite(places))
+        shares = self._shares[start:end]
+        self._means = {dtype: add_weighted(mean, rows[dtype], shares) for dtype, mean in self._means.items()}
+        self._num_added = end
+
+    def has_row(self, place: int) -> bool:
+        """Return whether the client that had the row of a place before is added."""
+        return place < self._num_added + self.num_rows
 
     def sums(self, origin: ArrayRecord, *, to_mean: bool = True) -> UpdateSums:
         """Return the sums over the updates, which are without those of the cosines to the mean."""
@@ -293,10 +331,6 @@ class FoldedReplies(StackedReplies):
     def mean(self, dtype: np.dtype[Any], shares: Sequence[float]) -> NDArray[Any]:
         """Return the mean with the shares with which this was made."""
         return _in_memory(self._means[dtype])
-
-    @property
-    def _num_rows(self) -> int:
-        return self._at_once
 
     def _make(self, place: int) -> Message:
         raise TypeError("only the mean of the replies is kept")

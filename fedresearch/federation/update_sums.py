@@ -24,7 +24,9 @@ _AT_ONCE = 2**17
 def rows_at_once(layout: Layout, num_clients: int) -> int:
     """Return how many clients' rows are measured at once: all, or a few if they are large."""
     num_columns = sum(layout.num_columns.values())
-    return num_clients if num_clients * num_columns <= _MOST_TOGETHER else min(_FEW_ROWS, num_clients)
+    if num_clients * num_columns <= _MOST_TOGETHER:
+        return num_clients
+    return min(max(_FEW_ROWS, _MOST_TOGETHER // 4 // num_columns), num_clients)
 
 
 def distance(arrays: ArrayRecord, origin: ArrayRecord, names: Names) -> float:

@@ -17,6 +17,7 @@ from fedresearch.federation.broadcast import Broadcast
 from fedresearch.federation.client_app import Clients
 from fedresearch.federation.dense_clients import DenseClients
 from fedresearch.federation.generators import seeded_generators
+from fedresearch.federation.stack import StackedReplies
 from fedresearch.hardware.cores import num_cores
 from fedresearch.hardware.in_process import InProcessGrid
 from fedresearch.hardware.ordered import OrderedGrid
@@ -97,6 +98,9 @@ class AutoGrid(OrderedGrid):
 
     def _train(self, clients: Clients, messages: Broadcast) -> Iterable[Message]:
         return self._grid._train(clients, messages)
+
+    def _fill(self, stack: StackedReplies, clients: Clients, content: RecordDict) -> dict[int, str]:
+        return self._grid._fill(stack, clients, content)
 
     def _answer(self, messages: Sequence[Message]) -> Iterable[Message]:
         return self._grid._answer(messages)

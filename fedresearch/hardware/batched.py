@@ -1,20 +1,20 @@
 """Clients that train in this process, many at once."""
 
+import functools
 import logging
 import traceback
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from flwr.app import Context, Message, MessageType
+from flwr.app import Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from torch.nn.modules.conv import _ConvNd
 
 from fedresearch.errors import InputError, one_line
-from fedresearch.federation.broadcast import Broadcast
 from fedresearch.federation.client_app import Clients
 from fedresearch.federation.dense_clients import DenseClients
 from fedresearch.federation.flower import client_error
-from fedresearch.federation.stack import DifferentReply
+from fedresearch.federation.stack import DifferentReply, StackedReplies
 from fedresearch.hardware.cores import num_cores
 from fedresearch.hardware.in_process import InProcessGrid
 from fedresearch.local.compiled import keep_code_in
@@ -65,19 +65,23 @@ class BatchedGrid(InProcessGrid):
         self._largest = max(len(rows) for rows in client_app.data.train)
         self._trainer = StackedTrainer(None if chunk == "auto" else chunk, compile == "auto", self._largest)
 
-    def _train(self, clients: Clients, messages: Broadcast) -> Iterable[Message]:
-        stack = self._stack_for(clients, messages)
-        cohort = [self._client(node_id) for node_id in messages.node_ids]
-        try:
-            states = self._dense.train(messages.content, cohort, stack) if self._dense else None
-            if states is None:
-                states = clients.train_stacked(messages.content, cohort, stack, trainer=self._trainer)
-        except DifferentReply:
-            raise
-        except Exception:
-            return [client_error(traceback.format_exc(), reply_to=message) for message in messages]
-        self._keep_all(states)
-        return stack
+    def _fill(self, stack: StackedReplies, clients: Clients, content: RecordDict) -> dict[int, str]:
+        num_lanes = self._trainer.num_lanes(clients.model, len(stack))
+        trainer = functools.partial(self._trainer, num_lanes=num_lanes)
+        # Lanes are of use for more clients than lanes: some begin when others end.
+        at_once = stack.num_rows if self._dense else max(stack.num_rows, 4 * num_lanes)
+        for first in range(0, len(stack), at_once):
+            cohort = [self._client(node_id) for node_id in stack.node_ids[first : first + at_once]]
+            try:
+                states = self._dense.train(content, cohort, stack, first) if self._dense else None
+                if states is None:
+                    states = clients.train_stacked(content, cohort, stack, first, trainer)
+            except DifferentReply:
+                raise
+            except Exception:
+                return dict.fromkeys(range(len(stack)), traceback.format_exc())
+            self._keep_all(states)
+        return {}
 
     def _answer(self, messages: Sequence[Message]) -> Iterable[Message]:
         """Train the clients together, and answer other messages one after another."""

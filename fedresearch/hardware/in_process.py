@@ -4,12 +4,10 @@ import pickle
 import traceback
 from collections.abc import Iterable, Sequence
 
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 
-from fedresearch.federation.broadcast import Broadcast
 from fedresearch.federation.client_app import Clients, put_results
-from fedresearch.federation.flower import client_error
-from fedresearch.federation.stack import DifferentReply, FoldedReplies
+from fedresearch.federation.stack import DifferentReply, FoldedReplies, StackedReplies
 from fedresearch.hardware.ordered import OrderedGrid, answer, pickle_reply
 
 
@@ -19,22 +17,22 @@ class InProcessGrid(OrderedGrid):
     def _answer(self, messages: Sequence[Message]) -> Iterable[Message]:
         return [self._reply(message) for message in messages]
 
-    def _train(self, clients: Clients, messages: Broadcast) -> Iterable[Message]:
-        stack = self._stack_for(clients, messages, folds=True)
-        cohort = [*map(self._client, messages.node_ids)]
-        results = clients.train_in_turn(messages.content, cohort)
+    def _fill(self, stack: StackedReplies, clients: Clients, content: RecordDict) -> dict[int, str]:
+        failed, cohort = {}, [*map(self._client, stack.node_ids)]
+        results = clients.train_in_turn(content, cohort)
         for place, client in enumerate(cohort):
             try:
                 states = put_results([client], [next(results)], stack, place)
             except DifferentReply:
                 raise
             except (Exception, SystemExit):
-                error = client_error(traceback.format_exc(), reply_to=messages[place])
+                failed[place] = traceback.format_exc()
                 if isinstance(stack, FoldedReplies):  # then a failure ends the run
-                    return [error]
-                return [*stack[:place], error, *map(self._reply, messages[place + 1 :])]
-            self._keep_all(states)
-        return stack
+                    break
+                results = clients.train_in_turn(content, cohort[place + 1 :])  # an error ends a generator
+            else:
+                self._keep_all(states)
+        return failed
 
     def _reply(self, message: Message) -> Message:
         context = self._context(message)

@@ -1,5 +1,6 @@
 """The Grid in partition order that all hardware of one machine or cluster extends."""
 
+import math
 import multiprocessing
 import pickle
 import threading
@@ -17,9 +18,10 @@ from flwr.serverapp import Grid
 from fedresearch.federation.broadcast import Broadcast
 from fedresearch.federation.client_app import Client, Clients
 from fedresearch.federation.flower import FIRST_NODE_ID, Run, be_server, client_error, set_message_id, unknown_message
-from fedresearch.federation.layout import Layout
+from fedresearch.federation.layout import HeldRows, Layout
 from fedresearch.federation.records import NUM_EXAMPLES, UNIFORM, arrays_of
 from fedresearch.federation.stack import FoldedReplies, StackedReplies
+from fedresearch.federation.update_sums import rows_at_once
 from fedresearch.hardware.threads import limit_threads
 
 _NO_STATE = RecordDict()
@@ -150,28 +152,47 @@ class OrderedGrid(Grid):
         app(message, context)
 
     def _train(self, clients: Clients, messages: Broadcast) -> Iterable[Message]:
-        """Return the replies of clients that train, stacked if this hardware can, and store their states."""
-        return self.pull_messages(self.push_messages(messages))
+        """Return the replies of clients that train, stacked if none of them failed, and store their states."""
+        stack = self._stack_for(clients, messages)
+        failed = self._fill(stack, clients, messages.content)
+        if not failed:
+            return stack
+        errors = {place: client_error(reason, reply_to=messages[place]) for place, reason in failed.items()}
+        if isinstance(stack, FoldedReplies):
+            return [*errors.values()]
+        return [errors.get(place) or stack[place] for place in range(len(stack))]
 
-    def _stack_for(self, clients: Clients, messages: Broadcast, folds: bool = False) -> StackedReplies:
-        """Return an empty stack for the replies to messages, which may fold them if only their mean is needed.
+    @abstractmethod
+    def _fill(self, stack: StackedReplies, clients: Clients, content: RecordDict) -> dict[int, str]:
+        """Put the replies to a content into a stack, store the states, and return by place why clients failed."""
 
-        The replies of clients on a GPU stay there.
-        """
-        arrays, device = arrays_of(messages.content), clients.data.x.device
-        parts = (
-            Layout(arrays, clients.parameters),
-            messages.node_ids,
-            lambda place, content: Message(content, reply_to=messages[place]),
-            lambda node_id: f"partition {node_id - FIRST_NODE_ID}",
-            None if device.type == "cpu" else device,
-        )
-        if not folds or messages.mean_by not in (NUM_EXAMPLES, UNIFORM):
-            return StackedReplies(*parts)
+    def _rows(self, layout: Layout, num_rows: int) -> HeldRows:
+        """Return rows for the replies of clients that train; those of clients on a GPU stay there."""
+        assert isinstance(self._client_app, Clients)
+        device = self._client_app.data.x.device
+        return layout.rows(num_rows) if device.type == "cpu" else layout.rows_on(device, num_rows)
+
+    def _num_ahead(self) -> int:
+        """Return how many replies may arrive before earlier ones."""
+        return 0
+
+    def _stack_for(self, clients: Clients, messages: Broadcast) -> StackedReplies:
+        """Return an empty stack for the replies to messages, which folds them if only their mean is needed."""
+        arrays, node_ids = arrays_of(messages.content), messages.node_ids
+        layout = Layout(arrays, clients.parameters)
+
+        def message(place: int, content: RecordDict) -> Message:
+            return Message(content, reply_to=messages[place])
+
+        if messages.mean_by not in (NUM_EXAMPLES, UNIFORM):
+            return StackedReplies(layout, node_ids, self._rows(layout, len(node_ids)), message, node_name)
+        block = rows_at_once(layout, len(node_ids))
+        held = self._rows(layout, block * (1 + math.ceil(self._num_ahead() / block)))
         sizes = [len(clients.data.train[node_id - FIRST_NODE_ID]) for node_id in messages.node_ids]
         weights = sizes if messages.mean_by == NUM_EXAMPLES else [1] * len(sizes)
         total = sum(weights)
-        return FoldedReplies(*parts, arrays, [weight / total for weight in weights])
+        shares = [weight / total for weight in weights]
+        return FoldedReplies(layout, node_ids, held, message, node_name, arrays, shares)
 
     def _client(self, node_id: int) -> Client:
         """Return a node's client."""
@@ -219,6 +240,11 @@ class OrderedGrid(Grid):
             self.states[node_id] = state
         else:
             self.states.pop(node_id, None)
+
+
+def node_name(node_id: int) -> str:
+    """Return what an error message calls a client."""
+    return f"partition {node_id - FIRST_NODE_ID}"
 
 
 def _reset_foreign_start_method() -> None:

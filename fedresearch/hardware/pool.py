@@ -3,17 +3,23 @@
 import logging
 import math
 import time
+import traceback
 from abc import abstractmethod
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
+from typing import Any, NamedTuple, Protocol
 
 from flwr.app import Context, Message, Metadata, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
+from numpy.typing import NDArray
 
-from fedresearch.federation.client_app import Clients
-from fedresearch.federation.flower import client_error
-from fedresearch.hardware.ordered import OrderedGrid
+from fedresearch.federation.client_app import Client, Clients
+from fedresearch.federation.flower import FIRST_NODE_ID, client_error
+from fedresearch.federation.layout import Layout, Rows
+from fedresearch.federation.records import arrays_of
+from fedresearch.federation.stack import DifferentReply, FoldedReplies, StackedReplies
+from fedresearch.hardware.ordered import OrderedGrid, node_name
 
 log = logging.getLogger("fedresearch")
 
@@ -25,6 +31,29 @@ class WorkerDied(Exception):
     """A worker has died; the message contains the cause."""
 
 
+class Answer(NamedTuple):
+    """A message to answer, apart from its content."""
+
+    metadata: Metadata
+    context: Context
+
+
+class Train(NamedTuple):
+    """A client to train, and the row of the round's block that its model is for."""
+
+    client: Client
+    row: int
+
+
+class Trained(NamedTuple):
+    """What a client sends: its model, None if it is in the block, and the rest; and its new state, if it has one."""
+
+    rows: Rows | None
+    sent: dict[str, dict[str, NDArray[Any]]]
+    metrics: dict[str, Any]
+    states: dict[int, RecordDict]
+
+
 class Worker(Protocol):
     """A process, here or elsewhere, that runs its tasks one after another in the order of submission."""
 
@@ -34,11 +63,14 @@ class Worker(Protocol):
     tasks: deque[int]
     """Its unanswered tasks; it works on the first."""
 
-    def submit(self, task: int, metadata: Metadata, content: Any, context: Context) -> None:
-        """Submit a message, whose content was published, or raise :class:`WorkerDied`."""
+    def submit(self, published: Any, task: "Answer | Train") -> None:
+        """Submit a task, whose content was published, or raise :class:`WorkerDied`."""
 
-    def result(self) -> tuple[Message, RecordDict]:
-        """Return the reply to its first task, and the client's state after it, or raise :class:`WorkerDied`."""
+    def result(self) -> Any:
+        """Return the result of its first task, or raise :class:`WorkerDied`.
+
+        It is a reply and the client's state after it, or of a client that trained what :func:`train` returns.
+        """
 
     def stop(self) -> None:
         """Stop it, even during a task."""
@@ -79,21 +111,81 @@ class PoolGrid(OrderedGrid):
     def _answer(self, messages: Sequence[Message]) -> Iterable[Message]:
         contents = {id(message.content): message.content for message in messages}
         published = {key: self._publish(content) for key, content in contents.items()}
-        # A client's messages run one after another, each from the state after the previous one.
-        node_tasks: dict[int, deque[int]] = defaultdict(deque)
-        for task, message in enumerate(messages):
-            node_tasks[message.metadata.dst_node_id].append(task)
-        first = [tasks.popleft() for tasks in node_tasks.values()]
-        waiting = deque(sorted(first, key=lambda task: -self._cost(self._partition_of(messages[task]))))
+
+        def submit(worker: Worker, task: int) -> None:
+            message = messages[task]
+            worker.submit(published[id(message.content)], Answer(message.metadata, self._context(message)))
+
+        node_ids = [message.metadata.dst_node_id for message in messages]
         replies: dict[int, Message] = {}
+        for task, found in self._results(node_ids, submit):
+            if isinstance(found, str):
+                replies[task] = client_error(found, reply_to=messages[task])
+                continue
+            replies[task], state = found
+            if not replies[task].has_error():
+                self._keep(node_ids[task], state)
+        return [replies[task] for task in range(len(messages))]
+
+    def _fill(self, stack: StackedReplies, clients: Clients, content: RecordDict) -> dict[int, str]:
+        published, folded = self._publish(content), stack if isinstance(stack, FoldedReplies) else None
+        failed: dict[int, str] = {}
+        arrived: dict[int, Any] = {}
+        place = 0
+
+        def submit(worker: Worker, task: int) -> None:
+            worker.submit(published, Train(self._client(stack.node_ids[task]), task % stack.num_rows))
+
+        with closing(self._results(stack.node_ids, submit, folded.has_row if folded else None)) as results:
+            for task, result in results:
+                arrived[task] = result
+                while place in arrived:  # they are stacked in their order
+                    match arrived.pop(place):
+                        case DifferentReply() as error:
+                            raise error
+                        case str(reason):
+                            failed[place] = reason
+                            if folded:  # then a failure ends the run
+                                return failed
+                        case Trained(rows, sent, metrics, states):
+                            if rows is not None:
+                                stack.put_rows(place, rows)
+                            stack.put_rest(place, sent, metrics)
+                            self._keep_all(states)
+                    place += 1
+        return failed
+
+    def _results(
+        self,
+        node_ids: Sequence[int],
+        submit: Callable[[Worker, int], None],
+        may_start: Callable[[int], bool] | None = None,
+    ) -> Generator[tuple[int, Any]]:
+        """Yield the numbers of tasks and their results, or why they have none, as they end.
+
+        Parameters
+        ----------
+        node_ids : sequence of int
+            The nodes of the tasks. A node's tasks run one after another, each from the state after the previous one.
+        submit : callable
+            Submits a task to a worker.
+        may_start : callable, optional
+            Whether a task may start now. Tasks then start in their order; None: the longest first.
+        """
+        node_tasks: dict[int, deque[int]] = defaultdict(deque)
+        for task, node_id in enumerate(node_ids):
+            node_tasks[node_id].append(task)
+        waiting = deque(tasks.popleft() for tasks in node_tasks.values())
+        if may_start is None:
+            waiting = deque(sorted(waiting, key=lambda task: -self._cost(node_ids[task] - FIRST_NODE_ID)))
+        finished: deque[tuple[int, Any]] = deque()
         deaths: Counter[int] = Counter()
         started: dict[int, float] = {}
 
-        def finish(task: int, reply: Message) -> None:
-            replies[task] = reply
-            node_id = messages[task].metadata.dst_node_id
-            if node_tasks[node_id]:
-                waiting.appendleft(node_tasks[node_id].popleft())
+        def finish(task: int, result: Any) -> None:
+            finished.append((task, result))
+            if following := node_tasks[node_ids[task]]:
+                waiting.appendleft(following.popleft())
 
         def replace(worker: Worker, reason: str) -> None:
             self._workers.remove(worker)
@@ -105,27 +197,25 @@ class PoolGrid(OrderedGrid):
             task = worker.tasks[0]
             started.pop(task, None)
             deaths[task] += 1
-            partition_id = self._partition_of(messages[task])
-            log.warning("a worker died (%s) while it ran the client of partition %s", reason, partition_id)
+            log.warning("a worker died (%s) while it ran the client of %s", reason, node_name(node_ids[task]))
             if deaths[task] == _MAX_DEATHS:
                 waiting.popleft()
-                finish(
-                    task,
-                    client_error(f"{_MAX_DEATHS} workers died while they ran it ({reason})", reply_to=messages[task]),
-                )
+                finish(task, f"{_MAX_DEATHS} workers died while they ran it ({reason})")
 
         def submit_waiting() -> None:
             # While many tasks wait, a worker has a second one queued, so that it is never idle.
             for depth in (1, 2):
                 for worker in list(self._workers):
-                    if len(worker.tasks) < depth and len(waiting) > (depth - 1) * len(self._workers):
-                        task = waiting.popleft()
-                        worker.tasks.append(task)
-                        content = published[id(messages[task].content)]
-                        try:
-                            worker.submit(task, messages[task].metadata, content, self._context(messages[task]))
-                        except WorkerDied as error:
-                            replace(worker, str(error))
+                    if len(worker.tasks) >= depth or len(waiting) <= (depth - 1) * len(self._workers):
+                        continue
+                    if may_start and not may_start(waiting[0]):
+                        return
+                    task = waiting.popleft()
+                    worker.tasks.append(task)
+                    try:
+                        submit(worker, task)
+                    except WorkerDied as error:
+                        replace(worker, str(error))
 
         def warn_of_slow_clients() -> None:
             now = time.monotonic()
@@ -133,25 +223,58 @@ class PoolGrid(OrderedGrid):
                 if worker.tasks and now - started.setdefault(worker.tasks[0], now) > self.warn_after_s:
                     started[worker.tasks[0]] = math.inf  # warn once
                     log.warning(
-                        "the client of partition %s has not answered for %.0f s (%s); "
-                        "wait, or end the run with Ctrl-C twice",
-                        self._partition_of(messages[worker.tasks[0]]),
+                        "the client of %s has not answered for %.0f s (%s); wait, or end the run with Ctrl-C twice",
+                        node_name(node_ids[worker.tasks[0]]),
                         self.warn_after_s,
                         worker.name,
                     )
 
         self._start_missing()
-        while len(replies) < len(messages):
+        num_left = len(node_ids)
+        while num_left:
             submit_waiting()
             warn_of_slow_clients()
             for worker in self._ready():
                 try:
-                    reply, state = worker.result()
+                    result = worker.result()
                 except WorkerDied as error:
                     replace(worker, str(error))
-                    continue
-                task = worker.tasks.popleft()
-                if not reply.has_error():
-                    self._keep(messages[task].metadata.dst_node_id, state)
-                finish(task, reply)
-        return [replies[i] for i in range(len(messages))]
+                else:
+                    finish(worker.tasks.popleft(), result)
+            num_left -= len(finished)
+            while finished:  # before the next task of a node, whose state a result may change
+                try:
+                    yield finished.popleft()
+                except GeneratorExit:
+                    self._stop_busy()
+                    raise
+
+    def _stop_busy(self) -> None:
+        """Stop the workers whose results nobody waits for."""
+        for worker in [worker for worker in self._workers if worker.tasks]:
+            worker.stop()
+            self._workers.remove(worker)
+
+
+def layout_of(clients: Clients, content: RecordDict) -> Layout:
+    """Return the places of the arrays that clients send, given what they receive."""
+    return Layout(arrays_of(content), clients.parameters)
+
+
+def train(
+    clients: Clients, content: RecordDict, client: Client, layout: Layout, rows: Rows | None = None
+) -> Trained | DifferentReply | str:
+    """Train a client, with its model in rows of its own, or in a given one; a text is why it failed."""
+    node_id = FIRST_NODE_ID + client.partition_id
+    one = StackedReplies(
+        layout, [node_id], rows or layout.rows(1), lambda _, content: Message(content, 1, ""), node_name
+    )
+    try:
+        states = clients.train_stacked(content, [client], one)
+    except DifferentReply as error:
+        return error
+    except (Exception, SystemExit):
+        return traceback.format_exc()
+    sent = {key: {name: array[0] for name, array in group.items()} for key, group in one.sent.items()}
+    metrics = {name: value for name, (value,) in one.metrics.items()}
+    return Trained(None if rows else one.rows, sent, metrics, states)

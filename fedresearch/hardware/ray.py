@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any, Self
 
-from flwr.app import Context, Message, Metadata, RecordDict, UserConfig
+from flwr.app import RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -25,7 +25,7 @@ from fedresearch.federation import flower
 from fedresearch.federation.client_app import Clients
 from fedresearch.hardware.ordered import answer
 from fedresearch.hardware.own_ray import own_cluster
-from fedresearch.hardware.pool import PoolGrid, Worker, WorkerDied
+from fedresearch.hardware.pool import Answer, PoolGrid, Train, Worker, WorkerDied, layout_of, train
 from fedresearch.hardware.threads import be_deterministic, limit_threads
 
 
@@ -112,6 +112,9 @@ class RayGrid(PoolGrid):
         while self._starting and len(self._starting) > wanted:
             self._starting.pop().stop()
 
+    def _num_ahead(self) -> int:
+        return 2 * self._num_slots()
+
     def _publish(self, content: RecordDict) -> Any:
         return ray.put(content)
 
@@ -179,16 +182,15 @@ class _Actor:
             return False
         return True
 
-    def submit(self, task: int, metadata: Metadata, content: Any, context: Context) -> None:
-        self.results.append(self._actor.answer.remote(metadata, [content], context))
+    def submit(self, published: Any, task: Answer | Train) -> None:
+        self.results.append(self._actor.work.remote([published], task))
 
-    def result(self) -> tuple[Message, RecordDict]:
+    def result(self) -> Any:
         try:
-            reply, state = ray.get(self.results.popleft())
+            return ray.get(self.results.popleft())
         except (RayActorError, ObjectLostError) as error:
             self.stop()
             raise WorkerDied(str(error).strip().splitlines()[0]) from None
-        return reply, state
 
     def stop(self) -> None:
         ray.kill(self._actor)
@@ -209,9 +211,13 @@ class _Client:
     def start(self) -> None:
         """Return once the actor has started."""
 
-    def answer(self, metadata: Metadata, content: list[Any], context: Context) -> tuple[Message, RecordDict]:
-        """Return a client's reply and the state after it; our own app shares the fetched content of a round."""
-        (ref,) = content
+    def work(self, published: list[Any], task: Answer | Train) -> Any:
+        """Return the result of a task; our own app shares the fetched content of a round."""
+        (ref,) = published
         if ref != self._content[0] or not isinstance(self._app, Clients):
             self._content = ref, ray.get(ref)
-        return answer(self._app, flower.message(metadata, self._content[1]), context), context.state
+        content = self._content[1]
+        if isinstance(task, Train):
+            assert isinstance(self._app, Clients)
+            return train(self._app, content, task.client, layout_of(self._app, content))
+        return answer(self._app, flower.message(task.metadata, content), task.context), task.context.state

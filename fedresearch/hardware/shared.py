@@ -10,43 +10,53 @@ from typing import Any
 _ALIGNMENT = 64
 
 
-class SharedObject:
-    """An object, pickled once into anonymous memory, which the system frees with its last process.
+class SharedMemory:
+    """Anonymous memory that several processes map; the system frees it with the last of them.
 
     Parameters
     ----------
-    content : Any
-        The object. Processes that map it do not copy its NumPy arrays.
+    sizes : list of int
+        Sizes of its parts in bytes.
 
     Attributes
     ----------
     fd : int
-        The memory's file descriptor, for :func:`map_shared`.
-    sizes : list of int
-        Sizes of its parts in bytes.
+        Its file descriptor, for :func:`map_shared`.
     """
 
-    def __init__(self, content: Any) -> None:
-        buffers: list[pickle.PickleBuffer] = []
-        head = pickle.dumps(content, protocol=5, buffer_callback=buffers.append)
-        parts = [memoryview(head), *(buffer.raw() for buffer in buffers)]
-        self.sizes = [part.nbytes for part in parts]
-        self.fd = _anonymous_file()
-        *starts, total = _bounds(self.sizes)
-        os.ftruncate(self.fd, total)
-        with mmap.mmap(self.fd, total) as memory:
-            for start, part in zip(starts, parts, strict=True):
-                memory[start : start + part.nbytes] = part
+    def __init__(self, sizes: list[int]) -> None:
+        self.sizes, self.fd = sizes, _anonymous_file()
+        os.ftruncate(self.fd, _bounds(sizes)[-1])
 
     def close(self) -> None:
         """Release the memory; processes that have mapped it keep it."""
         os.close(self.fd)
 
 
-def map_shared(fd: int, sizes: Sequence[int]) -> list[memoryview]:
-    """Map the parts of shared memory, and close its descriptor; writing into a part changes it in this process only."""
+class SharedObject(SharedMemory):
+    """An object, pickled once into such memory.
+
+    Parameters
+    ----------
+    content : Any
+        The object. Processes that map it do not copy its NumPy arrays.
+    """
+
+    def __init__(self, content: Any) -> None:
+        buffers: list[pickle.PickleBuffer] = []
+        head = pickle.dumps(content, protocol=5, buffer_callback=buffers.append)
+        parts = [memoryview(head), *(buffer.raw() for buffer in buffers)]
+        super().__init__([part.nbytes for part in parts])
+        *starts, total = _bounds(self.sizes)
+        with mmap.mmap(self.fd, total) as memory:
+            for start, part in zip(starts, parts, strict=True):
+                memory[start : start + part.nbytes] = part
+
+
+def map_shared(fd: int, sizes: Sequence[int], *, for_all: bool = False) -> list[memoryview]:
+    """Map the parts of shared memory, and close its descriptor; what one writes only it sees, or all."""
     *starts, total = _bounds(sizes)
-    memory = memoryview(mmap.mmap(fd, total, access=mmap.ACCESS_COPY))
+    memory = memoryview(mmap.mmap(fd, total, access=mmap.ACCESS_WRITE if for_all else mmap.ACCESS_COPY))
     os.close(fd)
     return [memory[start : start + size] for start, size in zip(starts, sizes, strict=True)]
 
@@ -60,7 +70,7 @@ def _bounds(sizes: Sequence[int]) -> list[int]:
     bounds = [0]
     for size in sizes:
         bounds.append(-(-(bounds[-1] + size) // _ALIGNMENT) * _ALIGNMENT)
-    return bounds
+    return [*bounds[:-1], max(bounds[-1], _ALIGNMENT)]  # empty memory cannot be mapped
 
 
 def _anonymous_file() -> int:

@@ -17,17 +17,22 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from flwr.app import Context, Message, Metadata, RecordDict, UserConfig
+from flwr.app import Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 
 from fedresearch.federation import flower
 from fedresearch.federation.client_app import Clients
+from fedresearch.federation.layout import HeldRows, Layout
+from fedresearch.federation.stack import StackedReplies
 from fedresearch.hardware.cores import num_cores
 from fedresearch.hardware.ordered import answer, pickle_reply
-from fedresearch.hardware.pool import PoolGrid, Worker, WorkerDied
+from fedresearch.hardware.pool import Answer, PoolGrid, Train, Worker, WorkerDied, layout_of, train
 from fedresearch.hardware.scratch import shorten_multiprocessing
-from fedresearch.hardware.shared import SharedObject, load_shared, map_shared
+from fedresearch.hardware.shared import SharedMemory, SharedObject, load_shared, map_shared
 from fedresearch.hardware.threads import limit_threads
+
+# Memory by what it holds: the app, a content, or the rows of a round's replies.
+_Shared = dict[str, SharedMemory]
 
 # Seconds that processes have to exit before they are killed.
 _STOP_TIMEOUT_S = 5
@@ -37,7 +42,7 @@ class WorkerGrid(PoolGrid):
     """A Grid whose clients run in worker processes.
 
     The processes are started once. The ClientApp is pickled once into memory that all of them map, and so are each
-    round's global arrays.
+    round's global arrays. They write the models that they train into memory that this process maps.
 
     Parameters
     ----------
@@ -69,7 +74,8 @@ class WorkerGrid(PoolGrid):
         shorten_multiprocessing()
         forkserver.ensure_running()  # its imports take seconds, so start them now
         self._app: SharedObject | None = None
-        self._published: list[SharedObject] = []
+        self._published: list[SharedMemory] = []
+        self._block: SharedMemory | None = None
 
     def __enter__(self) -> Self:
         """Start the processes, which prepare while this one continues."""
@@ -97,7 +103,22 @@ class WorkerGrid(PoolGrid):
         finally:
             self._close_published()
 
+    def _fill(self, stack: StackedReplies, clients: Clients, content: RecordDict) -> dict[int, str]:
+        try:
+            return super()._fill(stack, clients, content)
+        finally:
+            self._close_published()
+
+    def _rows(self, layout: Layout, num_rows: int) -> HeldRows:
+        self._block = SharedMemory(layout.sizes(num_rows))
+        self._published.append(self._block)
+        return layout.rows_in(map_shared(os.dup(self._block.fd), self._block.sizes, for_all=True), num_rows)
+
+    def _num_ahead(self) -> int:
+        return 2 * self._num_workers
+
     def _close_published(self) -> None:
+        self._block = None
         while self._published:
             self._published.pop().close()
 
@@ -106,9 +127,10 @@ class WorkerGrid(PoolGrid):
         while len(self._workers) < self._num_workers:
             self._workers.append(_Process(self._starter, self._app, self._threads))
 
-    def _publish(self, content: RecordDict) -> SharedObject:
-        self._published.append(SharedObject(content))
-        return self._published[-1]
+    def _publish(self, content: RecordDict) -> _Shared:
+        shared = SharedObject(content)
+        self._published.append(shared)
+        return {"content": shared} if self._block is None else {"content": shared, "block": self._block}
 
     def _ready(self) -> Iterable[Worker]:
         ready = wait([worker.connection for worker in self._workers], timeout=self.warn_after_s / 10)
@@ -125,25 +147,25 @@ class _Process:
         self._process.start()
         self.name = f"process {self._process.pid}"
         theirs.close()
+        self._has: _Shared = {}
         with suppress(OSError):  # it has died already, which the first submission detects
-            self._share(app)
+            self._share({"app": app})
 
-    def submit(self, task: int, metadata: Metadata, content: SharedObject, context: Context) -> None:
+    def submit(self, published: _Shared, task: Answer | Train) -> None:
         try:
-            if content is not self._has:
-                self._share(content)
-            self.connection.send_bytes(pickle.dumps((metadata, context), protocol=5))
+            self._share(published)
+            self.connection.send_bytes(pickle.dumps(task, protocol=5))
         except OSError:
             raise WorkerDied(self._end()) from None
 
-    def result(self) -> tuple[Message, RecordDict]:
+    def result(self) -> Any:
         try:
-            reply, state = pickle.loads(self.connection.recv_bytes())
+            result = pickle.loads(self.connection.recv_bytes())
         except (EOFError, OSError):
             raise WorkerDied(self._end()) from None
-        if isinstance(reply, str):
-            raise RuntimeError(f"a worker could not start:\n{reply}")
-        return reply, state
+        if isinstance(result, RuntimeError):
+            raise result
+        return result
 
     def stop(self, timeout_s: float = _STOP_TIMEOUT_S) -> None:
         self.connection.close()  # upon which the process exits
@@ -151,10 +173,12 @@ class _Process:
         if self._process.is_alive():
             self._process.kill()
 
-    def _share(self, shared: SharedObject) -> None:
-        self._has = shared
-        self.connection.send_bytes(pickle.dumps(shared.sizes))
-        reduction.send_handle(self.connection, shared.fd, self._process.pid)
+    def _share(self, shared: _Shared) -> None:
+        for kind, memory in shared.items():
+            if self._has.get(kind) is not memory:
+                self._has[kind] = memory
+                self.connection.send_bytes(pickle.dumps((kind, memory.sizes)))
+                reduction.send_handle(self.connection, memory.fd, self._process.pid)
 
     def _end(self) -> str:
         self.stop()
@@ -177,25 +201,34 @@ def _work(connection: Connection, threads: int) -> None:
     inbox: SimpleQueue[Any] = SimpleQueue()
     threading.Thread(target=_receive, args=(connection, inbox), daemon=True).start()
     try:
-        app = load_shared(inbox.get())
+        app = load_shared(inbox.get()[1])
     except (Exception, SystemExit):
         with suppress(OSError):  # another worker has reported it
-            connection.send_bytes(pickle.dumps((traceback.format_exc(), None)))
+            connection.send_bytes(pickle.dumps(RuntimeError(f"a worker could not start:\n{traceback.format_exc()}")))
         return
+    content: Any = None  # it comes before the first task, and a block before the first training
+    layout: Any = None
+    parts: list[memoryview] = []
+    block: list[memoryview] = []
     while True:
-        item = inbox.get()
-        if isinstance(item, list):
-            parts, content = item, load_shared(item)
-            continue
-        metadata, context = item
-        message = flower.message(metadata, content)
-        result = pickle_reply(message, answer(app, message, context), context.state)
+        match inbox.get():
+            case Answer(metadata, context):
+                message = flower.message(metadata, content)
+                result = pickle_reply(message, answer(app, message, context), context.state)
+                if not isinstance(app, Clients):  # the app may have written into it
+                    content = load_shared(parts)
+            case Train(client, row):
+                result = pickle.dumps(train(app, content, client, layout, layout.rows_in(block, 1, row)), protocol=5)
+            case "content", parts:
+                content, block = load_shared(parts), []
+                continue
+            case "block", block:
+                layout = layout_of(app, content)
+                continue
         try:
             connection.send_bytes(result)
         except OSError:  # the main process has ended
             return
-        if not isinstance(app, Clients):  # the app may have written into it
-            content = load_shared(parts)
 
 
 def _receive(connection: Connection, inbox: "SimpleQueue[Any]") -> None:
@@ -203,7 +236,10 @@ def _receive(connection: Connection, inbox: "SimpleQueue[Any]") -> None:
     try:
         while True:
             item = pickle.loads(connection.recv_bytes())
-            inbox.put(map_shared(reduction.recv_handle(connection), item) if isinstance(item, list) else item)
+            if not isinstance(item, Answer | Train):
+                kind, sizes = item
+                item = kind, map_shared(reduction.recv_handle(connection), sizes, for_all=kind == "block")
+            inbox.put(item)
     except (EOFError, OSError):
         os._exit(0)
     except BaseException:

@@ -56,10 +56,24 @@ class StackedTrainer:
         self._chunk, self._compiles, self._largest = chunk, compile, largest
         self._steps: dict[Any, Steps] = {}
 
+    def num_lanes(self, model: Module, num_tasks: int) -> int:
+        """Return the number of lanes for so many tasks."""
+        params = [*model.parameters()]
+        num_bytes = sum(tensor.nbytes for tensor in params)
+        return self._chunk or max(1, min(_fitting(num_bytes, params[0].device), num_tasks))
+
     def __call__(
-        self, tasks: Sequence[Task], model: Module, *, optimizer: MakeOptimizer, work: LocalWork
+        self,
+        tasks: Sequence[Task],
+        model: Module,
+        *,
+        optimizer: MakeOptimizer,
+        work: LocalWork,
+        num_lanes: int | None = None,
     ) -> list[Trained]:
         """Train all tasks, which must share their update, stages and config.
+
+        If these are some of a round's tasks, ``num_lanes`` is the number for all of them.
 
         Raises
         ------
@@ -75,8 +89,7 @@ class StackedTrainer:
         model.train()
         forward = Forward(model)
         names, like = [*forward.params], next(iter(forward.params.values()))
-        num_bytes = sum(tensor.nbytes for tensor in forward.params.values())
-        num_lanes = self._chunk or max(1, min(_fitting(num_bytes, tasks[0].x.device), num_tasks))
+        num_lanes = num_lanes or self.num_lanes(model, num_tasks)
         make_optimizer = functools.partial(optimizer, lr=first.config["lr"])
         fixed = [first.update.begin(starting(task, model, names)) for task in tasks]
         leaves, spec = _leaves(fixed, like)
