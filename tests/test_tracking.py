@@ -498,6 +498,7 @@ def shown(tmp_path: Path, *, rows: list[dict[str, Any]], summary: dict[str, Any]
     console.start(run_info(tmp_path / "run"))
     for row in rows:
         console.log(row)
+        console._progress.refresh()  # which its thread does twice a second
     console.finish("finished" if len(rows) == 3 else "failed", summary)
     return file.getvalue()
 

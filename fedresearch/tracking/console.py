@@ -57,9 +57,7 @@ class Console:
             columns = {name: loss, **{metric: f"eval/{metric}" for metric in self._run.metrics[:1]}}
             named = _named({name: self._known.get(column) for name, column in columns.items()})
             figures = [*map(str.strip, named), *speed]
-            self._progress.update(
-                self._bar, completed=row["round"], description=position, figures="  ".join(figures), refresh=True
-            )
+            self._progress.update(self._bar, completed=row["round"], description=position, figures="  ".join(figures))
         else:
             first = [form.format(m) for m in self._run.metrics[:1] for form in ("eval/{}", "personal/{}_mean")]
             shown = ("train/loss", "eval/loss", *first)
@@ -90,8 +88,8 @@ class Console:
         return duration(row["time/total_s"] / row["round"] * (self._run.num_rounds - row["round"]))
 
     def _print(self, line: str) -> None:
-        # As it is: a path is not to be wrapped, nor are its brackets markup.
-        self._terminal.print(line, markup=False, highlight=False, soft_wrap=True)
+        # Not by rich, which takes as long as a round of ten small clients.
+        print(line, file=self._terminal.file, flush=True)
 
 
 def _named(figures: Mapping[str, float | None]) -> list[str]:
