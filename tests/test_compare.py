@@ -97,23 +97,27 @@ def test_leaves_differ_by_their_json():
         (["name=x", "cache_dir=/c"], set(), {"name", "cache_dir"}),
         (["seed=1"], {"seed"}, set()),
         (["federation.num_rounds=7"], {"federation.num_rounds"}, set()),
-        (["hardware=workers"], set(), {"hardware._target_", "hardware.workers", "hardware.threads"}),
+        (
+            ["hardware=workers"],
+            set(),
+            {f"hardware.{key}" for key in ("_target_", "workers", "threads", "declares.runs")},
+        ),
         (
             ["hardware=workers", "hardware.threads=2"],
             {"hardware.threads"},
-            {"hardware._target_", "hardware.workers"},
+            {"hardware._target_", "hardware.workers", "hardware.declares.runs"},
         ),
         (["channel=clip"], {"channel", "channel.clip._target_", "channel.clip.max_norm"}, set()),
-        (["hardware=gpu"], {"hardware.device"}, {"hardware.declares.runs"}),
+        (["hardware=gpu"], {"hardware.device"}, {"hardware._target_"}),
         (
             ["hardware=ray", "hardware.num_gpus=0.5"],
             {"hardware.num_gpus"},
-            {"hardware._target_", "hardware.address", "hardware.num_cpus"},
+            {f"hardware.{key}" for key in ("_target_", "address", "num_cpus", "declares.runs")},
         ),
         (
             ["hardware=batched"],
             {"hardware.chunk"},
-            {f"hardware.{key}" for key in ("_target_", "cache_dir", "compile", "device", "declares.runs")},
+            {f"hardware.{key}" for key in ("_target_", "cache_dir", "compile", "device")},
         ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -279,7 +283,7 @@ def test_hardware_is_reported_to_change_no_number(finished):
     assert done.returncode == 0, done.stdout
     lines = done.stdout.splitlines()
     assert "  hardware.workers: not set | 2 (changes no number)" in lines
-    assert "  hardware: cpu | workers" in lines
+    assert "  hardware: auto | workers" in lines
     assert lines[-1] == "identical through round 3"
 
 
