@@ -217,6 +217,8 @@ def _run(composed: DictConfig, hydra_config: HydraConf, directory: Path, in_swee
     parsed, choices = config.checked(composed, hydra_config)
     if in_sweep and job.is_settled(directory, parsed):
         return
+    from fedresearch.study.sweep.status import name_of
+
     overrides = config.unresolved_overrides(hydra_config.overrides.task)
     request = RunRequest(
         config=parsed,
@@ -226,6 +228,7 @@ def _run(composed: DictConfig, hydra_config: HydraConf, directory: Path, in_swee
         command=sys.orig_argv,
         config_dirs=_config_dirs(hydra_config),
         may_resume=in_sweep or parsed.resume is not None,
+        job=name_of(directory, Path(hydra_config.runtime.cwd, hydra_config.sweep.dir)) if in_sweep else "",
     )
     # Only now: importing torch and Flower takes seconds, and a mistyped key is reported before that.
     if config.runs_elsewhere(parsed):

@@ -29,6 +29,8 @@ class RunRequest:
     may_resume : bool
         Whether the directory may already hold the run. A finished run stays unchanged; an unfinished one continues from
         its last checkpoint.
+    job : str
+        The job's name in its sweep; "" for a single run.
     """
 
     config: Config
@@ -38,6 +40,7 @@ class RunRequest:
     command: list[str]
     config_dirs: list[str]
     may_resume: bool = False
+    job: str = ""
 
     def dumps(self) -> str:
         """Return the request as JSON."""

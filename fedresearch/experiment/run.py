@@ -82,7 +82,7 @@ def run_experiment(request: RunRequest, nodes: NodeGrid | None = None) -> None:
             check_selection(experiment)
             whence, patches = provenance(request.command)
             start = _resume(experiment, request, past, whence) if past else _begin(experiment, request, whence)
-            _run_rounds(experiment, start, directory, patches)
+            _run_rounds(experiment, start, directory, patches, request.job)
 
 
 @dataclass(frozen=True)
@@ -115,11 +115,11 @@ def _resume(experiment: Experiment, request: RunRequest, past: Mapping[str, Any]
     return _Start({**past, **record, "resumed": resumed}, history, arrays, rows, is_resumed=True)
 
 
-def _run_rounds(experiment: Experiment, start: _Start, directory: Path, patches: Mapping[str, str]) -> None:
+def _run_rounds(experiment: Experiment, start: _Start, directory: Path, patches: Mapping[str, str], job: str) -> None:
     """Run and record the rounds that are left."""
     compile_in(experiment.config.cache_dir)
     run = RunDirectory(directory, start.record, start.history)
-    trackers = TrackerGroup([Console(), experiment.tracker])
+    trackers = TrackerGroup([Console(job=job), experiment.tracker])
     recorder = Recorder(experiment, run, start.rows, trackers)
     grid, last = experiment.grid, start.rows[-1] if start.rows else None
     # On a SuperLink this already runs in a ServerApp, and whoever stops it does not wait for a round.

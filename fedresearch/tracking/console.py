@@ -1,4 +1,7 @@
-"""What a run shows while it runs: a live bar on a terminal, a line a round elsewhere, and a small table at the end."""
+"""What a run shows while it runs: a live bar on a terminal, a line a round elsewhere, and a small table at the end.
+
+A job of a sweep shows nothing on a terminal, where the sweep shows all its jobs, and elsewhere its name in each line.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -8,6 +11,7 @@ from rich import filesize
 from rich.console import Console as Terminal
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
+from fedresearch.errors import printable
 from fedresearch.tracking.tracker import RunInfo
 
 
@@ -18,10 +22,13 @@ class Console:
     ----------
     terminal : rich.console.Console or None
         Where to print; None is standard output.
+    job : str
+        The job's name in its sweep; "" for a single run.
     """
 
-    def __init__(self, terminal: Terminal | None = None) -> None:
-        self._terminal = terminal or Terminal()
+    def __init__(self, terminal: Terminal | None = None, job: str = "") -> None:
+        self._terminal = terminal or Terminal(quiet=bool(job) and Terminal().is_interactive)
+        self._job = f"{printable(job)}  " if job else ""
 
     def start(self, run: RunInfo) -> None:
         """Show the bar, if this is a terminal."""
@@ -62,7 +69,7 @@ class Console:
             first = [form.format(m) for m in self._run.metrics[:1] for form in ("eval/{}", "personal/{}_mean")]
             shown = ("train/loss", "eval/loss", *first)
             named = _named({name: present.get(name) for name in shown})
-            self._print("  ".join([position, *named, *speed]))
+            self._print(self._job + "  ".join([position, *named, *speed]))
 
     def log_model(self, path: Path) -> None:
         """Do nothing: the run directory is shown at the end."""
@@ -71,13 +78,13 @@ class Console:
         """Show the results and, on a line of its own, the run directory."""
         if self._terminal.is_interactive:
             self._progress.stop()
-        self._print(f"{status} after {self._known['round']} of {self._run.num_rounds} rounds")
+        self._print(f"{self._job}{status} after {self._known['round']} of {self._run.num_rounds} rounds")
         results = {name: form for name, form in _results(self._run.metrics).items() if summary.get(name) is not None}
         width = max(map(len, results), default=0)
         for name, shown in results.items():
             on_clients = name.startswith(("clients/", "personal/")) and summary.get("clients/evaluated")
             of = f"  of {on_clients} client{'s' * (on_clients != 1)}" if on_clients else ""
-            self._print(f"  {name:<{width}}  {shown(summary[name])}{of}")
+            self._print(f"{self._job}  {name:<{width}}  {shown(summary[name])}{of}")
         self._print(str(self._run.directory))
 
     def _position(self, server_round: int) -> str:

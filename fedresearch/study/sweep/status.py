@@ -106,6 +106,17 @@ def job_names(jobs: Sequence[Sequence[str]]) -> list[str]:
     return [" ".join(word for word in job if word not in shared) or ONLY_JOB for job in jobs]
 
 
+def name_of(job: Path, sweep: Path) -> str:
+    """Return the name of the job in a directory; "" in a sweep without a list of its jobs."""
+    try:
+        jobs = list_jobs(sweep)
+    except InputError:
+        return ""
+    names = job_names([words or [] for words, _ in jobs])
+    here = job.resolve()
+    return next((name for name, (words, path) in zip(names, jobs, strict=True) if words and path.resolve() == here), "")
+
+
 def new_table(*columns: str) -> Table:
     """Return a table whose first column is wrapped if the terminal is narrow."""
     table = Table(box=None, pad_edge=False)
