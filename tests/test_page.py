@@ -11,25 +11,31 @@ from fedresearch.study.report.page import page
 HOSTILE = "</script><b>x"
 PICTURE = "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' width='900' height='9'/%3E"
 EMPTY = {
-    **{"title": "Report", "metric": "eval/accuracy", "command": "report", "generated": "today", "base": {}},
-    **{name: [] for name in ("warnings", "notes", "axes", "metrics", "targets", "cells", "tables", "figures", "runs")},
+    **{"title": "Report", "metric": "Accuracy (%)", "command": "report", "generated": "today", "base": {}},
+    **{name: [] for name in ("warnings", "notes", "axes", "metrics", "targets", "arms", "panels", "cells", "tables")},
+    **{"axis": "rounds", "figures": [], "runs": []},
 }
+
+
+def arm(number):
+    look = {"colour": "#0072B2", "dark": "#3D94D9", "dash": "solid"}
+    return {**look, "label": HOSTILE if number == 1 else f"lr={number}", "is_highlighted": number < 14, "n": "5"}
 
 
 def cell(number):
     """Return a cell of four rounds, the second of them without an evaluation."""
-    mean = [number, None, number + 0.2, number + 0.3]
-    low, high = ([value and value + shift for value in mean] for shift in (-0.125, 0.25))
+    mean = [number / 20, None, number / 20 + 0.1, number / 20 + 0.2]
+    low, high = ([value and value + shift for value in mean] for shift in (-0.0625, 0.125))
     return {
-        "label": HOSTILE if number == 1 else f"lr={number}",
-        "n": 5,
+        "label": f"{'iid' if number < 13 else 'shards'}, lr={number}",
+        **{"panel": int(number > 12), "arm": number - 1, "n": 5},
         "x": {"rounds": [1, 2, 3, 4], "bytes": [1e6, 2e6, 3e6, 4e6]},
         "y": {"eval/accuracy": {"mean": mean, "low": low, "high": high}},
     }
 
 
 def row(*sorts):
-    return [{"text": f"is {sort}", "sort": sort} for sort in sorts]
+    return [{"text": f"is {sort}", "sort": sort, "style": "best" if sort == 0.5 else ""} for sort in sorts]
 
 
 CELLS = [cell(number) for number in range(1, 15)]
@@ -39,7 +45,9 @@ RUNS = [
     {
         **{"directory": f"run{number:02}", "cell": CELLS[number % 14]["label"], "seed": f"{number}", "rounds": 4},
         **{"state": "failed" if number == 7 else "finished", "value": "" if number == 7 else f"{number / 10}"},
-        **{"error": "boom" if number == 7 else "", "changed": {"seed": number, "lr": HOSTILE, "shared": [number]}},
+        **{"error": "boom" if number == 7 else "", "failures": 2, "baseline": 0 if number == 7 else None},
+        **{"x": [1, 2, 3, 4], "y": [0.1, None, 0.2, 0.3]},
+        "changed": {"seed": 0 if number == 7 else number, "lr": HOSTILE, "shared": [number], "run: commit": "abc"},
     }
     for number in range(30)
 ]
@@ -49,23 +57,26 @@ DOCUMENT = EMPTY | {
     "notes": ["left out"],
     "axes": [{"id": "rounds", "label": "Rounds"}, {"id": "bytes", "label": "Bytes"}],
     "metrics": [
-        {"id": "eval/accuracy", "label": "Accuracy", "is_share": True},
+        {"id": "eval/accuracy", "label": "Accuracy (%)", "is_share": True},
         {"id": "eval/loss", "label": "Loss", "is_share": False},
     ],
     "targets": [{"metric": "eval/accuracy", "value": value} for value in (0.6, 0.9)],
+    "arms": [arm(number) for number in range(1, 15)],
+    "panels": ["IID", "Shards"],
     "cells": CELLS,
     "tables": [
         {
             **{"id": "final", "title": "Final", "caption": "What is best", "notes": ["† differs"]},
             "columns": [{"label": "name", "numeric": False}, {"label": "number", "numeric": True}]
             + [{"label": f"another column {number}", "numeric": True} for number in range(9)],
+            "groups": [[["", 1], ["Digits", 10]]],
             "rows": [
                 row(name, number, *range(9)) for name, number in zip("bdac", (0.5, None, -1.5, 0.45), strict=True)
             ],
         }
     ],
     "figures": [{"title": "Partition", "caption": f"Who holds what {HOSTILE}", "src": PICTURE}],
-    "base": {"model": "mlp", "shared": "overridden"},
+    "base": {"model": "mlp", "shared": "overridden", "run: torch": "2"},
     "runs": RUNS,
 }
 
@@ -104,6 +115,7 @@ def show(browser, tmp_path_factory):
             ),
         )
         tab.goto(file.as_uri())
+        tab.evaluate("ready")
         return tab
 
     return show_
@@ -120,10 +132,15 @@ def report(opened):
     assert opened.faults == []
 
 
+def reload(report):
+    report.reload()
+    report.evaluate("ready")
+
+
 def curves(report):
-    """Return a mapping of the drawn lines' names to their points."""
-    lines = report.evaluate("document.getElementById('plot').data.filter((trace) => trace.name)")
-    return {line["name"]: list(zip(line["x"], line["y"], strict=True)) for line in lines}
+    """Return a mapping of the drawn lines' names to their points; those that are not highlighted are one line."""
+    lines = report.evaluate("document.getElementById('plot').data.filter((trace) => !trace.fill)")
+    return {line.get("name", "grey"): list(zip(line["x"], line["y"], strict=True)) for line in lines}
 
 
 def rows(report, selector):
@@ -151,35 +168,58 @@ def test_warnings_come_first(report):
     assert report.evaluate("getSelection().toString()") == DOCUMENT["command"]
 
 
-def test_only_checked_cells_are_drawn(report):
+def test_only_checked_arms_are_drawn(report):
     labels = [cell["label"] for cell in CELLS]
-    report.reload()
-    assert list(curves(report)) == labels[:12]
-    assert curves(report)["lr=2"] == [(1, 2), (3, 2.2), (4, 2.3)]
-    report.get_by_label("lr=14").check()
+    reload(report)
+    assert list(curves(report)) == [*labels[:12], "grey", labels[12]]
+    assert curves(report)["iid, lr=2"] == [(1, 10), (3, 20), (4, pytest.approx(30))]
+    assert curves(report)["grey"] == [(1, 70), (3, pytest.approx(80)), (4, pytest.approx(90)), (None, None)]
+    report.get_by_label("lr=14").uncheck()
     report.get_by_label("lr=2 n").uncheck()
-    assert list(curves(report)) == [labels[0], *labels[2:12], labels[13]]
+    assert list(curves(report)) == [labels[0], *labels[2:13]]
     report.get_by_role("button", name="None").click()
     assert curves(report) == {}
-    report.get_by_label("Search cells").fill("LR=1")
+    report.get_by_label("Search arms").fill("LR=1")
     report.get_by_role("button", name="All").click()
-    assert list(curves(report)) == labels[9:]
-    report.get_by_label("Search cells").fill("")
+    assert list(curves(report)) == [*labels[9:12], "grey", labels[12]]
+    report.get_by_label("Search arms").fill("")
     report.get_by_role("button", name="All").click()
-    assert list(curves(report)) == labels
+    assert len(curves(report)) == len(labels)
+
+
+def test_panels_share_their_axes(report):
+    layout = report.evaluate("document.getElementById('plot')._fullLayout")
+    assert layout["xaxis2"]["range"] == layout["xaxis"]["range"]
+    assert layout["yaxis2"]["range"] == layout["yaxis"]["range"]
+    assert layout["xaxis"]["domain"][1] < layout["xaxis2"]["domain"][0]
+    assert report.locator("#plot .annotation-text").all_text_contents() == ["IID", "Shards"]
 
 
 def test_axis_and_metric_are_chosen(report):
     report.get_by_role("button", name="All").click()
     report.get_by_label("over").select_option("Bytes")
-    assert "lr=3" not in curves(report)
-    assert curves(report)["lr=4"] == [(1e6, 4), (3e6, 4.2), (4e6, 4.3)]
+    assert "iid, lr=3" not in curves(report)
+    assert curves(report)["iid, lr=4"] == [(1e6, 20), (3e6, pytest.approx(30)), (4e6, 40)]
     report.get_by_label("Metric").select_option("Loss")
-    assert curves(report) == {"lr=2": [(1e6, 4), (2e6, 3), (3e6, 2), (4e6, 1)]}
+    assert curves(report) == {"iid, lr=2": [(1e6, 4), (2e6, 3), (3e6, 2), (4e6, 1)]}
     assert report.locator("#plot .xtitle, #plot .ytitle").all_text_contents() == ["Bytes", "Loss"]
     report.get_by_label("over").select_option("Rounds")
-    report.get_by_label("Metric").select_option("Accuracy")
+    report.get_by_label("Metric").select_option("Accuracy (%)")
     assert len(curves(report)) == 14
+
+
+def test_the_address_has_the_view(report):
+    report.get_by_label("over").select_option("Bytes")
+    report.get_by_label("lr=4 n").uncheck()
+    report.get_by_role("button", name="run07").click()
+    reload(report)
+    assert report.get_by_label("over").input_value() == "bytes"
+    assert not {"iid, lr=4", "iid, lr=3"} & curves(report).keys()
+    expect(report.get_by_role("dialog")).to_contain_text("run07")
+    report.keyboard.press("Escape")
+    report.get_by_role("button", name="All").click()
+    report.get_by_label("over").select_option("Rounds")
+    assert report.url.endswith("#")
 
 
 def test_targets_are_lines_while_their_metric_is_shown(report):
@@ -188,13 +228,12 @@ def test_targets_are_lines_while_their_metric_is_shown(report):
         assert all(shape["y0"] == shape["y1"] and shape["line"]["dash"] == "dash" for shape in shapes)
         return [(shape["y0"], shape["label"]["text"]) for shape in shapes]
 
-    report.reload()
-    assert target_lines() == [(0.6, "target 0.6"), (0.9, "target 0.9")]
-    assert report.locator("#plot .shapelayer path").count() == 2
+    assert target_lines() == 2 * [(60, "target 60"), (90, "target 90")]
+    assert report.locator("#plot .shapelayer path").count() == 4
     report.get_by_label("Metric").select_option("Loss")
     assert target_lines() == []
-    report.get_by_label("Metric").select_option("Accuracy")
-    assert len(target_lines()) == 2
+    report.get_by_label("Metric").select_option("Accuracy (%)")
+    assert len(target_lines()) == 4
 
 
 def test_a_band_is_the_interval(report):
@@ -202,7 +241,7 @@ def test_a_band_is_the_interval(report):
     report.get_by_label("lr=4 n").check()
     (band,) = report.evaluate("document.getElementById('plot').data.filter((trace) => trace.fill)")
     assert band["x"] == [1, 3, 4, 4, 3, 1]
-    assert band["y"] == pytest.approx([4.25, 4.45, 4.55, 4.175, 4.075, 3.875])
+    assert band["y"] == pytest.approx([32.5, 42.5, 52.5, 33.75, 23.75, 13.75])
 
 
 def test_hovering_shows_the_cell_the_point_and_the_interval(report):
@@ -213,11 +252,14 @@ def test_hovering_shows_the_cell_the_point_and_the_interval(report):
         plot.scrollIntoView();
         const { left, top } = plot.getBoundingClientRect();
         const { xaxis, yaxis } = plot._fullLayout;
-        return [left + xaxis._offset + xaxis.d2p(3), top + yaxis._offset + yaxis.d2p(1.2)];
+        return [left + xaxis._offset + xaxis.d2p(3), top + yaxis._offset + yaxis.d2p(15)];
     }""")
     report.mouse.move(x - 5, y)
     report.mouse.move(x, y)
-    expect(report.locator("#plot .hovertext")).to_have_text(f"{HOSTILE}Rounds: 3Accuracy: 1.2 (1.075 to 1.45)")
+    expect(report.locator("#plot .hovertext")).to_have_text(
+        f"{HOSTILE}IIDRounds: 3Accuracy (%): 15 (8.75 to 27.5)n = 5"
+    )
+    report.get_by_role("button", name="All").click()
 
 
 def test_no_button_uploads_the_plot(report):
@@ -239,14 +281,16 @@ def test_figures_have_captions(report):
 
 
 def test_a_table_is_sorted_with_unknown_values_last(report):
-    number = report.locator("#table-final th").nth(1)
+    assert report.locator("#table-final .best").all_text_contents() == ["is 0.5"]
+    assert report.locator("#table-final .group").all_text_contents() == ["", "Digits"]
+    number = report.locator("#table-final tr:last-child th").nth(1)
     number.get_by_role("button").click()
     assert rows(report, "#table-final") == ["is a", "is c", "is b", "is d"]
     assert number.get_attribute("aria-sort") == "ascending"
     number.get_by_role("button").press("Enter")
     assert rows(report, "#table-final") == ["is b", "is c", "is a", "is d"]
     assert number.get_attribute("aria-sort") == "descending"
-    name = report.locator("#table-final th").first
+    name = report.locator("#table-final tr:last-child th").first
     name.get_by_role("button").press("Space")
     name.get_by_role("button").press("Space")
     assert rows(report, "#table-final") == ["is d", "is c", "is b", "is a"]
@@ -255,9 +299,9 @@ def test_a_table_is_sorted_with_unknown_values_last(report):
 
 def test_runs_are_filtered_and_sorted(report):
     report.get_by_label("Filter runs").fill("finished lr=1")
-    assert rows(report, "#runs") == [f"run{n:02}" for n in range(30) if n % 14 in range(9, 14)]
+    assert rows(report, "#runs") == [f"run{n:02}" for n in range(30) if n % 14 in (0, *range(9, 14))]
     report.get_by_label("Filter runs").fill("")
-    report.get_by_role("button", name="eval/accuracy").click()
+    report.get_by_role("button", name="Accuracy (%)").click()
     assert rows(report, "#runs") == [f"run{n:02}" for n in [*range(7), *range(8, 30), 7]]
     report.get_by_role("button", name="Seed").dblclick()
     assert rows(report, "#runs") == [f"run{n:02}" for n in reversed(range(30))]
@@ -266,13 +310,19 @@ def test_runs_are_filtered_and_sorted(report):
     assert report.locator("#runs-count").text_content() == "1 of 30"
 
 
-def test_a_runs_own_values_come_first(report):
+def test_a_runs_differences_come_first(report):
     report.get_by_label("Filter runs").fill("run07")
     report.get_by_role("button", name="run07").press("Enter")
     dialog = report.get_by_role("dialog")
-    expect(dialog).to_contain_text("seed 7 · failed · 4 rounds · boom")
-    pairs = dialog.locator("tr").evaluate_all("rows => rows.map((row) => [...row.cells].map((it) => it.textContent))")
-    assert pairs == [["seed", "7"], ["lr", HOSTILE], ["shared", "[7]"], ["model", "mlp"]]
+    expect(dialog).to_contain_text("seed 7 · failed · 4 rounds · 2 failures of clients")
+    expect(dialog.locator("#run-error")).to_have_text("boom")
+    pairs = dialog.locator("tbody tr").evaluate_all(
+        "rows => rows.map((row) => [...row.cells].map((it) => it.textContent))"
+    )
+    changed = [["seed", "0"], ["lr", HOSTILE]]
+    assert pairs == [["shared", "[7]", "[0]"], *changed, ["commit", "abc"], ["torch", "2"], ["model", "mlp"]]
+    (own,) = report.evaluate("document.getElementById('run-plot').data.filter((line) => line.name === 'this run')")
+    assert (own["x"], own["y"]) == ([1, 3, 4], [10, 20, 30])
     report.keyboard.press("Escape")
     expect(dialog).to_be_hidden()
     report.get_by_text("boom").first.click()
@@ -289,7 +339,7 @@ def test_a_phone_scrolls_tables_but_not_the_page(report):
     table = report.locator("#table-final")
     assert table.evaluate("(table) => table.parentElement.scrollWidth") > 360
     # The first column stays in place, above the columns that scroll below it.
-    for first in (table.locator("th").first, table.locator("td").first):
+    for first in (table.locator("tr:last-child th").first, table.locator("td").first):
         before = first.bounding_box()
         table.evaluate("(table) => { table.parentElement.scrollLeft = 200; }")
         assert first.bounding_box() == before

@@ -1,22 +1,40 @@
 """A report as the JSON values that its page reads."""
 
 import base64
+import io
 import math
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from fedresearch.dotted_keys import leaves
 from fedresearch.runs.columns import is_share
 from fedresearch.runs.directory import now
+from fedresearch.runs.labels import column_label, metric_labels
 from fedresearch.runs.loaded import usual_metrics
+from fedresearch.study.report.arms import COLOURS, GREY, Arm
 from fedresearch.study.report.axes import AXES
 from fedresearch.study.report.build import Report
 from fedresearch.study.report.cells import Cell
 from fedresearch.study.report.load import Column, LoadedRun
 from fedresearch.study.report.plot_data import mean_curve, mean_progress, plotted_runs
 from fedresearch.study.report.tables import Table
+
+# The same hues on a dark background.
+_IN_DARK = dict(
+    zip(
+        (*COLOURS, GREY),
+        ("#3D94D9", "#F07F2E", "#1FBF91", "#E09AC1", "#F2B632", "#9BD8FF", "#E4E8ED", "#6B7480"),
+        strict=True,
+    )
+)
+_LINE_WIDTH = 2
+# Figures that the page draws itself.
+_DRAWN = "curves_"
 
 
 def document(report: Report, pictures: Mapping[str, bytes]) -> dict[str, Any]:
@@ -33,32 +51,70 @@ def document(report: Report, pictures: Mapping[str, bytes]) -> dict[str, Any]:
     metrics = [name for name in usual if any(name in run.columns for cell in cells for run in plotted_runs(cell))]
     return {
         "title": report.title,
-        "metric": metric,
+        "metric": _label(report, metric),
+        "axis": report.question.x_axis,
         "command": shlex.join(["fedresearch", *sys.argv[1:]]),
         "generated": now(),
         "warnings": [*report.warnings],
         "notes": [*report.notes],
         "axes": [{"id": name, "label": axis.label.capitalize()} for name, axis in AXES.items()],
-        "metrics": [{"id": name, "label": name, "is_share": is_share(name, report.study.declared)} for name in metrics],
+        "metrics": [
+            {"id": name, "label": _label(report, name), "is_share": is_share(name, report.study.declared)}
+            for name in metrics
+        ],
         "targets": [{"metric": metric, "value": target} for target in report.question.targets],
-        "cells": [_cell(cell, metrics) for cell in cells],
+        "arms": [
+            _arm(arm, [len(plotted_runs(cell)) for cell in cells if report.arrangement.arm(cell) is arm])
+            for arm in report.arrangement.arms
+        ],
+        "panels": [*report.arrangement.panels],
+        "cells": [_cell(cell, report.arrangement.places[cell.label], metrics) for cell in cells],
         "tables": [_table(table) for table in report.tables],
         "figures": [
             {
                 "title": name.replace("_", " "),
                 "caption": report.figures[name].caption,
-                "src": f"data:image/png;base64,{base64.b64encode(picture).decode()}",
+                "src": f"data:image/webp;base64,{base64.b64encode(_small(picture)).decode()}",
             }
             for name, picture in pictures.items()
+            if not name.startswith(_DRAWN)
         ],
         **_runs(report),
     }
 
 
-def _cell(cell: Cell, metrics: Sequence[str]) -> dict[str, Any]:
+def _label(report: Report, column: str) -> str:
+    metrics = {
+        name: text for run in report.study.runs for name, text in metric_labels(run.record.get("config", {})).items()
+    }
+    return column_label(column, report.study.declared, metrics, report.question.names)
+
+
+def _small(picture: bytes) -> bytes:
+    """Return a PNG as WebP with 32 colours, in a fifth of its bytes."""
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(picture)).convert("RGB").quantize(32).convert("RGB").save(buffer, "WEBP", lossless=True)
+    return buffer.getvalue()
+
+
+def _arm(arm: Arm, counts: Sequence[int]) -> dict[str, Any]:
+    """Return an arm's look, and the fewest and most runs of its cells."""
+    return {
+        "label": arm.label,
+        "colour": arm.colour,
+        "dark": _IN_DARK[arm.colour],
+        "dash": ",".join(f"{_LINE_WIDTH * length:g}px" for length in arm.dash) or "solid",
+        "is_highlighted": arm.is_highlighted,
+        "n": "–".join(str(count) for count in dict.fromkeys((min(counts, default=0), max(counts, default=0)))),
+    }
+
+
+def _cell(cell: Cell, place: tuple[int, int], metrics: Sequence[str]) -> dict[str, Any]:
     curves = {name: mean_curve(cell, "rounds", name) for name in metrics}
     return {
         "label": cell.label,
+        "panel": place[0],
+        "arm": place[1],
         "n": len(plotted_runs(cell)),
         "x": {name: _column(mean_progress(cell, name)) for name in AXES},
         "y": {
@@ -80,8 +136,10 @@ def _table(table: Table) -> dict[str, Any]:
         "caption": table.caption,
         "notes": [*table.notes],
         "columns": [
-            {"label": label, "numeric": numeric} for label, numeric in zip(table.columns, table.numeric, strict=True)
+            {"label": label, "numeric": numeric}
+            for (label, _), numeric in zip([*table.head_rows][-1], table.numeric, strict=True)
         ],
+        "groups": [*table.head_rows][:-1],
         "rows": [[vars(entry) for entry in row] for row in table.rows],
     }
 
@@ -97,6 +155,9 @@ def _runs(report: Report) -> dict[str, Any]:
 
     runs = [(cell.label, replicate, run) for cell in report.study.cells for replicate, run in cell.runs.items()]
     runs += [("", "", run) for run in (*report.study.repeated, *report.study.unread)]
+    places = {(label, replicate): number for number, (label, replicate, _) in enumerate(runs)}
+    metric, partners = report.question.metric, report.question.baseline.partners
+    percent = 100 if is_share(metric, report.study.declared) else 1
     facts = [dict(_facts(run)) for _, _, run in runs]
     recorded = [each for each in facts if each]
     base = {
@@ -111,8 +172,12 @@ def _runs(report: Report) -> dict[str, Any]:
             "seed": replicate,
             "state": run.state,
             "rounds": run.num_rounds,
-            "value": _number(report.selected[run.directory]),
+            "value": _number(percent * report.selected[run.directory]),
             "error": run.error,
+            "failures": int(np.nansum(run.column("clients/failed"))),
+            "x": _column(run.column("round")),
+            "y": _column(run.column(metric)),
+            "baseline": places.get((partners[label].label, replicate)) if label in partners else None,
             "changed": {key: value for key, value in sorted(each.items(), key=place) if key not in base},
         }
         for (label, replicate, run), each in zip(runs, facts, strict=True)

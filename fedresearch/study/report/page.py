@@ -1,11 +1,19 @@
 """A report as one HTML file that needs no network."""
 
+import gzip
+import json
 from collections.abc import Mapping
+from functools import cache
 from importlib import resources
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, StrictUndefined
 from plotly.offline import get_plotlyjs
+
+# What the script reads.
+_DRAWN = ("arms", "panels", "cells", "axes", "metrics", "targets", "base", "runs")
+_FIRST, _SKIPPED, _NUM_DIGITS = ord("!"), ord("<"), 93
 
 
 def page(document: Mapping[str, Any], tag: str = "") -> str:
@@ -14,9 +22,9 @@ def page(document: Mapping[str, Any], tag: str = "") -> str:
     Parameters
     ----------
     document : mapping
-        JSON values under ``title``, ``metric``, ``command``, ``generated``, ``warnings``, ``notes``, ``axes``,
-        ``metrics``, ``targets``, ``cells``, ``tables``, ``figures``, ``base`` and ``runs``; ``page.html`` reads them
-        all. Any list may be empty.
+        JSON values under ``title``, ``metric``, ``axis``, ``command``, ``generated``, ``warnings``, ``notes``,
+        ``axes``, ``metrics``, ``targets``, ``arms``, ``panels``, ``cells``, ``tables``, ``figures``, ``base`` and
+        ``runs``; ``page.html`` reads them all. Any list may be empty.
     tag : str
         The tag of the document, with which the page asks its server for newer ones; "": it does not ask.
 
@@ -29,4 +37,22 @@ def page(document: Mapping[str, Any], tag: str = "") -> str:
     # The filter tojson also escapes <, >, & and ', so that no label ends the script or attribute around it.
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     template = resources.files("fedresearch.study.report").joinpath("page.html").read_text("utf-8")
-    return environment.from_string(template).render(document, plotly=get_plotlyjs(), tag=tag)
+    data = json.dumps({name: document[name] for name in _DRAWN}, allow_nan=False, separators=(",", ":"))
+    return environment.from_string(template).render(document, data=_pack(data), plotly=_plotly, tag=tag)
+
+
+@cache
+def _plotly() -> tuple[int, str]:
+    return _pack(get_plotlyjs())
+
+
+def _pack(text: str) -> tuple[int, str]:
+    """Return a text compressed, as its number of bytes and as characters of which each two hold 13 bits.
+
+    This is a twelfth shorter than base64. The characters are ``!`` to ``~`` without ``<``, which could end a script.
+    """
+    content = gzip.compress(text.encode(), mtime=0)
+    bits = np.unpackbits(np.frombuffer(content, np.uint8))
+    groups = np.pad(bits, (0, -len(bits) % 13)).reshape(-1, 13) @ (1 << np.arange(13, dtype=np.uint16)[::-1])
+    codes = np.stack(np.divmod(groups, _NUM_DIGITS), axis=1).ravel().astype(np.uint8) + _FIRST
+    return len(content), (codes + (codes >= _SKIPPED)).tobytes().decode()
