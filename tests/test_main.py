@@ -61,6 +61,7 @@ def test_a_run_leaves_its_record_metrics_model_and_partition(finished):
         ".lock",
         "checkpoints",
         "clients.jsonl",
+        "confusion.csv",
         "metrics.jsonl",
         "model.safetensors",
         "partition.csv",

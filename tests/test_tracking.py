@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import matplotlib
 import pytest
 import yaml
 from rich.console import Console as Terminal
@@ -20,12 +21,14 @@ from rich.console import Console as Terminal
 from fedresearch.config import compose
 from fedresearch.config.help_text import CONF
 from fedresearch.errors import InputError
+from fedresearch.runs.record import dump_record
 from fedresearch.tracking import tensorboard
 from fedresearch.tracking.console import Console
 from fedresearch.tracking.tensorboard import TensorBoardTracker
 from fedresearch.tracking.tracker import NoTracker, RunInfo, Tracker, TrackerGroup
 from fedresearch.tracking.wandb_tracker import WandbTracker
 
+FONTS = matplotlib.get_cachedir()  # matplotlib's own, which it makes where there is none
 # Three rounds; the second does not evaluate, the third has a client that diverged.
 ROWS: list[dict[str, Any]] = [
     {
@@ -46,7 +49,8 @@ ROWS: list[dict[str, Any]] = [
     ]
 ]
 SUMMARY = {
-    "rounds": 3,
+    "round": 3,
+    "best/round": 1,
     "eval/loss": 0.125,
     "eval/accuracy": 0.875,
     "train/loss": math.nan,
@@ -67,8 +71,20 @@ def run_info(directory: Path) -> RunInfo:
     return RunInfo(directory, uuid4().hex, "FedAvg, seed 3", "FedAvg #0123", tags, config, columns, 3, ["accuracy"])
 
 
+FILES = {
+    "run.json": dump_record({"status": "finished", "config": {}, "choices": {}}),
+    "partition.csv": "partition_id,num_examples,num_train,num_validation,0,1\n0,3,3,0,1,2\n1,2,2,0,2,0\n",
+    "confusion.csv": "class,0,1\n0,3,1\n1,0,4\n",
+    "clients.jsonl": '{"round": 3, "train": {"partition_id": [0]}, '
+    '"evaluate": {"partition_id": [0, 1], "clients/accuracy": [0.25, 0.75]}}\n',
+}
+FIGURES = {"partition", "clients", "confusion"}
+
+
 def track(tracker: Tracker, directory: Path, status: str = "finished") -> None:
     tracker.start(run_info(directory))
+    for name, content in FILES.items():
+        (directory / name).write_text(content)
     for row in ROWS:
         tracker.log(row)
     model = directory / "model.safetensors"
@@ -84,6 +100,7 @@ def no_wandb_of_the_developer(monkeypatch, tmp_path):
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("NETRC", str(tmp_path / "home" / ".netrc"))
+    monkeypatch.setenv("MPLCONFIGDIR", FONTS)
     (tmp_path / "home").mkdir()
 
 
@@ -107,7 +124,7 @@ def test_every_tracker_takes_the_same_calls_and_writes_in_the_run_directory(opti
     assert dict(os.environ) == environment
     assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "run"]
     assert not list((tmp_path / "home").iterdir())
-    assert {path.name for path in (tmp_path / "run").iterdir()} <= {"model.safetensors", "wandb", "tensorboard"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} <= {"model.safetensors", "wandb", "tensorboard", *FILES}
 
 
 @pytest.mark.parametrize("error", [OSError("full"), SystemExit(1)])
@@ -185,7 +202,7 @@ def only(records: list[dict[str, Any]], kind: str) -> list[Any]:
 
 
 def test_wandb_offline_run_read_back(tmp_path, capfd):
-    track(WandbTracker(mode="offline", tags=["mine"], log_model=True), tmp_path / "run")
+    track(WandbTracker(mode="offline", tags=["mine"], log_model=True, log_clients=True), tmp_path / "run")
     (path,) = wandb_runs(tmp_path / "run")
     printed = capfd.readouterr()
     assert printed.out == ""
@@ -193,6 +210,15 @@ def test_wandb_offline_run_read_back(tmp_path, capfd):
 
     records = inspect(path)
     history = [item["item"] for item in only(records, "history")]
+    media = {k: history[-1].pop(k) for k in [*history[-1]] if k.startswith("final/")}
+    assert {name.partition("/")[2].partition(".")[0] for name in media} == {
+        *FIGURES,
+        "clients_histogram",
+        "clients_table",
+    }
+    files = [path / "files" / media[f"final/{name}.path"] for name in (*FIGURES, "clients_table")]
+    assert all(file.stat().st_size == media[f"final/{file.stem.split('_3_')[0]}.size"] for file in files)
+    assert sum(media["final/clients_histogram.values"]) == 2
     # One row a round, with what was logged: no value and NaN are left out, W&B's own keys start with "_".
     assert [{k: v for k, v in item.items() if not k.startswith("_")} for item in history] == [
         ROWS[0],
@@ -219,7 +245,7 @@ def test_wandb_offline_run_read_back(tmp_path, capfd):
         k: v for k, v in SUMMARY.items() if k != "train/loss"
     }
     assert summary["train/loss"] == 0.5  # the last that was a number
-    (artifact,) = only(records, "artifact")
+    (artifact,) = [one for one in only(records, "artifact") if one["type"] == "model"]
     assert [entry["path"] for entry in artifact["manifest"]["contents"]] == ["model.safetensors"]
     assert [end["exit_code"] for end in only(records, "exit")] == [0]
 
@@ -302,6 +328,7 @@ def test_without_a_key_a_run_is_recorded_offline_and_nobody_is_asked(mode, tmp_p
             "HOME": str(home),
             "TMPDIR": str(home),
             "WANDB_DIR": str(home),
+            "MPLCONFIGDIR": FONTS,
             "PYTHONDONTWRITEBYTECODE": "1",
         },
         cwd=home,
@@ -386,6 +413,7 @@ def test_wandb_options_are_the_arguments():
         "group": "${oc.env:WANDB_RUN_GROUP,null}",
         "job_type": "train",
         "log_model": False,
+        "log_clients": False,
     }
     WandbTracker(**options)
 
@@ -464,16 +492,21 @@ def test_tensorboard_read_back(tmp_path):
     track(TensorBoardTracker(), tmp_path / "run")
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     names = {"train/loss", "eval/loss", "eval/accuracy", "comm/bytes_up", "clients/sampled"}
-    assert set(events.Tags()["scalars"]) == names | {"time/round_s", "time/total_s"}
+    assert set(events.Tags()["scalars"]) == names | {"time/round_s", "time/total_s", "best/round"}
     for name in names - {"train/loss"}:
         read = [(event.step, event.value) for event in events.Scalars(name)]
         assert read == [(row["round"], row[name]) for row in ROWS if row[name] is not None]
     plugin = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     hyperparameters = HParamsPluginData.FromString(plugin).session_start_info.hparams
     assert hyperparameters["seed"].number_value == 3
-    assert hyperparameters["optimizer.lr"].number_value == 0.1
-    assert hyperparameters["optimizer.betas"].string_value == "[0.9, 0.99]"
-    assert hyperparameters["name"].string_value == "None"
+    assert hyperparameters["lr"].number_value == 0.1
+    assert hyperparameters["strategy"].string_value == "fedavg"
+    for name in FIGURES:
+        (image,) = events.Images(f"final/{name}")
+        assert (image.step, image.encoded_image_string[:4]) == (3, b"\x89PNG")
+    (config,) = events.Tensors("config/text_summary")
+    assert b"    optimizer.lr: 0.1\n" in config.tensor_proto.string_val[0]
+    assert [event.value for event in events.Scalars("best/round")] == [1]
     *finite, diverged = [event.value for event in events.Scalars("train/loss")]
     assert finite == [0.75, 0.5]
     assert math.isnan(diverged)

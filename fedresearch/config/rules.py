@@ -331,6 +331,7 @@ OF_OPTIONS = (
     Rule("tracker.group", _or_empty(_name(128)), "a text of 1 to 128 characters, or null", "ablation"),
     Rule("tracker.job_type", _or_empty(_name(64)), "a text of 1 to 64 characters, or null", "train"),
     Rule("tracker.log_model", _boolean, "true or false", "false"),
+    Rule("tracker.log_clients", _boolean, "true or false", "false"),
 )
 
 # Sizes beyond any machine, which would otherwise fail only after minutes, or when memory runs out.

@@ -42,6 +42,7 @@ from fedresearch.federation.sampling import Sampling
 from fedresearch.hardware.ordered import OrderedGrid
 from fedresearch.hardware.threads import be_deterministic
 from fedresearch.local.inputs import Inputs
+from fedresearch.local.metrics import confusion
 from fedresearch.local.objective import Metrics, evaluate
 from fedresearch.local.state_names import Names, buffers, first_names, parameters
 from fedresearch.local.train import LocalWork
@@ -323,6 +324,24 @@ class Experiment:
                 sums = [evaluate(self.model, x, y, self.inputs.prepare)["loss"] * len(y) for x, y in clients if len(y)]
                 row["train/global_loss"] = sum(sums) / sum(len(y) for _, y in clients)
         return row
+
+    def confusion(self, arrays: ArrayRecord) -> list[list[int]] | None:
+        """Return how many test samples of each class (rows) global arrays take for each class (columns).
+
+        None if a target is not one class, or if parts of the model stay on the clients.
+        """
+        if self.personal or self.data.test_y.is_floating_point() or self.data.test_y.ndim > 1:
+            return None
+        self.model.load_state_dict(self.state_dict(arrays))
+        counts: list[Tensor] = []
+
+        def measure(outputs: Tensor, targets: Tensor) -> float:
+            counts.append(confusion(outputs, targets))
+            return 0.0
+
+        with seeded_generators(derive_seed(self.config.seed, "evaluate")):
+            evaluate(self.model, self.data.test_x, self.data.test_y, self.inputs.prepare, {"confusion": measure})
+        return counts[0].long().tolist()
 
     @cached_property
     def device(self) -> torch.device:

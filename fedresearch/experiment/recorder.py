@@ -9,10 +9,11 @@ from flwr.app import ArrayRecord
 from fedresearch.errors import InputError, named, raised_line
 from fedresearch.experiment.checkpoints import Checkpoints, save_result
 from fedresearch.experiment.experiment import Experiment
+from fedresearch.experiment.selection import BestRound
 from fedresearch.federation.measures import Row
 from fedresearch.federation.rounds import ClientsFailed, Diverged, Stalled
 from fedresearch.masking import masked
-from fedresearch.runs.directory import FAILURES, MODEL, RunDirectory, Unwritable, finite_row
+from fedresearch.runs.directory import CONFUSION, FAILURES, MODEL, RunDirectory, Unwritable, finite_row
 from fedresearch.tracking.tracker import TrackerGroup
 
 log = logging.getLogger("fedresearch")
@@ -36,6 +37,7 @@ class Recorder:
     def __init__(self, experiment: Experiment, run: RunDirectory, rows: list[Row], trackers: TrackerGroup) -> None:
         self._experiment, self._run, self._trackers = experiment, run, trackers
         self._checkpoints = Checkpoints(experiment, run, rows)
+        self._best = BestRound(experiment, rows)
         self._last: Row = dict(rows[-1]) if rows else {}
 
     def after_round(self, row: Row, arrays: ArrayRecord, stopping: Callable[[], bool]) -> None:
@@ -60,21 +62,26 @@ class Recorder:
         if diverged(row) and not diverged(self._last):
             log.warning("round %d: the loss is not finite, the run has diverged", row["round"])
         self._last = dict(row)
+        self._best.see(row)
         self._checkpoints.after(row, arrays)
         if stopping() and row["round"] < self._experiment.config.federation.num_rounds:
             self._checkpoints.write(arrays)
             raise KeyboardInterrupt
 
     def finish(self, arrays: ArrayRecord) -> None:
-        """Write the final checkpoint and the final model."""
+        """Write the final checkpoint, the final model, and its confusion matrix where it tells classes apart."""
         self._checkpoints.write(arrays)
         save_result(self._experiment, self._run.path / MODEL, arrays, self._last)
+        counts = None if diverged(self._last) else self._experiment.confusion(arrays)
+        if counts:
+            lines = [["class", *range(len(counts))], *([true, *row] for true, row in enumerate(counts))]
+            self._run.write_text(CONFUSION, "".join(",".join(map(str, line)) + "\n" for line in lines))
 
     def close(self) -> None:
         """Record that the run has done all its rounds."""
         status = "diverged" if diverged(self._last) else "finished"
         self._run.close(status, error=None, result=finite_row(self._last))
-        self._trackers.finish(status, self._last)
+        self._trackers.finish(status, self._last | self._best.summary)
 
     def close_after(self, error: BaseException) -> None:
         """Record the error that ended the run."""
@@ -85,7 +92,7 @@ class Recorder:
         except Unwritable as unwritable:
             log.warning("%s", unwritable)  # the error that ended the run is reported too
         finally:
-            self._trackers.finish(status, self._last)
+            self._trackers.finish(status, self._last | self._best.summary)
 
 
 def diverged(row: Row) -> bool:

@@ -1,14 +1,54 @@
 """Checks the columns that select the best round and stop the run: that they exist, for which model, on which data."""
 
 import logging
+import math
 from difflib import get_close_matches
 
 from fedresearch.errors import InputError
 from fedresearch.experiment.experiment import Experiment
 from fedresearch.federation.hooks import nested_strategies
-from fedresearch.runs.columns import direction, is_declared
+from fedresearch.federation.measures import Row
+from fedresearch.runs.columns import direction, is_declared, larger_is_better
 
 log = logging.getLogger("fedresearch")
+
+
+class BestRound:
+    """The first best round by ``checkpoint.best``, or else on the clients' validation data, where they evaluate.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The experiment that runs.
+    rows : list of dict
+        The rows of earlier rounds.
+    """
+
+    def __init__(self, experiment: Experiment, rows: list[Row]) -> None:
+        models = "personal" if experiment.client_app.has_own_model else "clients"
+        self._by = experiment.config.checkpoint.best or f"{models}/{experiment.main_metric}"
+        self._sign = 1 if larger_is_better(self._by, experiment.declared_columns) else -1
+        self._shown = [f"{scope}/{name}" for scope in ("eval", models) for name in ("loss", *experiment.measured)]
+        self._row: Row = {}
+        for row in rows:
+            self.see(row)
+
+    def see(self, row: Row) -> None:
+        """Take the next round's row; round 0, the initial model, is no round's."""
+        score = _score(row, self._by, self._sign)
+        if row["round"] and score > _score(self._row, self._by, self._sign):
+            self._row = dict(row)
+
+    @property
+    def summary(self) -> Row:
+        """What to show of the round, under ``best/``; empty without one. ``best/by`` is the column that chose it."""
+        shown = {f"best/{name}": self._row[name] for name in ("round", *self._shown, self._by) if name in self._row}
+        return {"best/by": self._by, **shown} if shown else {}
+
+
+def _score(row: Row, column: str, sign: int) -> float:
+    value = row.get(column)
+    return sign * value if value is not None and math.isfinite(value) else -math.inf
 
 
 def check_selection(experiment: Experiment) -> None:

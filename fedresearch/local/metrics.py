@@ -15,7 +15,7 @@ def accuracy(outputs: Tensor, targets: Tensor) -> float:
 
 def per_class(outputs: Tensor, targets: Tensor) -> Tensor:
     """Return the accuracy on the samples of each class, ``(num_classes,)``; NaN for a class without samples."""
-    counts = _confusion(outputs, targets)
+    counts = confusion(outputs, targets)
     return counts.diag() / counts.sum(dim=1)
 
 
@@ -26,7 +26,7 @@ def balanced_accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
 
 def macro_f1(outputs: Tensor, targets: Tensor) -> Tensor:
     """Return the mean of the F1 scores of the classes that occur among the targets or the predictions."""
-    counts = _confusion(outputs, targets)
+    counts = confusion(outputs, targets)
     return (2 * counts.diag() / (counts.sum(dim=0) + counts.sum(dim=1))).nanmean()
 
 
@@ -60,8 +60,8 @@ def perplexity(outputs: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(outputs.double(), targets).exp()
 
 
-def _confusion(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the number of samples of each class (rows) that each class (columns) is predicted for."""
+def confusion(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the number of samples of each class (rows) for which each class (columns) is predicted."""
     num_classes = outputs.shape[1]
     pairs = targets * num_classes + outputs.argmax(dim=1)
     return torch.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes).double()

@@ -24,6 +24,7 @@ from fedresearch.runs.record import METRICS, RECORD, Row, dump_record, parse_row
 
 MODEL = "model.safetensors"
 FAILURES = "failures.jsonl"
+CONFUSION = "confusion.csv"
 PARTITION = ("partition.csv", "partition.svg")
 _CHECKPOINTS = "checkpoints"  # as in runs/checkpoint.py, which imports this module
 _MAX_FAILURES_BYTES = 256_000_000

@@ -7,6 +7,7 @@ from typing import Any
 
 from fedresearch.dotted_keys import leaves
 from fedresearch.errors import InputError
+from fedresearch.tracking.figures import figures
 from fedresearch.tracking.tracker import RunInfo
 
 
@@ -38,14 +39,13 @@ class TensorBoardTracker:
         folder, purged = str(run.directory / "tensorboard"), run.after_round + 1 if run.after_round else None
         self._writer = SummaryWriter(folder, flush_secs=2, purge_step=purged)
         # TensorBoard's HPARAMS tab shows runs beside each other, by what they were configured with.
-        values = {
-            key: value if isinstance(value, bool | int | float | str) else str(value)
-            for key, value in leaves(run.config)
-        }
+        values = {name: str(value) if value is None else value for name, value in run.columns.items()}
         scopes = ("eval/{}", "clients/{}_mean", "personal/{}_mean")
         compared = ["eval/loss", *(scope.format(metric) for metric in run.metrics for scope in scopes)]
         for summary in hparams(values, dict.fromkeys(compared, 0.0)):
             self._writer._get_file_writer().add_summary(summary)
+        self._writer.add_text("config", "".join(f"    {key}: {value}\n" for key, value in leaves(run.config)))
+        self._run = run
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Write the numbers of one round."""
@@ -57,5 +57,10 @@ class TensorBoardTracker:
         """Do nothing: the file is in the run directory already."""
 
     def finish(self, status: str, summary: Mapping[str, Any]) -> None:
-        """Close the event file."""
+        """Write the best round's numbers and the final figures, and close the event file."""
+        for name, value in summary.items():
+            if name.startswith("best/") and isinstance(value, int | float):
+                self._writer.add_scalar(name, value, summary["round"])
+        for name, figure in (figures(self._run.directory, self._run.metrics) if status == "finished" else {}).items():
+            self._writer.add_image(f"final/{name}", figure, summary.get("round"), dataformats="HWC")
         self._writer.close()

@@ -10,7 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from fedresearch.errors import named, one_line
+from fedresearch.runs.client_table import CLIENTS, load_clients
+from fedresearch.tracking.figures import client_values, figures
 from fedresearch.tracking.tracker import RunInfo
+
+_MAX_TABLE_ROWS = 200_000  # W&B takes no more
 
 
 class WandbTracker:
@@ -36,6 +40,8 @@ class WandbTracker:
         W&B job type.
     log_model : bool
         Whether to store the final model as an artifact.
+    log_clients : bool
+        Whether to log the clients' table, its last 200,000 rows, when the run ends.
     """
 
     def __init__(
@@ -48,15 +54,17 @@ class WandbTracker:
         group: str | float | None = None,
         job_type: str = "train",
         log_model: bool = False,
+        log_clients: bool = False,
     ) -> None:
         self._mode, self._project, self._entity = mode, project, entity
         self._tags = [tag for tag in tags.split(",") if tag] if isinstance(tags, str) else tags or ()
         self._group, self._job_type, self._log_model = group, job_type, log_model
+        self._log_clients = log_clients
         self._wandb: Any = None  # W&B's run; None before the start, and for good once something failed
 
     def start(self, run: RunInfo) -> None:
         """Begin a W&B run, offline if online is not possible."""
-        self._directory, self._in_parts = run.directory, run.after_round > 0
+        self._run, self._in_parts = run, run.after_round > 0
         with self._surviving("starting"):
             mode = self._mode
             try:
@@ -82,7 +90,8 @@ class WandbTracker:
         """Log one round as one row."""
         with self._surviving("logging a round"):
             if self._wandb:
-                self._wandb.log(_loggable(row), step=row["round"], commit=True)  # W&B drops a round that it has
+                # W&B drops a round that it has. The last round's row waits for the final model's figures.
+                self._wandb.log(_loggable(row), step=row["round"], commit=row["round"] < self._run.num_rounds)
 
     def log_model(self, path: Path) -> None:
         """Store the model as an artifact of the run, if asked to."""
@@ -96,11 +105,29 @@ class WandbTracker:
             if self._wandb:
                 import wandb
 
+                if status == "finished" and "round" in summary:
+                    self._log_media(summary["round"])
                 self._wandb.summary.update(_loggable(summary))
                 self._wandb.finish(exit_code=0 if status == "finished" else 1)
                 # Ends W&B's service process, which keeps this run's directories: the next run has its own.
                 wandb.teardown()
         self._wandb = None
+
+    def _log_media(self, last_round: int) -> None:
+        """Log the figures of the run, and what was asked for, in the last round's row, or in one of their own."""
+        import wandb
+
+        directory, metrics = self._run.directory, self._run.metrics
+        media: dict[str, Any] = {
+            f"final/{name}": wandb.Image(figure) for name, figure in figures(directory, metrics).items()
+        }
+        _, values = client_values(directory, metrics)
+        if values:
+            media["final/clients_histogram"] = wandb.Histogram(values, num_bins=20)
+        if self._log_clients and (directory / CLIENTS).exists():
+            media["final/clients_table"] = wandb.Table(dataframe=load_clients(directory).tail(_MAX_TABLE_ROWS))
+        step = last_round + (last_round < self._run.num_rounds)  # a run that reached its target has logged its last
+        self._wandb.log({"round": last_round, **media}, step=step, commit=True)
 
     def _resolved_mode(self) -> tuple[str, str]:
         """Return W&B's mode, and why, should it be offline."""
@@ -155,7 +182,7 @@ class WandbTracker:
     @contextmanager
     def _surviving(self, doing: str) -> Iterator[None]:
         """Give W&B its directories and silence for a while; if it fails, report that and stop using W&B."""
-        place = self._directory / "wandb"
+        place = self._run.directory / "wandb"
         ours = {
             "WANDB_DATA_DIR": str(place / "data"),
             "WANDB_CACHE_DIR": str(place / "cache"),
