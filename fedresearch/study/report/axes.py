@@ -31,19 +31,19 @@ class Axis:
 
 AXES = {
     "rounds": Axis(
-        "rounds",
+        "Round",
         lambda rounds: f"{rounds:.0f}" if rounds >= 10 else f"{rounds:.2g}",
         lambda run: run.column("round"),
     ),
     "bytes": Axis(
-        "bytes communicated in training",
+        "Bytes sent",
         lambda count: filesize.decimal(round(count)),
         lambda run: run.column("comm/bytes_up_total") + run.column("comm/bytes_down_total"),
     ),
     "steps": Axis(
-        "local steps",
+        "Local steps",
         lambda steps: f"{steps:,.0f}",
         lambda run: np.cumsum(np.where(run.column("round") > 0, run.column("local/steps"), 0)),
     ),
-    "seconds": Axis("seconds", format_seconds, lambda run: run.column("time/total_s")),
+    "seconds": Axis("Seconds", format_seconds, lambda run: run.column("time/total_s")),
 }

@@ -83,7 +83,7 @@ def build_report(study: Study, question: Question, with_figures: bool = True) ->
         warnings=cautions.warnings,
         notes=cautions.notes,
         tables=[replace(table, notes=[*table.notes, *cautions.legend]) for table in tables if table],
-        figures=dict(figures(study, question, outcomes)) if with_figures else {},
+        figures=dict(figures(study, question, outcomes, arrangement)) if with_figures else {},
         study=study,
         question=question,
         arrangement=arrangement,

@@ -17,7 +17,7 @@ replicates. It reads only run directories, and needs no tracker or network.
 _EPILOG = """\
 Files in --out: report.html (everything in one file), report.md, each table as
 .csv (all digits), .tex (booktabs, graphicx) and .html (to paste into Word), each
-figure as .png and .pdf.
+figure as .png and .pdf, with its data as .csv and a .py that redraws it.
 
 examples:
   fedresearch report outputs/sweep_DIGEST
@@ -65,6 +65,9 @@ def main(words: Sequence[str]) -> None:
         help="what to call a key or a column; KEY=VALUE=TEXT: what to call a value, such as strategy=fedavg=FedAvg; "
         "several times if need be",
     )
+    parser.add_argument(
+        "--style", choices=["neurips", "icml", "ieee"], default="", help="the venue whose columns figures fit in"
+    )
     parser.add_argument("--out", type=Path, help="the folder to write (default: report, in the first DIR)")
     parser.add_argument(
         "--live",
@@ -107,6 +110,7 @@ def _report(arguments: Namespace) -> None:
             arms=_words(arguments.arms),
             highlight=_words(arguments.highlight),
             labels=arguments.label,
+            style=arguments.style,
         )
         return build_report(study, question, with_figures=not arguments.live)
 

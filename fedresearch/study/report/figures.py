@@ -1,49 +1,90 @@
-"""Which figures a report has, with their captions."""
+"""Which figures a report has: their data, looks and captions."""
 
 import hashlib
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from fedresearch.dotted_keys import leaves
 from fedresearch.runs.columns import is_share, larger_is_better
 from fedresearch.runs.comparison import format_value
+from fedresearch.runs.labels import column_label, experiment_label, key_title, metric_labels
 from fedresearch.runs.loaded import evaluated_metrics
-from fedresearch.study.report import plots
+from fedresearch.study.report.arms import COLOURS, DASHES, MARKERS, Arm, Arrangement, option_labels
 from fedresearch.study.report.axes import AXES
 from fedresearch.study.report.cells import Cell, Study
+from fedresearch.study.report.drawings import curves, forest, heat_map, partition, sensitivity, spread
 from fedresearch.study.report.load import LoadedRun
 from fedresearch.study.report.outcomes import Outcome
 from fedresearch.study.report.plot_data import (
     class_counts,
     client_quantiles,
     client_spread,
+    heterogeneity,
     mean_curve,
     numeric_keys,
     plotted_runs,
+    seed_curves,
     sensitivity_lines,
 )
 from fedresearch.study.report.question import Question
+from fedresearch.study.report.redrawing import concatenated
+from fedresearch.study.report.statistics import paired
 
+# The width of a figure with one panel, and of one with more, in inches; and fonts that go with the venue's text.
+STYLES = {
+    "": (6.3, 6.3, ["DejaVu Sans"]),
+    "neurips": (5.5, 5.5, ["STIXGeneral", "DejaVu Sans"]),
+    "icml": (3.25, 6.75, ["STIXGeneral", "DejaVu Sans"]),
+    "ieee": (3.5, 7.16, ["STIXGeneral", "DejaVu Sans"]),
+}
+MAX_PANELS = 12
+# More lines or rows than this cannot be distinguished in one figure; the tables have them all.
+MAX_DRAWN = 16
+MAX_CLIENTS = 100
+_MAX_SEEDS = 5  # more thin lines than these hide the mean
 _MAX_PICTURES = 6
+_MAX_BUBBLES = 40, 20  # clients and classes
 # What a partition depends on besides the seeds, along with the keys below the first two.
 _PARTITION = ("dataset", "partitioner", "federation.num_supernodes")
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure, and in a sentence what it shows."""
+    """A figure before it is drawn.
 
-    figure: Figure
+    Parameters
+    ----------
+    drawing : module
+        One of ``drawings``.
+    data, spec : mapping
+        What its ``draw`` takes.
+    caption : str
+        What it shows.
+    """
+
+    drawing: ModuleType
+    data: Mapping[str, Any]
+    spec: Mapping[str, Any]
     caption: str
 
+    @property
+    def figure(self) -> Figure:
+        """The figure, drawn anew."""
+        drawn: Figure = self.drawing.draw(self.data, self.spec)
+        return drawn
 
-def figures(study: Study, question: Question, outcomes: Mapping[str, Outcome]) -> Iterator[tuple[str, Picture]]:
+
+def figures(
+    study: Study, question: Question, outcomes: Mapping[str, Outcome], arrangement: Arrangement
+) -> Iterator[tuple[str, Picture]]:
     """Yield the name and the picture of each figure.
 
     Parameters
@@ -53,67 +94,269 @@ def figures(study: Study, question: Question, outcomes: Mapping[str, Outcome]) -
     """
     begun = [cell for cell in study.cells if plotted_runs(cell)]
     if begun:
-        yield from _curves(begun, question, is_share(question.metric, study.declared))
-    yield from _sensitivities(study, question, outcomes)
+        yield from _curves(study, begun, question, arrangement)
+    yield from _differences(study, question, outcomes, arrangement)
+    yield from _sensitivities(study, question, outcomes, arrangement)
     grid = question.grid or tuple(key for key in study.keys if key not in question.tuned)
     if len(grid) == 2:
         yield from _heat_maps(study, question, outcomes, *grid)
-    yield from _spreads(study, begun)
-    yield from _client_quantiles(study, question, begun)
-    yield from _partitions(study)
+    yield from _spreads(study, question, begun, arrangement)
+    yield from _client_quantiles(study, question, begun, arrangement)
+    yield from _updates(study, question, begun, arrangement)
+    yield from _partitions(study, question)
 
 
-def _client_quantiles(study: Study, question: Question, cells: list[Cell]) -> Iterator[tuple[str, Picture]]:
+def _page(question: Question, num_panels: int = 1) -> dict[str, Any]:
+    """Return a figure's width and font."""
+    one, two, font = STYLES[question.style]
+    return {"width": one if num_panels == 1 else two, "font": font}
+
+
+def _looks(arms: Sequence[Arm]) -> dict[str, dict[str, Any]]:
+    return {arm.label: {name: value for name, value in vars(arm).items() if name != "label"} for arm in arms}
+
+
+def _label(study: Study, question: Question, column: str) -> str:
+    """Return what a figure calls a column."""
+    metrics: dict[str, str] = {}
+    for cell in study.cells:
+        metrics |= metric_labels(next(iter(cell.runs.values())).record["config"])
+    return column_label(column, study.declared, metrics, question.names)
+
+
+def _numbers(study: Study, question: Question, column: str) -> dict[str, Any]:
+    """Return what a figure's axis needs to know of a column: label, scale, and what its numbers can be."""
+    share = is_share(column, study.declared)
+    low = 0 if share or "loss" in column or column == "update/norm" else -1 if column == "update/cosine" else None
+    high = 1 if share or column == "update/cosine" else None
+    return {"y_label": _label(study, question, column), "scale": 100 if share else 1, "limits": [low, high]}
+
+
+def _plain(label: str) -> str:
+    """Return a column's label inside a sentence."""
+    return label.removesuffix(" (%)")
+
+
+def _panels(
+    cells: Sequence[Cell], arrangement: Arrangement
+) -> tuple[list[str], dict[str, dict[str, Any]], list[Cell], str]:
+    """Return the panels that are drawn, the arms in them, their cells, and a sentence on panels that are not drawn."""
+    found = {arrangement.panel(cell) for cell in cells}
+    panels = [panel for panel in arrangement.panels if panel in found]
+    drawn = [cell for cell in cells if arrangement.panel(cell) in panels[:MAX_PANELS]]
+    arms = {arrangement.arm(cell).label for cell in drawn}
+    left_out = f" Not drawn: {'; '.join(panels[MAX_PANELS:])}." if len(panels) > MAX_PANELS else ""
+    looks = _looks([arm for arm in arrangement.arms if arm.label in arms])
+    return panels[:MAX_PANELS], looks, drawn, left_out
+
+
+def _curve_picture(
+    study: Study,
+    question: Question,
+    cells: Sequence[Cell],
+    arrangement: Arrangement,
+    axis: str,
+    metric: str,
+    targets: Sequence[float] = (),
+) -> Picture:
+    """Return the curves of a column over an axis."""
+    panels, arms, drawn, left_out = _panels(cells, arrangement)
+    parts: list[dict[str, Any]] = []
+    has_seeds = False
+    for cell in drawn:
+        curve, arm = mean_curve(cell, axis, metric), arrangement.arm(cell)
+        place = {"panel": arrangement.panel(cell), "arm": arm.label}
+        parts.append(place | {"seed": "", "x": curve.x, "y": curve.mean, "low": curve.low, "high": curve.high})
+        if arm.is_highlighted and 1 < len(plotted_runs(cell)) <= _MAX_SEEDS:
+            has_seeds = True
+            for seed, x, y in seed_curves(cell, axis, metric):
+                parts.append(place | {"seed": seed, "x": x, "y": y, "low": math.nan, "high": math.nan})
+    spec = {
+        "panels": panels,
+        "arms": arms,
+        "x_label": AXES[axis].label,
+        "x_unit": "B" * (axis == "bytes"),
+        **_numbers(study, question, metric),
+        "unseen": 0.05,
+        "targets": [*targets],
+        **_page(question, len(panels)),
+    }
+    caption = (
+        f"{_plain(spec['y_label'])} by {AXES[axis].label.lower()}: mean over the seeds of finished runs, or of all "
+        "runs if none is finished, with the 95 % t-interval as a band."
+    )
+    caption += " Thin lines are seeds." * has_seeds + left_out
+    return Picture(curves, concatenated(parts, ("panel", "arm", "seed", "x", "y", "low", "high")), spec, caption)
+
+
+def _curves(
+    study: Study, cells: Sequence[Cell], question: Question, arrangement: Arrangement
+) -> Iterator[tuple[str, Picture]]:
+    for axis in dict.fromkeys((question.x_axis, "bytes", *["steps"] * _steps_differ(cells, arrangement))):
+        yield (
+            f"curves_{axis}",
+            _curve_picture(study, question, cells, arrangement, axis, question.metric, question.targets),
+        )
+
+
+def _steps_differ(cells: Sequence[Cell], arrangement: Arrangement) -> bool:
+    """Return whether arms of a panel take different numbers of local steps in a round."""
+    paces: dict[str, list[float]] = {}
+    for cell in cells:
+        run = plotted_runs(cell)[0]
+        paces.setdefault(arrangement.panel(cell), []).append(AXES["steps"].progress(run)[-1] / max(1, run.num_rounds))
+    known = [np.array(pace)[np.isfinite(pace)] for pace in paces.values()]
+    return any(len(pace) and pace.max() > 1.1 * pace.min() for pace in known)
+
+
+def _updates(
+    study: Study, question: Question, cells: Sequence[Cell], arrangement: Arrangement
+) -> Iterator[tuple[str, Picture]]:
+    """Yield how far updates move the model, and how far clients agree on the way."""
+    for column in ("update/norm", "update/cosine"):
+        if any(np.isfinite(run.column(column)).any() for cell in cells for run in plotted_runs(cell)):
+            yield (
+                column.replace("/", "_"),
+                _curve_picture(study, question, cells, arrangement, "rounds", column),
+            )
+
+
+def _client_quantiles(
+    study: Study, question: Question, cells: Sequence[Cell], arrangement: Arrangement
+) -> Iterator[tuple[str, Picture]]:
     scope, _, measure = question.metric.partition("/")
     metric = question.metric if scope == "personal" else f"clients/{measure.partition('_')[0]}"
-    curves = [curve for cell in cells if (curve := client_quantiles(cell, metric))]
-    if curves:
-        shares = is_share(metric, study.declared)
-        figure = plots.plot_learning_curves(curves, "% of clients at or below", metric, (), is_share=shares)
-        caption = (
-            f"{metric} of each client in the last evaluation, clients sorted: mean over seeds, with the 95 % "
-            "t-interval as a band."
-        )
-        yield "clients", Picture(figure, caption)
+    found = {cell.label: curve for cell in cells if (curve := client_quantiles(cell, metric))}
+    panels, arms, drawn, left_out = _panels([cell for cell in cells if cell.label in found], arrangement)
+    if not drawn:
+        return
+    parts = [
+        {"panel": arrangement.panel(cell), "arm": arrangement.arm(cell).label, "seed": "", "x": curve.x}
+        | {"y": curve.mean, "low": curve.low, "high": curve.high}
+        for cell, curve in ((cell, found[cell.label]) for cell in drawn)
+    ]
+    spec = {
+        "panels": panels,
+        "arms": arms,
+        "x_label": "Clients at or below (%)",
+        "x_unit": "",
+        **_numbers(study, question, metric),
+        "unseen": 0,
+        "targets": [],
+        **_page(question, len(panels)),
+    }
+    caption = (
+        f"{_plain(spec['y_label'])} of each client in the last evaluation, clients sorted: mean over seeds, with the "
+        f"95 % t-interval as a band.{left_out}"
+    )
+    data = concatenated(parts, ("panel", "arm", "seed", "x", "y", "low", "high"))
+    yield "clients", Picture(curves, data, spec, caption)
 
 
-def _spreads(study: Study, cells: list[Cell]) -> Iterator[tuple[str, Picture]]:
+def _differences(
+    study: Study, question: Question, outcomes: Mapping[str, Outcome], arrangement: Arrangement
+) -> Iterator[tuple[str, Picture]]:
+    """Yield what each arm gains over the baseline, on shared seeds."""
+    partners = question.baseline.partners
+    parts: list[dict[str, Any]] = []
+    for cell in study.cells:
+        if cell.label in partners:
+            values, others = outcomes[cell.label].values, outcomes[partners[cell.label].label].values
+            shared = [seed for seed in values if seed in others]
+            pair = paired([values[seed] for seed in shared], [others[seed] for seed in shared])
+            place = {"panel": arrangement.panel(cell), "arm": arrangement.arm(cell).label}
+            parts.append(place | {"difference": pair.mean, "half_width": pair.half_width, "n": pair.n})
+    if not any(math.isfinite(part["difference"]) for part in parts):
+        return
+    panels, arms, _, left_out = _panels([cell for cell in study.cells if cell.label in partners], arrangement)
+    names = {arrangement.arm(partner).label for partner in partners.values()}
+    baseline = question.baseline.text if len(names) > 1 else names.pop()
+    numbers = _numbers(study, question, question.metric)
+    label = _plain(numbers["y_label"])
+    spec = {
+        "panels": panels,
+        "arms": arms,
+        "x_label": f"{label} − {baseline}'s{' (percentage points)' * (numbers['scale'] == 100)}",
+        "scale": numbers["scale"],
+        **_page(question, len(panels)),
+    }
+    caption = f"{question.selection.caption}: differences to {baseline} on shared seeds, with their 95 % t-interval."
+    kept = [part for part in parts if part["panel"] in panels]
+    yield (
+        "differences",
+        Picture(
+            forest, concatenated(kept, ("panel", "arm", "difference", "half_width", "n")), spec, caption + left_out
+        ),
+    )
+
+
+def _spreads(
+    study: Study, question: Question, cells: Sequence[Cell], arrangement: Arrangement
+) -> Iterator[tuple[str, Picture]]:
     metrics = dict.fromkeys(name for run in study.runs for name in evaluated_metrics(run.record) if name != "loss")
+    cells = sorted(cells, key=lambda cell: arrangement.places[cell.label])
     for metric in metrics:
         for prefix, models in (("clients", "the global model on clients"), ("personal", "clients' own models")):
-            tenth = "p10" if larger_is_better(f"{prefix}/{metric}", study.declared) else "p90"
-            spreads = [spread for cell in cells if (spread := client_spread(cell, f"{prefix}/{metric}", tenth))]
+            column = f"{prefix}/{metric}"
+            tenth = "p10" if larger_is_better(column, study.declared) else "p90"
+            spreads = [(cell, found) for cell in cells if (found := client_spread(cell, column, tenth))]
             if spreads:
+                parts = [
+                    {"row": ", ".join(filter(None, (arrangement.arm(cell).label, arrangement.panel(cell))))}
+                    | {"mean": found.mean, "std": found.std, "tenth": found.p10, "worst": found.worst}
+                    for cell, found in spreads[:MAX_DRAWN]
+                ]
+                numbers = _numbers(study, question, column)
+                spec = {
+                    "x_label": numbers["y_label"],
+                    "scale": numbers["scale"],
+                    "limits": numbers["limits"],
+                    "title": _excess(len(spreads)),
+                    **_page(question),
+                }
                 caption = (
                     f"{metric} of {models} after the last round that has it: mean, standard deviation, "
                     f"{tenth[1:]}th percentile and worst over the clients, each a mean over seeds."
                 )
-                figure = plots.plot_client_spread(spreads, f"{metric} of {models}")
-                yield f"{prefix}_{metric}", Picture(figure, caption[0].upper() + caption[1:])
+                data = concatenated(parts, ("row", "mean", "std", "tenth", "worst"))
+                yield f"{prefix}_{metric}", Picture(spread, data, spec, caption[0].upper() + caption[1:])
 
 
-def _curves(cells: list[Cell], question: Question, shares: bool) -> Iterator[tuple[str, Picture]]:
-    for axis in dict.fromkeys((question.x_axis, "bytes")):
-        curves = [mean_curve(cell, axis, question.metric) for cell in cells]
-        caption = (
-            f"{question.metric} over {AXES[axis].label}: mean over the seeds of finished runs, or of all runs if "
-            "none is finished, with the 95 % t-interval as a band."
-        )
-        figure = plots.plot_learning_curves(
-            curves, AXES[axis].label, question.metric, question.targets, is_share=shares
-        )
-        yield f"curves_{axis}", Picture(figure, caption)
+def _excess(num_all: int) -> str | None:
+    """Return the legend's title where not all lines or cells are drawn."""
+    return f"{MAX_DRAWN} of {num_all} drawn" if num_all > MAX_DRAWN else None
 
 
-def _sensitivities(study: Study, question: Question, outcomes: Mapping[str, Outcome]) -> Iterator[tuple[str, Picture]]:
+def _sensitivities(
+    study: Study, question: Question, outcomes: Mapping[str, Outcome], arrangement: Arrangement
+) -> Iterator[tuple[str, Picture]]:
     for key in (key for key in numeric_keys(study) if key not in question.tuned):
-        lines = sensitivity_lines(study, key, question.tuned, outcomes)
-        if any(np.isfinite(line.mean).any() for line in lines):
-            caption = f"{question.selection.caption}, by {key}: mean over seeds, with the 95 % t-interval as bars."
-            figure = plots.plot_sensitivity(
-                lines, key, question.metric, is_share=is_share(question.metric, study.declared)
-            )
-            yield f"sensitivity_{_file_name(study.short_name(key))}", Picture(figure, caption)
+        lines = sensitivity_lines(study, key, question, outcomes, arrangement)
+        if not any(np.isfinite(line.mean).any() for line in lines):
+            continue
+        looks = _looks(arrangement.arms)
+        if not {line.label for line in lines} <= looks.keys():
+            looks = _looks([_numbered(line.label, number) for number, line in enumerate(lines)])
+        parts = [
+            {"arm": line.label, "x": line.values, "y": line.mean, "half_width": line.half_width}
+            for line in lines[:MAX_DRAWN]
+        ]
+        spec = {
+            "arms": {line.label: looks[line.label] for line in lines[:MAX_DRAWN]},
+            "x_label": key_title(key, question.names),
+            **_numbers(study, question, question.metric),
+            "title": _excess(len(lines)),
+            **_page(question),
+        }
+        caption = f"{question.selection.caption}, by {key}: mean over seeds, with the 95 % t-interval as bars."
+        picture = Picture(sensitivity, concatenated(parts, ("arm", "x", "y", "half_width")), spec, caption)
+        yield f"sensitivity_{_file_name(study.short_name(key))}", picture
+
+
+def _numbered(label: str, number: int) -> Arm:
+    """Return a look for a line that is not an arm; of 16, marker with filling is unique, and colour with dash."""
+    colour, dash = COLOURS[number % len(COLOURS)], DASHES[number % len(DASHES)]
+    return Arm(label, colour, dash, MARKERS[number % len(MARKERS)], is_highlighted=number < len(MARKERS))
 
 
 def _file_name(key: str) -> str:
@@ -133,19 +376,30 @@ def _heat_maps(
             label = study.describe({key: value for key, value in cell.keys.items() if key in other_keys})
             place = (format_value(cell.keys[rows]), format_value(cell.keys[cols]))
             grids.setdefault(label, {})[place] = outcomes[cell.label].mean
+    numbers = _numbers(study, question, question.metric)
     for count, (label, grid) in enumerate([*grids.items()][:_MAX_PICTURES], start=1):
+        if not np.isfinite([*grid.values()]).any():
+            continue
         downs, acrosses = (list(dict.fromkeys(place[side] for place in grid)) for side in (0, 1))
-        values = np.array([[grid.get((down, across), math.nan) for across in acrosses] for down in downs])
-        title = f"{question.metric}{', ' * bool(label)}{label}"
-        if np.isfinite(values).any():
-            names = study.short_name(rows), study.short_name(cols)
-            figure = plots.plot_heat_map(values, downs, acrosses, *names, title)
-            setting = f", of {label}" if label else ""
-            caption = f"{question.selection.caption}, by {rows} and {cols}{setting}: mean over seeds."
-            yield f"heat_map{f'_{count}' if len(grids) > 1 else ''}", Picture(figure, caption)
+        parts = [
+            {"row": down, "col": across, "value": grid.get((down, across), math.nan)}
+            for down in downs
+            for across in acrosses
+        ]
+        spec = {
+            "row_label": key_title(rows, question.names),
+            "col_label": key_title(cols, question.names),
+            "title": f"{numbers['y_label']}{', ' * bool(label)}{label}",
+            "scale": numbers["scale"],
+            **_page(question),
+        }
+        setting = f", of {label}" if label else ""
+        caption = f"{question.selection.caption}, by {rows} and {cols}{setting}: mean over seeds."
+        picture = Picture(heat_map, concatenated(parts, ("row", "col", "value")), spec, caption)
+        yield f"heat_map{f'_{count}' if len(grids) > 1 else ''}", picture
 
 
-def _partitions(study: Study) -> Iterator[tuple[str, Picture]]:
+def _partitions(study: Study, question: Question) -> Iterator[tuple[str, Picture]]:
     """Yield the first few different partitions, each that of the first seed of a cell."""
     plotted: set[Any] = set()
     for cell in study.cells:
@@ -154,16 +408,52 @@ def _partitions(study: Study) -> Iterator[tuple[str, Picture]]:
         counts = class_counts(run) if digest not in plotted and len(plotted) < _MAX_PICTURES else None
         if counts is not None:
             plotted.add(digest)
-            title = ", ".join(_partition_settings(study, cell, run, replicate))
-            caption = f"Samples of each class on each client: {title}."
-            yield f"partition_{len(plotted)}", Picture(plots.plot_partition(counts, title), caption)
+            title = ", ".join(_partition_settings(study, question, cell, run, replicate))
+            yield f"partition_{len(plotted)}", partition_picture(counts, title, _page(question))
 
 
-def _partition_settings(study: Study, cell: Cell, run: LoadedRun, replicate: str) -> Iterator[str]:
+def partition_picture(counts: NDArray[np.int64], title: str, page: Mapping[str, Any]) -> Picture:
+    """Return the picture of a partition.
+
+    Parameters
+    ----------
+    counts : ndarray
+        int64 (clients, classes).
+    page : mapping
+        Width and font.
+    """
+    drawn = counts[:MAX_CLIENTS]
+    most_clients, most_classes = _MAX_BUBBLES
+    some = f" ({len(drawn)} of {len(counts)})" * (len(counts) > len(drawn))
+    spec = {
+        "kind": "bubbles" if len(drawn) <= most_clients and drawn.shape[1] <= most_classes else "bars",
+        "x_label": f"Client{some}",
+        "title": title,
+        **page,
+    }
+    client, number = (column.ravel().astype(float) for column in np.indices(drawn.shape))
+    data = {"client": client, "class": number, "samples": drawn.ravel().astype(float)}
+    distance, moved = heterogeneity(counts)
+    caption = f"Samples of each class on each client: {title}."
+    if spec["kind"] == "bubbles":
+        caption += f" The largest bubble has {drawn.max():,}."
+    if math.isfinite(distance):
+        caption += (
+            " Class shares of a client against those of all, mean over clients: Jensen-Shannon distance "
+            f"{distance:.2f} (0 to 1), earth mover's distance {moved:.2f} (0 to 2, Zhao et al. 2018)."
+        )
+    return Picture(partition, data, spec, caption)
+
+
+def _partition_settings(study: Study, question: Question, cell: Cell, run: LoadedRun, replicate: str) -> Iterator[str]:
     """Yield what a partition depends on, among what distinguishes cells."""
-    for key, value in cell.keys.items():
-        if key in _PARTITION or key.startswith(("dataset.", "partitioner.")):
-            yield study.describe({key: value})
+    told = {
+        key: value
+        for key, value in cell.keys.items()
+        if key in _PARTITION or key.startswith(("dataset.", "partitioner."))
+    }
+    if told:
+        yield experiment_label(told, option_labels(cell), question.names)
     if dict(leaves(run.record["config"])).get("strategy.pooled"):
         yield "pooled"
     yield replicate if "=" in replicate else f"seed {replicate}"

@@ -5,10 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from fedresearch.runs.directory import write_whole, writing
-from fedresearch.study.report import canvas
 from fedresearch.study.report.build import Report
 from fedresearch.study.report.document import document
+from fedresearch.study.report.drawings.paper import saved
+from fedresearch.study.report.figures import Picture
 from fedresearch.study.report.page import page
+from fedresearch.study.report.redrawing import as_csv, script
 from fedresearch.study.report.tables import comma_separated, hypertext, inert, latex, markdown
 
 
@@ -29,7 +31,7 @@ def write(report: Report, out: Path) -> str:
         alone = replace(table, notes=[*table.notes, *(f"Warning: {text}" for text in report.warnings)])
         _write(out / f"{table.id}.tex", latex(alone))
         _write(out / f"{table.id}.html", hypertext(alone))
-    pictures = {name: canvas.save(picture.figure, out / name) for name, picture in report.figures.items()}
+    pictures = {name: _write_figure(picture, out, name) for name, picture in report.figures.items()}
     values = document(report, pictures)
     tables = "\n".join(markdown(table) for table in report.tables)
     warnings, notes = ([*map(inert, texts)] for texts in (report.warnings, report.notes))
@@ -45,10 +47,22 @@ def write(report: Report, out: Path) -> str:
 def _leftovers(report: Report, out: Path) -> Iterator[str]:
     """Yield a line that names the tables and figures in a folder that belong to an earlier report."""
     own = {f"{table.id}{suffix}" for table in report.tables for suffix in (".csv", ".tex", ".html")} | {"report.html"}
-    own |= {f"{name}{suffix}" for name in report.figures for suffix in (".png", ".pdf")}
-    others = {path.name for path in out.iterdir() if path.suffix in (".csv", ".tex", ".html", ".png", ".pdf")} - own
+    own |= {f"{name}{suffix}" for name in report.figures for suffix in (".png", ".pdf", ".csv", ".py")}
+    suffixes = (".csv", ".tex", ".html", ".png", ".pdf", ".py")
+    others = {path.name for path in out.iterdir() if path.suffix in suffixes} - own
     if others:
         yield f"files of an earlier report, not of this one: {', '.join(sorted(others))}"
+
+
+def _write_figure(picture: Picture, out: Path, name: str) -> bytes:
+    """Write a figure, its data, and the script that redraws it, and return the PNG."""
+    figure = picture.figure
+    png, pdf = (saved(figure, form, picture.spec) for form in ("png", "pdf"))
+    _write(out / f"{name}.png", png)
+    _write(out / f"{name}.pdf", pdf)
+    _write(out / f"{name}.csv", as_csv(picture.data))
+    _write(out / f"{name}.py", script(name, picture.drawing, picture.spec))
+    return png
 
 
 def _write(path: Path, content: str | bytes) -> None:

@@ -1,19 +1,25 @@
 """The data of a report's plots: mean curves, sensitivities, spreads over clients, and class counts."""
 
+import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedresearch.dotted_keys import as_json
 from fedresearch.errors import InputError
 from fedresearch.runs.client_table import last_evaluation
 from fedresearch.runs.files import read_bytes
+from fedresearch.runs.labels import experiment_label
+from fedresearch.study.report.arms import Arrangement
 from fedresearch.study.report.axes import AXES
 from fedresearch.study.report.cells import Cell, Study
 from fedresearch.study.report.load import Column, LoadedRun
 from fedresearch.study.report.outcomes import Outcome
+from fedresearch.study.report.question import Question
 from fedresearch.study.report.statistics import t_half_widths
 
 _MAX_PARTITION_BYTES = 64_000_000
@@ -103,6 +109,14 @@ def mean_curve(cell: Cell, axis: str, metric: str) -> Curve:
     return _curve(cell, mean_progress(cell, axis), values)
 
 
+def seed_curves(cell: Cell, axis: str, metric: str) -> Iterator[tuple[str, Column, Column]]:
+    """Yield each of a cell's plotted runs as its replicate, its places on an axis, and its numbers."""
+    plotted = plotted_runs(cell)
+    for replicate, run in cell.runs.items():
+        if run in plotted:
+            yield replicate, AXES[axis].progress(run), run.column(metric)
+
+
 def _curve(cell: Cell, x: Column, values: NDArray[np.float64]) -> Curve:
     """Return the mean of runs' values, ``(runs, points)``, with its 95 % t-interval."""
     mean, half_widths = values.mean(axis=0), t_half_widths(values)
@@ -113,24 +127,44 @@ def _num_shared_rows(runs: list[LoadedRun]) -> int:
     return min(len(run.column("round")) for run in runs)
 
 
-def sensitivity_lines(study: Study, key: str, tuned: Sequence[str], outcomes: Mapping[str, Outcome]) -> list[Line]:
+def sensitivity_lines(
+    study: Study, key: str, question: Question, outcomes: Mapping[str, Outcome], arrangement: Arrangement
+) -> list[Line]:
     """Return the selected metric by a numeric key, with a line for each combination of the other keys.
 
-    Combinations with a single value of the key have no line.
+    Combinations with a single value of the key have no line. Lines that are arms have the arms' labels.
     """
-    lines: dict[str, list[tuple[float, float, float]]] = {}
-    other_keys = study.other_keys([key], tuned)
+    arms: dict[str, set[str]] = {}
+    found: dict[str, list[tuple[float, Outcome]]] = {}
+    settings: dict[str, dict[str, Any]] = {}
+    other_keys = study.other_keys([key], question.tuned)
     for cell in study.cells:
         value = cell.keys.get(key)
         if isinstance(value, int | float):
-            label = study.describe({name: cell.keys[name] for name in cell.keys if name in other_keys}) or "all runs"
-            outcome = outcomes[cell.label]
-            lines.setdefault(label, []).append((float(value), outcome.mean, outcome.half_width))
-    return [
-        Line(label, *(np.array(column) for column in zip(*sorted(points), strict=True)))
-        for label, points in lines.items()
-        if len(points) > 1
-    ]
+            setting = {name: cell.keys[name] for name in cell.keys if name in other_keys}
+            found.setdefault(as_json(setting), []).append((float(value), outcomes[cell.label]))
+            settings[as_json(setting)] = setting
+            arms.setdefault(as_json(setting), set()).add(arrangement.arm(cell).label)
+    lines = {text: points for text, points in found.items() if len(points) > 1}
+    kept = [settings[text] for text in lines]
+    told = [name for name in other_keys if len({as_json(setting.get(name)) for setting in kept}) > 1]
+    labels = {
+        text: experiment_label(
+            {name: settings[text][name] for name in told if name in settings[text]}, {}, question.names
+        )
+        for text in lines
+    }
+    of_arms = {text: next(iter(arms[text])) for text in lines if len(arms[text]) == 1}
+    if len({*of_arms.values()}) == len(lines):
+        labels = of_arms
+    if len({*labels.values()}) < len(labels):
+        labels = {text: study.describe(settings[text]) for text in lines}
+    result = []
+    for text, points in lines.items():
+        points.sort(key=lambda point: point[0])
+        values, mean, half_width = np.array([(x, each.mean, each.half_width) for x, each in points]).T
+        result.append(Line(labels[text] or "all runs", values, mean, half_width))
+    return result
 
 
 def numeric_keys(study: Study) -> list[str]:
@@ -151,6 +185,35 @@ def class_counts(run: LoadedRun) -> NDArray[np.int64] | None:
     except (OSError, ValueError, UserWarning, InputError):
         return None
     return table[:, 4:] if table.shape[1] > 4 else None
+
+
+def heterogeneity(counts: NDArray[np.int64]) -> tuple[float, float]:
+    """Return how far clients' class shares are from those of all samples, means over the clients that have samples.
+
+    Parameters
+    ----------
+    counts : ndarray
+        int64 (clients, classes).
+
+    Returns
+    -------
+    float, float
+        The Jensen-Shannon distance to base 2, in [0, 1] (Endres and Schindelin 2003), and the earth mover's distance as
+        Zhao et al. 2018 define it, the sum of absolute differences, in [0, 2]. NaN without samples.
+    """
+    held = counts[counts.sum(axis=1) > 0].astype(float)
+    if not len(held):
+        return math.nan, math.nan
+    shares, whole = held / held.sum(axis=1, keepdims=True), held.sum(axis=0) / held.sum()
+    middle = (shares + whole) / 2
+    divergence = (_relative_entropy(shares, middle) + _relative_entropy(whole, middle)) / 2
+    return float(np.sqrt(np.maximum(divergence, 0)).mean()), float(np.abs(shares - whole).sum(axis=1).mean())
+
+
+def _relative_entropy(p: NDArray[np.float64], q: NDArray[np.float64]) -> NDArray[np.float64]:
+    ratio = np.divide(p, q, out=np.ones_like(q), where=(p > 0) & (q > 0))
+    entropy: NDArray[np.float64] = (p * np.log2(ratio, out=np.zeros_like(q), where=ratio > 0)).sum(axis=-1)
+    return entropy
 
 
 def client_spread(cell: Cell, metric: str, tenth: str) -> Spread | None:

@@ -42,6 +42,8 @@ class Question:
         Labels of arms, or parts of them; empty: the best.
     names : mapping
         What to call keys, columns and values, by ``KEY``, ``COLUMN`` or ``KEY=VALUE``.
+    style : str
+        The venue whose columns figures fit in, a key of ``STYLES``; "" for a page.
     """
 
     metric: str
@@ -55,6 +57,7 @@ class Question:
     arms: Sequence[str] = ()
     highlight: Sequence[str] = ()
     names: Names = field(default_factory=dict)
+    style: str = ""
 
 
 def pose_question(
@@ -71,6 +74,7 @@ def pose_question(
     arms: Sequence[str] = (),
     highlight: Sequence[str] = (),
     labels: Sequence[str] = (),
+    style: str = "",
 ) -> Question:
     """Return the question that was typed, in which keys may have their short names.
 
@@ -84,7 +88,7 @@ def pose_question(
         None: the first of the usual metrics that any run has.
     baseline : str
         ``KEY=VALUE``; "" for none.
-    targets, tuned, x_axis, grid, facet, arms, highlight
+    targets, tuned, x_axis, grid, facet, arms, highlight, style
         As in :class:`Question`.
     labels : sequence of str
         Names as ``KEY=TEXT``, ``COLUMN=TEXT`` or ``KEY=VALUE=TEXT``.
@@ -109,7 +113,7 @@ def pose_question(
         if key in facet and key in arms:
             raise InputError(f"{key} is in --facet and in --arms; name it in one of them")
     names = dict(_named(study, label) for label in labels)
-    return Question(metric, selection, targets, compared, tuned, x_axis, grid, facet, arms, highlight, names)
+    return Question(metric, selection, targets, compared, tuned, x_axis, grid, facet, arms, highlight, names, style)
 
 
 def _named(study: Study, label: str) -> tuple[str, str]:

@@ -1,0 +1,65 @@
+"""A number for each pair of two keys' values, as text on a colour; a missing one is a dash on hatching.
+
+Data: ``row, col, value``.
+"""
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from fedresearch.study.report.drawings.paper import (
+    CHARACTER,
+    LINE,
+    Data,
+    Spec,
+    cut,
+    lay_out,
+    new_axes,
+    num_characters,
+    num_lines,
+    styled,
+    wrap,
+)
+
+_SMALLEST = 4  # points, of numbers that can be read
+
+
+@styled
+def draw(data: Data, spec: Spec) -> Figure:
+    """Draw the data; only colours, where there are so many columns that the numbers would be unreadable.
+
+    ``spec`` has ``row_label`` and ``col_label``, the keys; ``title``; ``scale`` of the numbers, 100 for per cent;
+    ``width`` and ``font``.
+    """
+    row_labels, col_labels = ([*dict.fromkeys(data[name])] for name in ("row", "col"))
+    values = np.full((len(row_labels), len(col_labels)), np.nan)
+    for row, col, value in zip(data["row"], data["col"], data["value"], strict=True):
+        values[row_labels.index(row), col_labels.index(col)] = spec["scale"] * value
+    rows = [wrap(label, 30) for label in row_labels]
+    width = (spec["width"] - 1.2 - CHARACTER * num_characters(rows)) / len(col_labels)
+    columns = [wrap(label, max(1, int(width / CHARACTER) - 1)) for label in col_labels]
+    is_rotated = CHARACTER * (num_characters(columns) + 1) > width
+    columns = [cut(label, 60) for label in col_labels] if is_rotated else columns
+    below = CHARACTER * num_characters(columns) if is_rotated else LINE * num_lines(columns)
+    height = max(0.6, len(rows) * (LINE * num_lines(rows) + 0.12), CHARACTER * len(spec["row_label"]))
+    title = wrap(spec["title"], spec["width"] / CHARACTER - 10)
+    height += below + 0.5 + LINE * num_lines([title])
+    figure, axes = new_axes(spec, height, spec["col_label"], spec["row_label"])
+    figure.suptitle(title)
+    axes.grid(visible=False)
+    axes.set_xticks(range(len(columns)), columns, rotation=90 if is_rotated else 0)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.tick_params(length=0)
+    axes.patch.set(facecolor="0.93", edgecolor="0.7", hatch="////")
+    image = axes.imshow(np.ma.masked_invalid(values), cmap="cividis", aspect="auto")
+    texts = {
+        place: f"{value:#.3g}".rstrip(".") if np.isfinite(value) else "–" for place, value in np.ndenumerate(values)
+    }
+    size = 8 * min(1, 0.8 * width / (CHARACTER * num_characters(list(texts.values()))))
+    for (row, column), text in texts.items() if size >= _SMALLEST else ():
+        # Luminance by ITU-R BT.709.
+        luminance = np.dot(image.to_rgba(values[row, column])[:3], (0.2126, 0.7152, 0.0722))
+        is_dark = text != "–" and luminance < 0.5
+        axes.text(column, row, text, ha="center", va="center", fontsize=size, color="white" if is_dark else "black")
+    if np.isfinite(values).any():
+        figure.colorbar(image, ax=axes, pad=0.02, aspect=30)
+    return lay_out(figure)

@@ -1,0 +1,91 @@
+"""A figure's data as CSV, and the script that redraws it."""
+
+import ast
+import csv
+import inspect
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pprint import pformat
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedresearch.study.report.drawings import paper
+
+
+def as_csv(data: paper.Data) -> str:
+    """Return a figure's data with all digits; a text that a spreadsheet would compute gets a leading '."""
+    columns = [
+        [*map(_inert, column)] if name in paper.TEXTS else [*map(_number, column.tolist())]
+        for name, column in data.items()
+    ]
+    lines = io.StringIO(newline="")
+    writer = csv.writer(lines, lineterminator="\n")
+    writer.writerow(data)
+    writer.writerows(zip(*columns, strict=True))
+    return lines.getvalue()
+
+
+def _inert(text: str) -> str:
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n", "'")) else text
+
+
+def _number(value: float) -> str:
+    return "" if value != value else f"{value:.0f}" if value.is_integer() and abs(value) < 1e15 else repr(value)
+
+
+def script(name: str, drawing: ModuleType, spec: paper.Spec) -> str:
+    """Return the source of a script that draws ``NAME.csv`` as the report does."""
+    return "\n".join(
+        [
+            f'"""Draws {name}.csv as {name}.png and {name}.pdf. Change SPEC, or what follows, and run it again."""',
+            "",
+            f"SPEC = {pformat(spec, width=110, sort_dicts=False)}",
+            *(_body(module) for module in (paper, drawing)),
+            'if __name__ == "__main__":',
+            "    redraw(draw, SPEC, Path(__file__))",
+            "",
+        ]
+    )
+
+
+def _body(module: ModuleType) -> str:
+    """Return a module's source without its imports of this project, and with its docstring as a comment."""
+    source = inspect.getsource(module)
+    lines, (docstring, *statements) = source.split("\n"), ast.parse(source).body
+    left_out = [
+        statement
+        for statement in statements
+        if isinstance(statement, ast.ImportFrom) and str(statement.module).startswith("fedresearch.")
+    ]
+    for statement in (docstring, *left_out):
+        for number in range(statement.lineno - 1, statement.end_lineno or 0):
+            lines[number] = ""
+    comment = "\n".join(f"# {line}".rstrip() for line in str(module.__doc__).strip().split("\n"))
+    return re.sub(r"\n{4,}", "\n\n\n", f"\n{comment}\n\n" + "\n".join(lines).strip() + "\n\n")
+
+
+def concatenated(parts: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Any]:
+    """Return parts as one table; a text or a number of a part stands in all of its rows.
+
+    Parameters
+    ----------
+    parts : sequence of mapping
+        Column to an array, or to one value.
+    names : sequence of str
+        The columns.
+    """
+    sizes = [max((len(value) for value in part.values() if isinstance(value, np.ndarray)), default=1) for part in parts]
+    data: dict[str, Any] = {}
+    for name in names:
+        if name in paper.TEXTS:
+            data[name] = [text for part, size in zip(parts, sizes, strict=True) for text in [part[name]] * size]
+        else:
+            columns: list[NDArray[np.float64]] = [
+                np.broadcast_to(np.asarray(part[name], float), size) for part, size in zip(parts, sizes, strict=True)
+            ]
+            data[name] = np.concatenate(columns) if columns else np.empty(0)
+    return data
