@@ -2,8 +2,7 @@
 
 import functools
 import math
-import subprocess
-import sys
+import os
 from itertools import pairwise
 
 import numpy as np
@@ -19,6 +18,7 @@ from fedresearch.local.update import LocalUpdate, Term
 from fedresearch.models.cnn_mcmahan import McMahanCNN
 from fedresearch.models.logistic import Logistic
 from fedresearch.models.mlp import MLP
+from tests import warm
 
 SIZES = np.array([7, 1, 23, 130, 10])
 WORK, SGD = LocalWork(2, None, 5), Sgd(0.1)
@@ -394,16 +394,16 @@ try:
 except MemoryError as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = warm.python("-c", code, cwd=cache.parent, env=dict(os.environ))
     assert done.stdout == "1 threads of the kernel need more memory than there is\n"
 
 
 @pytest.mark.slow
-def test_two_processes_compile_at_once(tmp_path, monkeypatch):
+def test_two_processes_compile_at_once(tmp_path):
     """Each loads a whole file, and one is left."""
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
+    env = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": ""}
     code = f"from fedresearch.local.dense import DenseKernel; DenseKernel((4, 3), False, 1, {str(tmp_path)!r})"
-    both = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
+    both = [warm.Command("-c", code, cwd=tmp_path, env=env) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
     assert len([*tmp_path.glob("compiled-*/*")]) == 1
 
