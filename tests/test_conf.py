@@ -1,5 +1,6 @@
 """Every option of every group is composed, checked and built, so every option has a test."""
 
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,12 @@ GROUPS = (
     "tune",
 )
 
+# An option of one of these groups changes nothing that an option of another one needs, so one run shows several.
+TOGETHER = (
+    *("optimizer", "schedule", "sampling", "evaluate_sampling", "availability", "transform", "channel", "metrics"),
+    "tracker",
+)
+
 # The other overrides that an option needs; the rest work with the defaults.
 WITH = {
     "dataset=diabetes": ["partitioner=iid"],
@@ -51,15 +58,19 @@ def options(group):
     return sorted(path.stem for path in (CONF / group).glob("[!_]*.yaml"))
 
 
-ALL = [(group, option) for group in GROUPS for option in options(group)]
+ALL = [{group: option} for group in GROUPS if group not in TOGETHER for option in options(group)]
+ALL += [
+    {group: option for group, option in zip(TOGETHER, each, strict=True) if option}
+    for each in zip_longest(*map(options, TOGETHER))
+]
 
 
 def test_the_groups_are_the_folders():
     assert {path.name for path in CONF.iterdir() if path.is_dir()} == set(GROUPS)
 
 
-@pytest.mark.parametrize(("group", "option"), ALL)
-def test_every_option_composes_is_checked_and_built(compose, group, option, tmp_path):
+@pytest.mark.parametrize("chosen", ALL, ids=lambda chosen: ",".join(f"{group}={chosen[group]}" for group in chosen))
+def test_every_option_composes_is_checked_and_built(compose, chosen, tmp_path):
     from fedresearch.config.input_shape import input_shape
     from fedresearch.experiment.builder import Builder
     from fedresearch.experiment.experiment import Experiment
@@ -67,8 +78,10 @@ def test_every_option_composes_is_checked_and_built(compose, group, option, tmp_
     from fedresearch.experiment.preparation import prepare
     from fedresearch.superlink.connection import SuperLink
 
-    config, choices = compose(f"{group}={option}", *WITH.get(f"{group}={option}", []), f"cache_dir={tmp_path}")
-    assert choices[group] == (f"[{option}]" if group in LISTS else option)
+    words = [f"{group}={option}" for group, option in chosen.items()]
+    config, choices = compose(*words, *WITH.get(words[0], []), f"cache_dir={tmp_path}")
+    for group, option in chosen.items():
+        assert choices[group] == (f"[{option}]" if group in LISTS else option)
     experiment = Experiment(config, choices)
     declares = config.dataset["declares"]
     model = build_model(config, choices)
@@ -77,7 +90,7 @@ def test_every_option_composes_is_checked_and_built(compose, group, option, tmp_
     assert outputs.shape == (2, declares["num_classes"])
     assert experiment.strategy.summary
     assert experiment.tracker.log
-    if option == "superlink":  # not a Grid: tests/test_superlink.py
+    if choices["hardware"] == "superlink":  # not a Grid: tests/test_superlink.py
         assert Builder(choices).build("hardware", config.hardware, SuperLink, num_supernodes=2)
     elif choices["dataset"] not in FROM_THE_HUB:
         prepare(experiment)
