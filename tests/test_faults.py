@@ -29,8 +29,7 @@ def damage(path, how):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("how", ["cut", "flipped", "empty"])
-@pytest.mark.parametrize("keep", [1, 2])
+@pytest.mark.parametrize(("how", "keep"), [("cut", 1), ("flipped", 2), ("empty", 2)])
 def test_a_damaged_checkpoint_is_not_used(tmp_path, whole, caplog, how, keep):
     one, both = (killed(whole, tmp_path / name, checkpoint=3) for name in ("one", "both"))
     for run, damaged, after in ((one, [3], 2), (both, [1, 2, 3], 0)):
