@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 import time
@@ -24,6 +25,7 @@ from fedresearch.errors import InputError
 from fedresearch.runs.record import dump_record
 from fedresearch.tracking import tensorboard
 from fedresearch.tracking.console import Console
+from fedresearch.tracking.mlflow_tracker import MlflowTracker
 from fedresearch.tracking.tensorboard import TensorBoardTracker
 from fedresearch.tracking.tracker import NoTracker, RunInfo, Tracker, TrackerGroup
 from fedresearch.tracking.wandb_tracker import WandbTracker
@@ -520,6 +522,41 @@ def test_tensorboard_missing(monkeypatch):
         "tracker=tensorboard needs the package tensorboard, which is not installed; "
         'try pip install "fedresearch[tensorboard]"'
     )
+
+
+# --- MLflow and Trackio, where they are installed
+
+
+@pytest.mark.filterwarnings("ignore")  # MLflow's own, of SQLAlchemy and pydantic
+def test_mlflow_read_back(tmp_path):
+    tracking = pytest.importorskip("mlflow.tracking")
+    track(MlflowTracker(), tmp_path / "run")
+    client = tracking.MlflowClient(f"sqlite:///{tmp_path}/run/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("fedresearch").experiment_id])
+    assert (run.info.run_name, run.info.status) == ("FedAvg, seed 3", "FINISHED")
+    assert (run.data.params["lr"], run.data.tags["group"], run.data.metrics["best/round"]) == ("0.1", "FedAvg #0123", 1)
+    read = [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, "eval/accuracy")]
+    assert read == [(1, 0.25), (3, 0.875)]
+    files = {file.path for file in client.list_artifacts(run.info.run_id)}
+    assert files == {"config.json", *(f"{name}.png" for name in FIGURES)}
+
+
+def test_trackio_read_back(tmp_path):
+    """In a process of its own: Trackio reads its folder's name when it is imported."""
+    pytest.importorskip("trackio")
+    script = (
+        "import sys\nfrom pathlib import Path\nsys.path.insert(0, sys.argv[1])\n"
+        "from test_tracking import track\nfrom fedresearch.tracking.trackio_tracker import TrackioTracker\n"
+        "track(TrackioTracker(), Path(sys.argv[2]))"
+    )
+    command = [sys.executable, "-c", script, str(Path(__file__).parent), str(tmp_path / "run")]
+    subprocess.run(command, check=True, env={**os.environ, "TRACKIO_DIR": str(tmp_path / "trackio")}, timeout=60)
+    with sqlite3.connect(tmp_path / "trackio" / "fedresearch.db") as database:
+        rows = database.execute("SELECT run_name, step, metrics FROM metrics ORDER BY id").fetchall()
+    assert [step for _, step, _ in rows] == [1, 2, 3, 3]
+    assert {name.partition(" #")[0] for name, _, _ in rows} == {"FedAvg, seed 3"}
+    assert json.loads(rows[0][2])["eval/accuracy"] == 0.25
+    assert {f"final/{name}" for name in FIGURES} | {"best/round"} <= json.loads(rows[3][2]).keys()
 
 
 # --- the console
