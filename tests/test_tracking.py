@@ -591,6 +591,28 @@ def test_plain_lines(tmp_path):
     ]
 
 
+def test_a_job_of_a_sweep_has_its_name_in_its_lines_and_nothing_on_a_terminal(tmp_path, monkeypatch):
+    def job_shown(file):
+        monkeypatch.setattr("sys.stdout", file)
+        console = Console(job="seed=1 strategy=fedavg")
+        console.start(run_info(tmp_path / "run"))
+        console.log(ROWS[0])
+        console.finish("failed", {"eval/loss": 0.125})
+        return file.getvalue()
+
+    *lines, directory = job_shown(io.StringIO()).splitlines()
+    assert len(lines) == 3
+    assert all(line.startswith("seed=1 strategy=fedavg  ") for line in lines)
+    assert directory == str(tmp_path / "run")
+
+    class Tty(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setenv("TERM", "xterm")
+    assert job_shown(Tty()) == ""
+
+
 def test_numbers_stand_below_each_other_however_long_the_names_are(tmp_path):
     file = io.StringIO()
     console = Console(Terminal(file=file))

@@ -47,7 +47,7 @@ class Console:
         self._bar = self._progress.add_task(
             self._position(run.after_round), total=run.num_rounds, completed=run.after_round, figures=""
         )
-        if self._terminal.is_interactive:
+        if self._terminal.is_interactive and not self._terminal.quiet:
             self._progress.start()
 
     def log(self, row: Mapping[str, Any]) -> None:
@@ -96,7 +96,8 @@ class Console:
 
     def _print(self, line: str) -> None:
         # Not by rich, which takes as long as a round of ten small clients.
-        print(line, file=self._terminal.file, flush=True)
+        if not self._terminal.quiet:
+            print(line, file=self._terminal.file, flush=True)
 
 
 def _named(figures: Mapping[str, float | None]) -> list[str]:

@@ -5,6 +5,7 @@ The page asks for ``data.json``, the document that it was made from, and draws i
 
 import gc
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from http import HTTPStatus
@@ -59,6 +60,11 @@ class LiveServer(ThreadingHTTPServer):
     def address(self) -> str:
         """The page's address."""
         return f"http://{LOOPBACK}:{self.server_port}/"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Print an error's traceback, unless it is of a browser that has left."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
     def current(self) -> tuple[str, Mapping[str, Any]]:
         """Return the document of the runs' files as they are, and a tag that differs where these differ."""
