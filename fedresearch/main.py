@@ -97,6 +97,11 @@ def main() -> None:
 
 def _run_overrides(arguments: list[str]) -> None:
     """Run the experiment or the sweep that the overrides describe."""
+    process = sys.modules.get("multiprocessing.process")
+    if process and getattr(process.current_process(), "_inheriting", False):  # as Python's own check asks
+        line = 'a worker imports the script that called main(); put the call below if __name__ == "__main__":'
+        config.report_error(InputError(line))
+        sys.exit(1)
     try:
         refuse_blanks(arguments)
         refuse_other_words(arguments)

@@ -444,3 +444,15 @@ def test_a_run_to_resume_is_found_in_any_spelling(tmp_path, monkeypatch, capsys,
         main()
     assert ended.value.code == 1
     assert "error: nowhere does not exist; name a run's directory, such as outputs/DATE_TIME" in capsys.readouterr().err
+
+
+def test_a_worker_that_imports_a_script_says_what_the_script_lacks(monkeypatch, capsys):
+    import multiprocessing
+
+    from fedresearch.main import main
+
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)  # as in a worker's start
+    monkeypatch.setattr(sys, "argv", ["main", "tracker=none"])
+    with pytest.raises(SystemExit):
+        main()
+    assert 'put the call below if __name__ == "__main__":' in capsys.readouterr().err

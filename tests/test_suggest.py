@@ -87,7 +87,7 @@ def test_an_unknown_key_without_a_similar_one_gets_no_suggestion(compose):
         "model=resnet18 model.zzz=1": "model has groups, norm",
         "hardware.zzz=1": "hardware has no keys",
         "dataset.zzz=1": "dataset has no keys",
-        "dataset.declares.zzz=1": "dataset.declares has columns, input, input_shape, num_classes",
+        "dataset.declares.zzz=1": "dataset.declares has columns, input, input_shape, label, num_classes",
     }.items(),
 )
 def test_what_options_declare_is_not_listed_among_their_keys(compose, typed, listed):
