@@ -138,9 +138,12 @@ def reload(report):
 
 
 def curves(report):
-    """Return a mapping of the drawn lines' names to their points; those that are not highlighted are one line."""
-    lines = report.evaluate("document.getElementById('plot').data.filter((trace) => !trace.fill)")
-    return {line.get("name", "grey"): list(zip(line["x"], line["y"], strict=True)) for line in lines}
+    """Return a mapping of the visible lines' names to their points."""
+    lines = report.evaluate("""() => {
+        const isSeen = ({ uid }) => getComputedStyle(document.querySelector(`#plot .trace${uid}`)).display !== "none";
+        return document.getElementById("plot").data.filter((trace) => !trace.fill && isSeen(trace));
+    }""")
+    return {line["name"]: list(zip(line["x"], line["y"], strict=True)) for line in lines}
 
 
 def rows(report, selector):
@@ -171,9 +174,8 @@ def test_warnings_come_first(report):
 def test_only_checked_arms_are_drawn(report):
     labels = [cell["label"] for cell in CELLS]
     reload(report)
-    assert list(curves(report)) == [*labels[:12], "grey", labels[12]]
+    assert list(curves(report)) == labels
     assert curves(report)["iid, lr=2"] == [(1, 10), (3, 20), (4, pytest.approx(30))]
-    assert curves(report)["grey"] == [(1, 70), (3, pytest.approx(80)), (4, pytest.approx(90)), (None, None)]
     report.get_by_label("lr=14").uncheck()
     report.get_by_label("lr=2 n").uncheck()
     assert list(curves(report)) == [labels[0], *labels[2:13]]
@@ -181,7 +183,7 @@ def test_only_checked_arms_are_drawn(report):
     assert curves(report) == {}
     report.get_by_label("Search arms").fill("LR=1")
     report.get_by_role("button", name="All").click()
-    assert list(curves(report)) == [*labels[9:12], "grey", labels[12]]
+    assert list(curves(report)) == labels[9:]
     report.get_by_label("Search arms").fill("")
     report.get_by_role("button", name="All").click()
     assert len(curves(report)) == len(labels)
@@ -237,9 +239,9 @@ def test_targets_are_lines_while_their_metric_is_shown(report):
 
 
 def test_a_band_is_the_interval(report):
-    report.get_by_role("button", name="None").click()
-    report.get_by_label("lr=4 n").check()
-    (band,) = report.evaluate("document.getElementById('plot').data.filter((trace) => trace.fill)")
+    bands = report.evaluate("document.getElementById('plot').data.filter((trace) => trace.fill)")
+    assert [band["meta"] for band in bands] == [*range(13)]  # not of the last, which is not highlighted
+    band = bands[3]
     assert band["x"] == [1, 3, 4, 4, 3, 1]
     assert band["y"] == pytest.approx([32.5, 42.5, 52.5, 33.75, 23.75, 13.75])
 
