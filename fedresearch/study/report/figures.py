@@ -50,6 +50,7 @@ MAX_PANELS = 12
 MAX_DRAWN = 16
 MAX_CLIENTS = 100
 _MAX_SEEDS = 5  # more thin lines than these hide the mean
+_MAX_SEED_PANELS = 6
 _MAX_PICTURES = 6
 _MAX_BUBBLES = 40, 20  # clients and classes
 # What a partition depends on besides the seeds, along with the keys below the first two.
@@ -158,16 +159,18 @@ def _curve_picture(
     axis: str,
     metric: str,
     targets: Sequence[float] = (),
+    *,
+    with_seeds: bool = False,
 ) -> Picture:
-    """Return the curves of a column over an axis."""
+    """Return the curves of a column over an axis, if asked with few seeds' own where there is room."""
     panels, arms, drawn, left_out = _panels(cells, arrangement)
     parts: list[dict[str, Any]] = []
-    has_seeds = False
+    room, has_seeds = with_seeds and len(panels) <= _MAX_SEED_PANELS, False
     for cell in drawn:
         curve, arm = mean_curve(cell, axis, metric), arrangement.arm(cell)
         place = {"panel": arrangement.panel(cell), "arm": arm.label}
         parts.append(place | {"seed": "", "x": curve.x, "y": curve.mean, "low": curve.low, "high": curve.high})
-        if arm.is_highlighted and 1 < len(plotted_runs(cell)) <= _MAX_SEEDS:
+        if room and arm.is_highlighted and 1 < len(plotted_runs(cell)) <= _MAX_SEEDS:
             has_seeds = True
             for seed, x, y in seed_curves(cell, axis, metric):
                 parts.append(place | {"seed": seed, "x": x, "y": y, "low": math.nan, "high": math.nan})
@@ -193,10 +196,10 @@ def _curves(
     study: Study, cells: Sequence[Cell], question: Question, arrangement: Arrangement
 ) -> Iterator[tuple[str, Picture]]:
     for axis in dict.fromkeys((question.x_axis, "bytes", *["steps"] * _steps_differ(cells, arrangement))):
-        yield (
-            f"curves_{axis}",
-            _curve_picture(study, question, cells, arrangement, axis, question.metric, question.targets),
+        picture = _curve_picture(
+            study, question, cells, arrangement, axis, question.metric, question.targets, with_seeds=True
         )
+        yield f"curves_{axis}", picture
 
 
 def _steps_differ(cells: Sequence[Cell], arrangement: Arrangement) -> bool:

@@ -38,14 +38,16 @@ def draw(data: Data, spec: Spec) -> Figure:
     """
     figure, panels = new_panels(spec)
     lines = groups(data, "panel", "arm", "seed")
+    seeds = [*dict.fromkeys(data["seed"])]
     x = data["x"]
     y, low, high = (spec["scale"] * data[name] for name in ("y", "low", "high"))
     bounds = _bounds(y, spec)
     for axes, panel in zip(panels, spec["panels"], strict=True):
         for number, (arm, look) in reversed([*enumerate(spec["arms"].items())]):
             height = len(spec["arms"]) - number if look["is_highlighted"] else 0
-            for (_, _, seed), rows in ((key, rows) for key, rows in lines.items() if key[:2] == (panel, arm)):
-                rows = [row for row in rows if np.isfinite(x[row]) and np.isfinite(y[row])]
+            for seed in (seed for seed in seeds if (panel, arm, seed) in lines):
+                rows = np.array(lines[panel, arm, seed])
+                rows = rows[np.isfinite(x[rows]) & np.isfinite(y[rows])]
                 if seed:
                     axes.plot(x[rows], y[rows], color=look["colour"], linewidth=0.5, alpha=0.3, zorder=1.5)
                     continue

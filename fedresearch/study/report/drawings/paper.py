@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from matplotlib import style
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
@@ -78,9 +80,13 @@ def styled(draw: Callable[[Data, Spec], Figure]) -> Callable[[Data, Spec], Figur
 
 def saved(figure: Figure, form: str, spec: Spec) -> bytes:
     """Return a figure as ``png`` or ``pdf``. Equal figures give equal bytes."""
-    buffer = io.BytesIO()
-    with look(spec):  # ticks are created while a figure is saved
-        figure.savefig(buffer, format=form, metadata={"png": {"Software": None}, "pdf": {"CreationDate": None}}[form])
+    buffer, dpi = io.BytesIO(), figure.dpi
+    with look(spec):  # ticks are created while a figure is saved; savefig() would draw twice
+        if form == "png":
+            FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
+        else:
+            FigureCanvasPdf(figure).print_pdf(buffer, metadata={"CreationDate": None})
+    figure.dpi = dpi
     return buffer.getvalue()
 
 
