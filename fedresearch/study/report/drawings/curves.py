@@ -115,23 +115,8 @@ def _name(
     if is_direct and not num_others and num_characters([*shown]) <= room:
         axes = panels[0]
         texts = [
-            axes.annotate(
-                arm,
-                end,
-                (1.03, 0.5),
-                textcoords="axes fraction",
-                va="center",
-                color=tuple(0.8 * part for part in to_rgb(shown[arm]["colour"])),
-                arrowprops={
-                    "arrowstyle": "-",
-                    "linewidth": 0.5,
-                    "color": shown[arm]["colour"],
-                    "shrinkA": 1,
-                    "shrinkB": 1,
-                },
-                annotation_clip=False,
-            )
-            for arm, end in ends.items()
+            axes.text(1.05, 0.5, arm, va="center", color=_darker(shown[arm]["colour"]), transform=axes.transAxes)
+            for arm in ends
         ]
         if targets:
             axes.annotate(
@@ -146,10 +131,12 @@ def _name(
             )
         lay_out(figure)
         height = axes.get_position().height * figure.get_figheight()
-        bottom, top = axes.get_ylim()
-        places = np.clip([(end[1] - bottom) / (top - bottom) for end in ends.values()], 0.0, 1.0)
-        for text, place in zip(texts, apart(places, LINE / height, 0, 1), strict=True):
-            text.set_position((1.03, place))
+        at = axes.transAxes.inverted().transform(axes.transData.transform([*ends.values()]))
+        at[:, 1] = np.clip(at[:, 1], 0, 1)
+        for text, end, place in zip(texts, at, apart(at[:, 1], LINE / height, 0, 1), strict=True):
+            text.set_y(place)
+            mark = line_style(shown[text.get_text()]) | {"linestyle": "-", "linewidth": 0.5, "markevery": [1]}
+            axes.plot([end[0], 1.03], [end[1], place], transform=axes.transAxes, clip_on=False, **mark)
         return
     handles = [Line2D([], [], **line_style(look)) for look in shown.values()]
     labels = [*shown]
@@ -163,6 +150,11 @@ def _name(
     if handles and (len(labels) > 1 or labels[0] != "all runs"):
         add_legend(figure, handles, labels)
     lay_out(figure)
+
+
+def _darker(colour: str) -> tuple[float, ...]:
+    """Return a colour that can be read as text."""
+    return tuple(0.8 * part for part in to_rgb(colour))
 
 
 def _end(x: Any, y: Any, rows: list[int]) -> tuple[float, float] | None:
