@@ -9,13 +9,21 @@ import subprocess
 import sys
 import warnings
 
+import numpy as np
 import pytest
 
 from fedresearch.study.report import command
 from fedresearch.study.report.cells import group_runs
 from fedresearch.study.report.document import document
 from fedresearch.study.report.load import load
-from fedresearch.study.report.plot_data import class_counts, client_spread, mean_curve, numeric_keys, plotted_runs
+from fedresearch.study.report.plot_data import (
+    class_counts,
+    client_spread,
+    confusion,
+    mean_curve,
+    numeric_keys,
+    plotted_runs,
+)
 from fedresearch.study.report.tables import (
     Entry,
     Table,
@@ -383,6 +391,15 @@ def test_figures_have_captions(tmp_path):
             for number, alpha in enumerate((0.1, 1.0, 2.0), start=1)
         },
     }
+
+
+def test_confusions_of_seeds_are_added(tmp_path):
+    for seed, counts in enumerate(("0,3,1\n1,0,0\n", "0,1,3\n1,0,0\n")):
+        make(tmp_path / f"{seed}", seed=seed, rows=rows(0.5))
+        (tmp_path / f"{seed}" / "confusion.csv").write_text(f"class,0,1\n{counts}")
+    (cell,) = group_runs(load([tmp_path])).cells
+    np.testing.assert_array_equal(confusion(cell), [[0.5, 0.5], [np.nan, np.nan]])
+    assert "confusion_1" in report(load([tmp_path])).figures
 
 
 @pytest.mark.parametrize("text", ["", PARTITION.splitlines()[0], "x\n\n"])

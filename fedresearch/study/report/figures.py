@@ -27,6 +27,7 @@ from fedresearch.study.report.plot_data import (
     class_counts,
     client_quantiles,
     client_spread,
+    confusion,
     heterogeneity,
     mean_curve,
     numeric_keys,
@@ -104,6 +105,7 @@ def figures(
     yield from _spreads(study, question, begun, arrangement)
     yield from _client_quantiles(study, question, begun, arrangement)
     yield from _updates(study, question, begun, arrangement)
+    yield from _confusions(question, begun, arrangement)
     yield from _partitions(study, question)
 
 
@@ -400,6 +402,31 @@ def _heat_maps(
         caption = f"{question.selection.caption}, by {rows} and {cols}{setting}: mean over seeds."
         picture = Picture(heat_map, concatenated(parts, ("row", "col", "value")), spec, caption)
         yield f"heat_map{f'_{count}' if len(grids) > 1 else ''}", picture
+
+
+def _confusions(question: Question, cells: Sequence[Cell], arrangement: Arrangement) -> Iterator[tuple[str, Picture]]:
+    """Yield the confusion matrices of the first few cells with a highlighted arm."""
+    chosen = sorted(
+        (cell for cell in cells if arrangement.arm(cell).is_highlighted),
+        key=lambda cell: arrangement.places[cell.label],
+    )
+    for number, cell in enumerate(chosen[:_MAX_PICTURES], start=1):
+        shares = confusion(cell)
+        if shares is not None:
+            name = ", ".join(filter(None, (arrangement.arm(cell).label, arrangement.panel(cell))))
+            parts = [
+                {"row": str(true), "col": str(predicted), "value": share}
+                for (true, predicted), share in np.ndenumerate(shares)
+            ]
+            spec = {
+                "row_label": "True class",
+                "col_label": "Predicted class",
+                "title": f"{name} (%)",
+                "scale": 100,
+                **_page(question),
+            }
+            caption = f"{name}: what the final models take the test samples of each class for, over all seeds together."
+            yield f"confusion_{number}", Picture(heat_map, concatenated(parts, ("row", "col", "value")), spec, caption)
 
 
 def _partitions(study: Study, question: Question) -> Iterator[tuple[str, Picture]]:

@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from fedresearch.dotted_keys import as_json
 from fedresearch.errors import InputError
 from fedresearch.runs.client_table import last_evaluation
+from fedresearch.runs.directory import CONFUSION, PARTITION
 from fedresearch.runs.files import read_bytes
 from fedresearch.runs.labels import experiment_label
 from fedresearch.study.report.arms import Arrangement
@@ -22,7 +24,7 @@ from fedresearch.study.report.outcomes import Outcome
 from fedresearch.study.report.question import Question
 from fedresearch.study.report.statistics import t_half_widths
 
-_MAX_PARTITION_BYTES = 64_000_000
+_MAX_BYTES = 64_000_000
 
 
 @dataclass(frozen=True)
@@ -178,13 +180,32 @@ def numeric_keys(study: Study) -> list[str]:
 
 def class_counts(run: LoadedRun) -> NDArray[np.int64] | None:
     """Return each client's number of samples of each class, int64 (clients, classes); None if it is not recorded."""
+    table = _integers(run.directory / PARTITION[0])
+    return table[:, 4:] if table is not None and table.shape[1] > 4 else None
+
+
+def confusion(cell: Cell) -> NDArray[np.float64] | None:
+    """Return the share of each class's test samples that final models take for each class, float64 (true, predicted).
+
+    It is of the samples of a cell's plotted runs together; NaN for a class without samples, None where no run has it.
+    """
+    tables = [_integers(run.directory / CONFUSION) for run in plotted_runs(cell)]
+    counts = [table[:, 1:] for table in tables if table is not None and table.shape[1] == len(table) + 1]
+    if not counts or len({table.shape for table in counts}) > 1:
+        return None
+    total = np.sum(counts, axis=0).astype(float)
+    size = total.sum(axis=1, keepdims=True)
+    return np.divide(total, size, out=np.full_like(total, np.nan), where=size > 0)
+
+
+def _integers(path: Path) -> NDArray[np.int64] | None:
+    """Return the table of whole numbers in a CSV with a heading; None without one."""
     try:
         with warnings.catch_warnings(action="error"):  # NumPy only warns of an empty file
-            lines = read_bytes(run.directory / "partition.csv", _MAX_PARTITION_BYTES).decode().splitlines()
-            table = np.loadtxt(lines, np.int64, delimiter=",", skiprows=1, ndmin=2)
+            lines = read_bytes(path, _MAX_BYTES).decode().splitlines()
+            return np.loadtxt(lines, np.int64, delimiter=",", skiprows=1, ndmin=2)
     except (OSError, ValueError, UserWarning, InputError):
         return None
-    return table[:, 4:] if table.shape[1] > 4 else None
 
 
 def heterogeneity(counts: NDArray[np.int64]) -> tuple[float, float]:
