@@ -51,8 +51,9 @@ def draw(data: Data, spec: Spec) -> Figure:
     axes.tick_params(length=0)
     axes.patch.set(facecolor="0.93", edgecolor="0.7", hatch="////")
     image = axes.imshow(np.ma.masked_invalid(values), cmap="cividis", aspect="auto")
+    form = ".1f" if spec["scale"] == 100 else "#.3g"
     texts = {
-        place: f"{value:#.3g}".rstrip(".") if np.isfinite(value) else "–" for place, value in np.ndenumerate(values)
+        place: f"{value:{form}}".rstrip(".") if np.isfinite(value) else "–" for place, value in np.ndenumerate(values)
     }
     size = 8 * min(1, 0.8 * width / (CHARACTER * num_characters(list(texts.values()))))
     for (row, column), text in texts.items() if size >= _SMALLEST else ():
