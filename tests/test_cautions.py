@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from fedresearch.study.report.arms import arrange
 from fedresearch.study.report.baseline import NO_BASELINE, find_baseline
 from fedresearch.study.report.cautions import find_cautions
 from fedresearch.study.report.cells import group_runs
@@ -334,10 +335,11 @@ def test_runs_outside_all_cells_are_noted(messy):
 def test_runs_outside_all_means_are_counted(messy):
     found = group_runs(load([messy]))
     selected = select_values(found.runs, QUESTION.selection)
-    table = final_table(found, QUESTION, {cell.label: find_outcome(cell, selected) for cell in found.cells}, {})
+    outcomes = {cell.label: find_outcome(cell, selected) for cell in found.cells}
+    table = final_table(found, QUESTION, outcomes, {}, arrange(found, {}, larger_is_better=True), {})
     assert table.texts == [
-        ["fedavg", "0.9", "1", "1 failed"],
-        ["fedprox", "0.9", "1", "1 diverged, 2 unfinished"],
+        ["fedavg", "90", "1", "1 failed"],
+        ["fedprox", "90", "1", "1 diverged, 2 unfinished"],
         ["scaffold", "–", "0", "1 unfinished"],
     ]
     assert "Runs that failed, diverged, stalled or are unfinished are not in the mean." in table.caption
@@ -346,8 +348,9 @@ def test_runs_outside_all_means_are_counted(messy):
 def test_unfinished_runs_count_for_a_target_up_to_their_last_round(messy):
     found = group_runs(load([messy]))
     durations = durations_to(found, "eval/accuracy", 0.5)
-    table = target_table(found, QUESTION, 0.5, durations, {"strategy=scaffold": "†"})
+    arrangement = arrange(found, {}, larger_is_better=True)
+    table = target_table(found, QUESTION, 0.5, durations, {"strategy=scaffold": "†"}, arrangement)
     assert [row[:2] for row in table.texts] == [["fedavg", "2"], ["fedprox", "2"], ["scaffold †", "2"]]
-    table = target_table(found, QUESTION, 0.9, durations_to(found, "eval/accuracy", 0.9), {})
+    table = target_table(found, QUESTION, 0.9, durations_to(found, "eval/accuracy", 0.9), {}, arrangement)
     # fedprox: the diverged run had 8 planned rounds, and two others stopped after round 2: the median is above 2.5.
     assert [row[1] for row in table.texts] == ["3, 1/2 seeds", ">2.5, 1/4 seeds", ">2, 0/1 seeds"]

@@ -1,16 +1,20 @@
 """The tables of final performance: means, intervals, and differences between cells."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 from scipy import stats
 
 from fedresearch.study.report.baseline import find_baseline
+from fedresearch.study.report.build import build_report
 from fedresearch.study.report.cells import group_runs
-from fedresearch.study.report.final import across_table, final_table
+from fedresearch.study.report.final import across_table
 from fedresearch.study.report.grids import pivot
 from fedresearch.study.report.load import load
-from fedresearch.study.report.outcomes import find_outcome, select_values
+from fedresearch.study.report.outcomes import Outcome, find_outcome, select_values
 from fedresearch.study.report.question import pose_question
+from fedresearch.study.report.ranks import find_styles
 from fedresearch.study.report.selection import parse_selection
 from fedresearch.study.report.tables import Entry, format_mean
 from tests.records import make
@@ -36,7 +40,7 @@ def cell(folder, chosen, scores, alpha=1.0, **sections):
 def final(folder, against="", rule="last", metric=METRIC):
     found = group_runs(load([folder]))
     question = pose_question(found, metric=metric, select=rule, baseline=against)
-    return final_table(found, question, outcomes(found, question.selection), {})
+    return build_report(found, question).tables[0]
 
 
 def outcomes(found, rule):
@@ -56,15 +60,15 @@ def test_a_mean_has_its_interval(tmp_path):
     low, high = stats.t.interval(0.95, 2, np.mean([0.80, 0.82, 0.79]), stats.sem([0.80, 0.82, 0.79]))
     assert record["mean"] == pytest.approx((0.80 + 0.82 + 0.79) / 3)
     assert record["half_width_95"] == pytest.approx((high - low) / 2)
-    assert final(tmp_path).texts == [["all runs", "0.803 ± 0.038", "3"]]
+    assert final(tmp_path).texts == [["all runs", "80.3 ± 3.8", "3"]]
 
 
 def test_one_seed_has_no_interval_and_equal_seeds_have_a_zero_interval(tmp_path):
     cell(tmp_path, "fedavg", [0.8])
     cell(tmp_path, "scaffold", [0.1, 0.1, 0.1])
     table = final(tmp_path)
-    assert table.columns == ["strategy", METRIC, "n"]
-    assert table.texts == [["fedavg", "0.8", "1"], ["scaffold", "0.1 ± 0", "3"]]
+    assert table.columns == ["Strategy", "Test accuracy (%)", "n"]
+    assert table.texts == [["fedavg", "80", "1"], ["scaffold", "10 ± 0", "3"]]
     assert table.records[0]["half_width_95"] is None
 
 
@@ -110,10 +114,18 @@ def test_differences_are_paired_and_p_values_corrected_for_the_table(tmp_path):
     # zero and 2 below, 4 of 16 signs give the sum 8 or more, and as many give 2 or less.
     assert [record["p_wilcoxon_holm"] for record in table.records] == [None, 8 / 16, 2 * 2 / 16]
     texts = [row[table.columns.index("difference") :] for row in table.texts]
-    assert texts[0] == ["baseline", "", ""]
-    assert texts[1][0] == "+0.010 ± 0.026"
-    assert "Differences to strategy=fedavg use shared seeds" in table.caption
-    assert table.caption.endswith("Before this correction, p of a signed-rank test of 4 seeds is at least 0.125.")
+    assert texts[0] == ["baseline", ""]
+    assert texts[1][0] == "+1.0 ± 2.6"
+    assert "Differences to fedavg, in percentage points, use shared seeds" in table.caption
+    # All of four differences with one sign: 2 of 16, doubled.
+    assert table.caption.endswith("The exact signed-rank test is only in final.csv: its p cannot be below 0.25 here.")
+
+
+def test_a_test_has_a_column_only_where_it_could_find_something(tmp_path):
+    cell(tmp_path, "fedavg", [0.8, 0.81, 0.82, 0.8])
+    cell(tmp_path, "fedprox", [0.9, 0.93, 0.91, 0.92])
+    assert final(tmp_path, "strategy=fedavg").columns[-2:] == ["p (t)", "p (Wilcoxon)"]  # at least 2 / 16
+    assert final(tmp_path, "strategy=fedavg").texts[1][-1] == "0.12"
 
 
 def test_only_shared_seeds_are_compared(tmp_path):
@@ -122,10 +134,10 @@ def test_only_shared_seeds_are_compared(tmp_path):
     cell(tmp_path, "scaffold", [None, None, 0.9, 0.9])
     table = final(tmp_path, "strategy=fedavg")
     differences = [row[table.columns.index("difference") :] for row in table.texts]
-    assert differences == [["baseline", "", ""], ["-0.1 (n=1)", "–", "–"], ["no shared seed", "–", "–"]]
+    assert differences == [["baseline"], ["-10 (n=1)"], ["no shared seed"]]  # no test of one seed
     assert [record["shared_seeds"] for record in table.records] == [None, 1, 0]
     assert table.records[1]["difference"] == pytest.approx(-0.1)
-    assert table.caption.endswith("each with Holm's correction for all comparisons of the table.")
+    assert table.caption.endswith("use shared seeds, with their 95 % t-interval.")
 
 
 def test_a_cell_without_a_baseline_is_not_compared(tmp_path):
@@ -146,23 +158,23 @@ def test_four_seeds_have_an_interquartile_mean(tmp_path):
     assert 0.79 <= first["iqm_low_95"] < first["iqm"] < first["iqm_high_95"] <= 0.85
     assert (second["iqm"], second["iqm_low_95"]) == (None, None)
     column = [row[table.columns.index("IQM [95 %]")] for row in table.texts]
-    assert column[0].startswith("0.810 [")
+    assert column[0].startswith("81.0 [")
     assert column[1] == "–"
 
 
 @pytest.mark.parametrize(
     ("rule", "mean", "caption"),
     [
-        ("last", 0.8, "eval/accuracy after the last round: mean ±"),
+        ("last", 0.8, "Test accuracy (%) after the last round: mean ±"),
         (
             "mean_last:2",
             (0.8 + 0.99) / 2,
-            "eval/accuracy, mean of the last 2 evaluated rounds, or of all where there are fewer: mean ±",
+            "Test accuracy (%), mean of the last 2 evaluated rounds, or of all where there are fewer: mean ±",
         ),
         (
             "best_test",
             0.99,
-            "best on test: eval/accuracy in its best round, which is unknown without the test data",
+            "best on test: Test accuracy (%) in its best round, which is unknown without the test data",
         ),
     ],
 )
@@ -188,7 +200,7 @@ def test_settings_that_all_values_have_are_pooled(tmp_path):
     for alpha, values in {0.1: [0.1, 0.3], 1.0: [0.5, 0.5], 10.0: [0.9, 0.9]}.items():
         cell(tmp_path, "fedprox", values, alpha, strategy=mu)
     table = across(tmp_path, "strategy=fedavg")
-    assert table.columns == ["strategy", "IQM [95 %]", "n"]
+    assert table.columns == ["Strategy", "IQM [95 %]", "n"]
     assert [(record["strategy"], record["n"], record["settings"]) for record in table.records] == [
         ("fedavg", 4, 2),
         ("fedprox", 4, 2),
@@ -208,7 +220,7 @@ def test_an_options_own_keys_distinguish_values_and_not_settings(tmp_path):
                 tmp_path, "fedprox", [0.1, 0.2], alpha, strategy={"server": {"_target_": "FedProx", "proximal_mu": mu}}
             )
     table = across(tmp_path, "strategy=fedavg")
-    assert [row[0] for row in table.texts] == ["fedavg", "fedprox, proximal_mu=1", "fedprox, proximal_mu=2"]
+    assert [row[0] for row in table.texts] == ["fedavg", "fedprox, μ = 1", "fedprox, μ = 2"]
     # A key that only some options have compares only their cells.
     table = across(tmp_path, "strategy.server.proximal_mu=1")
     assert [row[0] for row in table.texts] == ["1", "2"]
@@ -236,14 +248,15 @@ def mean_entry(cell):
 
 def grid(folder, rows, cols, tuned=()):
     found = group_runs(load([folder]))
-    return pivot(found, rows, cols, found.other_keys((rows, cols), tuned), mean_entry, "grid", "Grid", "")
+    others = found.other_keys((*rows, *cols), tuned)
+    return pivot(found, rows, cols, others, mean_entry, "grid", "Grid", "", "Accuracy", {}, {})
 
 
 def test_one_key_goes_down_and_one_across(tmp_path):
     for strategy, alpha, score in [("fedavg", 1.0, 0.1), ("fedavg", 10.0, 0.2), ("scaffold", 10.0, 0.3)]:
         cell(tmp_path, strategy, [score], alpha)
-    table = grid(tmp_path, "strategy", "partitioner.alpha")
-    assert table.columns == ["strategy", "alpha=1.0", "alpha=10.0"]
+    table = grid(tmp_path, ["strategy"], ["partitioner.alpha"])
+    assert table.columns == ["Strategy", "α = 1", "α = 10"]
     assert table.texts == [["fedavg", "0.10", "0.20"], ["scaffold", "", "0.30"]]
     assert table.records[1] == {"strategy": "scaffold", "partitioner.alpha=1.0": None, "partitioner.alpha=10.0": 0.3}
 
@@ -253,12 +266,12 @@ def test_other_keys_have_separate_columns(tmp_path):
         for strategy in ("fedavg", "scaffold"):
             for alpha in (0.1, 1.0):
                 cell(tmp_path, strategy, [epochs / 10 + alpha / 100], alpha, local={"epochs": epochs})
-    table = grid(tmp_path, "strategy", "partitioner.alpha")
-    assert table.columns == ["epochs", "strategy", "alpha=0.1", "alpha=1.0"]
+    table = grid(tmp_path, ["strategy"], ["partitioner.alpha"])
+    assert table.columns == ["Local epochs E", "Strategy", "α = 0.1", "α = 1"]
     assert table.texts == [
         ["1", "fedavg", "0.10", "0.11"],
-        ["5", "fedavg", "0.50", "0.51"],
         ["1", "scaffold", "0.10", "0.11"],
+        ["5", "fedavg", "0.50", "0.51"],
         ["5", "scaffold", "0.50", "0.51"],
     ]
 
@@ -266,10 +279,10 @@ def test_other_keys_have_separate_columns(tmp_path):
 def test_a_tuned_key_needs_no_column_if_other_keys_identify_cells(tmp_path):
     for strategy, alpha, lr in [("fedavg", 0.1, 1.0), ("fedavg", 1.0, 2.0), ("scaffold", 0.1, 3.0)]:
         cell(tmp_path, strategy, [lr / 10], alpha, optimizer={"lr": lr, "schedule": {}})
-    tuned = grid(tmp_path, "strategy", "partitioner.alpha", ["optimizer.lr"])
+    tuned = grid(tmp_path, ["strategy"], ["partitioner.alpha"], ["optimizer.lr"])
     assert tuned.texts == [["fedavg", "0.10", "0.20"], ["scaffold", "0.30", ""]]
     cell(tmp_path, "scaffold", [0.4], 0.1, optimizer={"lr": 4.0, "schedule": {}})
-    assert grid(tmp_path, "strategy", "partitioner.alpha", ["optimizer.lr"]).columns[0] == "lr"
+    assert grid(tmp_path, ["strategy"], ["partitioner.alpha"], ["optimizer.lr"]).columns[0] == "Learning rate η"
 
 
 def test_a_small_interval_is_not_zero():
@@ -291,6 +304,82 @@ def test_values_of_any_kind_are_keys(tmp_path):
         make(tmp_path / str(number), rows=[{METRIC: 0.5}], model={"hidden": hidden})
     table = final(tmp_path)
     assert [row[0] for row in table.texts] == ["null", "true", "3", "[1, 2]", '[{"a": 1}]', "x|y"]
+
+
+def styles(panels, **options):
+    """Return how means stand out; a panel is a list of scores for each arm, and None is a run that diverged."""
+    outcomes = {
+        f"{panel}{arm}": Outcome(
+            {str(seed): score for seed, score in enumerate(scores) if score is not None},
+            {"diverged": 1} if None in scores else {},
+        )
+        for panel, arms in panels.items()
+        for arm, scores in enumerate(arms)
+    }
+    labels = [[label for label in outcomes if label[0] == panel] for panel in panels]
+    return find_styles(labels, outcomes, **{"larger_is_better": True, **options})
+
+
+# Differences of 1, 2, 3 have t = 2 sqrt(3), and two-sided p = 1 - t / sqrt(2 + t^2) = 1 - sqrt(6 / 7) = 0.0742 with two
+# degrees of freedom. Those of 2, 3, 4 have p = 1 - sqrt(27 / 29) = 0.0351, which Holm's correction for two comparisons
+# makes 0.0702.
+BEST, CLOSE, WORSE = [10, 10, 10], [9, 8, 7], [8, 7, 6]
+
+
+@pytest.mark.parametrize(
+    ("arms", "expected"),
+    [
+        ([BEST, CLOSE], ["best", "close"]),
+        ([WORSE, BEST], ["", "best"]),
+        ([BEST, CLOSE, WORSE], ["best", "close", "close"]),
+        ([BEST, [8.1, 8, 7.9], WORSE], ["best", "", ""]),  # the smaller p, 0.0008, is doubled instead
+        ([BEST, [0.1 * 100, 10, 10 - 1e-13]], ["best", "best"]),
+        ([BEST, [9, 9, 9]], ["best", ""]),  # without spread
+        ([[10], [9]], ["best", ""]),
+        ([[10, 10, None], [9, 8, 7]], ["", ""]),
+        ([BEST], [""]),
+    ],
+)
+def test_the_best_is_bold_and_those_not_significantly_worse_are_underlined(arms, expected):
+    found = styles({"a": arms, "b": [WORSE, BEST]})
+    assert [found.get(f"a{arm}", "") for arm in range(len(arms))] == expected
+    assert (found.get("b0"), found["b1"]) == (None, "best")  # whatever is in another panel
+
+
+def test_the_best_loss_is_the_smallest():
+    assert styles({"a": [BEST, CLOSE]}, larger_is_better=False) == {"a0": "close", "a1": "best"}
+
+
+def test_arms_are_down_and_panels_across_where_nobody_asks(tmp_path):
+    for alpha, gain in ((0.1, 0.0), (1.0, 0.3)):
+        cell(tmp_path, "fedavg", [0.5 + gain, 0.52 + gain, 0.51 + gain], alpha)
+        cell(tmp_path, "scaffold", [0.6 + gain, 0.61 + gain, 0.62 + gain], alpha)
+    found = group_runs(load([tmp_path]))
+    *_, table = build_report(found, pose_question(found)).tables
+    assert table.columns == ["Strategy", "α = 0.1", "α = 1"]
+    assert [*table.head_rows] == [
+        [("", 1), ("Test accuracy (%)", 2)],
+        [("Strategy", 1), ("α = 0.1", 1), ("α = 1", 1)],
+    ]
+    assert [[entry.style for entry in row[1:]] for row in table.rows] == [["", ""], ["best", "best"]]
+    # The interval is t(2) = 4.303 times 0.01 / sqrt(3).
+    assert table.texts == [["fedavg", "51.0 ± 2.5", "81.0 ± 2.5"], ["scaffold", "61.0 ± 2.5", "91.0 ± 2.5"]]
+    assert "over n = 3 seeds. The best mean for each α is bold." in table.caption
+    assert table.records[0] == pytest.approx(
+        {"strategy": "fedavg", "partitioner.alpha=0.1": 0.51, "partitioner.alpha=1.0": 0.81}
+    )
+
+
+def test_several_keys_across_have_a_row_of_heads_each(tmp_path):
+    for alpha, epochs, strategy in product((0.1, 1.0), (1, 5), ("fedavg", "scaffold")):
+        cell(tmp_path, strategy, [0.5], alpha, local={"epochs": epochs})
+    table = grid(tmp_path, ["strategy"], ["local.epochs", "partitioner.alpha"])
+    assert [*table.head_rows] == [
+        [("", 1), ("Accuracy", 4)],
+        [("", 1), ("E = 1", 2), ("E = 5", 2)],
+        [("Strategy", 1), *((head, 1) for head in ("α = 0.1", "α = 1") * 2)],
+    ]
+    assert table.columns[1:3] == ["E = 1, α = 0.1", "E = 1, α = 1"]
 
 
 def test_many_cells_fit_in_a_table(tmp_path):

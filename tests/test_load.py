@@ -10,6 +10,7 @@ import pytest
 from fedresearch.errors import InputError
 from fedresearch.runs import record
 from fedresearch.runs.record import dump_record
+from fedresearch.study.report.arms import arrange
 from fedresearch.study.report.axes import AXES
 from fedresearch.study.report.cells import group_runs
 from fedresearch.study.report.load import load
@@ -142,5 +143,12 @@ def test_an_axis_that_a_run_does_not_record_is_unknown(tmp_path):
     for target, rounds in ((0.9, "2"), (0.95, ">2, 0/1 seeds")):
         found = group_runs([*runs.values()])
         question = Question("eval/accuracy", parse_selection("last", "eval/accuracy"))
-        table = target_table(found, question, target, durations_to(found, "eval/accuracy", target), {})
+        table = target_table(
+            found,
+            question,
+            target,
+            durations_to(found, "eval/accuracy", target),
+            {},
+            arrange(found, {}, larger_is_better=True),
+        )
         assert [row[-4:] for row in table.texts] == [[rounds, "–", "–", "–"]]

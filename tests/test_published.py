@@ -145,11 +145,11 @@ def test_runs_that_differ_from_the_preset_are_not_judged(tmp_path):
     words = [f"experiment={TABLE1}", "federation.fraction_train=0.1", "seed=1", "tracker=none", "dataset.root=x"]
     cell(tmp_path, 0.1, 40, record={"overrides": words})
     judged = table(tmp_path)
-    assert (judged.texts[0][-1], judged.notes) == ("yes", [])
+    assert (judged.texts[0][-1], judged.notes) == ("yes", ["Signs: – our runs do not say."])
     cell(tmp_path, 0.1, 40, seed=1, record={"overrides": [*words, "federation.num_rounds=3", "+local.steps=1"]})
     other = table(tmp_path)
     assert other.texts[0][-1] == "–"
-    assert other.notes == [
+    assert other.notes[1:] == [
         "Not judged, since some runs differ from the preset: +local.steps=1, federation.num_rounds=3."
     ]
 

@@ -2,12 +2,13 @@
 
 import pytest
 
+from fedresearch.study.report.arms import arrange
 from fedresearch.study.report.baseline import NO_BASELINE, find_baseline
 from fedresearch.study.report.cells import group_runs
 from fedresearch.study.report.load import load
 from fedresearch.study.report.question import Question
 from fedresearch.study.report.selection import parse_selection
-from fedresearch.study.report.targets import durations_to, target_table
+from fedresearch.study.report.targets import SIGNS, durations_to, target_table
 from tests.records import make
 
 
@@ -28,14 +29,15 @@ def table(folder, target=0.5, axis="rounds", against="", metric="eval/accuracy",
     found = group_runs(load([folder]))
     baseline = find_baseline(found, against, []) if against else NO_BASELINE
     question = Question(metric, parse_selection("last", metric), baseline=baseline, x_axis=axis)
-    return target_table(found, question, target, durations_to(found, metric, target), marks or {})
+    arrangement = arrange(found, {}, larger_is_better=True)
+    return target_table(found, question, target, durations_to(found, metric, target), marks or {}, arrangement)
 
 
 def test_the_crossing_is_taken_along_every_axis(tmp_path):
     # From 0.2 in round 2 to 0.6 in round 4, the target is three quarters of the way: 3.5. Round 3 has no evaluation.
     cell(tmp_path, "fedavg", [[0.1, 0.2, None, 0.6]])
     result = table(tmp_path)
-    assert result.columns == ["cell", "rounds", "bytes", "steps", "seconds"]
+    assert result.columns == ["Cell", "rounds", "bytes", "steps", "seconds"]
     assert result.texts == [["all runs", "3.5", "7.0 kB", "10", "1.8 s"]]
     (record,) = result.records
     medians = [record[f"{name}_median"] for name in ("rounds", "bytes", "steps", "seconds")]
@@ -116,8 +118,8 @@ def test_losses_fall(tmp_path):
     cell(tmp_path, "fedavg", [[3.0, 2.0, 1.0]], metric="eval/loss")
     result = table(tmp_path, target=1.5, metric="eval/loss")
     assert result.texts[0][1] == "2.5"
-    assert "until eval/loss first falls to 1.5" in result.caption
-    assert (result.id, result.title) == ("target_1.5", "To eval/loss 1.5")
+    assert "until test loss first falls to 1.5" in result.caption
+    assert (result.id, result.title) == ("target_1.5", "To test loss of 1.5")
 
 
 def test_runs_without_the_metric_never_reach_a_target(tmp_path):
@@ -131,7 +133,7 @@ def test_speed_ups_are_over_the_baseline(tmp_path):
     cell(tmp_path, "fedprox", [[0.1] * 11 + [0.5]])
     cell(tmp_path, "scaffold", [[0.1] * 40])
     result = table(tmp_path, against="strategy=fedavg")
-    assert result.columns == ["strategy", "rounds", "speed-up", "bytes", "steps", "seconds"]
+    assert result.columns == ["Strategy", "rounds", "speed-up", "bytes", "steps", "seconds"]
     # 30 / 12, and at least 40 rounds against 30.
     assert [row[:3] for row in result.texts] == [
         ["fedavg", "30", "baseline"],
@@ -139,7 +141,9 @@ def test_speed_ups_are_over_the_baseline(tmp_path):
         ["scaffold", ">40, 0/1 seeds", "<0.8×"],
     ]
     assert [record["speed_up"] for record in result.records] == [1.0, 2.5, 0.75]
-    assert result.caption.endswith("Speed-up in rounds: the median of strategy=fedavg over that of the row.")
+    assert [record["speed_up_is"] for record in result.records] == ["exact", "exact", "at most"]
+    assert result.notes == [f"Signs: > {SIGNS['>']}; < {SIGNS['<']}."]
+    assert result.caption.endswith("Speed-up in rounds: the median of fedavg over that of the row.")
 
 
 def test_speed_ups_use_the_chosen_axis(tmp_path):

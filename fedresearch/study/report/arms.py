@@ -120,7 +120,7 @@ def arrange(
     keys = [key for key in study.keys if key in study.other_keys([], tuned)]
     arm_keys = [*arms] or ([key for key in keys if key not in facet] if facet else [*_compared(keys)])
     panel_keys = [key for key in keys if key not in arm_keys]
-    of_arms, of_panels = (_group(study, chosen, names) for chosen in (arm_keys, panel_keys))
+    of_arms, of_panels = (label_cells(study, chosen, names) for chosen in (arm_keys, panel_keys))
     places = {cell.label: (of_panels[cell.label], of_arms[cell.label]) for cell in study.cells}
     labels, panels = [*dict.fromkeys(of_arms.values())], [*dict.fromkeys(of_panels.values())]
     chosen = _highlighted(labels, of_arms, means, highlight, baseline, larger_is_better=larger_is_better)
@@ -145,8 +145,8 @@ def _compared(keys: Sequence[str]) -> Iterator[str]:
     yield from keys[:1]
 
 
-def _group(study: Study, keys: Sequence[str], names: Names) -> dict[str, str]:
-    """Return the label of each cell by some keys; with the keys' own names where two would have the same label."""
+def label_cells(study: Study, keys: Sequence[str], names: Names) -> dict[str, str]:
+    """Return what papers call each cell by some keys; with the keys' own names where two would have the same label."""
     values = {cell.label: {key: cell.keys[key] for key in keys if key in cell.keys} for cell in study.cells}
     labels = {cell.label: experiment_label(values[cell.label], option_labels(cell), names) for cell in study.cells}
     told: dict[str, set[str]] = {}

@@ -14,6 +14,7 @@ from fedresearch.study.report.grids import grid_tables
 from fedresearch.study.report.outcomes import find_outcome, select_values
 from fedresearch.study.report.published import published_table
 from fedresearch.study.report.question import Question
+from fedresearch.study.report.ranks import find_styles
 from fedresearch.study.report.tables import Table
 from fedresearch.study.report.targets import durations_to, target_table
 
@@ -70,12 +71,20 @@ def build_report(study: Study, question: Question, with_figures: bool = True) ->
         baseline=[partner.label for partner in question.baseline.partners.values()],
         names=question.names,
     )
+    panels = [
+        [label for label, place in arrangement.places.items() if place[0] == number]
+        for number, _ in enumerate(arrangement.panels)
+    ]
+    styles = find_styles(panels, outcomes, larger_is_better=larger_is_better(question.metric, study.declared))
     tables = [
         published_table(study, cautions.marks),
-        final_table(study, question, outcomes, cautions.marks),
+        final_table(study, question, outcomes, cautions.marks, arrangement, styles),
         across_table(study, question, outcomes),
-        *(target_table(study, question, target, durations[target], cautions.marks) for target in question.targets),
-        *grid_tables(study, question, outcomes, durations, cautions.marks),
+        *(
+            target_table(study, question, target, durations[target], cautions.marks, arrangement)
+            for target in question.targets
+        ),
+        *grid_tables(study, question, outcomes, durations, cautions.marks, arrangement, styles),
     ]
     num_runs = sum(len(cell.runs) for cell in study.cells)
     return Report(

@@ -6,8 +6,9 @@ from typing import Any
 
 from fedresearch.config.schema import GROUPS, counted_hardware, counts, is_seed
 from fedresearch.dotted_keys import as_json, leaves
-from fedresearch.runs.columns import Declared
+from fedresearch.runs.columns import Declared, is_share
 from fedresearch.runs.comparison import format_value
+from fedresearch.runs.labels import Names, column_label, metric_labels
 from fedresearch.study.report.load import LoadedRun
 
 # Group to the prefix of its options' keys in the config. The option itself has the group's name as its key.
@@ -72,6 +73,17 @@ class Study:
         """What the records of all runs declare of their columns."""
         return {name: column for run in self.runs for name, column in run.declared.items()}
 
+    def column_label(self, column: str, names: Names) -> str:
+        """Return what tables call a column, such as ``Test accuracy (%)``."""
+        metrics = {
+            name: text for run in self.runs for name, text in metric_labels(run.record.get("config", {})).items()
+        }
+        return column_label(column, self.declared, metrics, names)
+
+    def scale(self, column: str) -> float:
+        """Return what tables multiply a column by: 100 for a share."""
+        return 100.0 if is_share(column, self.declared) else 1.0
+
     def short_name(self, key: str) -> str:
         """Return a key's last part, or the whole key where several keys end in that part."""
         last = key.rpartition(".")[2]
@@ -121,7 +133,7 @@ def group_runs(runs: Sequence[LoadedRun]) -> Study:
             result.repeated.append(left_out)
         else:
             replicates[replicate] = run
-    for values, replicates in sorted(cells.values(), key=lambda cell: [_sort_key(cell[0].get(key)) for key in keys]):
+    for values, replicates in sorted(cells.values(), key=lambda cell: [sort_key(cell[0].get(key)) for key in keys]):
         label = result.describe(values) or "all runs"
         ordered = dict(sorted(replicates.items(), key=lambda item: (len(item[0]), item[0])))
         # The values 1 and "1" have the same text.
@@ -187,7 +199,7 @@ def _progress(run: LoadedRun) -> tuple[bool, int, str]:
     return run.state == "finished", run.num_rounds, str(run.record.get("started"))
 
 
-def _sort_key(value: Any) -> tuple[int, float, str]:
+def sort_key(value: Any) -> tuple[int, float, str]:
     """Sort a missing key first, then numbers by size, then everything else by its text."""
     if value is None:
         return 0, 0.0, ""

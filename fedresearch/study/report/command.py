@@ -50,8 +50,8 @@ def main(words: Sequence[str]) -> None:
         default="rounds",
         help="the axis of curves and speed-ups (default: rounds)",
     )
-    parser.add_argument("--rows", metavar="KEY", help="the key down in a further table, with --cols")
-    parser.add_argument("--cols", metavar="KEY", help="the key across")
+    parser.add_argument("--rows", metavar="KEY,KEY", help="the keys down in the table of means, with --cols")
+    parser.add_argument("--cols", metavar="KEY,KEY", help="the keys across (default: arms down, panels across)")
     parser.add_argument("--arms", default="", metavar="KEY,KEY", help="the keys compared in each panel of curves")
     parser.add_argument("--facet", default="", metavar="KEY,KEY", help="the keys of which each value has a panel")
     parser.add_argument(
@@ -105,7 +105,7 @@ def _report(arguments: Namespace) -> None:
             baseline=arguments.baseline,
             tuned=_words(arguments.tuned),
             x_axis=arguments.x,
-            grid=(arguments.rows, arguments.cols) if arguments.rows else None,
+            grid=(_words(arguments.rows), _words(arguments.cols)) if arguments.rows else None,
             facet=_words(arguments.facet),
             arms=_words(arguments.arms),
             highlight=_words(arguments.highlight),

@@ -99,7 +99,8 @@ def figures(
         yield from _curves(study, begun, question, arrangement)
     yield from _differences(study, question, outcomes, arrangement)
     yield from _sensitivities(study, question, outcomes, arrangement)
-    grid = question.grid or tuple(key for key in study.keys if key not in question.tuned)
+    untuned = [key for key in study.keys if key not in question.tuned]
+    grid = [key for keys in question.grid or [untuned] for key in keys]
     if len(grid) == 2:
         yield from _heat_maps(study, question, outcomes, *grid)
     yield from _spreads(study, question, begun, arrangement)

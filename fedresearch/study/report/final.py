@@ -6,44 +6,60 @@ from typing import Any
 
 from fedresearch.runs.columns import is_share
 from fedresearch.runs.comparison import format_value
-from fedresearch.study.report.baseline import Baseline, belongs_to_option
+from fedresearch.study.report.arms import Arrangement, label_cells
+from fedresearch.study.report.baseline import belongs_to_option
 from fedresearch.study.report.cells import Cell, Study
+from fedresearch.study.report.levels import cell_entries, cell_levels, in_order, levels
 from fedresearch.study.report.outcomes import LEFT_OUT, Outcome
 from fedresearch.study.report.question import Question
-from fedresearch.study.report.statistics import IQM, Paired, holm, iqm, paired
-from fedresearch.study.report.tables import Entry, Table, format_interval, format_mean, format_p_value, none_if_nan
+from fedresearch.study.report.ranks import LEVEL, Style, pair
+from fedresearch.study.report.statistics import IQM, Paired, holm, iqm
+from fedresearch.study.report.tables import (
+    Entry,
+    Table,
+    format_interval,
+    format_mean,
+    format_p_value,
+    legend,
+    none_if_nan,
+)
 
 _IQM_FIELDS = {"iqm": "value", "iqm_low_95": "low", "iqm_high_95": "high"}
+_TESTS = {"t_p": "p (t)", "wilcoxon_p": "p (Wilcoxon)"}
 
 
-def final_table(study: Study, question: Question, outcomes: Mapping[str, Outcome], marks: Mapping[str, str]) -> Table:
+def final_table(
+    study: Study,
+    question: Question,
+    outcomes: Mapping[str, Outcome],
+    marks: Mapping[str, str],
+    arrangement: Arrangement,
+    styles: Mapping[str, Style],
+) -> Table:
     """Return the table of final performance with a row for each cell.
 
     Parameters
     ----------
-    outcomes, marks : mapping
+    outcomes, marks, styles : mapping
         By cell's label.
     """
-    baseline = question.baseline
-    pairs = {label: _pair(outcomes[label], outcomes[partner.label]) for label, partner in baseline.partners.items()}
+    baseline, scale, found = question.baseline, study.scale(question.metric), cell_levels(study, arrangement)
+    pairs = {label: pair(outcomes[label], outcomes[partner.label]) for label, partner in baseline.partners.items()}
     adjusted = {
-        name: dict(zip(pairs, holm([getattr(pair, name) for pair in pairs.values()]), strict=True))
-        for name in ("t_p", "wilcoxon_p")
+        name: dict(zip(pairs, holm([getattr(each, name) for each in pairs.values()]), strict=True)) for name in _TESTS
     }
+    tests = _useful_tests(pairs)
     iqms = {label: iqm([[*each.values.values()]]) if len(each.values) > 3 else None for label, each in outcomes.items()}
     some_left_out = any(each.left_out for each in outcomes.values())
     some_iqm = any(iqms.values())
-    columns = [*key_columns(study), question.metric, "n"]
+    columns = [*(level.title for level in found), study.column_label(question.metric, question.names), "n"]
     columns += ["not in the mean"] * some_left_out + ["IQM [95 %]"] * some_iqm
-    columns += ["difference", "p (t)", "p (Wilcoxon)"] * bool(baseline.text)
+    columns += ["difference", *(_TESTS[name] for name in tests)] * bool(baseline.text)
     rows, records = [], []
-    for cell in study.cells:
+    for cell in in_order(study.cells, found):
         outcome, middle = outcomes[cell.label], iqms[cell.label]
         num_values = len(outcome.values)
-        row = [
-            *key_entries(study, cell, marks),
-            Entry(format_mean(outcome.mean, outcome.half_width), none_if_nan(outcome.mean)),
-        ]
+        row = [*cell_entries(cell, found, marks), mean_entry(outcome, scale, styles.get(cell.label, ""))]
         row.append(Entry(str(num_values), num_values))
         record = {key: cell.keys.get(key) for key in study.keys} | {"metric": question.metric}
         record |= {"mean": none_if_nan(outcome.mean), "half_width_95": none_if_nan(outcome.half_width), "n": num_values}
@@ -51,61 +67,83 @@ def final_table(study: Study, question: Question, outcomes: Mapping[str, Outcome
         if some_left_out:
             row.append(_left_out_entry(outcome))
         if some_iqm:
-            row.append(_iqm_entry(middle))
+            row.append(_iqm_entry(middle, scale))
         record |= {field: middle and getattr(middle, name) for field, name in _IQM_FIELDS.items()}
         if baseline.text:
-            row += _difference_entries(cell, pairs, adjusted, baseline)
+            row.append(_difference_entry(cell, pairs, question, scale))
+            row += [_p_entry(adjusted[name].get(cell.label)) for name in tests]
             record |= _difference_record(cell, pairs, adjusted)
         rows.append(row)
         records.append(record)
-    caption = _caption(question, some_left_out, max((pair.n for pair in pairs.values()), default=0))
-    return Table("final", "Final performance", caption, columns, rows, records)
-
-
-def _caption(question: Question, some_left_out: bool, most_shared_seeds: int) -> str:
     caption = (
-        f"{question.selection.caption}: mean ± half the 95 % t-interval over n seeds (none for one seed), rounded to "
-        "the interval's second digit; all digits are in final.csv."
+        f"{question.selection.caption}: {mean_caption(study, outcomes, arrangement, styles)} Numbers are "
+        "rounded to the interval's second digit; all digits are in final.csv."
     )
     if some_left_out:
         caption += " Runs that failed, diverged, stalled or are unfinished are not in the mean."
-    if question.baseline.text:
-        caption += (
-            f" Differences to {question.baseline.text} use shared seeds, with their 95 % t-interval; p-values are from "
-            "the paired t-test (none without spread) and the exact signed-rank test, each with Holm's correction for "
-            "all comparisons of the table."
-        )
-        if 1 < most_shared_seeds < 6:
-            smallest = f"{2.0 ** (1 - most_shared_seeds):g}"
-            caption += (
-                f" Before this correction, p of a signed-rank test of {most_shared_seeds} seeds is at least {smallest}."
+    if baseline.text:
+        caption += _tests_caption(study, question, pairs, tests, scale)
+    notes = legend(rows, {"–": "no finished run, too few seeds, or nothing to compare with"})
+    return Table("final", "Final performance", caption, columns, rows, records, notes)
+
+
+def mean_entry(outcome: Outcome, scale: float, style: Style, mark: str = "") -> Entry:
+    """Return the entry of a mean and its interval, multiplied by the scale."""
+    text = format_mean(scale * outcome.mean, scale * outcome.half_width)
+    return Entry(f"{text} {mark}".strip(), none_if_nan(outcome.mean), style)
+
+
+def mean_caption(
+    study: Study, outcomes: Mapping[str, Outcome], arrangement: Arrangement, styles: Mapping[str, Style]
+) -> str:
+    """Return what means, bold and underlined entries are."""
+    numbers = sorted({len(outcome.values) for outcome in outcomes.values()} - {0}) or [0]
+    n = f"n = {numbers[0]}" + f" to {numbers[-1]}" * (len(numbers) > 1)
+    text = f"mean ± half the 95 % t-interval over {n} seeds" + " (none for one seed)" * (1 in numbers) + "."
+    panels = " and ".join(level.title for level in levels(study, arrangement.panel_keys, arrangement.names))
+    if "best" in styles.values():
+        text += f" The best mean{f' for each {panels}' if panels else ''} is bold"
+        if "close" in styles.values():
+            text += (
+                ", and those that are not significantly worse are underlined (two-sided paired t-test on shared seeds "
+                f"with Holm's correction, p ≥ {LEVEL})"
             )
-    return caption
+        if any({"diverged", "stalled"} & outcome.left_out.keys() for outcome in outcomes.values()):
+            text += "; means of cells with a run that diverged or stalled are not compared"
+        text += "."
+    return text
 
 
-def key_columns(study: Study) -> list[str]:
-    """Return the heads of the columns that identify a cell."""
-    return [*map(study.short_name, study.keys)] or ["cell"]
+def _useful_tests(pairs: Mapping[str, Paired]) -> list[str]:
+    """Return the tests that could find something: not those whose corrected p cannot be below 0.25."""
+    most = max((each.n for each in pairs.values()), default=0)
+    smallest = len(pairs) * 2.0 ** (1 - most)
+    return ["t_p"] * (most > 1) + ["wilcoxon_p"] * (most > 1 and smallest < 0.25)
 
 
-def key_entries(study: Study, cell: Cell, marks: Mapping[str, str]) -> list[Entry]:
-    """Return an entry for each key that varies, the first with the cell's mark."""
-    entries = []
-    for key in study.keys or [""]:
-        value = cell.keys.get(key)
-        text = format_value(value) if key in cell.keys else "" if key else "all runs"
-        entries.append(Entry(text, value if isinstance(value, int | float) else text or None))
-    return [Entry(marked(entries[0].text, cell, marks), entries[0].sort), *entries[1:]]
+def _tests_caption(
+    study: Study, question: Question, pairs: Mapping[str, Paired], tests: list[str], scale: float
+) -> str:
+    points = ", in percentage points," * (scale != 1)
+    text = f" Differences to {baseline_name(study, question)}{points} use shared seeds, with their 95 % t-interval."
+    names = {"t_p": "the two-sided paired t-test (none without spread)", "wilcoxon_p": "the exact signed-rank test"}
+    if tests:
+        text += (
+            f" p-values are from {' and '.join(names[name] for name in tests)}, with Holm's correction for all "
+            f"{len(pairs)} comparisons of the table."
+        )
+    most = max((each.n for each in pairs.values()), default=0)
+    if "wilcoxon_p" not in tests and most > 1:
+        smallest = min(1, len(pairs) * 2.0 ** (1 - most))
+        text += f" The exact signed-rank test is only in final.csv: its p cannot be below {smallest:g} here."
+    return text
 
 
-def marked(text: str, cell: Cell, marks: Mapping[str, str]) -> str:
-    """Return a text about a cell with the cell's mark behind it."""
-    return f"{text} {marks.get(cell.label, '')}".strip()
-
-
-def _pair(outcome: Outcome, baseline: Outcome) -> Paired:
-    shared = [replicate for replicate in outcome.values if replicate in baseline.values]
-    return paired([outcome.values[seed] for seed in shared], [baseline.values[seed] for seed in shared])
+def baseline_name(study: Study, question: Question) -> str:
+    """Return what papers call the baseline."""
+    baseline = question.baseline
+    labels = label_cells(study, [baseline.text.partition("=")[0]], question.names)
+    return next((labels[partner.label] for partner in baseline.partners.values()), baseline.text)
 
 
 def _left_out_entry(outcome: Outcome) -> Entry:
@@ -113,34 +151,37 @@ def _left_out_entry(outcome: Outcome) -> Entry:
     return Entry(", ".join(counts), ", ".join(counts))
 
 
-def _iqm_entry(middle: IQM | None) -> Entry:
-    return Entry(format_interval(middle.value, middle.low, middle.high), middle.value) if middle else Entry("–")
+def _iqm_entry(middle: IQM | None, scale: float) -> Entry:
+    if not middle:
+        return Entry("–")
+    return Entry(format_interval(*(scale * each for each in (middle.value, middle.low, middle.high))), middle.value)
 
 
-def _difference_entries(
-    cell: Cell, pairs: Mapping[str, Paired], adjusted: Mapping[str, Mapping[str, float]], baseline: Baseline
-) -> list[Entry]:
+def _difference_entry(cell: Cell, pairs: Mapping[str, Paired], question: Question, scale: float) -> Entry:
     if cell.label not in pairs:
-        return [Entry("baseline" if baseline.includes(cell) else "–"), Entry(""), Entry("")]
-    pair = pairs[cell.label]
-    text = format_mean(pair.mean, pair.half_width) if pair.n else "no shared seed"
-    if pair.n and pair.mean > 0:
+        return Entry("baseline" if question.baseline.includes(cell) else "–")
+    found = pairs[cell.label]
+    text = format_mean(scale * found.mean, scale * found.half_width) if found.n else "no shared seed"
+    if found.n and found.mean > 0:
         text = f"+{text}"
-    if 0 < pair.n < len(cell.runs):
-        text += f" (n={pair.n})"
-    p_values = [of_cells[cell.label] for of_cells in adjusted.values()]
-    return [Entry(text, none_if_nan(pair.mean)), *(Entry(format_p_value(p), none_if_nan(p)) for p in p_values)]
+    if 0 < found.n < len(cell.runs):
+        text += f" (n={found.n})"
+    return Entry(text, none_if_nan(found.mean))
+
+
+def _p_entry(p: float | None) -> Entry:
+    return Entry("") if p is None else Entry(format_p_value(p), none_if_nan(p))
 
 
 def _difference_record(
     cell: Cell, pairs: Mapping[str, Paired], adjusted: Mapping[str, Mapping[str, float]]
 ) -> dict[str, Any]:
-    pair = pairs.get(cell.label)
-    record: dict[str, Any] = {"difference": pair and none_if_nan(pair.mean), "shared_seeds": pair and pair.n}
-    record["difference_half_width_95"] = pair and none_if_nan(pair.half_width)
+    found = pairs.get(cell.label)
+    record: dict[str, Any] = {"difference": found and none_if_nan(found.mean), "shared_seeds": found and found.n}
+    record["difference_half_width_95"] = found and none_if_nan(found.half_width)
     for name, of_cells in adjusted.items():
         test = name.removesuffix("_p")
-        record[f"p_{test}"] = pair and none_if_nan(getattr(pair, name))
+        record[f"p_{test}"] = found and none_if_nan(getattr(found, name))
         record[f"p_{test}_holm"] = none_if_nan(of_cells.get(cell.label, math.nan))
     return record
 
@@ -172,20 +213,22 @@ def across_table(study: Study, question: Question, outcomes: Mapping[str, Outcom
             common.append({value: [scores[seed] for seed in seeds] for value, scores in setting.items()})
     if len(common) < 2 or len(values) < 2:
         return None
+    (level,) = levels(study, [key, *(name for name in study.keys if belongs_to_option(name, key))], question.names)
+    entries = {_value(study, cell, key): level.entries[cell.label] for cell in cells}
     rows, records = [], []
     for value in values:
         middle = iqm([setting[value] for setting in common])
         n = sum(len(setting[value]) for setting in common)
         assert middle is not None  # there are two settings with two seeds each
-        rows.append([Entry(value, value), _iqm_entry(middle), Entry(str(n), n)])
+        rows.append([entries[value], _iqm_entry(middle, 100), Entry(str(n), n)])
         record = {key: value, "metric": question.metric, "n": n, "settings": len(common)}
         records.append(record | vars(middle))
     caption = (
-        f"Interquartile mean of {question.selection.caption}, over {len(common)} settings of the other keys and the "
+        f"{question.selection.caption}: interquartile mean over {len(common)} settings of the other keys and the "
         "seeds that all values share there, with the 95 % interval of a bootstrap stratified by setting "
         "(Agarwal et al. 2021)."
     )
-    return Table("across", "Across settings", caption, [study.short_name(key), "IQM [95 %]", "n"], rows, records)
+    return Table("across", "Across settings", caption, [level.title, "IQM [95 %]", "n"], rows, records)
 
 
 def _value(study: Study, cell: Cell, key: str) -> str:

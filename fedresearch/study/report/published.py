@@ -13,11 +13,11 @@ from fedresearch.config.schema import counts
 from fedresearch.runs.comparison import format_value
 from fedresearch.study.report.axes import AXES
 from fedresearch.study.report.cells import Cell, Study
-from fedresearch.study.report.final import marked
+from fedresearch.study.report.levels import marked
 from fedresearch.study.report.outcomes import find_outcome, select_values
 from fedresearch.study.report.selection import parse_selection
 from fedresearch.study.report.statistics import Duration, format_duration, speed_up
-from fedresearch.study.report.tables import Entry, Table, format_mean, none_if_nan
+from fedresearch.study.report.tables import Entry, Table, format_mean, legend, none_if_nan
 from fedresearch.study.report.targets import duration_to
 
 _MEASURE = "measure"
@@ -57,7 +57,8 @@ def published_table(study: Study, marks: Mapping[str, str]) -> Table | None:
     )
     if any(line[_MEASURE].startswith("best ") for line in lines):
         caption += " Best is the best of all rounds, chosen on the test split."
-    notes = [f"Not judged, since some runs differ from the preset: {', '.join(deviations)}."] if deviations else []
+    notes = legend(rows, {"–": "our runs do not say", ">": "more than this", "<": "less than this"})
+    notes += [f"Not judged, since some runs differ from the preset: {', '.join(deviations)}."] if deviations else []
     return Table("published", "Published and ours", caption, columns, rows, records, notes)
 
 

@@ -34,8 +34,8 @@ class Question:
         Keys whose values were chosen for each cell, and may differ from the baseline's.
     x_axis : str
         A key of ``AXES``, for curves and speed-ups.
-    grid : tuple of str, optional
-        A key down and a key across, for tables and a heat map.
+    grid : tuple of sequence of str, optional
+        The keys down and those across, for tables and a heat map; None: arms down and panels across.
     facet, arms : sequence of str
         The keys of which each value has a panel, and those that are compared in it; empty: chosen by rule.
     highlight : sequence of str
@@ -52,7 +52,7 @@ class Question:
     baseline: Baseline = NO_BASELINE
     tuned: Sequence[str] = ()
     x_axis: str = "rounds"
-    grid: tuple[str, str] | None = None
+    grid: tuple[Sequence[str], Sequence[str]] | None = None
     facet: Sequence[str] = ()
     arms: Sequence[str] = ()
     highlight: Sequence[str] = ()
@@ -69,7 +69,7 @@ def pose_question(
     baseline: str = "",
     tuned: Sequence[str] = (),
     x_axis: str = "rounds",
-    grid: tuple[str, str] | None = None,
+    grid: tuple[Sequence[str], Sequence[str]] | None = None,
     facet: Sequence[str] = (),
     arms: Sequence[str] = (),
     highlight: Sequence[str] = (),
@@ -101,11 +101,11 @@ def pose_question(
     metric = metric or default_metric([(run, run.columns) for run in study.runs])
     _refuse_missing(study, metric)
     _refuse_impossible(study, metric, targets)
-    selection = parse_selection(select, metric)
     tuned = [study.full_name(key) for key in tuned]
     if grid:
-        grid = (study.full_name(grid[0]), study.full_name(grid[1]))
-        _refuse_grid(study, *grid)
+        down, across = ([study.full_name(key) for key in keys] for keys in grid)
+        _refuse_grid(study, down, across)
+        grid = down, across
     compared = find_baseline(study, baseline, tuned) if baseline else NO_BASELINE
     facet, arms = ([study.full_name(key) for key in keys] for keys in (facet, arms))
     for key in dict.fromkeys((*facet, *arms)):
@@ -113,6 +113,7 @@ def pose_question(
         if key in facet and key in arms:
             raise InputError(f"{key} is in --facet and in --arms; name it in one of them")
     names = dict(_named(study, label) for label in labels)
+    selection = parse_selection(select, metric, study.column_label(metric, names))
     return Question(metric, selection, targets, compared, tuned, x_axis, grid, facet, arms, highlight, names, style)
 
 
@@ -152,10 +153,10 @@ def _refuse_impossible(study: Study, metric: str, targets: Sequence[float]) -> N
             raise InputError(f"--targets {format_value(target)} is above the largest {metric}, 1; try --targets 0.9")
 
 
-def _refuse_grid(study: Study, rows: str, cols: str) -> None:
-    for key in (rows, cols):
+def _refuse_grid(study: Study, rows: Sequence[str], cols: Sequence[str]) -> None:
+    for key in (*rows, *cols):
         refuse_constant(study, key)
-    if rows == cols:
-        raise InputError(f"--rows and --cols are both {rows}; name two different keys")
-    if not any({rows, cols} <= cell.keys.keys() for cell in study.cells):
-        raise InputError(f"no run has both {rows} and {cols}")
+        if key in rows and key in cols:
+            raise InputError(f"--rows and --cols are both {key}; name two different keys")
+    if not any({*rows} & cell.keys.keys() and {*cols} & cell.keys.keys() for cell in study.cells):
+        raise InputError(f"no run has both {', '.join(rows)} and {', '.join(cols)}")

@@ -33,7 +33,7 @@ class Selection:
     choose: Callable[[LoadedRun], float]
 
 
-def parse_selection(rule: str, metric: str) -> Selection:
+def parse_selection(rule: str, metric: str, label: str = "") -> Selection:
     """Return a selection rule by its name.
 
     Parameters
@@ -44,6 +44,8 @@ def parse_selection(rule: str, metric: str) -> Selection:
         ``best_test``, the best of all rounds, which selects on the data that it reports.
     metric : str
         The column.
+    label : str
+        What the caption calls it; "" for its name.
 
     Raises
     ------
@@ -51,21 +53,21 @@ def parse_selection(rule: str, metric: str) -> Selection:
         If no rule has this name.
     """
     name, _, argument = rule.partition(":")
-    validation = validation_column(metric)
+    label, validation = label or metric, validation_column(metric)
     # The values are those of rounds that have the metric and, for best_val, the validation data's too: their score.
     rules: dict[str, tuple[str, Callable[[Column, Column], float]]] = {
-        "last": (f"{metric} after the last round", lambda values, _: values[-1]),
+        "last": (f"{label} after the last round", lambda values, _: values[-1]),
         "best_val": (
-            f"{metric} in the round with the best {validation}",
+            f"{label} in the round with the best {validation}",
             lambda values, scores: values[scores.argmax()],
         ),
         "best_test": (
-            f"best on test: {metric} in its best round, which is unknown without the test data",
+            f"best on test: {label} in its best round, which is unknown without the test data",
             lambda values, scores: values[scores.argmax()],
         ),
     }
     if name == "mean_last" and argument.isdecimal() and int(argument):
-        caption = f"{metric}, mean of the last {argument} evaluated rounds, or of all where there are fewer"
+        caption = f"{label}, mean of the last {argument} evaluated rounds, or of all where there are fewer"
         rules[rule] = caption, lambda values, _: values[-int(argument) :].mean()
     if rule not in rules:
         raise InputError(f"unknown selection rule {rule}; try --select last, best_val, mean_last:10 or best_test")

@@ -263,6 +263,13 @@ def format_p_value(p_value: float) -> str:
     return "<0.001" if p_value < 0.001 else f"{p_value:.2g}"
 
 
+def legend(rows: Sequence[Sequence[Entry]], signs: Mapping[str, str]) -> list[str]:
+    """Return a line with what the signs mean with which any text of a table begins; none without any."""
+    texts = [entry.text for row in rows for entry in row]
+    found = [f"{sign} {meaning}" for sign, meaning in signs.items() if any(text.startswith(sign) for text in texts)]
+    return [f"Signs: {'; '.join(found)}."] if found else []
+
+
 def none_if_nan(value: float) -> float | None:
     """Return a number for a record or for sorting, with None for NaN."""
     return None if value != value else float(value)

@@ -5,14 +5,24 @@ from collections.abc import Mapping
 
 from fedresearch.runs.columns import larger_is_better
 from fedresearch.runs.comparison import format_value
+from fedresearch.study.report.arms import Arrangement
 from fedresearch.study.report.axes import AXES
 from fedresearch.study.report.baseline import Baseline
 from fedresearch.study.report.cells import Cell, Study
-from fedresearch.study.report.final import key_columns, key_entries
+from fedresearch.study.report.final import baseline_name
+from fedresearch.study.report.levels import cell_entries, cell_levels, in_order
 from fedresearch.study.report.load import LoadedRun
 from fedresearch.study.report.question import Question
 from fedresearch.study.report.statistics import Duration, crossing, format_duration, median_duration, speed_up
-from fedresearch.study.report.tables import Entry, Table, none_if_nan
+from fedresearch.study.report.tables import Entry, Table, legend, none_if_nan
+
+# What the first characters of entries mean.
+SIGNS = {
+    "–": "not known: the runs did not record it, or there is nothing to compare with",
+    ">": "more than this: half of the seeds or more do not reach the target (for a speed-up: the baseline's)",
+    "<": "less than this: half of the seeds or more do not reach the target",
+}
+_KINDS = {">": "at least", "<": "at most", "–": ""}
 
 
 def duration_to(cell: Cell, metric: str, target: float, axis: str) -> Duration:
@@ -57,6 +67,7 @@ def target_table(
     target: float,
     durations: Mapping[str, Mapping[str, Duration]],
     marks: Mapping[str, str],
+    arrangement: Arrangement,
 ) -> Table:
     """Return the table of what it takes to reach a target with a row for each cell.
 
@@ -67,12 +78,12 @@ def target_table(
     marks : mapping
         By cell's label.
     """
-    metric, baseline = question.metric, question.baseline
-    columns = [*key_columns(study), *AXES]
+    metric, baseline, found = question.metric, question.baseline, cell_levels(study, arrangement)
+    columns = [*(level.title for level in found), *AXES]
     if baseline.text:
-        columns.insert(len(study.keys) + 1, "speed-up")
+        columns.insert(len(found) + 1, "speed-up")
     rows, records = [], []
-    for cell in study.cells:
+    for cell in in_order(study.cells, found):
         taken = durations[cell.label]
         texts = [format_duration(taken[name], axis.format) for name, axis in AXES.items()]
         texts[1:] = [text.partition(", ")[0] for text in texts[1:]]  # the first has the number of seeds
@@ -82,20 +93,30 @@ def target_table(
         if baseline.text:
             ratio, text = _speed_up(cell, baseline, durations, question.x_axis)
             entries.insert(1, Entry(text, none_if_nan(ratio)))
-            record["speed_up"] = none_if_nan(ratio)
+            record |= {"speed_up": none_if_nan(ratio), "speed_up_is": _KINDS.get(text[0], "exact")}
         for name, duration in taken.items():
             record |= {f"{name}_median": none_if_nan(duration.median), f"{name}_low": none_if_nan(duration.low)}
             record |= {
                 f"{name}_high": none_if_nan(duration.high),
                 f"{name}_at_least": none_if_nan(duration.censored_at),
             }
-        rows.append([*key_entries(study, cell, marks), *entries])
+        rows.append([*cell_entries(cell, found, marks), *entries])
         records.append(record)
     all_durations = [duration for of_cell in durations.values() for duration in of_cell.values()]
     rises = larger_is_better(metric, study.declared)
-    caption = _caption(question, target, rises, all(duration.reached == duration.total for duration in all_durations))
-    text = format_value(target)
-    return Table(f"target_{text}", f"To {metric} {text}", caption, columns, rows, records)
+    all_reached = all(duration.reached == duration.total for duration in all_durations)
+    caption = _caption(study, question, target, rises, all_reached)
+    title = "To " + " of ".join(target_texts(study, question, target))
+    return Table(f"target_{format_value(target)}", title, caption, columns, rows, records, legend(rows, SIGNS))
+
+
+def target_texts(study: Study, question: Question, target: float) -> tuple[str, str]:
+    """Return the metric and the target in words, such as ``test accuracy`` and ``90 %``."""
+    label = study.column_label(question.metric, question.names).removesuffix(" (%)")
+    scale = study.scale(question.metric)
+    if label[1:2].islower():  # not in AUC
+        label = label[0].lower() + label[1:]
+    return label, format_value(target) if scale == 1 else f"{scale * target:.12g} %"
 
 
 def _speed_up(
@@ -106,17 +127,20 @@ def _speed_up(
     return (1.0, "baseline") if baseline.includes(cell) else (math.nan, "–")
 
 
-def _caption(question: Question, target: float, rises: bool, all_reached: bool) -> str:
+def _caption(study: Study, question: Question, target: float, rises: bool, all_reached: bool) -> str:
+    label, value = target_texts(study, question, target)
     way = "rises" if rises else "falls"
     caption = (
-        f"What it takes until {question.metric} first {way} to {format_value(target)}: median over seeds (range). "
+        f"What it takes until {label} first {way} to {value}: median over seeds (range). "
         "Curves are made monotone, and are linear between evaluated rounds (McMahan et al. 2017)."
     )
     if not all_reached:
         caption += (
             " A seed that does not reach the target counts as longer than its run or, if it diverged, than its planned "
-            "run (Kaplan and Meier 1958); > marks a median that is not reached."
+            "run (Kaplan and Meier 1958)."
         )
     if question.baseline.text:
-        caption += f" Speed-up in {question.x_axis}: the median of {question.baseline.text} over that of the row."
+        caption += (
+            f" Speed-up in {question.x_axis}: the median of {baseline_name(study, question)} over that of the row."
+        )
     return caption
