@@ -40,7 +40,7 @@ def test_strategies_are_arms_and_each_other_key_makes_panels(tmp_path):
 
 def test_arms_and_panels_may_be_chosen(tmp_path):
     study = study_of(tmp_path)
-    by_mu = arranged(study, facet=["strategy", "strategy.server.proximal_mu"])
+    by_mu = arranged(study, facet=["strategy"])
     assert [arm.label for arm in by_mu.arms] == ["Dir(α = 0.1)", "Dir(α = 1)"]
     assert len(by_mu.panels) == 4
     assert arranged(study, arms=study.keys).panels == [""]

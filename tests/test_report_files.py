@@ -131,7 +131,7 @@ def test_the_command_prints_and_writes_everything_reproducibly(tmp_path, monkeyp
     assert "| fedavg " in done.stdout
     assert "1 refused" in done.stdout
     text = written["report.md"].decode()
-    assert text.startswith("# eval/accuracy of 12 runs in 6 cells\n")
+    assert text.startswith("# Test accuracy of 12 runs in 6 cells\n")
     assert "![curves_rounds](curves_rounds.png)\n\nTest accuracy by round: mean over" in text
     *same, last = text.splitlines()
     assert re.fullmatch(f"Generated [0-9-]{{10}}T.* by `fedresearch report .*{' '.join(ARGUMENTS)}`", last)

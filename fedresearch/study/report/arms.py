@@ -95,8 +95,9 @@ def arrange(
 ) -> Arrangement:
     """Arrange a study's cells.
 
-    The arms are the values of the keys in ``arms``, or of all keys that are not in ``facet``; if nobody says it, of the
-    first group of ``_COMPARED`` that varies, or else of the first key. Each combination of the other keys is a panel.
+    The arms are the values of the keys in ``arms``, or of all keys that are not in ``facet`` nor belong to its options;
+    if nobody says it, of the first group of ``_COMPARED`` that varies, or else of the first key. Each combination of
+    the other keys is a panel.
 
     Parameters
     ----------
@@ -118,7 +119,7 @@ def arrange(
         What the user calls things.
     """
     keys = [key for key in study.keys if key in study.other_keys([], tuned)]
-    arm_keys = [*arms] or ([key for key in keys if key not in facet] if facet else [*_compared(keys)])
+    arm_keys = [*arms] or ([key for key in keys if not _in(key, facet)] if facet else [*_compared(keys)])
     panel_keys = [key for key in keys if key not in arm_keys]
     of_arms, of_panels = (label_cells(study, chosen, names) for chosen in (arm_keys, panel_keys))
     places = {cell.label: (of_panels[cell.label], of_arms[cell.label]) for cell in study.cells}
@@ -135,10 +136,15 @@ def arrange(
     )
 
 
+def _in(key: str, keys: Sequence[str]) -> bool:
+    """Return whether a key is one of some keys, or belongs to an option that is."""
+    return key in keys or key.partition(".")[0] in keys
+
+
 def _compared(keys: Sequence[str]) -> Iterator[str]:
     """Yield the keys of the first group that varies among those that are compared; else the first key."""
     for group in _COMPARED:
-        found = [key for key in keys if key == group or key.startswith(f"{group}.")]
+        found = [key for key in keys if _in(key, [group])]
         if found:
             yield from found
             return

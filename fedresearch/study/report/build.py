@@ -86,9 +86,10 @@ def build_report(study: Study, question: Question, with_figures: bool = True) ->
         ),
         *grid_tables(study, question, outcomes, durations, cautions.marks, arrangement, styles),
     ]
+    name = study.column_label(question.metric, question.names).removesuffix(" (%)")
     num_runs = sum(len(cell.runs) for cell in study.cells)
     return Report(
-        title=f"{question.metric} of {counted(num_runs, 'run')} in {counted(len(study.cells), 'cell')}",
+        title=f"{name} of {counted(num_runs, 'run')} in {counted(len(study.cells), 'cell')}",
         warnings=cautions.warnings,
         notes=cautions.notes,
         tables=[replace(table, notes=[*table.notes, *cautions.legend]) for table in tables if table],

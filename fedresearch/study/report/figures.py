@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fedresearch.dotted_keys import leaves
 from fedresearch.runs.columns import is_share, larger_is_better
 from fedresearch.runs.comparison import format_value
-from fedresearch.runs.labels import column_label, experiment_label, key_title, metric_labels
+from fedresearch.runs.labels import experiment_label, key_title
 from fedresearch.runs.loaded import evaluated_metrics
 from fedresearch.study.report.arms import COLOURS, DASHES, MARKERS, Arm, Arrangement, option_labels
 from fedresearch.study.report.axes import AXES
@@ -120,20 +120,12 @@ def _looks(arms: Sequence[Arm]) -> dict[str, dict[str, Any]]:
     return {arm.label: {name: value for name, value in vars(arm).items() if name != "label"} for arm in arms}
 
 
-def _label(study: Study, question: Question, column: str) -> str:
-    """Return what a figure calls a column."""
-    metrics: dict[str, str] = {}
-    for cell in study.cells:
-        metrics |= metric_labels(next(iter(cell.runs.values())).record["config"])
-    return column_label(column, study.declared, metrics, question.names)
-
-
 def _numbers(study: Study, question: Question, column: str) -> dict[str, Any]:
     """Return what a figure's axis needs to know of a column: label, scale, and what its numbers can be."""
     share = is_share(column, study.declared)
     low = 0 if share or "loss" in column or column == "update/norm" else -1 if column == "update/cosine" else None
     high = 1 if share or column == "update/cosine" else None
-    return {"y_label": _label(study, question, column), "scale": 100 if share else 1, "limits": [low, high]}
+    return {"y_label": study.column_label(column, question.names), "scale": 100 if share else 1, "limits": [low, high]}
 
 
 def _plain(label: str) -> str:
