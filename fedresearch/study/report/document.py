@@ -34,7 +34,7 @@ _IN_DARK = dict(
 )
 _LINE_WIDTH = 2
 # Figures that the page draws itself.
-_DRAWN = "curves_"
+_DRAWN = ("curves_", "update_")
 
 
 def document(report: Report, pictures: Mapping[str, bytes]) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def document(report: Report, pictures: Mapping[str, bytes]) -> dict[str, Any]:
     """
     metric = report.question.metric
     cells = [cell for cell in report.study.cells if plotted_runs(cell)]
-    usual = dict.fromkeys([metric, *usual_metrics(report.study.runs), "train/loss"])
+    usual = dict.fromkeys([metric, *usual_metrics(report.study.runs), "train/loss", "update/norm", "update/cosine"])
     metrics = [name for name in usual if any(name in run.columns for cell in cells for run in plotted_runs(cell))]
     return {
         "title": report.title,
@@ -91,9 +91,9 @@ def _label(report: Report, column: str) -> str:
 
 
 def _small(picture: bytes) -> bytes:
-    """Return a PNG as WebP with 32 colours, in a fifth of its bytes."""
+    """Return a PNG as WebP with 24 colours, in a fifth of its bytes."""
     buffer = io.BytesIO()
-    Image.open(io.BytesIO(picture)).convert("RGB").quantize(32).convert("RGB").save(buffer, "WEBP", lossless=True)
+    Image.open(io.BytesIO(picture)).convert("RGB").quantize(24).convert("RGB").save(buffer, "WEBP", lossless=True)
     return buffer.getvalue()
 
 

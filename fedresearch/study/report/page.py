@@ -37,6 +37,7 @@ def page(document: Mapping[str, Any], tag: str = "") -> str:
     # The filter tojson also escapes <, >, & and ', so that no label ends the script or attribute around it.
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     template = resources.files("fedresearch.study.report").joinpath("page.html").read_text("utf-8")
+    template = "\n".join(map(str.strip, template.splitlines()))
     data = json.dumps({name: document[name] for name in _DRAWN}, allow_nan=False, separators=(",", ":"))
     return environment.from_string(template).render(document, data=_pack(data), plotly=_plotly, tag=tag)
 
