@@ -14,9 +14,8 @@ from PIL import Image
 from fedresearch.dotted_keys import leaves
 from fedresearch.runs.columns import is_share
 from fedresearch.runs.directory import now
-from fedresearch.runs.labels import column_label, metric_labels
 from fedresearch.runs.loaded import usual_metrics
-from fedresearch.study.report.arms import COLOURS, GREY, Arm
+from fedresearch.study.report.arms import COLOURS, GREY, Arm, label_cells
 from fedresearch.study.report.axes import AXES
 from fedresearch.study.report.build import Report
 from fedresearch.study.report.cells import Cell
@@ -45,13 +44,14 @@ def document(report: Report, pictures: Mapping[str, bytes]) -> dict[str, Any]:
     pictures : mapping
         Name of a figure to its PNG.
     """
-    metric = report.question.metric
-    cells = [cell for cell in report.study.cells if plotted_runs(cell)]
-    usual = dict.fromkeys([metric, *usual_metrics(report.study.runs), "train/loss", "update/norm", "update/cosine"])
+    study, metric, names = report.study, report.question.metric, report.question.names
+    labels = label_cells(study, study.keys, names)
+    cells = [cell for cell in study.cells if plotted_runs(cell)]
+    usual = dict.fromkeys([metric, *usual_metrics(study.runs), "train/loss", "update/norm", "update/cosine"])
     metrics = [name for name in usual if any(name in run.columns for cell in cells for run in plotted_runs(cell))]
     return {
         "title": report.title,
-        "metric": _label(report, metric),
+        "metric": study.column_label(metric, names),
         "axis": report.question.x_axis,
         "command": shlex.join(["fedresearch", *sys.argv[1:]]),
         "generated": now(),
@@ -59,7 +59,7 @@ def document(report: Report, pictures: Mapping[str, bytes]) -> dict[str, Any]:
         "notes": [*report.notes],
         "axes": [{"id": name, "label": axis.label.capitalize()} for name, axis in AXES.items()],
         "metrics": [
-            {"id": name, "label": _label(report, name), "is_share": is_share(name, report.study.declared)}
+            {"id": name, "label": study.column_label(name, names), "is_share": is_share(name, study.declared)}
             for name in metrics
         ],
         "targets": [{"metric": metric, "value": target} for target in report.question.targets],
@@ -68,7 +68,7 @@ def document(report: Report, pictures: Mapping[str, bytes]) -> dict[str, Any]:
             for arm in report.arrangement.arms
         ],
         "panels": [*report.arrangement.panels],
-        "cells": [_cell(cell, report.arrangement.places[cell.label], metrics) for cell in cells],
+        "cells": [_cell(cell, labels[cell.label], report.arrangement.places[cell.label], metrics) for cell in cells],
         "tables": [_table(table) for table in report.tables],
         "figures": [
             {
@@ -79,15 +79,8 @@ def document(report: Report, pictures: Mapping[str, bytes]) -> dict[str, Any]:
             for name, picture in pictures.items()
             if not name.startswith(_DRAWN)
         ],
-        **_runs(report),
+        **_runs(report, labels),
     }
-
-
-def _label(report: Report, column: str) -> str:
-    metrics = {
-        name: text for run in report.study.runs for name, text in metric_labels(run.record.get("config", {})).items()
-    }
-    return column_label(column, report.study.declared, metrics, report.question.names)
 
 
 def _small(picture: bytes) -> bytes:
@@ -109,10 +102,10 @@ def _arm(arm: Arm, counts: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def _cell(cell: Cell, place: tuple[int, int], metrics: Sequence[str]) -> dict[str, Any]:
+def _cell(cell: Cell, label: str, place: tuple[int, int], metrics: Sequence[str]) -> dict[str, Any]:
     curves = {name: mean_curve(cell, "rounds", name) for name in metrics}
     return {
-        "label": cell.label,
+        "label": label,
         "panel": place[0],
         "arm": place[1],
         "n": len(plotted_runs(cell)),
@@ -144,8 +137,8 @@ def _table(table: Table) -> dict[str, Any]:
     }
 
 
-def _runs(report: Report) -> dict[str, Any]:
-    """Return all runs, and separately what their configs and records have in common."""
+def _runs(report: Report, labels: Mapping[str, str]) -> dict[str, Any]:
+    """Return all runs, with their cells' labels, and separately what their configs and records have in common."""
     keys = report.study.keys
 
     def place(pair: tuple[str, Any]) -> int:
@@ -168,7 +161,7 @@ def _runs(report: Report) -> dict[str, Any]:
     rows = [
         {
             "directory": str(run.directory),
-            "cell": label,
+            "cell": labels.get(label, ""),
             "seed": replicate,
             "state": run.state,
             "rounds": run.num_rounds,
