@@ -84,9 +84,10 @@ def document(report: Report, pictures: Mapping[str, bytes]) -> dict[str, Any]:
 
 
 def _small(picture: bytes) -> bytes:
-    """Return a PNG as WebP with 24 colours, in a fifth of its bytes."""
+    """Return a PNG as WebP with 40 colours, in a fifth of its bytes. The arms', which few dots have, are among them."""
     buffer = io.BytesIO()
-    Image.open(io.BytesIO(picture)).convert("RGB").quantize(24).convert("RGB").save(buffer, "WEBP", lossless=True)
+    image = Image.open(io.BytesIO(picture)).convert("RGB").quantize(40, Image.Quantize.MAXCOVERAGE)
+    image.convert("RGB").save(buffer, "WEBP", lossless=True)
     return buffer.getvalue()
 
 
