@@ -249,18 +249,21 @@ def test_a_band_is_the_interval(report):
 def test_hovering_shows_the_cell_the_point_and_the_interval(report):
     report.get_by_role("button", name="None").click()
     report.get_by_label(HOSTILE).check()
-    x, y = report.evaluate("""() => {
-        const plot = document.getElementById("plot");
-        plot.scrollIntoView();
-        const { left, top } = plot.getBoundingClientRect();
-        const { xaxis, yaxis } = plot._fullLayout;
-        return [left + xaxis._offset + xaxis.d2p(3), top + yaxis._offset + yaxis.d2p(15)];
-    }""")
-    report.mouse.move(x - 5, y)
-    report.mouse.move(x, y)
-    expect(report.locator("#plot .hovertext")).to_have_text(
-        f"{HOSTILE}IIDRounds: 3Accuracy (%): 15 (8.75 to 27.5)n = 5"
-    )
+    shown = report.locator("#plot .hovertext")
+    for _ in range(20):  # Plotly draws the axes anew a little later
+        x, y = report.evaluate("""() => {
+            const plot = document.getElementById("plot");
+            plot.scrollIntoView();
+            const { left, top } = plot.getBoundingClientRect();
+            const { xaxis, yaxis } = plot._fullLayout;
+            return [left + xaxis._offset + xaxis.d2p(3), top + yaxis._offset + yaxis.d2p(15)];
+        }""")
+        report.mouse.move(x - 5, y)
+        report.mouse.move(x, y)
+        report.wait_for_timeout(200)
+        if shown.count():
+            break
+    expect(shown).to_have_text(f"{HOSTILE}IIDRounds: 3Accuracy (%): 15 (8.75 to 27.5)n = 5")
     report.get_by_role("button", name="All").click()
 
 
