@@ -1,6 +1,5 @@
 """MLflow: a run there for each run, in the run directory or on a tracking server; needs the extra ``mlflow``."""
 
-import math
 import time
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -9,7 +8,7 @@ from typing import Any
 
 from fedresearch.errors import InputError
 from fedresearch.tracking.figures import figures
-from fedresearch.tracking.tracker import RunInfo
+from fedresearch.tracking.tracker import RunInfo, finite_numbers, of_best_round
 
 
 class MlflowTracker:
@@ -64,7 +63,7 @@ class MlflowTracker:
     def finish(self, status: str, summary: Mapping[str, Any]) -> None:
         """Log the best round's numbers and the figures, and end the MLflow run."""
         if status == "finished":
-            self._log({name: value for name, value in summary.items() if name.startswith("best/")}, summary["round"])
+            self._log(of_best_round(summary), summary["round"])
             for name, pixels in figures(self._run.directory, self._run.metrics).items():
                 self._client.log_image(self._id, pixels, f"{name}.png")
         self._client.set_terminated(self._id, "FINISHED" if status == "finished" else "FAILED")
@@ -73,5 +72,5 @@ class MlflowTracker:
         from mlflow.entities import Metric
 
         at = int(1000 * time.time())
-        numbers = {k: v for k, v in row.items() if isinstance(v, int | float) and math.isfinite(v)}
-        self._client.log_batch(self._id, [Metric(name, value, at, server_round) for name, value in numbers.items()])
+        metrics = [Metric(name, value, at, server_round) for name, value in finite_numbers(row).items()]
+        self._client.log_batch(self._id, metrics)

@@ -8,7 +8,7 @@ from typing import Any
 from fedresearch.dotted_keys import leaves
 from fedresearch.errors import InputError
 from fedresearch.tracking.figures import figures
-from fedresearch.tracking.tracker import RunInfo
+from fedresearch.tracking.tracker import RunInfo, of_best_round
 
 
 class TensorBoardTracker:
@@ -58,8 +58,8 @@ class TensorBoardTracker:
 
     def finish(self, status: str, summary: Mapping[str, Any]) -> None:
         """Write the best round's numbers and the final figures, and close the event file."""
-        for name, value in summary.items():
-            if name.startswith("best/") and isinstance(value, int | float):
+        for name, value in of_best_round(summary).items():
+            if isinstance(value, int | float):
                 self._writer.add_scalar(name, value, summary["round"])
         for name, figure in (figures(self._run.directory, self._run.metrics) if status == "finished" else {}).items():
             self._writer.add_image(f"final/{name}", figure, summary.get("round"), dataformats="HWC")

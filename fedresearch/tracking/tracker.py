@@ -1,6 +1,7 @@
 """What a tracker is: a place that a run's rows go to besides its own directory."""
 
 import logging
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -50,6 +51,16 @@ class RunInfo:
     num_rounds: int
     metrics: Sequence[str] = ()
     after_round: int = 0
+
+
+def finite_numbers(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row's numbers, without texts and what is not finite."""
+    return {name: value for name, value in row.items() if isinstance(value, int | float) and math.isfinite(value)}
+
+
+def of_best_round(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a summary says of the best round."""
+    return {name: value for name, value in summary.items() if name.startswith("best/")}
 
 
 @runtime_checkable

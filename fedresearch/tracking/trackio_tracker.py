@@ -1,6 +1,5 @@
 """Trackio: W&B's interface on a local database, in Trackio's own folder; needs the extra ``trackio``."""
 
-import math
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from fedresearch.errors import InputError
 from fedresearch.tracking.figures import figures
-from fedresearch.tracking.tracker import RunInfo
+from fedresearch.tracking.tracker import RunInfo, finite_numbers, of_best_round
 
 
 class TrackioTracker:
@@ -49,8 +48,7 @@ class TrackioTracker:
         """Log the numbers of one round."""
         import trackio
 
-        numbers = {k: v for k, v in row.items() if isinstance(v, int | float) and math.isfinite(v)}
-        trackio.log(numbers, step=row["round"])
+        trackio.log(finite_numbers(row), step=row["round"])
 
     def log_model(self, path: Path) -> None:
         """Do nothing: the file is in the run directory already."""
@@ -60,8 +58,7 @@ class TrackioTracker:
         import trackio
 
         if status == "finished":
-            best = {name: value for name, value in summary.items() if name.startswith("best/")}
             drawn = figures(self._run.directory, self._run.metrics)
             images = {f"final/{name}": trackio.Image(pixels[..., :3]) for name, pixels in drawn.items()}
-            trackio.log({**best, **images}, step=summary["round"])
+            trackio.log({**of_best_round(summary), **images}, step=summary["round"])
         trackio.finish()
