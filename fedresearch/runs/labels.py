@@ -32,6 +32,7 @@ _GREEK = {
     "sigma": "σ",
     "tau": "τ",
 }
+_PER_CENT = " (%)"
 _SCOPES = {"eval": "test", "clients": "client", "personal": "personalised", "train": "training"}
 _STATISTICS = {
     "mean": "mean",
@@ -144,7 +145,7 @@ def column_label(column: str, others: Declared, metrics: Names = NO_NAMES, names
     """
     if column in names:
         return names[column]
-    unit = " (%)" * is_share(column, others)
+    unit = _PER_CENT * is_share(column, others)
     if column in _COLUMNS:
         return _capital(_COLUMNS[column]) + unit
     scope, _, measure = column.partition("/")
@@ -154,6 +155,11 @@ def column_label(column: str, others: Declared, metrics: Names = NO_NAMES, names
     words = f"{_SCOPES.get(scope, scope)} {metrics.get(name, name.replace('_', ' '))}"
     words += f" {entry}" * bool(entry) + (f", {_STATISTICS[statistic]}" if statistic else "")
     return _capital(words) + unit
+
+
+def without_unit(label: str) -> str:
+    """Return a column's label as it stands inside a sentence: ``Test accuracy``."""
+    return label.removesuffix(_PER_CENT)
 
 
 def metric_labels(config: Mapping[str, Any]) -> dict[str, str]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedresearch.runs.columns import larger_is_better
+from fedresearch.runs.labels import without_unit
 from fedresearch.study.report.arms import Arrangement, arrange
 from fedresearch.study.report.cautions import counted, find_cautions
 from fedresearch.study.report.cells import Study
@@ -86,7 +87,7 @@ def build_report(study: Study, question: Question, with_figures: bool = True) ->
         ),
         *grid_tables(study, question, outcomes, durations, cautions.marks, arrangement, styles),
     ]
-    name = study.column_label(question.metric, question.names).removesuffix(" (%)")
+    name = without_unit(study.column_label(question.metric, question.names))
     num_runs = sum(len(cell.runs) for cell in study.cells)
     return Report(
         title=f"{name} of {counted(num_runs, 'run')} in {counted(len(study.cells), 'cell')}",

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from fedresearch.config.schema import GROUPS, counted_hardware, counts, is_seed
@@ -68,21 +69,22 @@ class Study:
         yield from self.unread
         yield from self.repeated
 
-    @property
+    @cached_property
     def declared(self) -> Declared:
         """What the records of all runs declare of their columns."""
         return {name: column for run in self.runs for name, column in run.declared.items()}
 
     def column_label(self, column: str, names: Names) -> str:
         """Return what tables call a column, such as ``Test accuracy (%)``."""
-        metrics = {
-            name: text for run in self.runs for name, text in metric_labels(run.record.get("config", {})).items()
-        }
-        return column_label(column, self.declared, metrics, names)
+        return column_label(column, self.declared, self._metric_labels, names)
 
-    def scale(self, column: str) -> float:
-        """Return what tables multiply a column by: 100 for a share."""
-        return 100.0 if is_share(column, self.declared) else 1.0
+    @cached_property
+    def _metric_labels(self) -> dict[str, str]:
+        return {name: text for run in self.runs for name, text in metric_labels(run.record.get("config", {})).items()}
+
+    def scale(self, column: str) -> int:
+        """Return what tables and figures multiply a column by: 100 for a share."""
+        return 100 if is_share(column, self.declared) else 1
 
     def short_name(self, key: str) -> str:
         """Return a key's last part, or the whole key where several keys end in that part."""

@@ -151,7 +151,7 @@ def _runs(report: Report, labels: Mapping[str, str]) -> dict[str, Any]:
     runs += [("", "", run) for run in (*report.study.repeated, *report.study.unread)]
     places = {(label, replicate): number for number, (label, replicate, _) in enumerate(runs)}
     metric, partners = report.question.metric, report.question.baseline.partners
-    percent = 100 if is_share(metric, report.study.declared) else 1
+    percent = report.study.scale(metric)
     facts = [dict(_facts(run)) for _, _, run in runs]
     recorded = [each for each in facts if each]
     base = {

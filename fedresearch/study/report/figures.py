@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fedresearch.dotted_keys import leaves
 from fedresearch.runs.columns import is_share, larger_is_better
 from fedresearch.runs.comparison import format_value
-from fedresearch.runs.labels import experiment_label, key_title
+from fedresearch.runs.labels import experiment_label, key_title, without_unit
 from fedresearch.runs.loaded import evaluated_metrics
 from fedresearch.study.report.arms import COLOURS, DASHES, MARKERS, Arm, Arrangement, option_labels
 from fedresearch.study.report.axes import AXES
@@ -125,12 +125,8 @@ def _numbers(study: Study, question: Question, column: str) -> dict[str, Any]:
     share = is_share(column, study.declared)
     low = 0 if share or "loss" in column or column == "update/norm" else -1 if column == "update/cosine" else None
     high = 1 if share or column == "update/cosine" else None
-    return {"y_label": study.column_label(column, question.names), "scale": 100 if share else 1, "limits": [low, high]}
-
-
-def _plain(label: str) -> str:
-    """Return a column's label inside a sentence."""
-    return label.removesuffix(" (%)")
+    label, scale = study.column_label(column, question.names), study.scale(column)
+    return {"y_label": label, "scale": scale, "limits": [low, high]}
 
 
 def _panels(
@@ -180,8 +176,8 @@ def _curve_picture(
         **_page(question, len(panels)),
     }
     caption = (
-        f"{_plain(spec['y_label'])} by {AXES[axis].label.lower()}: mean over the seeds of finished runs, or of all "
-        "runs if none is finished, with the 95 % t-interval as a band."
+        f"{without_unit(spec['y_label'])} by {AXES[axis].label.lower()}: mean over the seeds of finished runs, or of "
+        "all runs if none is finished, with the 95 % t-interval as a band."
     )
     caption += " Thin lines are seeds." * has_seeds + left_out
     return Picture(curves, concatenated(parts, ("panel", "arm", "seed", "x", "y", "low", "high")), spec, caption)
@@ -244,8 +240,8 @@ def _client_quantiles(
         **_page(question, len(panels)),
     }
     caption = (
-        f"{_plain(spec['y_label'])} of each client in the last evaluation, clients sorted: mean over seeds, with the "
-        f"95 % t-interval as a band.{left_out}"
+        f"{without_unit(spec['y_label'])} of each client in the last evaluation, clients sorted: mean over seeds, with "
+        f"the 95 % t-interval as a band.{left_out}"
     )
     data = concatenated(parts, ("panel", "arm", "seed", "x", "y", "low", "high"))
     yield "clients", Picture(curves, data, spec, caption)
@@ -270,7 +266,7 @@ def _differences(
     names = {arrangement.arm(partner).label for partner in partners.values()}
     baseline = question.baseline.text if len(names) > 1 else names.pop()
     numbers = _numbers(study, question, question.metric)
-    label = _plain(numbers["y_label"])
+    label = without_unit(numbers["y_label"])
     spec = {
         "panels": panels,
         "arms": arms,

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedresearch.study.report.drawings import paper
+from fedresearch.study.report.tables import FORMULA
 
 
 def as_csv(data: paper.Data) -> str:
@@ -30,7 +31,7 @@ def as_csv(data: paper.Data) -> str:
 
 
 def _inert(text: str) -> str:
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n", "'")) else text
+    return f"'{text}" if text.startswith((*FORMULA, "'")) else text
 
 
 def _number(value: float) -> str:

@@ -37,6 +37,9 @@ _LATEX = {
     **{character: f"U+{ord(character):04X}" for character in "ĦħĸĿŀŉŦŧſ"},  # which the font encoding T1 does not have
 }
 
+# What a spreadsheet computes begins so.
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -209,7 +212,7 @@ def comma_separated(table: Table) -> str:
 
 def _inert_value(value: Any) -> Any:
     text = value if isinstance(value, str | int | float | None) else str(value)
-    if not isinstance(text, str) or not text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")):
+    if not isinstance(text, str) or not text.startswith(FORMULA):
         return text
     return text if re.fullmatch(r"[+-]?[\d.]+(e[+-]?\d+)?", text) else f"'{text}"  # a number is safe
 

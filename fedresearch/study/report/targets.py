@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from fedresearch.runs.columns import larger_is_better
 from fedresearch.runs.comparison import format_value
+from fedresearch.runs.labels import without_unit
 from fedresearch.study.report.arms import Arrangement
 from fedresearch.study.report.axes import AXES
 from fedresearch.study.report.baseline import Baseline
@@ -112,7 +113,7 @@ def target_table(
 
 def target_texts(study: Study, question: Question, target: float) -> tuple[str, str]:
     """Return the metric and the target in words, such as ``test accuracy`` and ``90 %``."""
-    label = study.column_label(question.metric, question.names).removesuffix(" (%)")
+    label = without_unit(study.column_label(question.metric, question.names))
     scale = study.scale(question.metric)
     if label[1:2].islower():  # not in AUC
         label = label[0].lower() + label[1:]
