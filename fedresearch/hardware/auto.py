@@ -96,8 +96,8 @@ class AutoGrid(OrderedGrid):
     def states(self, states: dict[int, RecordDict]) -> None:
         self._grid.states = states
 
-    def _train(self, clients: Clients, messages: Broadcast) -> Iterable[Message]:
-        return self._grid._train(clients, messages)
+    def _stack_for(self, clients: Clients, messages: Broadcast) -> StackedReplies:
+        return self._grid._stack_for(clients, messages)
 
     def _fill(self, stack: StackedReplies, clients: Clients, content: RecordDict) -> dict[int, str]:
         return self._grid._fill(stack, clients, content)
