@@ -13,6 +13,7 @@ from fedresearch.errors import InputError
 from fedresearch.experiment.experiment import Experiment
 from fedresearch.experiment.model import BEST, save_clients, save_model
 from fedresearch.experiment.resuming import digest_for_resume
+from fedresearch.experiment.selection import score
 from fedresearch.federation.client_app import own_arrays
 from fedresearch.federation.flower import FIRST_NODE_ID
 from fedresearch.federation.measures import Row
@@ -101,10 +102,7 @@ class Checkpoints:
         """Return the row's score by ``checkpoint.best``; larger is better."""
         if self._column is None:
             return -math.inf
-        value = row.get(self._column)
-        if value is None or not math.isfinite(value):
-            return -math.inf
-        return value if larger_is_better(self._column, self._experiment.declared_columns) else -value
+        return score(row, self._column, rises=larger_is_better(self._column, self._experiment.declared_columns))
 
 
 def save_result(experiment: Experiment, path: Path, arrays: ArrayRecord, row: Row) -> None:

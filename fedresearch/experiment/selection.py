@@ -27,7 +27,7 @@ class BestRound:
     def __init__(self, experiment: Experiment, rows: list[Row]) -> None:
         models = "personal" if experiment.client_app.has_own_model else "clients"
         self._by = experiment.config.checkpoint.best or f"{models}/{experiment.main_metric}"
-        self._sign = 1 if larger_is_better(self._by, experiment.declared_columns) else -1
+        self._rises = larger_is_better(self._by, experiment.declared_columns)
         self._shown = [f"{scope}/{name}" for scope in ("eval", models) for name in ("loss", *experiment.measured)]
         self._row: Row = {}
         for row in rows:
@@ -35,8 +35,7 @@ class BestRound:
 
     def see(self, row: Row) -> None:
         """Take the next round's row; round 0, the initial model, is no round's."""
-        score = _score(row, self._by, self._sign)
-        if row["round"] and score > _score(self._row, self._by, self._sign):
+        if row["round"] and score(row, self._by, rises=self._rises) > score(self._row, self._by, rises=self._rises):
             self._row = dict(row)
 
     @property
@@ -46,9 +45,12 @@ class BestRound:
         return {"best/by": self._by, **shown} if shown else {}
 
 
-def _score(row: Row, column: str, sign: int) -> float:
+def score(row: Row, column: str, *, rises: bool) -> float:
+    """Return a row's score by a column; larger is better, and a column that is missing or not finite is the worst."""
     value = row.get(column)
-    return sign * value if value is not None and math.isfinite(value) else -math.inf
+    if value is None or not math.isfinite(value):
+        return -math.inf
+    return value if rises else -value
 
 
 def check_selection(experiment: Experiment) -> None:
