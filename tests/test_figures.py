@@ -10,12 +10,12 @@ import pytest
 from matplotlib import image
 from matplotlib.text import Text
 
+from fedresearch.drawings import curves, forest, heat_map, sensitivity, spread
+from fedresearch.drawings.paper import apart, read, saved
+from fedresearch.drawings.picture import concatenated
+from fedresearch.runs.pictures import heterogeneity, partition_picture
 from fedresearch.study.report.arms import COLOURS, DASHES, GREY, MARKERS
-from fedresearch.study.report.drawings import curves, forest, heat_map, sensitivity, spread
-from fedresearch.study.report.drawings.paper import apart, read, saved
-from fedresearch.study.report.figures import partition_picture
-from fedresearch.study.report.plot_data import heterogeneity
-from fedresearch.study.report.redrawing import as_csv, concatenated, script
+from fedresearch.study.report.redrawing import as_csv, script
 
 ROUNDS = np.arange(1.0, 6)
 LONG = "strategy=fedprox, proximal_mu=0.01, partitioner=dirichlet, alpha=0.1"

@@ -1,12 +1,12 @@
 """Figures of a run that trackers show, drawn from its directory: the partition, the clients, the confusion matrix."""
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fedresearch.runs.client_table import last_evaluation
-from fedresearch.runs.directory import CONFUSION, PARTITION
+from fedresearch.runs.columns import is_share
+from fedresearch.runs.labels import column_label, declared_labels
 from fedresearch.runs.record import read_record
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-_MAX_CLIENTS = 100  # bars that can still be told apart
+_PAGE = {"width": 6.3, "font": ["DejaVu Sans"]}
 
 
 def client_values(directory: Path, metrics: Sequence[str]) -> tuple[str, list[float]]:
@@ -38,16 +38,22 @@ def figures(directory: Path, metrics: Sequence[str]) -> dict[str, "NDArray[np.ui
     metrics : sequence of str
         What is evaluated; the clients' figure shows the first.
     """
+    # Imported only now: matplotlib takes a second, and a run has no figure before its end.
+    from fedresearch.runs.pictures import class_counts, confusion_counts, confusion_picture, partition_picture
+
     drawn = {}
-    partition = _read(directory / PARTITION[0])
-    if partition and len(partition[0]) > 4:
-        drawn["partition"] = _partition(partition)
+    samples = class_counts(directory)
+    if samples is not None:
+        label = declared_labels(read_record(directory)["config"]).get("partitioner", "")
+        drawn["partition"] = partition_picture(samples, label, _PAGE).figure
     name, values = client_values(directory, metrics)
     if values:
-        drawn["clients"] = _histogram(name, values)
-    confusion = _read(directory / CONFUSION)
-    if confusion:
-        drawn["confusion"] = _confusion([[int(count) for count in row[1:]] for row in confusion[1:]])
+        scale = 100 if is_share(name, {}) else 1
+        drawn["clients"] = _histogram(column_label(name, {}), [scale * value for value in values])
+    counts = confusion_counts(directory)
+    if counts is not None:
+        title = f"Test accuracy {counts.trace() / max(1, counts.sum()):.1%}, share of each true class (%)"
+        drawn["confusion"] = confusion_picture(counts, title, "", _PAGE).figure
     return {name: _pixels(figure) for name, figure in drawn.items()}
 
 
@@ -55,53 +61,19 @@ def _pixels(figure: "Figure") -> "NDArray[np.uint8]":
     import numpy as np
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+    from fedresearch.drawings.paper import look
+
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
+    with look(_PAGE):
+        canvas.draw()
     return np.array(canvas.buffer_rgba())
 
 
-def _read(path: Path) -> list[list[str]]:
-    return [*csv.reader(path.read_text(encoding="utf-8").splitlines())] if path.exists() else []
-
-
-def _axes(width: float, height: float) -> tuple["Figure", Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
-    return figure, figure.subplots()
-
-
-def _partition(table: list[list[str]]) -> "Figure":
-    """Return a heat map of the samples of each class that each client holds."""
-    classes, clients = table[0][4:], table[1 : 1 + _MAX_CLIENTS]
-    figure, axes = _axes(min(12, 2 + 0.3 * len(clients)), min(12, 1.5 + 0.3 * len(classes)))
-    counts = [[int(row[4 + label]) for row in clients] for label in range(len(classes))]
-    image = axes.imshow(counts, aspect="auto", cmap="Blues", origin="lower")
-    first = f", the first {len(clients)} of {len(table) - 1}" * (len(table) - 1 > len(clients))
-    axes.set(xlabel=f"Client{first}", ylabel="Class")
-    figure.colorbar(image, label="Samples")
-    return figure
-
-
-def _histogram(name: str, values: Sequence[float]) -> "Figure":
+def _histogram(label: str, values: Sequence[float]) -> "Figure":
     """Return how many clients have which value."""
-    figure, axes = _axes(5, 3.2)
-    axes.hist(values, bins=20)
-    axes.set(xlabel=f"{name} of a client", ylabel="Clients")
-    return figure
+    from fedresearch.drawings.paper import lay_out, look, new_axes
 
-
-def _confusion(counts: list[list[int]]) -> "Figure":
-    """Return the share of each class's samples (rows) for which each class (columns) is predicted."""
-    shares = [[100 * count / max(1, sum(row)) for count in row] for row in counts]
-    size = min(12, 2.5 + 0.3 * len(counts))
-    figure, axes = _axes(size + 0.8, size)
-    image = axes.imshow(shares, vmin=0, vmax=100, cmap="Blues")
-    for true, row in enumerate(shares if len(shares) <= 12 else ()):
-        for predicted, share in enumerate(row):
-            color = "white" if share > 50 else "black"
-            axes.text(predicted, true, f"{share:.0f}", ha="center", va="center", color=color, size=7)
-    accuracy = sum(row[label] for label, row in enumerate(counts)) / max(1, sum(map(sum, counts)))
-    axes.set(xlabel="Predicted class", ylabel="True class", title=f"Test accuracy {accuracy:.1%}")
-    figure.colorbar(image, label="Share of the class (%)")
-    return figure
+    with look(_PAGE):
+        figure, axes = new_axes(_PAGE, 3.0, label, "Clients")
+        axes.hist(values, bins=20)
+        return lay_out(figure)

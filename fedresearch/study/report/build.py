@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fedresearch.drawings.picture import Picture
 from fedresearch.runs.columns import larger_is_better
 from fedresearch.runs.labels import without_unit
 from fedresearch.study.report.arms import Arrangement, arrange
 from fedresearch.study.report.cautions import counted, find_cautions
 from fedresearch.study.report.cells import Study
-from fedresearch.study.report.figures import Picture, figures
+from fedresearch.study.report.figures import figures
 from fedresearch.study.report.final import across_table, final_table
 from fedresearch.study.report.grids import grid_tables
 from fedresearch.study.report.outcomes import find_outcome, select_values

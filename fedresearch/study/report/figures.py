@@ -4,31 +4,27 @@ import hashlib
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from fedresearch.dotted_keys import leaves
+from fedresearch.drawings import curves, forest, heat_map, sensitivity, spread
+from fedresearch.drawings.picture import Picture, concatenated
 from fedresearch.runs.columns import is_share, larger_is_better
 from fedresearch.runs.comparison import format_value
 from fedresearch.runs.labels import experiment_label, key_title, without_unit
 from fedresearch.runs.loaded import evaluated_metrics
+from fedresearch.runs.pictures import class_counts, confusion_picture, partition_picture
 from fedresearch.study.report.arms import COLOURS, DASHES, MARKERS, Arm, Arrangement, option_labels
 from fedresearch.study.report.axes import AXES
 from fedresearch.study.report.cells import Cell, Study
-from fedresearch.study.report.drawings import curves, forest, heat_map, partition, sensitivity, spread
 from fedresearch.study.report.load import LoadedRun
 from fedresearch.study.report.outcomes import Outcome
 from fedresearch.study.report.plot_data import (
-    class_counts,
     client_quantiles,
     client_spread,
     confusion,
-    heterogeneity,
     mean_curve,
     numeric_keys,
     plotted_runs,
@@ -36,7 +32,6 @@ from fedresearch.study.report.plot_data import (
     sensitivity_lines,
 )
 from fedresearch.study.report.question import Question
-from fedresearch.study.report.redrawing import concatenated
 from fedresearch.study.report.statistics import paired
 
 # The width of a figure with one panel, and of one with more, in inches; and fonts that go with the venue's text.
@@ -49,39 +44,11 @@ STYLES = {
 MAX_PANELS = 12
 # More lines or rows than this cannot be distinguished in one figure; the tables have them all.
 MAX_DRAWN = 16
-MAX_CLIENTS = 100
 _MAX_SEEDS = 5  # more thin lines than these hide the mean
 _MAX_SEED_PANELS = 6
 _MAX_PICTURES = 6
-_MAX_BUBBLES = 40, 20  # clients and classes
 # What a partition depends on besides the seeds, along with the keys below the first two.
 _PARTITION = ("dataset", "partitioner", "federation.num_supernodes")
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure before it is drawn.
-
-    Parameters
-    ----------
-    drawing : module
-        One of ``drawings``.
-    data, spec : mapping
-        What its ``draw`` takes.
-    caption : str
-        What it shows.
-    """
-
-    drawing: ModuleType
-    data: Mapping[str, Any]
-    spec: Mapping[str, Any]
-    caption: str
-
-    @property
-    def figure(self) -> Figure:
-        """The figure, drawn anew."""
-        drawn: Figure = self.drawing.draw(self.data, self.spec)
-        return drawn
 
 
 def figures(
@@ -400,22 +367,12 @@ def _confusions(question: Question, cells: Sequence[Cell], arrangement: Arrangem
         key=lambda cell: arrangement.places[cell.label],
     )
     for number, cell in enumerate(chosen[:_MAX_PICTURES], start=1):
-        shares = confusion(cell)
-        if shares is not None:
+        counts = confusion(cell)
+        if counts is not None:
             name = ", ".join(filter(None, (arrangement.arm(cell).label, arrangement.panel(cell))))
-            parts = [
-                {"row": str(true), "col": str(predicted), "value": share}
-                for (true, predicted), share in np.ndenumerate(shares)
-            ]
-            spec = {
-                "row_label": "True class",
-                "col_label": "Predicted class",
-                "title": f"{name} (%)",
-                "scale": 100,
-                **_page(question),
-            }
             caption = f"{name}: what the final models take the test samples of each class for, over all seeds together."
-            yield f"confusion_{number}", Picture(heat_map, concatenated(parts, ("row", "col", "value")), spec, caption)
+            title = f"{name}: share of each true class (%)"
+            yield f"confusion_{number}", confusion_picture(counts, title, caption, _page(question))
 
 
 def _partitions(study: Study, question: Question) -> Iterator[tuple[str, Picture]]:
@@ -424,44 +381,11 @@ def _partitions(study: Study, question: Question) -> Iterator[tuple[str, Picture
     for cell in study.cells:
         replicate, run = next(iter(cell.runs.items()))
         digest = run.record.get("partition_sha256")
-        counts = class_counts(run) if digest not in plotted and len(plotted) < _MAX_PICTURES else None
+        counts = class_counts(run.directory) if digest not in plotted and len(plotted) < _MAX_PICTURES else None
         if counts is not None:
             plotted.add(digest)
             title = ", ".join(_partition_settings(study, question, cell, run, replicate))
             yield f"partition_{len(plotted)}", partition_picture(counts, title, _page(question))
-
-
-def partition_picture(counts: NDArray[np.int64], title: str, page: Mapping[str, Any]) -> Picture:
-    """Return the picture of a partition.
-
-    Parameters
-    ----------
-    counts : ndarray
-        int64 (clients, classes).
-    page : mapping
-        Width and font.
-    """
-    drawn = counts[:MAX_CLIENTS]
-    most_clients, most_classes = _MAX_BUBBLES
-    some = f" ({len(drawn)} of {len(counts)})" * (len(counts) > len(drawn))
-    spec = {
-        "kind": "bubbles" if len(drawn) <= most_clients and drawn.shape[1] <= most_classes else "bars",
-        "x_label": f"Client{some}",
-        "title": title,
-        **page,
-    }
-    client, number = (column.ravel().astype(float) for column in np.indices(drawn.shape))
-    data = {"client": client, "class": number, "samples": drawn.ravel().astype(float)}
-    distance, moved = heterogeneity(counts)
-    caption = f"Samples of each class on each client: {title}."
-    if spec["kind"] == "bubbles":
-        caption += f" The largest bubble has {drawn.max():,}."
-    if math.isfinite(distance):
-        caption += (
-            " Class shares of a client against those of all, mean over clients: Jensen-Shannon distance "
-            f"{distance:.2f} (0 to 1), earth mover's distance {moved:.2f} (0 to 2, Zhao et al. 2018)."
-        )
-    return Picture(partition, data, spec, caption)
 
 
 def _partition_settings(study: Study, question: Question, cell: Cell, run: LoadedRun, replicate: str) -> Iterator[str]:

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from fedresearch.drawings.paper import saved
+from fedresearch.drawings.picture import Picture
 from fedresearch.runs.directory import write_whole, writing
 from fedresearch.study.report.build import Report
 from fedresearch.study.report.document import document
-from fedresearch.study.report.drawings.paper import saved
-from fedresearch.study.report.figures import Picture
 from fedresearch.study.report.page import page
 from fedresearch.study.report.redrawing import as_csv, script
 from fedresearch.study.report.tables import comma_separated, hypertext, inert, latex, markdown

@@ -1,10 +1,7 @@
 """The data of a report's plots: mean curves, sensitivities, spreads over clients, and class counts."""
 
-import math
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +10,8 @@ from numpy.typing import NDArray
 from fedresearch.dotted_keys import as_json
 from fedresearch.errors import InputError
 from fedresearch.runs.client_table import last_evaluation
-from fedresearch.runs.directory import CONFUSION, PARTITION
-from fedresearch.runs.files import read_bytes
 from fedresearch.runs.labels import experiment_label
+from fedresearch.runs.pictures import confusion_counts
 from fedresearch.study.report.arms import Arrangement
 from fedresearch.study.report.axes import AXES
 from fedresearch.study.report.cells import Cell, Study
@@ -23,8 +19,6 @@ from fedresearch.study.report.load import Column, LoadedRun
 from fedresearch.study.report.outcomes import Outcome
 from fedresearch.study.report.question import Question
 from fedresearch.study.report.statistics import t_half_widths
-
-_MAX_BYTES = 64_000_000
 
 
 @dataclass(frozen=True)
@@ -178,63 +172,10 @@ def numeric_keys(study: Study) -> list[str]:
     ]
 
 
-def class_counts(run: LoadedRun) -> NDArray[np.int64] | None:
-    """Return each client's number of samples of each class, int64 (clients, classes); None if it is not recorded."""
-    table = _integers(run.directory / PARTITION[0])
-    return table[:, 4:] if table is not None and table.shape[1] > 4 else None
-
-
-def confusion(cell: Cell) -> NDArray[np.float64] | None:
-    """Return the share of each class's test samples that final models take for each class, float64 (true, predicted).
-
-    It is of the samples of a cell's plotted runs together; NaN for a class without samples, None where no run has it.
-    """
-    tables = [_integers(run.directory / CONFUSION) for run in plotted_runs(cell)]
-    counts = [table[:, 1:] for table in tables if table is not None and table.shape[1] == len(table) + 1]
-    if not counts or len({table.shape for table in counts}) > 1:
-        return None
-    total = np.sum(counts, axis=0).astype(float)
-    size = total.sum(axis=1, keepdims=True)
-    return np.divide(total, size, out=np.full_like(total, np.nan), where=size > 0)
-
-
-def _integers(path: Path) -> NDArray[np.int64] | None:
-    """Return the table of whole numbers in a CSV with a heading; None without one."""
-    try:
-        with warnings.catch_warnings(action="error"):  # NumPy only warns of an empty file
-            lines = read_bytes(path, _MAX_BYTES).decode().splitlines()
-            return np.loadtxt(lines, np.int64, delimiter=",", skiprows=1, ndmin=2)
-    except (OSError, ValueError, UserWarning, InputError):
-        return None
-
-
-def heterogeneity(counts: NDArray[np.int64]) -> tuple[float, float]:
-    """Return how far clients' class shares are from those of all samples, means over the clients that have samples.
-
-    Parameters
-    ----------
-    counts : ndarray
-        int64 (clients, classes).
-
-    Returns
-    -------
-    float, float
-        The Jensen-Shannon distance to base 2, in [0, 1] (Endres and Schindelin 2003), and the earth mover's distance as
-        Zhao et al. 2018 define it, the sum of absolute differences, in [0, 2]. NaN without samples.
-    """
-    held = counts[counts.sum(axis=1) > 0].astype(float)
-    if not len(held):
-        return math.nan, math.nan
-    shares, whole = held / held.sum(axis=1, keepdims=True), held.sum(axis=0) / held.sum()
-    middle = (shares + whole) / 2
-    divergence = (_relative_entropy(shares, middle) + _relative_entropy(whole, middle)) / 2
-    return float(np.sqrt(np.maximum(divergence, 0)).mean()), float(np.abs(shares - whole).sum(axis=1).mean())
-
-
-def _relative_entropy(p: NDArray[np.float64], q: NDArray[np.float64]) -> NDArray[np.float64]:
-    ratio = np.divide(p, q, out=np.ones_like(q), where=(p > 0) & (q > 0))
-    entropy: NDArray[np.float64] = (p * np.log2(ratio, out=np.zeros_like(q), where=ratio > 0)).sum(axis=-1)
-    return entropy
+def confusion(cell: Cell) -> NDArray[np.int64] | None:
+    """Return the confusion matrix of a cell's plotted runs together, int64 (true, predicted); None if none has one."""
+    counts = [table for run in plotted_runs(cell) if (table := confusion_counts(run.directory)) is not None]
+    return np.sum(counts, axis=0) if len({table.shape for table in counts}) == 1 else None
 
 
 def client_spread(cell: Cell, metric: str, tenth: str) -> Spread | None:

@@ -5,15 +5,10 @@ import csv
 import inspect
 import io
 import re
-from collections.abc import Mapping, Sequence
 from pprint import pformat
 from types import ModuleType
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from fedresearch.study.report.drawings import paper
+from fedresearch.drawings import paper
 from fedresearch.study.report.tables import FORMULA
 
 
@@ -67,26 +62,3 @@ def _body(module: ModuleType) -> str:
             lines[number] = ""
     comment = "\n".join(f"# {line}".rstrip() for line in str(module.__doc__).strip().split("\n"))
     return re.sub(r"\n{4,}", "\n\n\n", f"\n{comment}\n\n" + "\n".join(lines).strip() + "\n\n")
-
-
-def concatenated(parts: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Any]:
-    """Return parts as one table; a text or a number of a part stands in all of its rows.
-
-    Parameters
-    ----------
-    parts : sequence of mapping
-        Column to an array, or to one value.
-    names : sequence of str
-        The columns.
-    """
-    sizes = [max((len(value) for value in part.values() if isinstance(value, np.ndarray)), default=1) for part in parts]
-    data: dict[str, Any] = {}
-    for name in names:
-        if name in paper.TEXTS:
-            data[name] = [text for part, size in zip(parts, sizes, strict=True) for text in [part[name]] * size]
-        else:
-            columns: list[NDArray[np.float64]] = [
-                np.broadcast_to(np.asarray(part[name], float), size) for part, size in zip(parts, sizes, strict=True)
-            ]
-            data[name] = np.concatenate(columns) if columns else np.empty(0)
-    return data

@@ -10,7 +10,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fedresearch.study.report.drawings.paper import (
+from fedresearch.drawings.paper import (
     CHARACTER,
     LINE,
     Data,

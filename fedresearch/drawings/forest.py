@@ -6,7 +6,7 @@ Data: ``panel, arm, difference, half_width, n``.
 import numpy as np
 from matplotlib.figure import Figure
 
-from fedresearch.study.report.drawings.paper import CHARACTER, LINE, Data, Spec, lay_out, num_lines, styled, wrap
+from fedresearch.drawings.paper import CHARACTER, LINE, Data, Spec, lay_out, num_lines, styled, wrap
 
 
 @styled

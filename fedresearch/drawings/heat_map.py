@@ -6,7 +6,7 @@ Data: ``row, col, value``.
 import numpy as np
 from matplotlib.figure import Figure
 
-from fedresearch.study.report.drawings.paper import (
+from fedresearch.drawings.paper import (
     CHARACTER,
     LINE,
     Data,

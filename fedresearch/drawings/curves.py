@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
-from fedresearch.study.report.drawings.paper import (
+from fedresearch.drawings.paper import (
     CHARACTER,
     LINE,
     Data,

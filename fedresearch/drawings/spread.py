@@ -6,7 +6,7 @@ Data: ``row, mean, std, tenth, worst``; ``tenth`` is the tenth percentile from t
 import numpy as np
 from matplotlib.figure import Figure
 
-from fedresearch.study.report.drawings.paper import (
+from fedresearch.drawings.paper import (
     LINE,
     Data,
     Spec,

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from fedresearch.study.report.drawings.paper import (
+from fedresearch.drawings.paper import (
     CHARACTER,
     Data,
     Spec,
