@@ -61,14 +61,14 @@ def plot_sensitivity(lines, **spec):
     return sensitivity.draw(concatenated(lines, ("arm", "x", "y", "half_width")), {"arms": arms, **AXES, **spec})
 
 
-def plot_heat_map(values, rows, cols, row_label="lr", col_label="epochs", title="accuracy"):
+def plot_heat_map(values, rows, cols, row_label="lr", col_label="epochs", title="accuracy", half_width=np.nan):
     places = [
-        {"row": row, "col": col, "value": value}
+        {"row": row, "col": col, "value": value, "half_width": half_width}
         for row, of_row in zip(rows, values, strict=True)
         for col, value in zip(cols, of_row, strict=True)
     ]
     spec = {"row_label": row_label, "col_label": col_label, "title": title, "scale": 1, **PAGE}
-    return heat_map.draw(concatenated(places, ("row", "col", "value")), spec)
+    return heat_map.draw(concatenated(places, ("row", "col", "value", "half_width")), spec)
 
 
 def table(values, rows=("a", "b"), columns=("x", "y")):
@@ -336,6 +336,14 @@ def test_a_spread_shows_mean_deviation_tenth_percentile_and_worst(p10, worst, na
     assert name in legend(figure)
     top, bottom = (axes.transData.transform((0, place))[1] for place in (0, 1))
     assert top > bottom
+
+
+def test_a_heat_map_has_intervals_where_there_is_room():
+    (wide, _), (narrow, _) = (
+        plot_heat_map(np.full((1, n), 0.5), ["a"], [*map(str, range(n))], half_width=0.01).axes for n in (2, 16)
+    )
+    assert [text.get_text() for text in wide.texts] == ["0.500 ± 0.0100"] * 2
+    assert [text.get_text() for text in narrow.texts] == ["0.500"] * 16
 
 
 NAN = np.full(3, np.nan)

@@ -381,8 +381,9 @@ def test_figures_have_captions(tmp_path):
     assert captions == {
         "curves_rounds": f"Test accuracy by round: {of_curves}",
         "curves_bytes": f"Test accuracy by bytes sent: {of_curves}",
-        "sensitivity_alpha": f"{last} partitioner.alpha: mean over seeds, with the 95 % t-interval as bars.",
-        "heat_map": f"{last} optimizer.lr and partitioner.alpha: mean over seeds.",
+        "sensitivity_alpha": f"{last} α: mean over seeds, with the 95 % t-interval as bars.",
+        "heat_map": f"{last} Learning rate η and α: mean over seeds ± half the 95 % t-interval; the colour is "
+        "the mean.",
         "clients_accuracy": "Accuracy of the global model on clients after the last round that has it: mean, standard "
         "deviation, 10th percentile and worst over the clients, each a mean over seeds.",
         **{
@@ -430,7 +431,7 @@ def test_curves_use_finished_runs_and_spreads_the_last_evaluated_round(tmp_path)
 def test_three_numbers_make_a_sensitivity(tmp_path):
     for number in range(3):
         make(tmp_path / f"{number}", optimizer={"lr": number}, model={"hidden": number % 2}, rows=rows(0.5))
-    assert numeric_keys(group_runs(load([tmp_path]))) == ["optimizer.lr"]
+    assert numeric_keys(group_runs(load([tmp_path])), 3) == ["optimizer.lr"]
 
 
 def test_keys_that_distinguish_cells_come_first_in_a_runs_differences(tmp_path):

@@ -1,10 +1,11 @@
 """A number for each pair of two keys' values, as text on a colour; a missing one is a dash on hatching.
 
-Data: ``row, col, value``.
+Data: ``row, col, value, half_width``; an interval is written where there is room.
 """
 
 import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from fedresearch.drawings.paper import (
     CHARACTER,
@@ -31,9 +32,10 @@ def draw(data: Data, spec: Spec) -> Figure:
     ``width`` and ``font``.
     """
     row_labels, col_labels = ([*dict.fromkeys(data[name])] for name in ("row", "col"))
-    values = np.full((len(row_labels), len(col_labels)), np.nan)
-    for row, col, value in zip(data["row"], data["col"], data["value"], strict=True):
-        values[row_labels.index(row), col_labels.index(col)] = spec["scale"] * value
+    values, half_widths = np.full((2, len(row_labels), len(col_labels)), np.nan)
+    for row, col, *numbers in zip(data["row"], data["col"], data["value"], data["half_width"], strict=True):
+        place = row_labels.index(row), col_labels.index(col)
+        values[place], half_widths[place] = (spec["scale"] * number for number in numbers)
     rows = [wrap(label, 30) for label in row_labels]
     width = (spec["width"] - 1.2 - CHARACTER * num_characters(rows)) / len(col_labels)
     columns = [wrap(label, max(1, int(width / CHARACTER) - 1)) for label in col_labels]
@@ -52,10 +54,9 @@ def draw(data: Data, spec: Spec) -> Figure:
     axes.patch.set(facecolor="0.93", edgecolor="0.7", hatch="////")
     image = axes.imshow(np.ma.masked_invalid(values), cmap="cividis", aspect="auto")
     form = ".1f" if spec["scale"] == 100 else "#.3g"
-    texts = {
-        place: f"{value:{form}}".rstrip(".") if np.isfinite(value) else "–" for place, value in np.ndenumerate(values)
-    }
-    size = 8 * min(1, 0.8 * width / (CHARACTER * num_characters(list(texts.values()))))
+    texts, size = _texts(values, half_widths, form, width)
+    if size < _SMALLEST:
+        texts, size = _texts(values, np.full(values.shape, np.nan), form, width)
     for (row, column), text in texts.items() if size >= _SMALLEST else ():
         # Luminance by ITU-R BT.709.
         luminance = np.dot(image.to_rgba(values[row, column])[:3], (0.2126, 0.7152, 0.0722))
@@ -64,3 +65,20 @@ def draw(data: Data, spec: Spec) -> Figure:
     if np.isfinite(values).any():
         figure.colorbar(image, ax=axes, pad=0.02, aspect=30)
     return lay_out(figure)
+
+
+def _texts(
+    values: NDArray[np.float64], half_widths: NDArray[np.float64], form: str, width: float
+) -> tuple[dict[tuple[int, ...], str], float]:
+    """Return the text at each place, and the size in points at which all fit in columns of a width in inches."""
+    texts = {
+        place: f"{_number(value, form)} ± {_number(half_width, form)}"
+        if np.isfinite(half_width)
+        else _number(value, form)
+        for (place, value), half_width in zip(np.ndenumerate(values), half_widths.flat, strict=True)
+    }
+    return texts, 8 * min(1, 0.8 * width / (CHARACTER * num_characters([*texts.values()])))
+
+
+def _number(value: float, form: str) -> str:
+    return "–" if np.isnan(value) else "0" if value == 0 else f"{value:{form}}".rstrip(".")

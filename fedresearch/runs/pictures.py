@@ -82,11 +82,11 @@ def confusion_picture(counts: NDArray[np.int64], title: str, caption: str, page:
         Width and font.
     """
     parts = [
-        {"row": str(true), "col": str(predicted), "value": share}
+        {"row": str(true), "col": str(predicted), "value": share, "half_width": math.nan}
         for (true, predicted), share in np.ndenumerate(class_shares(counts))
     ]
     spec = {"row_label": "True class", "col_label": "Predicted class", "title": title, "scale": 100, **page}
-    return Picture(heat_map, concatenated(parts, ("row", "col", "value")), spec, caption)
+    return Picture(heat_map, concatenated(parts, ("row", "col", "value", "half_width")), spec, caption)
 
 
 def heterogeneity(counts: NDArray[np.int64]) -> tuple[float, float]:

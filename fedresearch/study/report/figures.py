@@ -4,6 +4,7 @@ import hashlib
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -66,10 +67,7 @@ def figures(
         yield from _curves(study, begun, question, arrangement)
     yield from _differences(study, question, outcomes, arrangement)
     yield from _sensitivities(study, question, outcomes, arrangement)
-    untuned = [key for key in study.keys if key not in question.tuned]
-    grid = [key for keys in question.grid or [untuned] for key in keys]
-    if len(grid) == 2:
-        yield from _heat_maps(study, question, outcomes, *grid)
+    yield from _heat_maps(study, question, outcomes)
     yield from _spreads(study, question, begun, arrangement)
     yield from _client_quantiles(study, question, begun, arrangement)
     yield from _updates(study, question, begun, arrangement)
@@ -291,7 +289,7 @@ def _excess(num_all: int) -> str | None:
 def _sensitivities(
     study: Study, question: Question, outcomes: Mapping[str, Outcome], arrangement: Arrangement
 ) -> Iterator[tuple[str, Picture]]:
-    for key in (key for key in numeric_keys(study) if key not in question.tuned):
+    for key in (key for key in numeric_keys(study, 3) if key not in question.tuned):
         lines = sensitivity_lines(study, key, question, outcomes, arrangement)
         if not any(np.isfinite(line.mean).any() for line in lines):
             continue
@@ -309,7 +307,9 @@ def _sensitivities(
             "title": _excess(len(lines)),
             **_page(question),
         }
-        caption = f"{question.selection.caption}, by {key}: mean over seeds, with the 95 % t-interval as bars."
+        caption = (
+            f"{question.selection.caption}, by {spec['x_label']}: mean over seeds, with the 95 % t-interval as bars."
+        )
         picture = Picture(sensitivity, concatenated(parts, ("arm", "x", "y", "half_width")), spec, caption)
         yield f"sensitivity_{_file_name(study.short_name(key))}", picture
 
@@ -326,38 +326,63 @@ def _file_name(key: str) -> str:
     return name if name == key else f"{name}_{hashlib.sha256(key.encode(errors='replace')).hexdigest()[:8]}"
 
 
-def _heat_maps(
-    study: Study, question: Question, outcomes: Mapping[str, Outcome], rows: str, cols: str
+def _heat_maps(study: Study, question: Question, outcomes: Mapping[str, Outcome]) -> Iterator[tuple[str, Picture]]:
+    """Yield the heat maps of the two keys that are asked for, or vary alone; or else of each two keys with numbers."""
+    untuned = [key for key in study.keys if key not in question.tuned]
+    grid = [key for keys in question.grid or [untuned] for key in keys]
+    if len(grid) == 2:
+        yield from _heat_maps_of(study, question, outcomes, "heat_map", *grid)
+        return
+    for rows, cols in combinations([key for key in numeric_keys(study, 2) if key in untuned], 2):
+        name = f"heat_map_{_file_name(f'{study.short_name(rows)}_{study.short_name(cols)}')}"
+        yield from _heat_maps_of(study, question, outcomes, name, rows, cols)
+
+
+def _heat_maps_of(
+    study: Study, question: Question, outcomes: Mapping[str, Outcome], name: str, rows: str, cols: str
 ) -> Iterator[tuple[str, Picture]]:
-    """Yield a heat map for each of the first few combinations of the other keys."""
+    """Yield a heat map for each of the first few combinations of the other keys in which both keys vary."""
     other_keys = study.other_keys((rows, cols), question.tuned)
-    grids: dict[str, dict[tuple[str, str], float]] = {}
+    groups = [key.partition(".")[0] for key in (rows, cols)]  # their options' labels have one cell's numbers
+    grids: dict[str, dict[tuple[str, str], Outcome]] = {}
     for cell in study.cells:
         if rows in cell.keys and cols in cell.keys:
-            label = study.describe({key: value for key, value in cell.keys.items() if key in other_keys})
+            others = {key: value for key, value in cell.keys.items() if key in other_keys}
+            options = {
+                group: label.partition("(")[0].strip() if group in groups else label
+                for group, label in option_labels(cell).items()
+            }
+            label = experiment_label(others, options, question.names)
             place = (format_value(cell.keys[rows]), format_value(cell.keys[cols]))
-            grids.setdefault(label, {})[place] = outcomes[cell.label].mean
+            grids.setdefault(label, {})[place] = outcomes[cell.label]
     numbers = _numbers(study, question, question.metric)
     for count, (label, grid) in enumerate([*grids.items()][:_MAX_PICTURES], start=1):
-        if not np.isfinite([*grid.values()]).any():
-            continue
         downs, acrosses = (list(dict.fromkeys(place[side] for place in grid)) for side in (0, 1))
+        if not any(outcome.values for outcome in grid.values()) or (other_keys and 1 in (len(downs), len(acrosses))):
+            continue
         parts = [
-            {"row": down, "col": across, "value": grid.get((down, across), math.nan)}
+            {"row": down, "col": across, "value": math.nan, "half_width": math.nan}
+            if (down, across) not in grid
+            else {"row": down, "col": across, "value": grid[down, across].mean}
+            | {"half_width": grid[down, across].half_width}
             for down in downs
             for across in acrosses
         ]
+        titles = [key_title(key, question.names) for key in (rows, cols)]
         spec = {
-            "row_label": key_title(rows, question.names),
-            "col_label": key_title(cols, question.names),
+            "row_label": titles[0],
+            "col_label": titles[1],
             "title": f"{numbers['y_label']}{', ' * bool(label)}{label}",
             "scale": numbers["scale"],
             **_page(question),
         }
         setting = f", of {label}" if label else ""
-        caption = f"{question.selection.caption}, by {rows} and {cols}{setting}: mean over seeds."
-        picture = Picture(heat_map, concatenated(parts, ("row", "col", "value")), spec, caption)
-        yield f"heat_map{f'_{count}' if len(grids) > 1 else ''}", picture
+        caption = (
+            f"{question.selection.caption}, by {' and '.join(titles)}{setting}: mean over seeds ± half the 95 % "
+            "t-interval; the colour is the mean."
+        )
+        picture = Picture(heat_map, concatenated(parts, ("row", "col", "value", "half_width")), spec, caption)
+        yield f"{name}{f'_{count}' if len(grids) > 1 else ''}", picture
 
 
 def _confusions(question: Question, cells: Sequence[Cell], arrangement: Arrangement) -> Iterator[tuple[str, Picture]]:

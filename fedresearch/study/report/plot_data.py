@@ -163,12 +163,12 @@ def sensitivity_lines(
     return result
 
 
-def numeric_keys(study: Study) -> list[str]:
-    """Return the keys with three numbers or more as values."""
+def numeric_keys(study: Study, at_least: int) -> list[str]:
+    """Return the keys with some number of numbers, or more, as values."""
     return [
         key
         for key in study.keys
-        if len({cell.keys[key] for cell in study.cells if isinstance(cell.keys.get(key), int | float)}) > 2
+        if len({cell.keys[key] for cell in study.cells if isinstance(cell.keys.get(key), int | float)}) >= at_least
     ]
 
 
