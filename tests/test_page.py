@@ -344,7 +344,7 @@ def test_a_phone_scrolls_tables_but_not_the_page(report):
     table = report.locator("#table-final")
     assert table.evaluate("(table) => table.parentElement.scrollWidth") > 360
     # The first column stays in place, above the columns that scroll below it.
-    for first in (table.locator("tr:last-child th").first, table.locator("td").first):
+    for first in (table.locator("thead .name"), table.locator("tbody .name").first):
         before = first.bounding_box()
         table.evaluate("(table) => { table.parentElement.scrollLeft = 200; }")
         assert first.bounding_box() == before
@@ -356,6 +356,36 @@ def test_a_phone_scrolls_tables_but_not_the_page(report):
         assert first.evaluate("(it) => getComputedStyle(it).backgroundColor") != "rgba(0, 0, 0, 0)"
         table.evaluate("(table) => { table.parentElement.scrollLeft = 0; }")
     report.set_viewport_size({"width": 1280, "height": 900})
+
+
+def test_a_print_has_no_controls_and_whole_tables(report):
+    report.emulate_media(media="print")
+    report.set_viewport_size({"width": 703, "height": 1000})
+    assert report.locator("input, select, #copy, #all, .modebar-btn").filter(visible=True).count() == 0
+    for table in report.locator(".scroll").all():
+        assert table.evaluate("(it) => it.scrollWidth <= it.clientWidth && it.scrollHeight <= it.clientHeight")
+    report.emulate_media(media="screen")
+    report.set_viewport_size({"width": 1280, "height": 900})
+
+
+def test_axe_finds_nothing(report):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    report.add_style_tag(content=".scroll { background: none }")  # axe does not judge a text over a gradient
+    report.get_by_label("Metric").select_option("Loss")  # which most arms do not have
+    repeated = ["#runs tr:nth-child(n+3)", ".arm:nth-child(n+3)"]  # seconds, for no other result
+
+    def violations(**options):
+        found = axe.run(report, {"exclude": ["svg", *repeated]}, {"resultTypes": ["violations"], **options})
+        return [(it["id"], it["nodes"][0]["html"]) for it in found.response["violations"]]
+
+    assert violations() == []
+    report.emulate_media(color_scheme="dark")
+    assert violations(runOnly=["color-contrast"]) == []
+    report.get_by_role("button", name="run07").click()
+    assert violations() == []  # of the dialog: what is below it cannot be reached
+    report.keyboard.press("Escape")
+    report.get_by_label("Metric").select_option("Accuracy (%)")
+    report.emulate_media(color_scheme="light")
 
 
 def test_the_dark_scheme_has_its_own_colours(report):
