@@ -198,13 +198,14 @@ def test_differences_stand_in_their_panels_with_intervals():
     rows = [("a", "x", 0.01, 0.02), ("a", "y", -0.03, 0.01), ("b", "x", 0.0, np.nan)]
     names = ("panel", "arm", "difference", "half_width")
     data = concatenated([dict(zip(names, row, strict=True)) for row in rows], names)
-    spec = {"panels": ["a", "b"], "arms": looks(["x", "y"]), "x_label": "d", "scale": 100, **PAGE}
+    spec = {"panels": ["a", "b"], "arms": looks(["x", "y"]), "x_label": "d", "y_label": "", "scale": 100, **PAGE}
     left, right = forest.draw(data, spec).axes
     assert [label.get_text() for label in left.get_yticklabels()] == ["x", "y"]
     drawn = [container[0].get_xydata().tolist() for container in left.containers]
     assert drawn == [[[1, 0]], [[-3, 1]]]
     np.testing.assert_allclose(left.containers[0][2][0].get_segments(), [[[-1, 0], [3, 0]]])
     assert len(right.containers) == 1
+    assert [(text.get_text(), text.get_position()[1]) for text in right.texts] == [("no run", 1)]
     assert left.get_xlim() == right.get_xlim()
 
 

@@ -128,24 +128,36 @@ def new_axes(spec: Spec, height: float, x_label: str, y_label: str) -> tuple[Fig
     return figure, axes
 
 
-def new_panels(spec: Spec) -> tuple[Figure, list[Axes]]:
-    """Return a figure with axes for each of ``spec["panels"]``, side by side as far as there is room."""
+def new_panels(spec: Spec, height: float = 0) -> tuple[Figure, list[Axes]]:
+    """Return a figure with axes for each of ``spec["panels"]``, side by side as far as there is room.
+
+    ``height`` is that of axes, in inches; 0: as goes with their width.
+    """
     panels, width = spec["panels"], spec["width"]
     rows = -(-len(panels) // max(1, int(width / 1.75)))
     columns = -(-len(panels) // rows)
     each = width / columns
-    height = min(3.0 if len(panels) == 1 else 2.3, 0.62 * each + 0.5)
+    titles = [wrap(panel, each / CHARACTER - 4) for panel in panels]
+    if height:
+        height += 0.35 + LINE * num_lines(titles)
+    else:
+        height = min(3.0 if len(panels) == 1 else 2.3, 0.62 * each + 0.5)
     figure = Figure(figsize=(width, rows * height))
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     drawn = [*grid.flat][: len(panels)]
     for axes in [*grid.flat][len(panels) :]:
         axes.remove()
-    for axes, panel in zip(drawn, panels, strict=True):
-        axes.set_title(wrap(panel, each / CHARACTER - 4))
+    for axes, title in zip(drawn, titles, strict=True):
+        axes.set_title(title)
         axes.grid(visible=True)
+    is_short = len(spec["x_label"]) <= each / CHARACTER - 4
     for axes in drawn[-columns:]:
         axes.tick_params(labelbottom=True)
-        axes.set_xlabel(wrap(spec["x_label"], each / CHARACTER - 4))
+        axes.set_xlabel(spec["x_label"] if is_short else "")
+    if not is_short:
+        label = wrap(spec["x_label"], width / CHARACTER - 10)
+        figure.supxlabel(label)
+        figure.set_figheight(figure.get_figheight() + LINE * num_lines([label]))
     for axes in drawn[::columns]:
         axes.set_ylabel(wrap(spec["y_label"], height / CHARACTER - 4))
     return figure, drawn

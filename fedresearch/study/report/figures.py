@@ -236,6 +236,7 @@ def _differences(
         "panels": panels,
         "arms": arms,
         "x_label": f"{label} − {baseline}'s{' (percentage points)' * (numbers['scale'] == 100)}",
+        "y_label": "",
         "scale": numbers["scale"],
         **_page(question, len(panels)),
     }
