@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import strategy
 from flwr.serverapp.strategy import strategy_utils
@@ -62,6 +62,14 @@ def test_a_grid_without_a_cohort_is_sampled_as_flower_does():
         drawn, connected = strategy_utils.sample_nodes(grid, 9, 3)
     assert connected == [*range(2, 11)]
     assert drawn == random.Random(5).sample(connected, 3)
+
+
+@pytest.mark.parametrize(("record", "wrong"), [(MetricRecord(), "a"), (ConfigRecord(), {}), (RecordDict(), 1)])
+def test_records_check_what_they_store(record, wrong):
+    for key, value in ((1, 1.0), ("a", wrong)):
+        with pytest.raises(TypeError):
+            record[key] = value
+    assert not record
 
 
 def test_an_untested_release_is_rejected(monkeypatch):

@@ -19,6 +19,12 @@ def mean_by(strategy: Strategy) -> str | None:
     return None
 
 
+def sends_to_all(strategy: Strategy) -> bool:
+    """Return whether a strategy only sends the model and its config to the whole cohort, as FedAvg does."""
+    is_own = type(strategy).configure_train is FedAvg.configure_train
+    return is_own and isinstance(strategy, FedAvg) and strategy.fraction_train == 1
+
+
 def _is_mean(strategy: Strategy) -> TypeGuard[FedAvg]:
     return isinstance(strategy, FedAvg) and type(strategy).aggregate_train is FedAvg.aggregate_train
 

@@ -48,5 +48,7 @@ class CohortGrid(DelegatingGrid):
         are drawn from Python's global generator.
         """
         node_ids = self.get_node_ids()
-        chosen = set(random.sample(node_ids, min(sample_size, len(node_ids))))
+        if sample_size >= len(node_ids):
+            return node_ids, node_ids
+        chosen = set(random.sample(node_ids, sample_size))
         return [node_id for node_id in node_ids if node_id in chosen], node_ids

@@ -1,12 +1,13 @@
 """The hooks of a strategy, as the round loop calls them."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
 from fedresearch.errors import InputError
-from fedresearch.federation.averaging import aggregate_train, mean_by
+from fedresearch.federation.averaging import aggregate_train, mean_by, sends_to_all
 from fedresearch.federation.broadcast import Broadcast
 from fedresearch.federation.cohort_grid import CohortGrid
 from fedresearch.federation.generators import seeded_generators
@@ -32,7 +33,7 @@ def disable_waiting(strategy: Strategy) -> None:
 
 
 class Hooks:
-    """The four hooks of a strategy; each call has its own seeded global generators.
+    """The four hooks of a strategy; each call that may draw has its own seeded global generators.
 
     A strategy may draw from the global generators of Python, NumPy and torch, as Flower's wrappers for differential
     privacy do. Its draws are a function of the seed, the hook and the round, on any hardware and after any history.
@@ -57,7 +58,7 @@ class Hooks:
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, cohort: CohortGrid
     ) -> Sequence[Message]:
         """Return the messages to the clients that train, in partition order."""
-        with seeded_generators(self._derived("configure-train", server_round)):
+        with self._seeded("configure-train", server_round, draws=not sends_to_all(self._strategy)):
             messages = self._strategy.configure_train(server_round, arrays, config, cohort)
             return _to_cohort("configure_train", messages, cohort)
 
@@ -65,7 +66,7 @@ class Hooks:
         self, server_round: int, replies: Sequence[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Return the new global arrays, or None if the strategy returns None, and its metrics."""
-        with seeded_generators(self._derived("aggregate-train", server_round)):
+        with self._seeded("aggregate-train", server_round, draws=self.mean_by is None):
             returned = aggregate_train(self._strategy, server_round, replies)
         match returned:
             case (ArrayRecord() | None as arrays, MetricRecord() | None as metrics):
@@ -76,20 +77,21 @@ class Hooks:
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, cohort: CohortGrid
     ) -> Sequence[Message]:
         """Return the messages to the clients that evaluate, in partition order."""
-        with seeded_generators(self._derived("configure-evaluate", server_round)):
+        with self._seeded("configure-evaluate", server_round):
             messages = self._strategy.configure_evaluate(server_round, arrays, config, cohort)
             return _to_cohort("configure_evaluate", messages, cohort)
 
     def aggregate_evaluate(self, server_round: int, replies: Sequence[Message]) -> MetricRecord | None:
         """Return the strategy's metrics of an evaluation, or None."""
-        with seeded_generators(self._derived("aggregate-evaluate", server_round)):
+        with self._seeded("aggregate-evaluate", server_round):
             metrics = self._strategy.aggregate_evaluate(server_round, replies)
         if not isinstance(metrics, MetricRecord | None):
             raise _refusal("aggregate_evaluate", "a MetricRecord or None", metrics)
         return metrics
 
-    def _derived(self, hook: Purpose, server_round: int) -> int:
-        return derive_seed(self._seed, hook, server_round)
+    def _seeded(self, hook: Purpose, server_round: int, draws: bool = True) -> AbstractContextManager[None]:
+        """Seed the global generators for a hook that may draw, which takes as long as a small client trains."""
+        return seeded_generators(derive_seed(self._seed, hook, server_round)) if draws else nullcontext()
 
 
 def _to_cohort(hook: str, messages: Iterable[Message], cohort: CohortGrid) -> Sequence[Message]:

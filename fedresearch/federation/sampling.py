@@ -20,6 +20,7 @@ once in an evaluation.
 
 import random
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 
@@ -69,7 +70,7 @@ class Sampling:
         if not eligible or not self.cohort_size:
             return []
         seed = derive_seed(self.seed, self.purpose, server_round)
-        with seeded_generators(seed):
+        with nullcontext() if self._draws_by_seed else seeded_generators(seed):
             drawn = self.scheme(
                 sizes=self.sizes,
                 eligible=eligible,
@@ -93,6 +94,11 @@ class Sampling:
     @cached_property
     def _present(self) -> Callable[[int], Sequence[int]]:
         return lru_cache(maxsize=1)(partial(self.availability.present, partition_ids=self._with_samples))
+
+    @cached_property
+    def _draws_by_seed(self) -> bool:
+        """Whether the scheme is one of those below, which need no global generators."""
+        return bool(getattr(self.scheme, "func", self.scheme).__module__ == __name__)
 
     @cached_property
     def _with_samples(self) -> list[int]:
