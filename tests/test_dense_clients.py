@@ -5,10 +5,12 @@ from unittest.mock import Mock
 import pytest
 
 from fedresearch.experiment.experiment import Experiment
+from fedresearch.federation import update_sums
 from fedresearch.federation.dense_clients import DenseClients
+from fedresearch.hardware import batched
 from fedresearch.local.dense import KernelUnavailable
 from fedresearch.strategies.fedprox import ProximalUpdate
-from tests.directories import compose, conduct, killed, rows_of
+from tests.directories import MLP, compose, conduct, killed, rows_of
 
 
 def both(directory, *words):
@@ -86,6 +88,16 @@ def test_terms_that_are_not_the_same_train_without_it(tmp_path, monkeypatch):
     (cpu, batched), num_rounds = both(tmp_path, "strategy=fedprox", "federation.num_rounds=1")
     assert num_rounds == 0
     nearly_equal(cpu[-1], batched[-1])
+
+
+@pytest.mark.parametrize("most_together", [2**26, 1000], ids=["kept", "folded"])
+def test_calls_of_few_clients_give_the_same_bits(run, monkeypatch, most_together):
+    """Of 10 clients; when they are folded, in blocks of four rows."""
+    monkeypatch.setattr(update_sums, "_MOST_TOGETHER", most_together)
+    words = *MLP, "hardware=batched", "federation.num_rounds=2", "federation.fraction_train=1"
+    expected = run(*words).numbers()
+    monkeypatch.setattr(batched, "_MOST_AT_ONCE", 3)
+    assert run(*words).numbers() == expected
 
 
 def test_a_resume_has_the_same_bits(tmp_path):

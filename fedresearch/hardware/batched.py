@@ -3,7 +3,7 @@
 import functools
 import logging
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 from flwr.app import Context, Message, MessageType, RecordDict
@@ -22,6 +22,9 @@ from fedresearch.local.library import KernelUnavailable
 from fedresearch.local.stacked import StackedTrainer
 
 log = logging.getLogger("fedresearch")
+
+# Clients that train in one call, at most. Their samples and tasks are in memory at once; those of the others are not.
+_MOST_AT_ONCE = 4096
 
 
 class BatchedGrid(InProcessGrid):
@@ -69,9 +72,9 @@ class BatchedGrid(InProcessGrid):
         num_lanes = self._trainer.num_lanes(clients.model, len(stack))
         trainer = functools.partial(self._trainer, num_lanes=num_lanes)
         # Lanes are of use for more clients than lanes: some begin when others end.
-        at_once = stack.num_rows if self._dense else max(stack.num_rows, 4 * num_lanes)
-        for first in range(0, len(stack), at_once):
-            cohort = [self._client(node_id) for node_id in stack.node_ids[first : first + at_once]]
+        num_rows = stack.num_rows if self._dense else max(stack.num_rows, 4 * num_lanes)
+        for first, stop in _calls(len(stack), num_rows):
+            cohort = [self._client(node_id) for node_id in stack.node_ids[first:stop]]
             try:
                 states = self._dense.train(content, cohort, stack, first) if self._dense else None
                 if states is None:
@@ -114,6 +117,14 @@ class BatchedGrid(InProcessGrid):
                 f"hardware=batched cannot train these clients ({reason}), which can be trained one at a time; "
                 "try hardware=cpu or hardware=workers"
             ) from error
+
+
+def _calls(num_clients: int, num_rows: int) -> Iterator[tuple[int, int]]:
+    """Yield the first and the last place, exclusive, of clients that train in one call, and in one set of rows."""
+    for start in range(0, num_clients, num_rows):
+        end = min(start + num_rows, num_clients)
+        for first in range(start, end, _MOST_AT_ONCE):
+            yield first, min(first + _MOST_AT_ONCE, end)
 
 
 def _dense(clients: Clients, cache_dir: str) -> DenseClients | None:
