@@ -44,12 +44,12 @@ def test_our_numbers_stand_beside_the_papers(tmp_path):
     heads = ["partitioner", "fraction_train", "measure", "published", "ours", "ratio", "accepted", "within"]
     assert result.columns == heads
     assert result.texts == [
-        ["iid", "0.01", "rounds to 0.97", "316", "320 (300–340)", "1.01", "94.8–379.2", "yes"],
-        ["iid", "0.1", "rounds to 0.97", "87", "160", "1.84", "26.1–104.4", "no"],
+        ["iid", "0.01", "rounds to 97 %", "316", "320 (300–340)", "1.01", "94.8–379.2", "yes"],
+        ["iid", "0.1", "rounds to 97 %", "87", "160", "1.84", "26.1–104.4", "no"],
         [
             "iid",
             "0.1",
-            "speed-up over federation.fraction_train=0.01 to 0.97",
+            "speed-up over federation.fraction_train=0.01 to 97 %",
             "3.6",
             "2.0×",
             "0.56",
@@ -67,20 +67,21 @@ def test_a_bound_is_not_within_an_open_decision(tmp_path):
     cell(tmp_path, 0.1, None, num_rounds=250)  # up to 104.4 is
     cell(tmp_path, 0.2, 77)
     rows = rows_by_measure(tmp_path)
-    speed_up = "speed-up over federation.fraction_train=0.01 to 0.97"
-    assert rows["iid", "0.01", "rounds to 0.97"] == ["316", ">250, 0/1 seeds", "–", "94.8–379.2", "–"]
-    assert rows["iid", "0.1", "rounds to 0.97"] == ["87", ">250, 0/1 seeds", "–", "26.1–104.4", "no"]
+    speed_up = "speed-up over federation.fraction_train=0.01 to 97 %"
+    assert rows["iid", "0.01", "rounds to 97 %"] == ["316", ">250, 0/1 seeds", "–", "94.8–379.2", "–"]
+    assert rows["iid", "0.1", "rounds to 97 %"] == ["87", ">250, 0/1 seeds", "–", "26.1–104.4", "no"]
     assert rows["iid", "0.1", speed_up] == ["3.6", "–", "–", "2.34–4.86", "–"]
     assert rows["iid", "0.2", speed_up] == ["4.1", ">3.2×", "–", "2.665–5.535", "–"]  # 250 / 77
     records = {record["measure"]: record for record in table(tmp_path).records}
-    assert (records[speed_up]["ours"], records[speed_up]["ours_text"]) == (None, ">3.2×")
+    bound = records[speed_up.replace("97 %", "0.97")]  # the CSV has shares
+    assert (bound["ours"], bound["ours_text"]) == (None, ">3.2×")
 
 
 def test_a_cell_that_is_too_slow_is_not_within(tmp_path):
     cell(tmp_path, 0.01, 100)
     cell(tmp_path, 0.2, None, num_rounds=250)
     rows = rows_by_measure(tmp_path)
-    speed_up = "speed-up over federation.fraction_train=0.01 to 0.97"
+    speed_up = "speed-up over federation.fraction_train=0.01 to 97 %"
     assert rows["iid", "0.2", speed_up] == ["4.1", "<0.4×", "–", "2.665–5.535", "no"]
 
 
@@ -88,8 +89,8 @@ def test_a_speed_up_needs_the_baseline_of_the_same_setting(tmp_path):
     cell(tmp_path, 0.01, 300, partitioner="pathological_mcmahan")
     cell(tmp_path, 0.1, 100)
     rows = rows_by_measure(tmp_path)
-    assert rows["iid", "0.1", "rounds to 0.97"][1] == "100"
-    speed_up = "speed-up over federation.fraction_train=0.01 to 0.97"
+    assert rows["iid", "0.1", "rounds to 97 %"][1] == "100"
+    speed_up = "speed-up over federation.fraction_train=0.01 to 97 %"
     assert rows["iid", "0.1", speed_up] == ["3.6", "–", "–", "2.34–4.86", "–"]
 
 
@@ -97,12 +98,12 @@ def test_other_keys_have_separate_rows(tmp_path):
     for epochs in (1, 5):
         cell(tmp_path, 0.1, 60 * epochs, local={"epochs": epochs})
     cell(tmp_path, 0.01, 300, local={"epochs": 1})
-    speed_up = "speed-up over federation.fraction_train=0.01 to 0.97"
+    speed_up = "speed-up over federation.fraction_train=0.01 to 97 %"
     rows = [row[1:5] for row in table(tmp_path).texts]
     assert sorted(rows) == [
-        ["0.01", "rounds to 0.97", "316", "300"],
-        ["0.1", "rounds to 0.97", "87", "300"],
-        ["0.1", "rounds to 0.97", "87", "60"],
+        ["0.01", "rounds to 97 %", "316", "300"],
+        ["0.1", "rounds to 97 %", "87", "300"],
+        ["0.1", "rounds to 97 %", "87", "60"],
         ["0.1", speed_up, "3.6", "1.0×"],
         ["0.1", speed_up, "3.6", "5.0×"],
     ]
@@ -123,22 +124,24 @@ def test_last_and_best_accuracies_differ(tmp_path):
     rows = {row[3]: row[4:] for row in table(tmp_path).texts}
     # 12.71 is the table's t at one degree of freedom; half the distance of two values is their standard error.
     width = 12.71 * (0.995 - 0.993) / 2
-    assert rows["best eval/accuracy"] == ["0.9909 ± 0.0005", f"0.994 ± {width:.3f}", "1.00", "0.9869–0.9949", "yes"]
-    assert rows["last eval/accuracy"][1].startswith("0.985 ± 0.06")
-    assert rows["last eval/accuracy"][2:] == ["0.99", "", ""]
+    best = ["99.09 ± 0.05", f"99.4 ± {100 * width:.1f}", "1.00", "98.69–99.49", "yes"]
+    assert rows["best test accuracy (%)"] == best
+    assert rows["last test accuracy (%)"][1].startswith("98.5 ± 6.")
+    assert rows["last test accuracy (%)"][2:] == ["0.99", "", ""]
+    assert table(tmp_path).records[0]["ours"] == pytest.approx(0.994)
 
 
 def test_a_published_bound_has_no_ratio(tmp_path):
     choices = {"experiment": "karimireddy2020_epochs", "strategy": "fedavg"}
     rows = [{"eval/accuracy": 0.9}]
     make(tmp_path / "run", rows=rows, choices=choices, partitioner={"strictness": 1}, local={"epochs": 20})
-    assert table(tmp_path).texts == [["1", "20", "fedavg", "rounds to 0.85", ">1000", "1", "–", "", ""]]
+    assert table(tmp_path).texts == [["1", "20", "fedavg", "rounds to 85 %", ">1000", "1", "–", "", ""]]
 
 
 def test_without_a_finished_run_nothing_is_within(tmp_path):
     choices = {"experiment": "li2022_fcube", "partitioner": "natural_id", "strategy": "fedavg"}
     make(tmp_path / "run", status="failed", rows=[{"eval/accuracy": 0.999}], choices=choices)
-    assert [row[4:] for row in table(tmp_path).texts] == [["–", "–", "0.993–1", "–"]]
+    assert [row[4:] for row in table(tmp_path).texts] == [["–", "–", "99.3–100", "–"]]
 
 
 def test_runs_that_differ_from_the_preset_are_not_judged(tmp_path):
@@ -158,7 +161,7 @@ def test_a_speed_up_over_several_baselines_is_unknown(tmp_path):
     for lr in (0.1, 0.2):
         cell(tmp_path, 0.01, 40, optimizer={"lr": lr, "schedule": {"_target_": "constant"}})
     cell(tmp_path, 0.1, 10)
-    assert rows_by_measure(tmp_path)["iid", "0.1", "speed-up over federation.fraction_train=0.01 to 0.97"][1] == "–"
+    assert rows_by_measure(tmp_path)["iid", "0.1", "speed-up over federation.fraction_train=0.01 to 97 %"][1] == "–"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import csv
 import math
 from collections.abc import Mapping
+from decimal import Decimal
 from importlib import resources
 from typing import Any
 
@@ -11,6 +12,7 @@ from omegaconf import OmegaConf
 from fedresearch.config.help_text import CONF
 from fedresearch.config.schema import counts
 from fedresearch.runs.comparison import format_value
+from fedresearch.runs.labels import NO_NAMES
 from fedresearch.study.report.axes import AXES
 from fedresearch.study.report.cells import Cell, Study
 from fedresearch.study.report.levels import marked
@@ -18,9 +20,10 @@ from fedresearch.study.report.outcomes import find_outcome, select_values
 from fedresearch.study.report.selection import parse_selection
 from fedresearch.study.report.statistics import Duration, format_duration, speed_up
 from fedresearch.study.report.tables import Entry, Table, format_mean, legend, none_if_nan
-from fedresearch.study.report.targets import duration_to
+from fedresearch.study.report.targets import duration_to, in_a_sentence, target_text
 
 _MEASURE = "measure"
+_METRIC = "eval/accuracy"  # which targets are of
 
 
 def published_table(study: Study, marks: Mapping[str, str]) -> Table | None:
@@ -43,8 +46,9 @@ def published_table(study: Study, marks: Mapping[str, str]) -> Table | None:
             if all(_value(cell, key) == line[key] for key in keys):
                 ours, text = _ours(study, cell, line[_MEASURE], keys)
                 within = _within(line, ours, text) if not deviations else "–"
-                line_keys = (Entry(line[key], line[key]) for key in (*keys, _MEASURE))
-                entries = _entries(line, ours, marked(text, cell, marks))
+                measure, percent = _in_words(study, line[_MEASURE])
+                line_keys = (Entry(word, word) for word in (*(line[key] for key in keys), measure))
+                entries = _entries(line, ours, marked(text, cell, marks), percent)
                 rows.append([*line_keys, *entries, Entry(within, within)])
                 exact = None if _is_bound(text) else none_if_nan(ours)
                 records.append({**line, "ours": exact, "ours_text": text, "within": within})
@@ -90,8 +94,8 @@ def _ours(study: Study, cell: Cell, measure: str, keys: list[str]) -> tuple[floa
     kind, _, rest = measure.partition(" ")
     if kind in ("last", "best"):
         rule = parse_selection({"last": "last", "best": "best_test"}[kind], rest)
-        outcome = find_outcome(cell, select_values(cell.runs.values(), rule))
-        return outcome.mean, format_mean(outcome.mean, outcome.half_width)
+        outcome, scale = find_outcome(cell, select_values(cell.runs.values(), rule)), study.scale(rest)
+        return outcome.mean, format_mean(scale * outcome.mean, scale * outcome.half_width)
     target = float(rest.rpartition(" ")[2])
     rounds = _rounds_to(cell, target)
     if kind == "rounds":
@@ -105,8 +109,17 @@ def _ours(study: Study, cell: Cell, measure: str, keys: list[str]) -> tuple[floa
     return speed_up(_rounds_to(baselines[0], target), rounds)
 
 
+def _in_words(study: Study, measure: str) -> tuple[str, bool]:
+    """Return a measure as other tables call it, with shares as per cent, and whether its numbers are shares."""
+    kind, _, rest = measure.partition(" ")
+    if kind in ("last", "best"):
+        return f"{kind} {in_a_sentence(study.column_label(rest, NO_NAMES))}", study.scale(rest) != 1
+    words, _, target = measure.rpartition(" ")
+    return f"{words} {target_text(study, _METRIC, float(target))}", False
+
+
 def _rounds_to(cell: Cell, target: float) -> Duration:
-    return duration_to(cell, "eval/accuracy", target, "rounds")
+    return duration_to(cell, _METRIC, target, "rounds")
 
 
 def _is_bound(text: str) -> bool:
@@ -130,13 +143,16 @@ def _within(line: Mapping[str, str], ours: float, text: str) -> str:
     return "–" if math.isnan(ours) else "yes" if low <= ours <= high else "no"
 
 
-def _entries(line: Mapping[str, str], ours: float, text: str) -> list[Entry]:
+def _entries(line: Mapping[str, str], ours: float, text: str, percent: bool) -> list[Entry]:
+    def shown(number: str) -> str:
+        return f"{Decimal(number).scaleb(2):f}" if percent else number  # all of the paper's digits, and no more
+
     theirs = float(line["published"].lstrip(">"))
     ratio = math.nan if _is_bound(line["published"]) or _is_bound(text) else ours / theirs
-    low, high = ("" if math.isinf(end) else f"{end:.4g}" for end in _band(line))
+    low, high = ("" if math.isinf(end) else f"{(100 if percent else 1) * end:.4g}" for end in _band(line))
     accepted = f"{low}–{high}" if low or high else ""
     return [
-        Entry(line["published"] + (f" ± {line['spread']}" if line["spread"] else ""), theirs),
+        Entry(shown(line["published"]) + (f" ± {shown(line['spread'])}" if line["spread"] else ""), theirs),
         Entry(text, none_if_nan(ours)),
         Entry("–" if math.isnan(ratio) else f"{ratio:.2f}", none_if_nan(ratio)),
         Entry(accepted, accepted),

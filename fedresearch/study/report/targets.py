@@ -114,10 +114,18 @@ def target_table(
 def target_texts(study: Study, question: Question, target: float) -> tuple[str, str]:
     """Return the metric and the target in words, such as ``test accuracy`` and ``90 %``."""
     label = without_unit(study.column_label(question.metric, question.names))
-    scale = study.scale(question.metric)
-    if label[1:2].islower():  # not in AUC
-        label = label[0].lower() + label[1:]
-    return label, format_value(target) if scale == 1 else f"{scale * target:.12g} %"
+    return in_a_sentence(label), target_text(study, question.metric, target)
+
+
+def in_a_sentence(label: str) -> str:
+    """Return a label without its capital, unless it begins with an abbreviation such as AUC."""
+    return label[0].lower() + label[1:] if label[1:2].islower() else label
+
+
+def target_text(study: Study, metric: str, target: float) -> str:
+    """Return a target as tables show it, such as ``90 %``."""
+    scale = study.scale(metric)
+    return format_value(target) if scale == 1 else f"{scale * target:.12g} %"
 
 
 def _speed_up(
