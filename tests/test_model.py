@@ -149,7 +149,7 @@ def test_the_model_of_another_run_or_round_is_rejected(tmp_path, runs):
 def test_edited_rows_are_rejected(tmp_path, runs):
     directory = shutil.copytree(runs("fedavg"), tmp_path / "run")
     rows = (directory / "metrics.jsonl").read_text()
-    (directory / "metrics.jsonl").write_text(rows.replace('"round": 4, ', '"round": 4, "x": 1, '))
+    (directory / "metrics.jsonl").write_text(rows.replace('"round":4,', '"round":4,"x":1,'))
     with pytest.raises(InputError, match=r"metrics.jsonl is damaged, or was edited"):
         load_model(directory)
 

@@ -219,7 +219,7 @@ def test_nothing_is_written_through_a_link_in_place_of_a_lock(tmp_path, whole):
 def test_all_readers_reject_edited_rows_except_compare_which_reports_them(tmp_path, whole, capsys):
     directory = shutil.copytree(whole, tmp_path / "run")
     path = directory / "metrics.jsonl"
-    path.write_text(path.read_text().replace('"round": 2, ', '"round": 2, "eval/accuracy": 0.99, '))
+    path.write_text(path.read_text().replace('"round":2,', '"round":2,"eval/accuracy":0.99,'))
     with pytest.raises(InputError, match=r"metrics.jsonl is damaged, or was edited"):
         records.read_run(directory)
     (run,) = load([directory])

@@ -173,7 +173,7 @@ def test_a_late_tracker_starts_after_the_others_have_the_first_row_and_also_for_
 
     first, late = Recorder("first"), Recorder("late")
     for rounds in ([0, 1], []):
-        group = TrackerGroup([first, late])
+        group = TrackerGroup([first], [late])
         group.start(RunInfo(Path(), "id", "", "", [], {}, {}, 1), [late])
         for number in rounds:
             group.log({"round": number})
@@ -183,6 +183,30 @@ def test_a_late_tracker_starts_after_the_others_have_the_first_row_and_also_for_
         *[("first", "failed"), ("late", "failed")],
         *[("first", "id"), ("first", "failed"), ("late", "id"), ("late", "failed")],
     ]
+
+
+def test_mirrors_get_the_rows_of_a_second_together_and_all_before_the_end(monkeypatch):
+    monkeypatch.setattr("fedresearch.tracking.tracker._MIRROR_EVERY_S", 1000.0)
+    calls = []
+
+    class Recorder(NoTracker):
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def log(self, row) -> None:
+            calls.append((self.name, row["round"]))
+
+        def finish(self, status, summary) -> None:
+            calls.append((self.name, status))
+
+    group = TrackerGroup([Recorder("console")], [Recorder("mirror")])
+    group.start(RunInfo(Path(), "id", "", "", [], {}, {}, 4))
+    for number in (1, 2, 3):
+        group.log({"round": number})
+    shown = [("console", 1), ("mirror", 1), ("console", 2), ("console", 3)]
+    assert calls == shown
+    group.finish("interrupted", {})
+    assert calls == [*shown, ("mirror", 2), ("mirror", 3), ("console", "interrupted"), ("mirror", "interrupted")]
 
 
 # --- Weights & Biases

@@ -60,16 +60,20 @@ class Checkpoints:
         """
         if not row["round"]:
             return
+        if self._column is not None:
+            self._keep_best(row, arrays)
+        due = time.perf_counter() >= self._next if self._every == "auto" else row["round"] % (self._every or 1) == 0
+        if self._every and due:
+            self.write(arrays)
+
+    def _keep_best(self, row: Row, arrays: ArrayRecord) -> None:
         numbers = [name for name, value in row.items() if isinstance(value, int | float)]
-        if self._column is not None and "eval/loss" in row and self._column not in numbers:
+        if "eval/loss" in row and self._column not in numbers:
             columns = ", ".join(numbers)
             raise InputError(f"checkpoint.best={self._column} is not a column of this run, which has {columns}")
         if self._score(row) > self._best:
             self._best = self._score(row)
             save_result(self._experiment, self._run.path / BEST, arrays, row)
-        due = time.perf_counter() >= self._next if self._every == "auto" else row["round"] % (self._every or 1) == 0
-        if self._every and due:
-            self.write(arrays)
 
     def write(self, arrays: ArrayRecord) -> None:
         """Write a checkpoint after the last round that was logged.

@@ -1,6 +1,7 @@
 """Records a run round by round: rows, trackers, checkpoints and the final model."""
 
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -97,8 +98,8 @@ class Recorder:
 
 def diverged(row: Row) -> bool:
     """Return whether a row has a loss that is not finite: of the training, the global model or clients' own models."""
-    finite = finite_row(row)
-    return any(name in row and finite[name] is None for name in ("train/loss", "eval/loss", "personal/loss"))
+    losses = [row[name] for name in ("train/loss", "eval/loss", "personal/loss") if name in row]
+    return not all(loss is not None and math.isfinite(loss) for loss in losses)
 
 
 def _status(error: BaseException) -> str:

@@ -119,7 +119,7 @@ def _run_rounds(experiment: Experiment, start: _Start, directory: Path, patches:
     """Run and record the rounds that are left."""
     compile_in(experiment.config.cache_dir)
     run = RunDirectory(directory, start.record, start.history)
-    trackers = TrackerGroup([Console(job=job), experiment.tracker])
+    trackers = TrackerGroup([Console(job=job)], [experiment.tracker])
     recorder = Recorder(experiment, run, start.rows, trackers)
     grid, last = experiment.grid, start.rows[-1] if start.rows else None
     # On a SuperLink this already runs in a ServerApp, and whoever stops it does not wait for a round.

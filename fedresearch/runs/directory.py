@@ -118,7 +118,7 @@ class RunDirectory:
         for folder in (path, path / _CHECKPOINTS):  # only where a run writes, and only what write_whole names
             for unfinished in folder.glob(f".*.[0-9]*{_UNFINISHED}"):
                 unfinished.unlink()
-        metrics = path / METRICS
+        metrics = self._metrics_path = path / METRICS
         content = read_rows_bytes(path)
         _, size = parse_rows(content, metrics)
         self._sha256 = hashlib.sha256(content[: after.num_bytes])
@@ -167,7 +167,7 @@ class RunDirectory:
         Unwritable
             If there is no room for it.
         """
-        line = _line(finite_row(row))
+        line = orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n"
         if self._known:
             _refuse_other(json.loads(line), json.loads(self._known[0]))
             line = self._known.popleft()
@@ -178,7 +178,7 @@ class RunDirectory:
 
     def _append(self, line: bytes) -> None:
         size = self._metrics.tell()
-        with writing(self.path / METRICS):
+        with writing(self._metrics_path):
             try:
                 if self._metrics.write(line) < len(line):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -212,7 +212,7 @@ class RunDirectory:
 
     def sync(self) -> None:
         """Let the rows so far, and the clients' table, outlive a loss of power."""
-        with writing(self.path / METRICS):
+        with writing(self._metrics_path):
             os.fsync(self._metrics.fileno())
         if self._clients:
             with writing(self._clients_path):
@@ -261,10 +261,6 @@ def refuse_used(path: Path) -> None:
         f"{path} already holds {holds}, and nothing is overwritten; "
         "try another hydra.run.dir, or leave it out for a new directory"
     )
-
-
-def _line(row: Mapping[str, Any]) -> bytes:
-    return json.dumps(row, allow_nan=False).encode() + b"\n"
 
 
 def _refuse_other(row: Row, known: Row) -> None:

@@ -33,7 +33,9 @@ class Console:
     def start(self, run: RunInfo) -> None:
         """Show the bar, if this is a terminal."""
         self._run = run
-        self._known: dict[str, Any] = {"round": run.after_round}
+        self._round, self._known = run.after_round, dict[str, Any]()
+        first = [form.format(metric) for metric in run.metrics[:1] for form in ("eval/{}", "personal/{}_mean")]
+        self._shown = ("train/loss", "eval/loss", *first)
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -52,23 +54,21 @@ class Console:
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Show one round. The bar keeps the last evaluation's figures, a line has those of its round only."""
-        present = {name: value for name, value in row.items() if value is not None}
-        self._known |= present
-        position = self._position(row["round"])
+        self._round = row["round"]
+        position = self._position(self._round)
         speed = []
-        if row["round"]:
+        if self._round:
             speed = [f"{_rate(row['clients/sampled'] / row['time/round_s'])} clients/s", f"{self._time_left(row)} left"]
         if self._terminal.is_interactive:
+            self._known |= {name: value for name, value in row.items() if value is not None}
             # Short, for 80 columns: what is not said to be of the training is of the test split.
             name, loss = ("loss", "eval/loss") if "eval/loss" in self._known else ("train loss", "train/loss")
             columns = {name: loss, **{metric: f"eval/{metric}" for metric in self._run.metrics[:1]}}
             named = _named({name: self._known.get(column) for name, column in columns.items()})
             figures = [*map(str.strip, named), *speed]
-            self._progress.update(self._bar, completed=row["round"], description=position, figures="  ".join(figures))
+            self._progress.update(self._bar, completed=self._round, description=position, figures="  ".join(figures))
         else:
-            first = [form.format(m) for m in self._run.metrics[:1] for form in ("eval/{}", "personal/{}_mean")]
-            shown = ("train/loss", "eval/loss", *first)
-            named = _named({name: present.get(name) for name in shown})
+            named = _named({name: row.get(name) for name in self._shown})
             self._print(self._job + "  ".join([position, *named, *speed]))
 
     def log_model(self, path: Path) -> None:
@@ -78,7 +78,7 @@ class Console:
         """Show the results and, on a line of its own, the run directory."""
         if self._terminal.is_interactive:
             self._progress.stop()
-        self._print(f"{self._job}{status} after {self._known['round']} of {self._run.num_rounds} rounds")
+        self._print(f"{self._job}{status} after {self._round} of {self._run.num_rounds} rounds")
         results = {name: form for name, form in _results(self._run.metrics).items() if summary.get(name) is not None}
         width = max(map(len, results), default=0)
         for name, shown in results.items():

@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any, Protocol, runtime_checkable
 from fedresearch.errors import FULL_ERROR, raised_at
 
 log = logging.getLogger(__name__)
+
+_MIRROR_EVERY_S = 1.0  # also what a killed run loses at most, as in W&B's own file
 
 
 @dataclass(frozen=True)
@@ -100,38 +103,69 @@ class NoTracker:
 
 
 class TrackerGroup:
-    """Several trackers as one, which are called in the order given. One that fails is not called again."""
+    """Several trackers as one, which are called in the order given. One that fails is not called again.
 
-    def __init__(self, trackers: Sequence[Tracker]) -> None:
-        self._trackers = list(trackers)
+    Parameters
+    ----------
+    trackers : sequence of Tracker
+        They get each row as its round ends.
+    mirrors : sequence of Tracker
+        They get the rows of a second together: a call right after another takes a third of the time of one after a
+        round, which may be a millisecond long.
+    """
+
+    def __init__(self, trackers: Sequence[Tracker], mirrors: Sequence[Tracker] = ()) -> None:
+        self._trackers, self._mirrors = [*trackers], [*mirrors]
         self._late: list[Tracker] = []
+        self._rows: list[Mapping[str, Any]] = []  # which the mirrors do not have yet
+        self._due = -math.inf  # by time.monotonic
 
     def start(self, run: RunInfo, late: Sequence[Tracker] = ()) -> None:
         """Begin a run on each; on the late ones only when they are called next, since importing W&B takes seconds."""
         self._run = run
-        self._tell(lambda tracker: self._late.append(tracker) if tracker in late else tracker.start(run))
+        self._tell_all(lambda tracker: self._late.append(tracker) if tracker in late else tracker.start(run))
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Pass one round to each."""
-        self._tell(lambda tracker: tracker.log(row))
+        self._tell(self._trackers, lambda tracker: tracker.log(row))
+        self._rows.append(row)
+        if time.monotonic() >= self._due:
+            self._mirror()
 
     def log_model(self, path: Path) -> None:
         """Pass the final model's file to each."""
-        self._tell(lambda tracker: tracker.log_model(path))
+        self._mirror()
+        self._tell_all(lambda tracker: tracker.log_model(path))
 
     def finish(self, status: str, summary: Mapping[str, Any]) -> None:
         """End the run on each."""
-        self._tell(lambda tracker: tracker.finish(status, summary))
+        self._mirror()
+        self._tell_all(lambda tracker: tracker.finish(status, summary))
 
-    def _tell(self, call: Callable[[Tracker], None]) -> None:
-        for tracker in tuple(self._trackers):
+    def _mirror(self) -> None:
+        rows, self._rows = self._rows, []
+
+        def log_rows(tracker: Tracker) -> None:
+            for row in rows:
+                tracker.log(row)
+
+        if rows:
+            self._tell(self._mirrors, log_rows)
+            self._due = time.monotonic() + _MIRROR_EVERY_S
+
+    def _tell_all(self, call: Callable[[Tracker], None]) -> None:
+        self._tell(self._trackers, call)
+        self._tell(self._mirrors, call)
+
+    def _tell(self, trackers: list[Tracker], call: Callable[[Tracker], None]) -> None:
+        for tracker in tuple(trackers):
             try:
                 if tracker in self._late:
                     self._late.remove(tracker)
                     tracker.start(self._run)
                 call(tracker)
             except (Exception, SystemExit) as error:  # rich leaves by SystemExit when its output is closed
-                self._trackers.remove(tracker)
+                trackers.remove(tracker)
                 log.warning(
                     "%s failed and is switched off: %r%s",
                     type(tracker).__name__,

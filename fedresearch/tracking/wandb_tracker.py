@@ -65,7 +65,7 @@ class WandbTracker:
     def start(self, run: RunInfo) -> None:
         """Begin a W&B run, offline if online is not possible."""
         self._run, self._in_parts = run, run.after_round > 0
-        with self._surviving("starting"):
+        with self._surviving("starting"), self._own_folders():
             mode = self._mode
             try:
                 mode, reason = self._resolved_mode()
@@ -95,13 +95,13 @@ class WandbTracker:
 
     def log_model(self, path: Path) -> None:
         """Store the model as an artifact of the run, if asked to."""
-        with self._surviving("storing the model"):
+        with self._surviving("storing the model"), self._own_folders():
             if self._wandb and self._log_model:
                 self._wandb.log_model(path)
 
     def finish(self, status: str, summary: Mapping[str, Any]) -> None:
         """Write the summary, and mark the W&B run as finished or failed."""
-        with self._surviving("finishing"):
+        with self._surviving("finishing"), self._own_folders():
             if self._wandb:
                 import wandb
 
@@ -181,7 +181,17 @@ class WandbTracker:
 
     @contextmanager
     def _surviving(self, doing: str) -> Iterator[None]:
-        """Give W&B its directories and silence for a while; if it fails, report that and stop using W&B."""
+        """If W&B fails, report that and stop using W&B."""
+        try:
+            yield
+        except Exception as error:
+            upload = f"; to upload what it has so far: {self._how_to_sync()}" if self._wandb else ""
+            self._wandb = None
+            _say(f"{doing} failed ({one_line(named(error))}); the run continues without W&B{upload}")
+
+    @contextmanager
+    def _own_folders(self) -> Iterator[None]:
+        """Give W&B its directories and silence for a while. Logging a row needs neither, and is to be cheap."""
         place = self._run.directory / "wandb"
         ours = {
             "WANDB_DATA_DIR": str(place / "data"),
@@ -193,10 +203,6 @@ class WandbTracker:
         os.environ.update(ours)
         try:
             yield
-        except Exception as error:
-            upload = f"; to upload what it has so far: {self._how_to_sync()}" if self._wandb else ""
-            self._wandb = None
-            _say(f"{doing} failed ({one_line(named(error))}); the run continues without W&B{upload}")
         finally:
             for name, value in theirs.items():
                 if value is None:
