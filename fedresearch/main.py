@@ -22,6 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from fedresearch import config
+from fedresearch.config import compose_once
 from fedresearch.config.arguments import in_hydras_order, refuse_blanks, refuse_other_words
 from fedresearch.config.help_text import CONF, help_text
 from fedresearch.errors import FULL_ERROR, InputError
@@ -33,27 +34,32 @@ from fedresearch.runs.record_fields import NEEDED_TO_RESUME, refuse_invalid_fiel
 from fedresearch.study.sweep import job
 
 config.register()
+compose_once.register()
 
 _OF_A_RUN = "raised by the run"
 
 
 def command() -> None:
-    """Run the command line as a process of its own, which ends at once after success.
+    """Run the command line as a process of its own, which ends at once.
 
     Taking down torch object by object takes half a second or more.
     """
-    succeeded = False
+    code: int | None = None
 
     def end() -> None:
         with suppress(OSError):  # Python reports it
-            if succeeded:
+            if code is not None:
                 sys.stdout.flush()
                 sys.stderr.flush()
-                os._exit(0)
+                os._exit(code)
 
     atexit.register(end)  # the first to be registered is the last to be called
-    main()
-    succeeded = True
+    try:
+        main()
+        code = 0
+    except SystemExit as ended:  # Python prints its text
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        raise
 
 
 def main() -> None:
@@ -177,9 +183,16 @@ def _run_hydra() -> None:
             first = refused or error  # without a sweep, this one causes all later errors
             if not words or _OF_A_RUN in getattr(error, "__notes__", ()):
                 break
+            if not any(map(_may_begin_a_sweep, sys.argv[1:])):
+                break
             refused = first
             sys.argv[1:] = [_swept(word) if word in words else word for word in sys.argv[1:]]
     raise first
+
+
+def _may_begin_a_sweep(word: str) -> bool:
+    """Return whether a word is a flag, sets a key of Hydra's own, or names an option that may do so."""
+    return word.lstrip("+").startswith(("-", "hydra", "experiment=", "tune="))
 
 
 def _swept(word: str) -> str:

@@ -4,7 +4,9 @@ import subprocess
 import sys
 
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
+from fedresearch import main
 from tests.conftest import ROOT
 from tests.test_main import environment
 
@@ -61,6 +63,23 @@ def test_a_help_and_a_mistake_import_nothing_heavy(tmp_path, words, code):
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time")}
     assert "fedresearch.main" in imported or "fedresearch.config" in imported
     assert not {*UNUSED, "datasets", "flwr", "numpy", "pandas", "torch"} & imported
+
+
+@pytest.mark.parametrize("word", ["strategy=fedavgg", "local.epochs=-1", "model.nope=1", "seed=0,1"])
+def test_a_mistake_is_composed_once(tmp_path, monkeypatch, capsys, word):
+    composed = []
+    compose = ConfigLoaderImpl._load_configuration_impl
+    monkeypatch.setattr(
+        ConfigLoaderImpl,
+        "_load_configuration_impl",
+        lambda *words, **more: composed.append(words) or compose(*words, **more),
+    )
+    monkeypatch.setattr(sys, "argv", ["main", word])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main.main()
+    assert capsys.readouterr().err.startswith("error: ")
+    assert len(composed) == 1
 
 
 def test_flower_datasets_plots_are_imported_where_they_are_used():
