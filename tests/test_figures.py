@@ -2,7 +2,7 @@
 
 import io
 import runpy
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import matplotlib
 import numpy as np
@@ -10,7 +10,7 @@ import pytest
 from matplotlib import image
 from matplotlib.text import Text
 
-from fedresearch.drawings import curves, forest, heat_map, sensitivity, spread
+from fedresearch.drawings import curves, forest, heat_map, ranking, sensitivity, spread
 from fedresearch.drawings.paper import apart, read, saved
 from fedresearch.drawings.picture import concatenated
 from fedresearch.runs.pictures import heterogeneity, partition_picture
@@ -345,6 +345,35 @@ def test_a_heat_map_has_intervals_where_there_is_room():
     )
     assert [text.get_text() for text in wide.texts] == ["0.500 ± 0.0100"] * 2
     assert [text.get_text() for text in narrow.texts] == ["0.500"] * 16
+
+
+def plot_ranks(ranks, difference=1.0, **spec):
+    arms = [f"{name} (μ = 0.01)" for name in "abcdefgh"[: len(ranks)]]
+    data = {"arm": arms, "rank": np.array(ranks)}
+    return ranking.draw(data, {"arms": looks(arms), "critical_difference": difference, **PAGE, **spec})
+
+
+@pytest.mark.parametrize(
+    ("ranks", "difference", "joined"),
+    [
+        ([1, 2, 3, 4], 1.9, [(0, 1), (1, 2), (2, 3)]),
+        ([1, 1.5, 2, 5.5], 1.9, [(0, 2)]),
+        ([1, 3, 3.1], 2.0, [(1, 2)]),  # a difference that is as large as the critical one is found
+        ([1, 2], 0.5, []),
+    ],
+)
+def test_ranks_that_do_not_differ_are_joined(ranks, difference, joined):
+    assert ranking.groups_of(np.array(ranks), difference) == joined
+    (axes,) = plot_ranks(ranks, difference).axes
+    assert sum(each.get_linewidth() == 3 for each in axes.lines) == len(joined)
+
+
+@pytest.mark.parametrize("width", [6.3, 3.25])
+def test_names_of_ranks_do_not_overlap(width):
+    figure = plot_ranks([1.2, 1.3, 2.5, 5.0, 5.0], width=width)
+    boxes = extents(figure.axes[0].texts)
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+    assert all(0 <= box.x0 < box.x1 <= figure.bbox.width and box.y0 >= 0 for box in boxes)
 
 
 NAN = np.full(3, np.nan)

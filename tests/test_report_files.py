@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from itertools import product
 
 import numpy as np
 import pytest
@@ -393,6 +394,30 @@ def test_figures_have_captions(tmp_path):
             for number, alpha in enumerate((0.1, 1.0, 2.0), start=1)
         },
     }
+
+
+@pytest.mark.parametrize(
+    ("num_settings", "num_seeds", "names"),
+    [(2, 3, set()), (3, 2, set()), (3, 3, {"profile"}), (5, 1, {"ranks"}), (6, 3, {"profile", "ranks"})],
+)
+def test_all_settings_are_in_one_figure_where_there_are_enough(tmp_path, num_settings, num_seeds, names):
+    for number, (setting, gain, seed) in enumerate(product(range(num_settings), (0, 1, 2), range(num_seeds))):
+        partitioner = {"_target_": "dirichlet", "alpha": 1.0 + setting}
+        choices = {"strategy": ["fedavg", "fedprox", "scaffold"][gain]}
+        last = 0.5 + setting / 100 + gain / 10 + seed / 1000
+        make(tmp_path / f"{number}", seed=seed, choices=choices, rows=rows(0.1, last), partitioner=partitioner)
+    found = report(load([tmp_path])).figures
+    assert {"profile", "ranks"} & found.keys() == names
+    if "ranks" in names:
+        np.testing.assert_array_equal(found["ranks"].data["rank"], [3, 2, 1])
+    if "profile" in names:
+        assert found["profile"].data["y"][0] == 1
+        assert found["profile"].data["y"][-1] == 0
+    # A diverged run's cell has a mean over the others: its setting does not count.
+    (path, *_) = tmp_path.glob("*/run.json")
+    path.write_text(path.read_text().replace('"finished"', '"diverged"'))
+    again = report(load([tmp_path])).figures
+    assert ("ranks" in again) == (num_settings > 5)
 
 
 def test_confusions_of_seeds_are_added(tmp_path):

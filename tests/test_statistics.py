@@ -14,12 +14,15 @@ from scipy import stats
 from fedresearch.study.report.statistics import (
     IQM,
     Duration,
+    critical_difference,
     crossing,
     format_duration,
     holm,
     iqm,
+    mean_ranks,
     median_duration,
     paired,
+    performance_profile,
     speed_up,
     t_half_width,
 )
@@ -364,3 +367,20 @@ def test_a_speed_up_is_a_ratio_or_a_bound(baseline, cell, ratio, text):
     found, found_text = speed_up(duration(*baseline), duration(*cell))
     assert found == pytest.approx(ratio, nan_ok=True)
     assert found_text == text
+
+
+def test_a_profile_is_the_share_of_scores_above_a_threshold_in_settings_of_equal_weight():
+    share, low, high = performance_profile([[0.1, 0.2], [0.3] * 6], np.array([0, 0.15, 0.25, 0.3]))
+    np.testing.assert_allclose(share, [1, 0.75, 0.5, 0])
+    np.testing.assert_allclose(low, [1, 0.5, 0.5, 0])  # of two resampled seeds, none or both may be above 0.15
+    np.testing.assert_allclose(high, [1, 1, 0.5, 0])
+
+
+def test_ranks_are_means_over_settings_with_1_as_the_best():
+    values = np.array([[0.9, 0.8, 0.8], [0.7, 0.9, 0.1]])
+    np.testing.assert_allclose(mean_ranks(values, larger_is_better=True), [1.5, 1.75, 2.75])
+    np.testing.assert_allclose(mean_ranks(values, larger_is_better=False), [2.5, 2.25, 1.25])
+
+
+def test_the_critical_difference_is_that_of_the_example_of_demsar():
+    assert critical_difference(4, 14) == pytest.approx(1.25, abs=0.005)  # Section 3.2.2

@@ -111,7 +111,8 @@ def _name(
     targets = targets and f"target{'s' * (len(spec['targets']) > 1)} {targets}"
     ends = {arm: end for arm in shown if (end := _end(x, y, lines.get((spec["panels"][0], arm, ""), [])))}
     room = 0.36 * spec["width"] / CHARACTER
-    is_direct = len(panels) == 1 and spec["width"] > 4 and 0 < len(ends) == len(shown) <= 8
+    is_apart = len(ends) == 1 or len({place for _, place in ends.values()}) > 1
+    is_direct = len(panels) == 1 and spec["width"] > 4 and 0 < len(ends) == len(shown) <= 8 and is_apart
     if is_direct and not num_others and num_characters([*shown]) <= room:
         axes = panels[0]
         texts = [

@@ -12,7 +12,7 @@ import numpy as np
 from fedresearch.dotted_keys import leaves
 from fedresearch.drawings import curves, forest, heat_map, sensitivity, spread
 from fedresearch.drawings.picture import Picture, concatenated
-from fedresearch.runs.columns import is_share, larger_is_better
+from fedresearch.runs.columns import larger_is_better
 from fedresearch.runs.comparison import format_value
 from fedresearch.runs.labels import experiment_label, key_title, without_unit
 from fedresearch.runs.loaded import evaluated_metrics
@@ -21,7 +21,9 @@ from fedresearch.study.report.arms import COLOURS, DASHES, MARKERS, Arm, Arrange
 from fedresearch.study.report.axes import AXES
 from fedresearch.study.report.cells import Cell, Study
 from fedresearch.study.report.load import LoadedRun
+from fedresearch.study.report.looks import looks, numbers, page
 from fedresearch.study.report.outcomes import Outcome
+from fedresearch.study.report.overall import overall_figures
 from fedresearch.study.report.plot_data import (
     client_quantiles,
     client_spread,
@@ -35,13 +37,6 @@ from fedresearch.study.report.plot_data import (
 from fedresearch.study.report.question import Question
 from fedresearch.study.report.statistics import paired
 
-# The width of a figure with one panel, and of one with more, in inches; and fonts that go with the venue's text.
-STYLES = {
-    "": (6.3, 6.3, ["DejaVu Sans"]),
-    "neurips": (5.5, 5.5, ["STIXGeneral", "DejaVu Sans"]),
-    "icml": (3.25, 6.75, ["STIXGeneral", "DejaVu Sans"]),
-    "ieee": (3.5, 7.16, ["STIXGeneral", "DejaVu Sans"]),
-}
 MAX_PANELS = 12
 # More lines or rows than this cannot be distinguished in one figure; the tables have them all.
 MAX_DRAWN = 16
@@ -66,6 +61,7 @@ def figures(
     if begun:
         yield from _curves(study, begun, question, arrangement)
     yield from _differences(study, question, outcomes, arrangement)
+    yield from overall_figures(study, question, outcomes, arrangement)
     yield from _sensitivities(study, question, outcomes, arrangement)
     yield from _heat_maps(study, question, outcomes)
     yield from _spreads(study, question, begun, arrangement)
@@ -73,25 +69,6 @@ def figures(
     yield from _updates(study, question, begun, arrangement)
     yield from _confusions(question, begun, arrangement)
     yield from _partitions(study, question)
-
-
-def _page(question: Question, num_panels: int = 1) -> dict[str, Any]:
-    """Return a figure's width and font."""
-    one, two, font = STYLES[question.style]
-    return {"width": one if num_panels == 1 else two, "font": font}
-
-
-def _looks(arms: Sequence[Arm]) -> dict[str, dict[str, Any]]:
-    return {arm.label: {name: value for name, value in vars(arm).items() if name != "label"} for arm in arms}
-
-
-def _numbers(study: Study, question: Question, column: str) -> dict[str, Any]:
-    """Return what a figure's axis needs to know of a column: label, scale, and what its numbers can be."""
-    share = is_share(column, study.declared)
-    low = 0 if share or "loss" in column or column == "update/norm" else -1 if column == "update/cosine" else None
-    high = 1 if share or column == "update/cosine" else None
-    label, scale = study.column_label(column, question.names), study.scale(column)
-    return {"y_label": label, "scale": scale, "limits": [low, high]}
 
 
 def _panels(
@@ -103,8 +80,8 @@ def _panels(
     drawn = [cell for cell in cells if arrangement.panel(cell) in panels[:MAX_PANELS]]
     arms = {arrangement.arm(cell).label for cell in drawn}
     left_out = f" Not drawn: {'; '.join(panels[MAX_PANELS:])}." if len(panels) > MAX_PANELS else ""
-    looks = _looks([arm for arm in arrangement.arms if arm.label in arms])
-    return panels[:MAX_PANELS], looks, drawn, left_out
+    drawn_looks = looks([arm for arm in arrangement.arms if arm.label in arms])
+    return panels[:MAX_PANELS], drawn_looks, drawn, left_out
 
 
 def _curve_picture(
@@ -135,10 +112,10 @@ def _curve_picture(
         "arms": arms,
         "x_label": AXES[axis].label,
         "x_unit": "B" * (axis == "bytes"),
-        **_numbers(study, question, metric),
+        **numbers(study, question, metric),
         "unseen": 0.05,
         "targets": [*targets],
-        **_page(question, len(panels)),
+        **page(question, len(panels)),
     }
     caption = (
         f"{without_unit(spec['y_label'])} by {AXES[axis].label.lower()}: mean over the seeds of finished runs, or of "
@@ -199,10 +176,10 @@ def _client_quantiles(
         "arms": arms,
         "x_label": "Clients at or below (%)",
         "x_unit": "",
-        **_numbers(study, question, metric),
+        **numbers(study, question, metric),
         "unseen": 0,
         "targets": [],
-        **_page(question, len(panels)),
+        **page(question, len(panels)),
     }
     caption = (
         f"{without_unit(spec['y_label'])} of each client in the last evaluation, clients sorted: mean over seeds, with "
@@ -230,15 +207,15 @@ def _differences(
     panels, arms, _, left_out = _panels([cell for cell in study.cells if cell.label in partners], arrangement)
     names = {arrangement.arm(partner).label for partner in partners.values()}
     baseline = question.baseline.text if len(names) > 1 else names.pop()
-    numbers = _numbers(study, question, question.metric)
-    label = without_unit(numbers["y_label"])
+    shown = numbers(study, question, question.metric)
+    label = without_unit(shown["y_label"])
     spec = {
         "panels": panels,
         "arms": arms,
-        "x_label": f"{label} − {baseline}'s{' (percentage points)' * (numbers['scale'] == 100)}",
+        "x_label": f"{label} − {baseline}'s{' (percentage points)' * (shown['scale'] == 100)}",
         "y_label": "",
-        "scale": numbers["scale"],
-        **_page(question, len(panels)),
+        "scale": shown["scale"],
+        **page(question, len(panels)),
     }
     caption = f"{question.selection.caption}: differences to {baseline} on shared seeds, with their 95 % t-interval."
     kept = [part for part in parts if part["panel"] in panels]
@@ -266,13 +243,13 @@ def _spreads(
                     | {"mean": found.mean, "std": found.std, "tenth": found.p10, "worst": found.worst}
                     for cell, found in spreads[:MAX_DRAWN]
                 ]
-                numbers = _numbers(study, question, column)
+                shown = numbers(study, question, column)
                 spec = {
-                    "x_label": numbers["y_label"],
-                    "scale": numbers["scale"],
-                    "limits": numbers["limits"],
+                    "x_label": shown["y_label"],
+                    "scale": shown["scale"],
+                    "limits": shown["limits"],
                     "title": _excess(len(spreads)),
-                    **_page(question),
+                    **page(question),
                 }
                 caption = (
                     f"{metric} of {models} after the last round that has it: mean, standard deviation, "
@@ -294,19 +271,19 @@ def _sensitivities(
         lines = sensitivity_lines(study, key, question, outcomes, arrangement)
         if not any(np.isfinite(line.mean).any() for line in lines):
             continue
-        looks = _looks(arrangement.arms)
-        if not {line.label for line in lines} <= looks.keys():
-            looks = _looks([_numbered(line.label, number) for number, line in enumerate(lines)])
+        of_lines = looks(arrangement.arms)
+        if not {line.label for line in lines} <= of_lines.keys():
+            of_lines = looks([_numbered(line.label, number) for number, line in enumerate(lines)])
         parts = [
             {"arm": line.label, "x": line.values, "y": line.mean, "half_width": line.half_width}
             for line in lines[:MAX_DRAWN]
         ]
         spec = {
-            "arms": {line.label: looks[line.label] for line in lines[:MAX_DRAWN]},
+            "arms": {line.label: of_lines[line.label] for line in lines[:MAX_DRAWN]},
             "x_label": key_title(key, question.names),
-            **_numbers(study, question, question.metric),
+            **numbers(study, question, question.metric),
             "title": _excess(len(lines)),
-            **_page(question),
+            **page(question),
         }
         caption = (
             f"{question.selection.caption}, by {spec['x_label']}: mean over seeds, with the 95 % t-interval as bars."
@@ -356,7 +333,7 @@ def _heat_maps_of(
             label = experiment_label(others, options, question.names)
             place = (format_value(cell.keys[rows]), format_value(cell.keys[cols]))
             grids.setdefault(label, {})[place] = outcomes[cell.label]
-    numbers = _numbers(study, question, question.metric)
+    shown = numbers(study, question, question.metric)
     for count, (label, grid) in enumerate([*grids.items()][:_MAX_PICTURES], start=1):
         downs, acrosses = (list(dict.fromkeys(place[side] for place in grid)) for side in (0, 1))
         if not any(outcome.values for outcome in grid.values()) or (other_keys and 1 in (len(downs), len(acrosses))):
@@ -373,9 +350,9 @@ def _heat_maps_of(
         spec = {
             "row_label": titles[0],
             "col_label": titles[1],
-            "title": f"{numbers['y_label']}{', ' * bool(label)}{label}",
-            "scale": numbers["scale"],
-            **_page(question),
+            "title": f"{shown['y_label']}{', ' * bool(label)}{label}",
+            "scale": shown["scale"],
+            **page(question),
         }
         setting = f", of {label}" if label else ""
         caption = (
@@ -398,7 +375,7 @@ def _confusions(question: Question, cells: Sequence[Cell], arrangement: Arrangem
             name = ", ".join(filter(None, (arrangement.arm(cell).label, arrangement.panel(cell))))
             caption = f"{name}: what the final models take the test samples of each class for, over all seeds together."
             title = f"{name}: share of each true class (%)"
-            yield f"confusion_{number}", confusion_picture(counts, title, caption, _page(question))
+            yield f"confusion_{number}", confusion_picture(counts, title, caption, page(question))
 
 
 def _partitions(study: Study, question: Question) -> Iterator[tuple[str, Picture]]:
@@ -411,7 +388,7 @@ def _partitions(study: Study, question: Question) -> Iterator[tuple[str, Picture
         if counts is not None:
             plotted.add(digest)
             title = ", ".join(_partition_settings(study, question, cell, run, replicate))
-            yield f"partition_{len(plotted)}", partition_picture(counts, title, _page(question))
+            yield f"partition_{len(plotted)}", partition_picture(counts, title, page(question))
 
 
 def _partition_settings(study: Study, question: Question, cell: Cell, run: LoadedRun, replicate: str) -> Iterator[str]:

@@ -16,6 +16,11 @@ def pair(outcome: Outcome, baseline: Outcome) -> Paired:
     return paired([outcome.values[seed] for seed in shared], [baseline.values[seed] for seed in shared])
 
 
+def is_whole(outcome: Outcome) -> bool:
+    """Return whether a cell's mean may be ranked: not where a run diverged or stalled, as it is over the others."""
+    return bool(outcome.values) and not {"diverged", "stalled"} & outcome.left_out.keys()
+
+
 def find_styles(
     panels: Sequence[Sequence[str]], outcomes: Mapping[str, Outcome], *, larger_is_better: bool
 ) -> dict[str, Style]:
@@ -37,11 +42,7 @@ def find_styles(
     """
     styles: dict[str, Style] = {}
     for panel in panels:
-        whole = {
-            label: outcomes[label]
-            for label in panel
-            if outcomes[label].values and not {"diverged", "stalled"} & outcomes[label].left_out.keys()
-        }
+        whole = {label: outcomes[label] for label in panel if is_whole(outcomes[label])}
         if len(whole) < 2:
             continue
         first = (max if larger_is_better else min)(whole, key=lambda label: whole[label].mean)

@@ -174,6 +174,57 @@ def iqm(strata: Sequence[Sequence[float]], seed: int = 0) -> IQM | None:
     return IQM(float(stats.trim_mean(np.concatenate(strata), 0.25)), float(low), float(high))
 
 
+def performance_profile(
+    strata: Sequence[Sequence[float]], thresholds: NDArray[np.float64], seed: int = 0
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return the share of scores above each threshold (Agarwal et al. 2021, arXiv:2108.13264, Section 4.2).
+
+    Parameters
+    ----------
+    strata : sequence of sequence of float
+        Finite scores, one for each seed, of each setting that is pooled. Each setting has the same weight.
+    thresholds : ndarray
+        float64 (thresholds,).
+    seed : int
+        The bootstrap's seed.
+
+    Returns
+    -------
+    share, low, high : ndarray
+        float64 (thresholds,); the share, and the ends of its 95 % interval at each threshold, as of :func:`iqm`.
+    """
+    generator = np.random.default_rng(seed)
+    shares, resampled = np.zeros(len(thresholds)), np.zeros((_RESAMPLES, len(thresholds)))
+    for stratum in strata:
+        is_above = np.greater.outer(stratum, thresholds)
+        shares += is_above.mean(axis=0)
+        counts = generator.multinomial(len(stratum), np.full(len(stratum), 1 / len(stratum)), _RESAMPLES)
+        resampled += counts @ is_above / len(stratum)
+    low, high = np.percentile(resampled, [2.5, 97.5], axis=0) / len(strata)
+    return shares / len(strata), low, high
+
+
+def mean_ranks(values: NDArray[np.float64], *, larger_is_better: bool) -> NDArray[np.float64]:
+    """Return each column's mean rank over the rows, float64 (columns,): 1 is the best; equal values share their ranks.
+
+    Parameters
+    ----------
+    values : ndarray
+        Finite numbers, float64 (settings, columns).
+    """
+    ranks: NDArray[np.float64] = stats.rankdata(-values if larger_is_better else values, axis=1).mean(axis=0)
+    return ranks
+
+
+def critical_difference(num_columns: int, num_settings: int) -> float:
+    """Return the difference of mean ranks from which Nemenyi's test finds one at the 5 % level (Demsar 2006, eq. 8).
+
+    Its correction is for all pairs of columns.
+    """
+    quantile = stats.studentized_range.ppf(0.95, num_columns, np.inf) / math.sqrt(2)
+    return float(quantile * math.sqrt(num_columns * (num_columns + 1) / (6 * num_settings)))
+
+
 def crossing(x: ArrayLike, y: ArrayLike, target: float, rising: bool = True) -> float:
     """Return where a curve first reaches a target.
 

@@ -1,0 +1,37 @@
+"""What a report's figures have in common: sizes and fonts, the looks of arms, and the axes of columns."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from fedresearch.runs.columns import is_share
+from fedresearch.study.report.arms import Arm
+from fedresearch.study.report.cells import Study
+from fedresearch.study.report.question import Question
+
+# The width of a figure with one panel, and of one with more, in inches; and fonts that go with the venue's text.
+STYLES = {
+    "": (6.3, 6.3, ["DejaVu Sans"]),
+    "neurips": (5.5, 5.5, ["STIXGeneral", "DejaVu Sans"]),
+    "icml": (3.25, 6.75, ["STIXGeneral", "DejaVu Sans"]),
+    "ieee": (3.5, 7.16, ["STIXGeneral", "DejaVu Sans"]),
+}
+
+
+def page(question: Question, num_panels: int = 1) -> dict[str, Any]:
+    """Return a figure's width and font."""
+    one, two, font = STYLES[question.style]
+    return {"width": one if num_panels == 1 else two, "font": font}
+
+
+def looks(arms: Sequence[Arm]) -> dict[str, dict[str, Any]]:
+    """Return what figures draw arms with, by their labels."""
+    return {arm.label: {name: value for name, value in vars(arm).items() if name != "label"} for arm in arms}
+
+
+def numbers(study: Study, question: Question, column: str) -> dict[str, Any]:
+    """Return what a figure's axis needs to know of a column: label, scale, and what its numbers can be."""
+    share = is_share(column, study.declared)
+    low = 0 if share or "loss" in column or column == "update/norm" else -1 if column == "update/cosine" else None
+    high = 1 if share or column == "update/cosine" else None
+    label, scale = study.column_label(column, question.names), study.scale(column)
+    return {"y_label": label, "scale": scale, "limits": [low, high]}
