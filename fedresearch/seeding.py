@@ -47,3 +47,24 @@ def derive_seed(seed: int, purpose: Purpose, *where: int) -> int:
     """
     key = "/".join(map(str, (seed, purpose, *where)))
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") >> 1
+
+
+class Seeds:
+    """The seeds of one place: called with a purpose, the seed of its generator. One that nobody asks for takes no time.
+
+    Parameters
+    ----------
+    seed : int
+        The run's seed.
+    *where : int
+        The place.
+    """
+
+    __slots__ = "_seed", "_where"
+
+    def __init__(self, seed: int, *where: int) -> None:
+        self._seed, self._where = seed, where
+
+    def __call__(self, purpose: Purpose) -> int:
+        """Return the seed of a generator."""
+        return derive_seed(self._seed, purpose, *self._where)

@@ -263,7 +263,7 @@ def test_the_kernel_takes_tensors_and_trains_as_the_local_trainer_does(cache):
         out=out,
     )
     update = LocalUpdate()
-    task = Task(start, x, y, update, update.stages(model), {"lr": 0.1}, 5, 0)
+    task = Task(start, x, y, update, update.stages(model), {"lr": 0.1}, lambda _: 5)
     trained = LocalTrainer(model, torch.optim.SGD, WORK)(task)
     assert steps.tolist() == [trained.num_steps]
     assert losses[0] == pytest.approx(trained.loss, rel=1e-6)

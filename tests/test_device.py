@@ -25,7 +25,7 @@ def on_meta(compose, strategy):
     start = {name: tensor.to("meta") for name, tensor in experiment.state_dict(initial).items()}
     config = {"lr": 0.1, "num-clients": 6.0, "proximal-mu": 0.1, "alpha": 0.1}
     received = {"control-variate": {name: torch.zeros_like(tensor) for name, tensor in start.items()}}
-    return clients, Task(start, x, y, clients.update, clients.stages, config, 0, 0, received=received)
+    return clients, Task(start, x, y, clients.update, clients.stages, config, lambda _: 0, received=received)
 
 
 @pytest.fixture

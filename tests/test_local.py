@@ -38,10 +38,10 @@ def test_training_is_the_plain_loop_bit_for_bit(optimizer, options):
     plain.load_state_dict(ours.state_dict())
 
     update, lr = LocalUpdate(), options.pop("lr")
-    task = Task(plain.state_dict(), x, y, update, update.stages(ours), {"lr": lr}, batches_seed=1, dropout_seed=0)
+    task = Task(plain.state_dict(), x, y, update, update.stages(ours), {"lr": lr}, seed_of=lambda _: 1)
     work = LocalWork(epochs=3, steps=None, batch_size=5)
     train = LocalTrainer(ours, functools.partial(optimizer, **options), work)
-    train(task._replace(batches_seed=2))  # leaves nothing for the next client
+    train(task._replace(seed_of=lambda _: 2))  # leaves nothing for the next client
     trained = train(task)
 
     order = torch.Generator().manual_seed(1)
@@ -87,7 +87,9 @@ def test_an_optimizers_own_step_and_its_hooks_are_called():
 def test_a_state_dict_of_other_shapes_is_refused_and_not_spread():
     model = nn.Linear(4, 3)
     x, y = samples(5, torch.Generator().manual_seed(0))
-    task = Task({"weight": torch.zeros(1, 4), "bias": torch.zeros(3)}, x, y, LocalUpdate(), (), {"lr": 0.1}, 0, 0)
+    task = Task(
+        {"weight": torch.zeros(1, 4), "bias": torch.zeros(3)}, x, y, LocalUpdate(), (), {"lr": 0.1}, lambda _: 0
+    )
     with pytest.raises(RuntimeError, match="size mismatch for weight"):
         LocalTrainer(model, torch.optim.SGD, LocalWork(1, None, 5))(task)
 

@@ -17,7 +17,7 @@ from fedresearch.local.train import LocalTrainer, LocalWork, Task
 from fedresearch.local.update import LocalUpdate, Stage
 from fedresearch.models.mlp import MLP
 from fedresearch.runs.record import read_record
-from fedresearch.seeding import derive_seed
+from fedresearch.seeding import Seeds
 from fedresearch.strategies.fedbabu import BodyOnly
 from fedresearch.strategies.fedrep import HeadThenBody
 from tests.directories import conduct, rows_of
@@ -174,9 +174,9 @@ def trained_alone(experiment, state, update, stages, server_round, partition_id)
     """Return the model after a client's own training in a round, without apps and grid."""
     model, local = copy.deepcopy(experiment.model), experiment.config.local
     x, y = experiment.data.train_samples(partition_id)
-    batches_seed = derive_seed(experiment.config.seed, "batches", server_round, partition_id)
+    seeds = Seeds(experiment.config.seed, server_round, partition_id)
     stages = update.stages(model) if stages is None else stages
-    task = Task(state, x, y, update, stages, {"lr": experiment.config.optimizer["lr"]}, batches_seed, dropout_seed=0)
+    task = Task(state, x, y, update, stages, {"lr": experiment.config.optimizer["lr"]}, seeds)
     LocalTrainer(model, torch.optim.SGD, LocalWork(local.epochs, local.steps, local.batch_size))(task)
     return model
 
@@ -246,7 +246,7 @@ def test_fedrep_trains_the_head_under_the_received_body_and_then_the_body_under_
     by_hand = copy.deepcopy(model)
     update = HeadThenBody(None, head_epochs=3)
     assert update.stages(model) == (Stage(frozenset(HEAD), 3), Stage(frozenset(BODY), None))
-    task = Task(by_hand.state_dict(), x, y, update, update.stages(model), {"lr": 0.5}, batches_seed=0, dropout_seed=0)
+    task = Task(by_hand.state_dict(), x, y, update, update.stages(model), {"lr": 0.5}, lambda _: 0)
     trained = LocalTrainer(model, torch.optim.SGD, LocalWork(None, 2, 0))(task)
     assert trained.num_steps == 3 + 2
     params = dict(by_hand.named_parameters())

@@ -58,7 +58,9 @@ def test_a_cohorts_round_is_that_of_its_clients(name):
 
     alone, ends = [], []
     for i in range(3):
-        task = Task(initial, x[i], y[i], update, update.stages(model), config, 0, 0, received=received, kept=kept[i])
+        task = Task(
+            initial, x[i], y[i], update, update.stages(model), config, lambda _: 0, received=received, kept=kept[i]
+        )
         ends.append(LocalTrainer(model, torch.optim.SGD, LocalWork(None, STEPS, 0))(task))
         alone.append({key: tensor.detach().clone() for key, tensor in model.named_parameters()})
 
@@ -66,7 +68,9 @@ def test_a_cohorts_round_is_that_of_its_clients(name):
     model.load_state_dict(initial)
     forward = Forward(model)
     starts = [
-        starting(Task(initial, x[i], y[i], update, (), config, 0, 0, received=received, kept=kept[i]), model, initial)
+        starting(
+            Task(initial, x[i], y[i], update, (), config, lambda _: 0, received=received, kept=kept[i]), model, initial
+        )
         for i in range(3)
     ]
     fixed = [update.begin(start) for start in starts]

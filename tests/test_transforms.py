@@ -314,7 +314,7 @@ def test_steps_with_mixup_are_those_of_a_formula():
     inputs = Inputs(lambda pixels: pixels.double() / 255, [transform])
     task = Task(
         model.state_dict(), torch.from_numpy(x), torch.from_numpy(y), LocalUpdate(), LocalUpdate().stages(model),
-        {"lr": 0.5}, 3, 0, transforms_seed=5, inputs=inputs,
+        {"lr": 0.5}, {"batches": 3, "dropout": 0, "transforms": 5, "local-update": 0}.__getitem__, inputs=inputs,
     )  # fmt: skip
     trained = LocalTrainer(model, torch.optim.SGD, LocalWork(1, None, 4))(task)
     order = torch.randperm(7, generator=torch.Generator().manual_seed(3)).numpy()

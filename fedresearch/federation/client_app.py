@@ -41,7 +41,7 @@ from fedresearch.local.state_names import Names, parameters
 from fedresearch.local.train import LocalTrainer, LocalWork, Task, Trained
 from fedresearch.local.transforms import Transform
 from fedresearch.local.update import LocalUpdate, Tensors
-from fedresearch.seeding import derive_seed
+from fedresearch.seeding import Seeds, derive_seed
 
 # Records of a client's state: its personal parts of the global model, its own second model, its optimizers. What the
 # update or a stage of the channel keeps has their names behind a prefix.
@@ -104,15 +104,21 @@ class Result(NamedTuple):
         return all(map(bool, found)) and all(bool(np.isfinite(array).all()) for array in sent)
 
 
+def put_result(client: Client, result: Result, stack: StackedReplies, place: int) -> dict[int, RecordDict]:
+    """Put what a client sends into a stack; return its new state by its partition id, if it keeps something."""
+    stack.put(place, result.arrays, result.sent, result.metrics)
+    if result.kept and result.is_finite:
+        return {client.partition_id: RecordDict({**client.state, **result.kept})}
+    return {}
+
+
 def put_results(
     clients: Sequence[Client], results: Iterable[Result], stack: StackedReplies, first: int = 0
 ) -> dict[int, RecordDict]:
     """Put what clients send into a stack, from a place on; return by partition id the new states of those that keep."""
-    states = {}
+    states: dict[int, RecordDict] = {}
     for place, (client, result) in enumerate(zip(clients, results, strict=True), first):
-        stack.put(place, result.arrays, result.sent, result.metrics)
-        if result.kept and result.is_finite:
-            states[client.partition_id] = RecordDict({**client.state, **result.kept})
+        states |= put_result(client, result, stack, place)
     return states
 
 
@@ -285,8 +291,7 @@ class Clients(ClientApp):
                 task, own = self._task_of(content, client), [_NOTHING]
                 if self.update.own_model:
                     own = self._train_own([content], [client], [task], None)
-                for trained in self._run(None, (task,)):
-                    yield self.result(task, trained, *own)
+                yield self.result(task, self._local(task), *own)
             return
         tasks = self.tasks(contents, clients)
         own = self._train_own(contents, clients, tasks, trainer) if self.update.own_model else [_NOTHING] * len(tasks)
@@ -372,19 +377,15 @@ class Clients(ClientApp):
     def _task(self, carried: _Received, partition_id: int, start: Tensors, *purpose: int, **options: Any) -> Task:
         """Return a client's task; ``purpose`` separates the draws of one round's tasks, ``options`` are the task's."""
         server_round = carried.server_round
-        place = (server_round, partition_id, *purpose)
         x, y = self.data.train_samples(partition_id)
         return Task(
             start=start,
             x=x,
             y=y,
             config=carried.config,
-            batches_seed=derive_seed(self.seed, "batches", *place),
-            dropout_seed=derive_seed(self.seed, "dropout", *place),
+            seed_of=Seeds(self.seed, server_round, partition_id, *purpose),
             server_round=server_round,
             partition_id=partition_id,
-            update_seed=derive_seed(self.seed, "local-update", *place),
-            transforms_seed=derive_seed(self.seed, "transforms", *place) if self.inputs.transforms else 0,
             inputs=self.inputs,
             share=self.availability(server_round, partition_id),
             **options,
@@ -401,11 +402,11 @@ class Clients(ClientApp):
     def result(self, task: Task, trained: Trained, own: _Own = _NOTHING) -> Result:
         """Return what a client sends and keeps."""
         end = trained.end
-        sent = {**trained.state, **end.params}
+        sent = {**trained.state, **{name: tensor.detach() for name, tensor in end.params.items()}}
         metrics = {
             TRAIN_LOSS: trained.loss,
             NUM_STEPS: trained.num_steps + own.num_steps,
-            NUM_EXAMPLES: len(task.y),
+            NUM_EXAMPLES: task.y.shape[0],
             UNIFORM: 1,
         }
         for name, value in end.metrics.items():
@@ -418,7 +419,7 @@ class Clients(ClientApp):
         if self.keeps_optimizer_state:
             kept[_OPTIMIZER] = tensor_record(trained.optimizer_state)
         return Result(
-            {name: tensor.detach() for name, tensor in sent.items() if name not in self.personal},
+            {name: tensor for name, tensor in sent.items() if name not in self.personal} if self.personal else sent,
             {name: {key: _numpy(tensor) for key, tensor in group.items()} for name, group in end.sent.items()},
             metrics,
             {**kept, **own.kept},

@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 from torch import Tensor
@@ -121,18 +120,25 @@ class StackedReplies(LazyMessages):
         DifferentReply
             If the names or shapes of its arrays differ from the model's, or its other names from the first client's.
         """
-        places = self.layout.places
-        if arrays.keys() != places.keys():
+        parts, row = self._parts, place % self.num_rows
+        if arrays.keys() != parts.keys():
             self._check(place, arrays)
-        row = place % self.num_rows
         for name, array in arrays.items():
-            dtype, columns, shape = places[name]
+            part = parts[name]
             if self.device is None:
                 array = _in_memory(array)
-            if array.shape != shape or _numpy_dtype(array.dtype) != dtype:
+            if array.shape != part.shape[1:] or array.dtype != part.dtype:
                 self._check(place, arrays)
-            self.held[dtype][row, columns] = array.ravel()  # type: ignore[assignment]
+            part[row] = array
         self.put_rest(place, sent, metrics)
+
+    @functools.cached_property
+    def _parts(self) -> dict[str, Any]:
+        """The rows of each of the model's arrays, ``(n, *shape)``, for writing."""
+        return {
+            name: self.held[dtype][:, columns].reshape(self.num_rows, *shape)
+            for name, (dtype, columns, shape) in self.layout.places.items()
+        }
 
     def put_rest(self, place: int, sent: Mapping[str, Arrays], metrics: Mapping[str, Any]) -> None:
         """Set what a client sends besides its model, which is in its row."""
@@ -143,10 +149,11 @@ class StackedReplies(LazyMessages):
                 key: {name: np.empty((n, *array.shape), array.dtype) for name, array in group.items()}
                 for key, group in sent.items()
             }
-        self._check_names("metrics", place, metrics, self.metrics)
+        if metrics.keys() != self.metrics.keys():
+            self._check_names("metrics", place, metrics, self.metrics)
         for name, value in metrics.items():
             self.metrics[name][place] = value
-        if sent or self.sent:
+        if sent.keys() != self.sent.keys():
             self._check_names("records", place, sent, self.sent)
         for key, group in sent.items():
             self._check_names(f"arrays in {key}", place, group, self.sent[key])
@@ -339,12 +346,6 @@ class FoldedReplies(StackedReplies):
 def _in_memory(values: NDArray[Any] | Tensor) -> NDArray[Any]:
     array: NDArray[Any] = values.numpy(force=True) if isinstance(values, Tensor) else values
     return array
-
-
-@functools.cache
-def _numpy_dtype(dtype: Any) -> np.dtype[Any]:
-    """Return a dtype of NumPy's or torch's as one of NumPy's."""
-    return torch.empty(0, dtype=dtype).numpy().dtype if isinstance(dtype, torch.dtype) else np.dtype(dtype)
 
 
 def _held(arrays: Arrays) -> ArrayRecord:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from flwr.app import Message, RecordDict
 
-from fedresearch.federation.client_app import Clients, put_results
+from fedresearch.federation.client_app import Clients, put_result
 from fedresearch.federation.stack import DifferentReply, FoldedReplies, StackedReplies
 from fedresearch.hardware.ordered import OrderedGrid, answer, pickle_reply
 
@@ -22,7 +22,7 @@ class InProcessGrid(OrderedGrid):
         results = clients.train_in_turn(content, cohort)
         for place, client in enumerate(cohort):
             try:
-                states = put_results([client], [next(results)], stack, place)
+                state = put_result(client, next(results), stack, place)
             except DifferentReply:
                 raise
             except (Exception, SystemExit):
@@ -31,7 +31,8 @@ class InProcessGrid(OrderedGrid):
                     break
                 results = clients.train_in_turn(content, cohort[place + 1 :])  # an error ends a generator
             else:
-                self._keep_all(states)
+                if state:
+                    self._keep_all(state)
         return failed
 
     def _reply(self, message: Message) -> Message:

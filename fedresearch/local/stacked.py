@@ -192,9 +192,9 @@ def _draw(
     orders, numbers = Generator(), Generator()
     drawn: list[tuple[list[NDArray[np.int64]], list[list[Tensors]]]] = [([], []) for _ in works]
     for task, start in zip(tasks, starts, strict=True):
-        orders.manual_seed(task.batches_seed)
+        orders.manual_seed(task.seed_of("batches"))
         if task.inputs.transforms:
-            numbers.manual_seed(task.transforms_seed)
+            numbers.manual_seed(task.seed_of("transforms"))
         for work, (of_clients, of_samples) in zip(works, drawn, strict=True):
             width = work.batch_size or largest
             epochs = [*work.orders(len(task.y), orders, task.share)]

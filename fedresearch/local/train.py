@@ -21,6 +21,7 @@ from fedresearch.local.inputs import Inputs
 from fedresearch.local.mixing import Targets, objective
 from fedresearch.local.objective import mean_gradient, mean_loss
 from fedresearch.local.update import End, Fixed, Groups, LocalUpdate, Stage, Start, Tensors
+from fedresearch.seeding import Purpose
 
 MakeOptimizer = Callable[..., Optimizer]
 
@@ -104,8 +105,9 @@ class Task(NamedTuple):
         The stages of the training, in their order.
     config : mapping of str to float
         The numbers that the server sent; ``"lr"`` is the learning rate.
-    batches_seed, dropout_seed, transforms_seed : int
-        Seeds of the order of the samples, of the model's own draws such as dropout, and of the transforms.
+    seed_of : callable
+        The seed of a purpose: ``"batches"`` for the order of the samples, ``"dropout"`` for the model's own draws,
+        ``"transforms"``, and ``"local-update"`` for the update's.
     inputs : Inputs
         Makes the model's inputs of samples.
     anchor : mapping, optional
@@ -116,7 +118,7 @@ class Task(NamedTuple):
         The optimizers' state from which to continue; None: they start anew in every round.
     share : float
         The share of its work that the client does, in each stage.
-    server_round, partition_id, update_seed : int
+    server_round, partition_id : int
         What ``Start`` says about the round and the client.
     """
 
@@ -126,9 +128,7 @@ class Task(NamedTuple):
     update: LocalUpdate
     stages: Sequence[Stage]
     config: Mapping[str, float]
-    batches_seed: int
-    dropout_seed: int
-    transforms_seed: int = 0
+    seed_of: Callable[[Purpose], int]
     inputs: Inputs = Inputs()
     anchor: Tensors | None = None
     received: Groups = MappingProxyType({})
@@ -137,7 +137,6 @@ class Task(NamedTuple):
     share: float = 1.0
     server_round: int = 1
     partition_id: int = 0
-    update_seed: int = 0
 
 
 class Trained(NamedTuple):
@@ -198,13 +197,13 @@ class LocalTrainer:
         self._load(task.start)
         if not model.training:
             model.train()
-        self._orders.manual_seed(task.batches_seed)
+        self._orders.manual_seed(task.seed_of("batches"))
         if task.inputs.transforms:
-            self._numbers.manual_seed(task.transforms_seed)
+            self._numbers.manual_seed(task.seed_of("transforms"))
         losses: list[Tensor] = []
         state: dict[str, Tensor] = {}
         # A model's own draws (dropout) come from the global generators.
-        with seeded_for_client(task.x.device, task.dropout_seed):
+        with seeded_for_client(task.x.device, task.seed_of("dropout")):
             fixed = update.begin(starting(task, model, params))
             try:
                 for number, stage in enumerate(task.stages):
@@ -320,7 +319,7 @@ def starting(task: Task, model: Module, names: Iterable[str]) -> Start:
         loss,
         task.server_round,
         task.partition_id,
-        task.update_seed,
+        task.seed_of("local-update"),
     )
 
 

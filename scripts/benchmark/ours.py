@@ -31,7 +31,7 @@ from fedresearch.local.state_names import parameters
 from fedresearch.local.train import LocalTrainer, Task, Trained
 from fedresearch.local.update import End, LocalUpdate
 from fedresearch.runs.directory import History, RunDirectory
-from fedresearch.seeding import derive_seed
+from fedresearch.seeding import Seeds
 from scripts.benchmark.workloads import Workload, initial_state
 
 _CACHE = "~/.cache/fedresearch"
@@ -67,18 +67,17 @@ class NullClients(Clients):
 
     def __init__(self, **parts: Any) -> None:
         super().__init__(**parts)
-        self._parts = parts
+        self._parts, self._local = parts, _add  # type: ignore[assignment]
 
     def _run(self, trainer: Any, tasks: Sequence[Task]) -> Iterator[Trained]:
-        return _add(tasks)
+        return map(_add, tasks)
 
     def __reduce__(self) -> tuple[Callable[[], Clients], tuple[()]]:
         return functools.partial(NullClients, **self._parts), ()
 
 
-def _add(tasks: Sequence[Task]) -> Iterator[Trained]:
-    for task in tasks:
-        yield Trained({name: tensor + 1e-3 for name, tensor in task.start.items()}, 0.0, 1, End(), {})
+def _add(task: Task) -> Trained:
+    return Trained({name: tensor + 1e-3 for name, tensor in task.start.items()}, 0.0, 1, End(), {})
 
 
 def sampling_of(work: Workload, data: Any) -> Sampling:
@@ -199,8 +198,8 @@ class OursLocal:
         torch.set_num_threads(1)
         for i in sorted(self._sampling(server_round)):
             x, y = self._data.train_samples(i)
-            seed = derive_seed(0, "batches", server_round, i)
-            task = Task(self._initial, x, y, LocalUpdate(), self._stages, {"lr": self._work.lr}, seed, seed)
+            seeds = Seeds(0, server_round, i)
+            task = Task(self._initial, x, y, LocalUpdate(), self._stages, {"lr": self._work.lr}, seeds)
             self._train(task)
 
     def state(self) -> dict[str, Tensor]:
