@@ -93,6 +93,23 @@ def test_runs_that_become_unreadable_are_reported_and_read_again(server, sweep):
     assert ask(server)[0] == 200
 
 
+def test_a_sweep_that_has_not_begun_is_waited_for(tmp_path):
+    (tmp_path / "sweep.json").write_text('[{"overrides": [], "directory": "a"}, {"overrides": [], "directory": "b"}]')
+    with LiveServer([tmp_path], lambda: report(load([tmp_path]))) as server:
+        assert server.lacks == "no run has a round yet"
+        _, values = server.current()
+        assert values["notes"] == ["no run has a round yet", "Runs: 2 missing"]
+        make(tmp_path / "a", status="running", rows=[{"eval/accuracy": 0.5}])
+        assert server.current()[1]["title"] == "Test accuracy of 1 run in 1 cell"
+        assert not server.lacks
+
+
+def test_what_no_run_will_change_is_refused_at_once(tmp_path):
+    make(tmp_path / "a", status="failed")
+    with pytest.raises(InputError, match="no run has a round yet"):
+        LiveServer([tmp_path], lambda: report(load([tmp_path])))
+
+
 def test_a_port_in_use_is_refused(server, sweep):
     with pytest.raises(InputError, match=f"^--port {server.server_port} cannot be used: Address already in use; leave"):
         LiveServer([sweep], lambda: report(load([sweep])), server.server_port)

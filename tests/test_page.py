@@ -1,12 +1,17 @@
 """The report's page in a browser: what it shows, what its controls do, and that it needs no network."""
 
+import json
 import re
 import shutil
+from threading import Thread
 
 import pytest
 from playwright.sync_api import Error, expect, sync_playwright
 
+from fedresearch.study.report.live import LiveServer
+from fedresearch.study.report.load import load
 from fedresearch.study.report.page import page
+from tests import records
 
 HOSTILE = "</script><b>x"
 PICTURE = "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' width='900' height='9'/%3E"
@@ -400,3 +405,32 @@ def test_the_dark_scheme_has_its_own_colours(report):
         dark_back, dark_text = colours("dark")
         back, text = colours("light")
         assert max(dark_back, text) < min(back, dark_text)
+
+
+def test_a_page_that_follows_its_runs_gets_new_arms_in_the_same_view(browser, tmp_path):
+    jobs = [{"overrides": [], "directory": name} for name in "abc"]
+    (tmp_path / "sweep.json").write_text(json.dumps(jobs))
+    rows = [{"eval/accuracy": 0.25}, {"eval/accuracy": 0.5}]
+    with LiveServer([tmp_path], lambda: records.report(load([tmp_path]))) as server:
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        tab = browser.new_page()
+        faults = []
+        tab.on("pageerror", lambda error: faults.append(str(error)))
+        tab.goto(server.address)
+        expect(tab.locator(".notes li")).to_have_text(["no run has a round yet", "Runs: 3 missing"])
+
+        records.make(tmp_path / "a", rows=rows)
+        expect(tab.locator("#plot .ytitle")).to_have_text("Test accuracy (%)", timeout=30_000)
+        tab.evaluate("Plotly.relayout('plot', { 'xaxis.range': [1, 1.5] })")
+        tab.get_by_role("button", name="Seed").dblclick()
+        tab.get_by_label("Filter runs").fill("finished")
+
+        records.make(tmp_path / "b", choices={"strategy": "fedprox"}, rows=rows)
+        expect(tab.locator(".arm")).to_have_text(["fedavg n = 1", "fedprox n = 1"])
+        expect(tab.locator("#runs-count")).to_have_text("2 of 3")
+        expect(tab.get_by_label("Filter runs")).to_be_focused()
+        expect(tab.get_by_role("columnheader", name="Seed")).to_have_attribute("aria-sort", "descending")
+        assert tab.evaluate("document.getElementById('plot')._fullLayout.xaxis.range") == [1, 1.5]
+        assert faults == []
+        tab.close()
+        server.shutdown()

@@ -72,7 +72,7 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument(
         "--live",
         action="store_true",
-        help="write nothing: serve the page, without figures, to this machine's browsers, and add rounds as they end",
+        help="write nothing: serve the page, without figures, to this machine's browsers, with rounds and runs as they come",
     )
     parser.add_argument("--port", type=int, metavar="PORT", help="of --live (default: any that is free)")
     gc.disable()  # saves a seventh of the time for 1,000 runs: nearly all objects live to the end

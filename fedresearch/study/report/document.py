@@ -5,6 +5,7 @@ import io
 import math
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -53,7 +54,7 @@ def document(report: Report, pictures: Mapping[str, bytes]) -> dict[str, Any]:
         "title": report.title,
         "metric": study.column_label(metric, names),
         "axis": report.question.x_axis,
-        "command": shlex.join(["fedresearch", *sys.argv[1:]]),
+        "command": _command(),
         "generated": now(),
         "warnings": [*report.warnings],
         "notes": [*report.notes],
@@ -81,6 +82,21 @@ def document(report: Report, pictures: Mapping[str, bytes]) -> dict[str, Any]:
         ],
         **_runs(report, labels),
     }
+
+
+def waiting_document(why: str, runs: Sequence[LoadedRun]) -> dict[str, Any]:
+    """Return what the page reads while there is no report, for a reason, of runs that are to come or under way."""
+    states = ", ".join(f"{number} {state}" for state, number in Counter(run.state for run in runs).items())
+    lists = ("warnings", "axes", "metrics", "targets", "arms", "panels", "cells", "tables", "figures", "runs")
+    return {
+        **{"title": "Nothing to report yet", "metric": "", "axis": "", "command": _command(), "generated": now()},
+        **{"notes": [why, f"Runs: {states}"], "base": {}},
+        **{name: [] for name in lists},
+    }
+
+
+def _command() -> str:
+    return shlex.join(["fedresearch", *sys.argv[1:]])
 
 
 def _small(picture: bytes) -> bytes:

@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 from fedresearch.errors import InputError, one_line, readable
 from fedresearch.runs.record import METRICS, RECORD, REFUSED
 from fedresearch.study.report.build import Report
-from fedresearch.study.report.document import document
-from fedresearch.study.report.load import find_runs
+from fedresearch.study.report.document import document, waiting_document
+from fedresearch.study.report.load import find_runs, load
 from fedresearch.study.report.page import page
 
 LOOPBACK = "127.0.0.1"
@@ -42,13 +42,16 @@ class LiveServer(ThreadingHTTPServer):
     Raises
     ------
     InputError
-        If the port cannot be used, or the report cannot be built.
+        If the port cannot be used, or the report cannot be built although no run is to come or under way.
     """
 
     def __init__(self, paths: Sequence[Path], build: Callable[[], Report], port: int = 0) -> None:
         self._paths, self._build = paths, build
         self._lock = Lock()
         self._tag, self._document = "", dict[str, Any]()
+        self.lacks = (
+            "rounds"  # why there is no report yet, while runs are to come or under way; "" from the first one on
+        )
         self.current()
         try:
             super().__init__((LOOPBACK, port), _Handler)
@@ -71,7 +74,14 @@ class LiveServer(ThreadingHTTPServer):
         with self._lock:
             tag = f'"{_state_of_files(self._paths)}"'  # before they are read: what they gain meanwhile is read again
             if tag != self._tag:
-                self._document = document(self._build(), {})
+                try:
+                    self._document, self.lacks = document(self._build(), {}), ""
+                except InputError as error:
+                    runs = load(self._paths) if self.lacks else []
+                    if not {"missing", "running"} & {run.state for run in runs}:
+                        raise
+                    self.lacks = one_line(error)
+                    self._document = waiting_document(self.lacks, runs)
                 self._tag = tag
             return self._tag, self._document
 
@@ -81,6 +91,8 @@ def serve(paths: Sequence[Path], build: Callable[[], Report], port: int) -> None
     gc.enable()  # of each report only the last is kept
     with LiveServer(paths, build, port) as server:
         print(f"{server.address} shows the report and follows its runs; Ctrl-C ends it", flush=True)
+        if server.lacks:
+            print(f"nothing to report yet: {server.lacks}", flush=True)
         try:
             server.serve_forever()
         except KeyboardInterrupt:

@@ -11,7 +11,7 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 from plotly.offline import get_plotlyjs
 
-# What the script reads.
+# What the script reads; to follow a newer document, it reads all.
 _DRAWN = ("arms", "panels", "cells", "axes", "metrics", "targets", "base", "runs")
 _FIRST, _SKIPPED, _NUM_DIGITS = ord("!"), ord("<"), 93
 
@@ -38,7 +38,8 @@ def page(document: Mapping[str, Any], tag: str = "") -> str:
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     template = resources.files("fedresearch.study.report").joinpath("page.html").read_text("utf-8")
     template = "\n".join(map(str.strip, template.splitlines()))
-    data = json.dumps({name: document[name] for name in _DRAWN}, allow_nan=False, separators=(",", ":"))
+    drawn = document if tag else {name: document[name] for name in _DRAWN}
+    data = json.dumps(drawn, allow_nan=False, separators=(",", ":"))
     return environment.from_string(template).render(document, data=_pack(data), plotly=_plotly, tag=tag)
 
 
