@@ -7,7 +7,7 @@ from threading import Thread
 import pytest
 
 from fedresearch.errors import InputError
-from fedresearch.study.report import command
+from fedresearch.study.report import command, live
 from fedresearch.study.report.live import LiveServer
 from fedresearch.study.report.load import load
 from tests.records import make, report
@@ -102,6 +102,26 @@ def test_a_sweep_that_has_not_begun_is_waited_for(tmp_path):
         make(tmp_path / "a", status="running", rows=[{"eval/accuracy": 0.5}])
         assert server.current()[1]["title"] == "Test accuracy of 1 run in 1 cell"
         assert not server.lacks
+
+
+def test_a_baseline_is_left_out_until_a_second_arm_has_begun(tmp_path, monkeypatch):
+    def title_and_notes():
+        command.main([str(tmp_path), "--live", "--baseline", "strategy=fedavg"])
+        return built.title, built.notes
+
+    def serve(paths, build, port):
+        nonlocal built
+        built = build()
+
+    built = None
+    monkeypatch.setattr(live, "serve", serve)
+    (tmp_path / "sweep.json").write_text('[{"overrides": [], "directory": "a"}, {"overrides": [], "directory": "b"}]')
+    make(tmp_path / "a", rows=[{"eval/accuracy": 0.5}])
+    title, notes = title_and_notes()
+    assert title == "Test accuracy of 1 run in 1 cell"
+    assert notes[0].startswith("until more runs have begun, this leaves out --baseline: strategy does not vary")
+    make(tmp_path / "b", rows=[{"eval/accuracy": 0.5}], choices={"strategy": "fedprox"})
+    assert title_and_notes() == ("Test accuracy of 2 runs in 2 cells", [])
 
 
 def test_what_no_run_will_change_is_refused_at_once(tmp_path):

@@ -4,10 +4,16 @@ import gc
 import math
 from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedresearch.config.verbs import VerbParser, reporting
 from fedresearch.errors import InputError, printing
+
+if TYPE_CHECKING:
+    from fedresearch.study.report.build import Report
 
 _DESCRIPTION = """\
 Make tables, figures and a page from the runs in some directories, finished or
@@ -72,7 +78,7 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument(
         "--live",
         action="store_true",
-        help="write nothing: serve the page, without figures, to this machine's browsers, with rounds and runs as they come",
+        help="write nothing: serve the page, without figures, to this machine's browsers, and follow the runs",
     )
     parser.add_argument("--port", type=int, metavar="PORT", help="of --live (default: any that is free)")
     gc.disable()  # saves a seventh of the time for 1,000 runs: nearly all objects live to the end
@@ -87,41 +93,59 @@ def _report(arguments: Namespace) -> None:
         raise InputError("--port goes with --live; try --live --port 8000")
     if arguments.live and arguments.out:
         raise InputError("--live writes nothing; leave out --out, or --live")
-    targets = [*dict.fromkeys(_number(word) for word in _words(arguments.targets))]
-    # Imported only now: matplotlib, pandas and SciPy take seconds.
-    from fedresearch.study.report.build import Report, build_report
-    from fedresearch.study.report.cells import group_runs
-    from fedresearch.study.report.files import write
-    from fedresearch.study.report.load import load
-    from fedresearch.study.report.question import pose_question
-
-    def build() -> Report:
-        study = group_runs(load(arguments.directories))
-        question = pose_question(
-            study,
-            select=arguments.select,
-            metric=arguments.metric,
-            targets=targets,
-            baseline=arguments.baseline,
-            tuned=_words(arguments.tuned),
-            x_axis=arguments.x,
-            grid=(_words(arguments.rows), _words(arguments.cols)) if arguments.rows else None,
-            facet=_words(arguments.facet),
-            arms=_words(arguments.arms),
-            highlight=_words(arguments.highlight),
-            labels=arguments.label,
-            style=arguments.style,
-        )
-        return build_report(study, question, with_figures=not arguments.live)
-
+    arguments.targets = [*dict.fromkeys(_number(word) for word in _words(arguments.targets))]
     if arguments.live:
         from fedresearch.study.report.live import serve
 
-        serve(arguments.directories, build, arguments.port or 0)
+        serve(arguments.directories, partial(_build_so_far, arguments), arguments.port or 0)
         return
+    from fedresearch.study.report.files import write
+
     out = arguments.out or arguments.directories[0] / "report"
-    print(write(build(), out))
+    print(write(_build(arguments), out))
     print(out / "report.html")
+
+
+def _build(arguments: Namespace) -> "Report":
+    # Imported only now: matplotlib, pandas and SciPy take seconds.
+    from fedresearch.study.report.build import build_report
+    from fedresearch.study.report.cells import group_runs
+    from fedresearch.study.report.load import load
+    from fedresearch.study.report.question import pose_question
+
+    study = group_runs(load(arguments.directories))
+    question = pose_question(
+        study,
+        select=arguments.select,
+        metric=arguments.metric,
+        targets=arguments.targets,
+        baseline=arguments.baseline,
+        tuned=_words(arguments.tuned),
+        x_axis=arguments.x,
+        grid=(_words(arguments.rows), _words(arguments.cols)) if arguments.rows else None,
+        facet=_words(arguments.facet),
+        arms=_words(arguments.arms),
+        highlight=_words(arguments.highlight),
+        labels=arguments.label,
+        style=arguments.style,
+    )
+    return build_report(study, question, with_figures=not arguments.live)
+
+
+def _build_so_far(arguments: Namespace) -> "Report":
+    """Leave out the options that name keys until all of these vary, if runs are to come."""
+    try:
+        return _build(arguments)
+    except InputError as error:
+        from fedresearch.study.report.load import load
+
+        typed = [name for name in ("baseline", "tuned", "rows", "cols", "facet", "arms") if getattr(arguments, name)]
+        if not typed or not any(run.may_grow for run in load(arguments.directories)):
+            raise
+        report = _build(Namespace(**{**vars(arguments), **dict.fromkeys(typed, "")}))
+        left_out = ", ".join(f"--{name}" for name in typed)
+        why = str(error).partition(";")[0]
+        return replace(report, notes=[f"until more runs have begun, this leaves out {left_out}: {why}", *report.notes])
 
 
 def _words(text: str) -> list[str]:

@@ -78,7 +78,7 @@ class LiveServer(ThreadingHTTPServer):
                     self._document, self.lacks = document(self._build(), {}), ""
                 except InputError as error:
                     runs = load(self._paths) if self.lacks else []
-                    if not {"missing", "running"} & {run.state for run in runs}:
+                    if not any(run.may_grow for run in runs):
                         raise
                     self.lacks = one_line(error)
                     self._document = waiting_document(self.lacks, runs)

@@ -35,6 +35,11 @@ class LoadedRun(loaded.Run):
         """The number of rounds so far; the evaluation of the initial model does not count."""
         return int(self.columns["round"][-1]) if self.columns else 0
 
+    @property
+    def may_grow(self) -> bool:
+        """Whether it is under way, or is to come."""
+        return self.state in ("running", "missing")
+
     def column(self, name: str) -> Column:
         """Return a column, float64 (rows,); NaN in every row if the run does not have it."""
         return self.columns.get(name, np.full(len(self.columns.get("round", ())), np.nan))
