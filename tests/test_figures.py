@@ -10,7 +10,7 @@ import pytest
 from matplotlib import image
 from matplotlib.text import Text
 
-from fedresearch.drawings import curves, forest, heat_map, ranking, sensitivity, spread
+from fedresearch.drawings import curves, forest, heat_map, ranking, sensitivity, spread, trajectories
 from fedresearch.drawings.paper import apart, read, saved
 from fedresearch.drawings.picture import concatenated
 from fedresearch.runs.pictures import heterogeneity, partition_picture
@@ -376,6 +376,32 @@ def test_names_of_ranks_do_not_overlap(width):
     assert all(0 <= box.x0 < box.x1 <= figure.bbox.width and box.y0 >= 0 for box in boxes)
 
 
+def plot_trajectories(middle=0.5):
+    lines = [
+        (np.nan, middle, 0.1, 0.9),
+        (0.0, 0.2, np.nan, np.nan),
+        (1.0, np.array([0.4, np.nan, 0.6]), np.nan, np.nan),
+    ]
+    parts = [
+        {"panel": panel, "arm": panel, "client": client, "x": ROUNDS[:3], "y": y, "low": low, "high": high}
+        for panel in ("a", "b")
+        for client, y, low, high in lines
+    ]
+    spec = {"panels": ["a", "b"], "columns": 2, "arms": looks(["a", "b"]), **AXES, "limits": [0, 1], "scale": 100}
+    return trajectories.draw(concatenated(parts, ("panel", "arm", "client", "x", "y", "low", "high")), spec)
+
+
+def test_clients_are_thin_lines_behind_their_median():
+    figure = plot_trajectories()
+    left, right = figure.axes
+    assert [each.get_ydata().tolist() for each in left.lines] == [[20, 20, 20], [40, 60], [50, 50, 50]]
+    assert [each.get_linewidth() for each in left.lines] == [0.5, 0.5, 1.6]
+    band = left.collections[0].get_paths()[0].vertices[:, 1]
+    assert (band.min(), band.max()) == (10, 90)
+    assert left.get_ylim() == right.get_ylim()
+    assert legend(figure) == ["median client", "10th to 90th percentile", "each client"]
+
+
 NAN = np.full(3, np.nan)
 ODD = {
     "one point": lambda: plot_curves([curve(x=ROUNDS[:1], y=ROUNDS[:1])]),
@@ -383,6 +409,7 @@ ODD = {
     "no number of a sweep": lambda: plot_sensitivity([line([1.0, 20, 400], y=NAN)]),
     "no number of a table": lambda: table(np.full((2, 2), np.nan)),
     "no number of the clients": lambda: plot_spread([("a", *[np.nan] * 4)]),
+    "no number of a client": lambda: plot_trajectories(NAN),
     "one cell": lambda: table([[0.5]], ["a"], ["x"]),
     "endless words": lambda: plot_heat_map(np.ones((1, 2)), ["a" * 300], ["b" * 300, "c"], "d", "e", "f" * 300),
     "glyphs": lambda: plot_curves([curve("連合 学習")], x_label="學", y_label="習"),

@@ -430,6 +430,37 @@ def test_confusions_of_seeds_are_added(tmp_path):
     np.testing.assert_array_equal(shares, [0.5, 0.5, np.nan, np.nan])
 
 
+def test_each_class_has_its_accuracy_over_seeds(tmp_path):
+    for seed, counts in enumerate(("0,3,1\n1,0,0\n", "0,1,3\n1,0,0\n")):
+        make(tmp_path / f"{seed}", seed=seed, rows=rows(0.5))
+        (tmp_path / f"{seed}" / "confusion.csv").write_text(f"class,0,1\n{counts}")
+    data = report(load([tmp_path])).figures["class_accuracy"].data
+    assert (data["row"], data["col"]) == (["all runs"] * 2, ["0", "1"])
+    np.testing.assert_array_equal(data["value"], [0.5, np.nan])  # of 3/4 and 1/4
+    # Student's t with one degree of freedom is 12.706, and the standard error is 1/4.
+    np.testing.assert_allclose(data["half_width"], [12.706 / 4, np.nan], rtol=1e-4)
+
+
+def test_clients_have_trajectories_from_two_evaluations_on(tmp_path):
+    make(tmp_path / "run", rows=rows(0.5, 0.6))
+    lines = [
+        {
+            "round": number,
+            "train": {"partition_id": [0]},
+            "evaluate": {"partition_id": clients, "clients/accuracy": own},
+        }
+        for number, clients, own in ((1, [0, 1], [0.25, 0.75]), (2, [1], [0.5]))
+    ]
+    table = tmp_path / "run" / "clients.jsonl"
+    table.write_text(f"{json.dumps(lines[0])}\n")
+    assert "trajectories" not in report(load([tmp_path])).figures
+    table.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    data = report(load([tmp_path])).figures["trajectories"].data
+    np.testing.assert_array_equal(data["client"], [np.nan, np.nan, 0, 0, 1, 1])
+    np.testing.assert_array_equal(data["y"], [0.5, 0.5, 0.25, np.nan, 0.75, 0.5])
+    np.testing.assert_allclose(data["low"][:2], [0.3, 0.5])
+
+
 @pytest.mark.parametrize("text", ["", PARTITION.splitlines()[0], "x\n\n"])
 def test_an_empty_partition_file_is_ignored(tmp_path, text):
     make(tmp_path / "run")

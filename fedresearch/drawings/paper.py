@@ -131,10 +131,11 @@ def new_axes(spec: Spec, height: float, x_label: str, y_label: str) -> tuple[Fig
 def new_panels(spec: Spec, height: float = 0) -> tuple[Figure, list[Axes]]:
     """Return a figure with axes for each of ``spec["panels"]``, side by side as far as there is room.
 
-    ``height`` is that of axes, in inches; 0: as goes with their width.
+    ``height`` is that of axes, in inches; 0: as goes with their width. ``spec["columns"]``, where it has that, is how
+    many stand side by side.
     """
     panels, width = spec["panels"], spec["width"]
-    rows = -(-len(panels) // max(1, int(width / 1.75)))
+    rows = -(-len(panels) // (spec.get("columns") or max(1, int(width / 1.75))))
     columns = -(-len(panels) // rows)
     each = width / columns
     titles = [wrap(panel, each / CHARACTER - 4) for panel in panels]
@@ -192,9 +193,10 @@ def line_style(arm: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def wrap(label: str, width: float) -> str:
-    """Break a label between words; a word that is far too long is cut."""
-    words = " ".join(cut(word, max(40, int(width))) for word in label.split())
-    return textwrap.fill(words, max(10, int(width)), break_long_words=False, break_on_hyphens=False)
+    """Break a label between words, but not at "="; a word that is far too long is cut."""
+    words = " ".join(cut(word, max(40, int(width))) for word in label.split()).replace(" = ", "\u00a0=\u00a0")
+    lines = textwrap.fill(words, max(10, int(width)), break_long_words=False, break_on_hyphens=False)
+    return lines.replace("\u00a0", " ")
 
 
 def cut(text: str, length: int) -> str:

@@ -76,4 +76,6 @@ def _histogram(label: str, values: Sequence[float]) -> "Figure":
     with look(_PAGE):
         figure, axes = new_axes(_PAGE, 3.0, label, "Clients")
         axes.hist(values, bins=20)
+        axes.grid(visible=False, axis="x")
+        axes.locator_params(axis="y", integer=True, min_n_ticks=1)
         return lay_out(figure)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fedresearch.dotted_keys import leaves
-from fedresearch.drawings import curves, forest, heat_map, sensitivity, spread
+from fedresearch.drawings import curves, forest, heat_map, sensitivity, spread, trajectories
 from fedresearch.drawings.picture import Picture, concatenated
 from fedresearch.runs.columns import larger_is_better
 from fedresearch.runs.comparison import format_value
@@ -25,8 +25,10 @@ from fedresearch.study.report.looks import looks, numbers, page
 from fedresearch.study.report.outcomes import Outcome
 from fedresearch.study.report.overall import overall_figures
 from fedresearch.study.report.plot_data import (
+    class_accuracies,
     client_quantiles,
     client_spread,
+    client_trajectories,
     confusion,
     mean_curve,
     numeric_keys,
@@ -35,7 +37,7 @@ from fedresearch.study.report.plot_data import (
     sensitivity_lines,
 )
 from fedresearch.study.report.question import Question
-from fedresearch.study.report.statistics import paired
+from fedresearch.study.report.statistics import paired, t_half_widths
 
 MAX_PANELS = 12
 # More lines or rows than this cannot be distinguished in one figure; the tables have them all.
@@ -43,6 +45,9 @@ MAX_DRAWN = 16
 _MAX_SEEDS = 5  # more thin lines than these hide the mean
 _MAX_SEED_PANELS = 6
 _MAX_PICTURES = 6
+_MIN_PANEL_WIDTH = 1.25  # inches
+_MAX_LINES = 30  # clients with a line of their own
+_PERCENTILES = (0.1, 0.5, 0.9)
 # What a partition depends on besides the seeds, along with the keys below the first two.
 _PARTITION = ("dataset", "partitioner", "federation.num_supernodes")
 
@@ -66,7 +71,9 @@ def figures(
     yield from _heat_maps(study, question, outcomes)
     yield from _spreads(study, question, begun, arrangement)
     yield from _client_quantiles(study, question, begun, arrangement)
+    yield from _trajectories(study, question, begun, arrangement)
     yield from _updates(study, question, begun, arrangement)
+    yield from _class_accuracies(question, begun, arrangement)
     yield from _confusions(question, begun, arrangement)
     yield from _partitions(study, question)
 
@@ -157,11 +164,16 @@ def _updates(
             )
 
 
+def _client_metric(question: Question) -> str:
+    """Return the column of the clients' table that goes with the metric."""
+    scope, _, measure = question.metric.partition("/")
+    return question.metric if scope == "personal" else f"clients/{measure.partition('_')[0]}"
+
+
 def _client_quantiles(
     study: Study, question: Question, cells: Sequence[Cell], arrangement: Arrangement
 ) -> Iterator[tuple[str, Picture]]:
-    scope, _, measure = question.metric.partition("/")
-    metric = question.metric if scope == "personal" else f"clients/{measure.partition('_')[0]}"
+    metric = _client_metric(question)
     found = {cell.label: curve for cell in cells if (curve := client_quantiles(cell, metric))}
     panels, arms, drawn, left_out = _panels([cell for cell in cells if cell.label in found], arrangement)
     if not drawn:
@@ -187,6 +199,53 @@ def _client_quantiles(
     )
     data = concatenated(parts, ("panel", "arm", "seed", "x", "y", "low", "high"))
     yield "clients", Picture(curves, data, spec, caption)
+
+
+def _trajectories(
+    study: Study, question: Question, cells: Sequence[Cell], arrangement: Arrangement
+) -> Iterator[tuple[str, Picture]]:
+    """Yield each client's metric over the rounds, in the first run of the first few cells with a highlighted arm."""
+    metric = _client_metric(question)
+    chosen = [cell for cell in _in_order(cells, arrangement) if arrangement.arm(cell).is_highlighted]
+    found = [(cell, own) for cell in chosen[:MAX_PANELS] if (own := client_trajectories(cell, metric))]
+    if not found:
+        return
+    parts: list[dict[str, Any]] = []
+    for cell, (rounds, values) in found:
+        place = {"panel": _name(cell, arrangement), "arm": arrangement.arm(cell).label, "x": rounds}
+        low, middle, high = np.nanquantile(values, _PERCENTILES, axis=1)
+        parts.append(place | {"client": math.nan, "y": middle, "low": low, "high": high})
+        for client, line in enumerate(values.T[:_MAX_LINES]):
+            parts.append(place | {"client": client, "y": line, "low": math.nan, "high": math.nan})
+    panels = [*dict.fromkeys(part["panel"] for part in parts)]
+    num_clients = max(values.shape[1] for _, (_, values) in found)
+    spec = {
+        "panels": panels,
+        "arms": looks(arrangement.arms),
+        "x_label": AXES["rounds"].label,
+        **numbers(study, question, metric),
+        **page(question, len(panels)),
+    }
+    num_arms = len({part["arm"] for part in parts})
+    spec["columns"] = num_arms if num_arms * _MIN_PANEL_WIDTH <= spec["width"] else None
+    some = f" The first {_MAX_LINES} clients have lines." * (num_clients > _MAX_LINES)
+    some += f" {len(chosen) - MAX_PANELS} more cells are not drawn." * (len(chosen) > MAX_PANELS)
+    caption = (
+        f"{without_unit(spec['y_label'])} by round in the first run of each cell: thin lines are clients, the thick "
+        f"line is their median, and the band has the middle 80 % of them.{some}"
+    )
+    data = concatenated(parts, ("panel", "arm", "client", "x", "y", "low", "high"))
+    yield "trajectories", Picture(trajectories, data, spec, caption)
+
+
+def _in_order(cells: Sequence[Cell], arrangement: Arrangement) -> list[Cell]:
+    """Return cells by their panels, and then by their arms."""
+    return sorted(cells, key=lambda cell: arrangement.places[cell.label])
+
+
+def _name(cell: Cell, arrangement: Arrangement) -> str:
+    """Return a cell's arm and panel in words."""
+    return ", ".join(filter(None, (arrangement.arm(cell).label, arrangement.panel(cell)))) or "all runs"
 
 
 def _differences(
@@ -231,7 +290,7 @@ def _spreads(
     study: Study, question: Question, cells: Sequence[Cell], arrangement: Arrangement
 ) -> Iterator[tuple[str, Picture]]:
     metrics = dict.fromkeys(name for run in study.runs for name in evaluated_metrics(run.record) if name != "loss")
-    cells = sorted(cells, key=lambda cell: arrangement.places[cell.label])
+    cells = _in_order(cells, arrangement)
     for metric in metrics:
         for prefix, models in (("clients", "the global model on clients"), ("personal", "clients' own models")):
             column = f"{prefix}/{metric}"
@@ -239,7 +298,7 @@ def _spreads(
             spreads = [(cell, found) for cell in cells if (found := client_spread(cell, column, tenth))]
             if spreads:
                 parts = [
-                    {"row": ", ".join(filter(None, (arrangement.arm(cell).label, arrangement.panel(cell))))}
+                    {"row": _name(cell, arrangement)}
                     | {"mean": found.mean, "std": found.std, "tenth": found.p10, "worst": found.worst}
                     for cell, found in spreads[:MAX_DRAWN]
                 ]
@@ -363,16 +422,33 @@ def _heat_maps_of(
         yield f"{name}{f'_{count}' if len(grids) > 1 else ''}", picture
 
 
+def _class_accuracies(
+    question: Question, cells: Sequence[Cell], arrangement: Arrangement
+) -> Iterator[tuple[str, Picture]]:
+    """Yield the accuracy on each class of the first few cells with a highlighted arm."""
+    chosen = [cell for cell in _in_order(cells, arrangement) if arrangement.arm(cell).is_highlighted]
+    found = [(cell, own) for cell in chosen if (own := class_accuracies(cell)) is not None]
+    if not found:
+        return
+    parts = [
+        {"row": _name(cell, arrangement), "col": str(number), "value": mean, "half_width": half_width}
+        for cell, shares in found[:MAX_DRAWN]
+        for number, (mean, half_width) in enumerate(zip(shares.mean(axis=0), t_half_widths(shares), strict=True))
+    ]
+    some = f", {_excess(len(found))}" * (len(found) > MAX_DRAWN)
+    spec = {"row_label": "", "col_label": "Class", "title": f"Test accuracy on each class (%){some}", "scale": 100}
+    caption = "Accuracy of the final models on the test samples of each class: mean over seeds."
+    data = concatenated(parts, ("row", "col", "value", "half_width"))
+    yield "class_accuracy", Picture(heat_map, data, {**spec, **page(question)}, caption)
+
+
 def _confusions(question: Question, cells: Sequence[Cell], arrangement: Arrangement) -> Iterator[tuple[str, Picture]]:
     """Yield the confusion matrices of the first few cells with a highlighted arm."""
-    chosen = sorted(
-        (cell for cell in cells if arrangement.arm(cell).is_highlighted),
-        key=lambda cell: arrangement.places[cell.label],
-    )
+    chosen = [cell for cell in _in_order(cells, arrangement) if arrangement.arm(cell).is_highlighted]
     for number, cell in enumerate(chosen[:_MAX_PICTURES], start=1):
         counts = confusion(cell)
         if counts is not None:
-            name = ", ".join(filter(None, (arrangement.arm(cell).label, arrangement.panel(cell))))
+            name = _name(cell, arrangement)
             caption = f"{name}: what the final models take the test samples of each class for, over all seeds together."
             title = f"{name}: share of each true class (%)"
             yield f"confusion_{number}", confusion_picture(counts, title, caption, page(question))

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from fedresearch.dotted_keys import as_json
 from fedresearch.errors import InputError
-from fedresearch.runs.client_table import last_evaluation
+from fedresearch.runs.client_table import last_evaluation, load_clients
 from fedresearch.runs.labels import experiment_label
-from fedresearch.runs.pictures import confusion_counts
+from fedresearch.runs.pictures import class_shares, confusion_counts
 from fedresearch.study.report.arms import Arrangement
 from fedresearch.study.report.axes import AXES
 from fedresearch.study.report.cells import Cell, Study
@@ -178,6 +178,16 @@ def confusion(cell: Cell) -> NDArray[np.int64] | None:
     return np.sum(counts, axis=0) if len({table.shape for table in counts}) == 1 else None
 
 
+def class_accuracies(cell: Cell) -> NDArray[np.float64] | None:
+    """Return the accuracy of the final model of each of a cell's plotted runs on the test samples of each class.
+
+    float64 (runs, classes), NaN for a class without samples; None if no run has a confusion matrix.
+    """
+    counts = [table for run in plotted_runs(cell) if (table := confusion_counts(run.directory)) is not None]
+    is_known = len({table.shape for table in counts}) == 1
+    return np.array([class_shares(table).diagonal() for table in counts]) if is_known else None
+
+
 def client_spread(cell: Cell, metric: str, tenth: str) -> Spread | None:
     """Return the spread of a metric over clients after the last round that has it, a mean over seeds; None without any.
 
@@ -204,3 +214,16 @@ def client_quantiles(cell: Cell, metric: str) -> Curve | None:
         if np.isfinite(values).any():
             quantiles.append(np.quantile(values[np.isfinite(values)], shares))
     return _curve(cell, 100 * shares, np.array(quantiles)) if quantiles else None
+
+
+def client_trajectories(cell: Cell, metric: str) -> tuple[Column, NDArray[np.float64]] | None:
+    """Return the rounds in which clients of a cell's first plotted run evaluated, and each client's metric then.
+
+    The numbers are float64 (rounds, clients), NaN where a client did not evaluate. None for fewer than two such rounds.
+    """
+    try:
+        table = load_clients(plotted_runs(cell)[0].directory)
+        numbers = table.pivot(index="round", columns="partition_id", values=metric).dropna(how="all")
+    except (InputError, KeyError, ValueError):
+        return None
+    return (numbers.index.to_numpy(float), numbers.to_numpy(float)) if len(numbers) > 1 else None
