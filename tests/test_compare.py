@@ -520,7 +520,7 @@ def test_an_interrupted_rerun_is_waited_for(finished, copy, tmp_path):
             time.sleep(0.1)
         os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
         _, err = process.communicate(timeout=300)
-    assert process.returncode == 1
+    assert process.returncode == 130
     stopping, resumes, *interrupted = err.splitlines()
     assert stopping == "stopping after this round; once more to stop at once"
     assert resumes == f"fedresearch resume={tmp_path / 'again'}"

@@ -239,7 +239,7 @@ def test_an_interrupted_run_says_so_and_leaves_no_process(tmp_path):
             time.sleep(0.1)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: all processes at once
         _, stderr = process.communicate(timeout=300)
-    assert process.returncode == 1
+    assert process.returncode == 130
     assert stderr.splitlines()[-1] == "interrupted"
     assert "Traceback" not in stderr
     deadline = time.monotonic() + 60

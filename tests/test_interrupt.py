@@ -73,8 +73,27 @@ def test_a_run_that_is_stopped_at_its_start_reports_it_and_leaves_nothing(tmp_pa
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=120)
-    assert (process.returncode, stderr.splitlines()[-1]) == (1, "interrupted")
+    assert (process.returncode, stderr.splitlines()) == (143, ["interrupted"])
     assert not (tmp_path / "run").exists()
+
+
+# torch imports NumPy in C, and continues without it if that raises anything.
+SIGNALLED = """
+import os, signal, sys
+from fedresearch import main
+sys.addaudithook(
+    lambda event, words: event == "import" and words[0] == "MODULE" and os.kill(os.getpid(), signal.SIGTERM)
+)
+main.command()
+"""
+
+
+@pytest.mark.parametrize("module", ["hydra.main", "numpy._core._multiarray_umath"])
+def test_a_signal_during_an_import_ends_the_command(tmp_path, module):
+    command = [sys.executable, "-c", SIGNALLED.replace("MODULE", module), "tracker=none", "hydra.run.dir=run"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (143, "", "interrupted\n")
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize("hardware", ["cpu", "workers", "ray"])
@@ -84,7 +103,7 @@ def test_an_interrupted_run_leaves_no_process_and_no_shared_memory(start, tmp_pa
     assert len(others) >= {"cpu": 0, "workers": 2, "ray": 4}[hardware]
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: all processes of the group at once
     stdout, stderr = process.communicate(timeout=300)
-    assert process.returncode == 1
+    assert process.returncode == 130
     assert stdout.splitlines()[-9].startswith("interrupted after ")
     *lines, resumes, last = stderr.strip().splitlines()
     assert (resumes, last) == (f"fedresearch resume={tmp_path}", "interrupted")

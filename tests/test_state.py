@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from hydra.errors import HydraException
 
-from fedresearch import config, load_model, main
+from fedresearch import config, hydra_app, load_model
 from fedresearch.config.help_text import CONF
 from fedresearch.errors import InputError
 from fedresearch.experiment.request import RunRequest
@@ -131,7 +131,7 @@ def folder_readers(folder):
 def resume(directory, composed, choices):
     """Do all steps of a resume before it builds and trains, and claim its directory."""
     with contextlib.chdir(directory.parent):
-        main._with_resumed_overrides([f"resume={directory}"])
+        hydra_app._with_resumed_overrides([f"resume={directory}"])
     with locked(directory):
         if is_unfinished(read_record(directory), RunRequest(composed, choices, directory, [], [], [])):
             for _ in read_checkpoints(directory):

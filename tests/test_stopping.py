@@ -1,13 +1,15 @@
 """Signals that stop a run: when they take effect, and what is printed."""
 
+import contextlib
 import os
 import signal
 import sys
 
 import pytest
 
+from fedresearch import main
 from fedresearch.experiment import run
-from fedresearch.experiment.stopping import interruptible, stop_after_the_round
+from fedresearch.experiment.stopping import interruptible, no_signal_lost, stop_after_the_round
 from tests.directories import conduct
 
 NUMBERS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
@@ -33,6 +35,31 @@ def send(number):
 def test_before_the_rounds_one_signal_is_enough(number):
     with pytest.raises(KeyboardInterrupt), interruptible():
         send(number)
+
+
+@pytest.mark.parametrize("then", [None, ImportError("half of it")])
+def test_a_signal_that_foreign_code_loses_takes_effect_at_the_end(number, then):
+    def foreign():
+        with contextlib.suppress(KeyboardInterrupt):
+            send(number)
+        if then:
+            raise then
+
+    with pytest.raises(KeyboardInterrupt), interruptible(), no_signal_lost():
+        foreign()
+
+
+def test_what_is_not_a_signal_is_raised_as_it_is():
+    with pytest.raises(ImportError), interruptible(), no_signal_lost():
+        raise ImportError
+
+
+def test_an_interrupted_command_says_so_and_ends_with_the_code_of_its_signal(monkeypatch, capsys, number):
+    monkeypatch.setattr(main, "_run", lambda typed: send(number))
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    assert ended.value.code == 128 + number
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_in_the_rounds_the_first_signal_prints_a_line_and_the_second_interrupts(number, capfd):

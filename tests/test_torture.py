@@ -165,7 +165,7 @@ def test_a_signal_ends_the_run_after_its_round(tmp_path, undisturbed, number, ha
     attempt.wait(lambda: attempt.num_rows() >= 2)
     # As a terminal does with Ctrl-C: all processes of the group at once.
     (os.killpg if number == signal.SIGINT else os.kill)(attempt.pid, number)
-    assert attempt.code() == 1
+    assert attempt.code() == 128 + number
     printed = attempt.printed()
     assert "stopping after this round; once more to stop at once" in printed
     assert printed.strip().splitlines()[-1] == "interrupted"

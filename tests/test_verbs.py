@@ -181,8 +181,3 @@ def test_only_what_a_user_can_repair_becomes_a_line(capsys, error, explained, li
     with pytest.raises(SystemExit if line else type(error)), reporting(explained):
         raise error
     assert capsys.readouterr().err.splitlines() == ([line] if line else [])
-
-
-def test_an_interrupted_verb_says_so():
-    with pytest.raises(SystemExit, match="interrupted"), reporting():
-        raise KeyboardInterrupt

@@ -28,7 +28,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # What fedresearch.main imports; that itself is imported by whoever runs it.
 LIGHT = (
-    *("hydra", "fedresearch.experiment.request", "fedresearch.config.help_text"),
+    "fedresearch.hydra_app",
     *("fedresearch.study.sweep.callback", "fedresearch.study.sweep.sweeper", "fedresearch.study.sweep.status"),
 )
 HEAVY = (

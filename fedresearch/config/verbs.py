@@ -45,8 +45,6 @@ def reporting(explained: type[Exception] = Exception) -> Iterator[None]:
     """
     try:
         yield
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
     except BrokenPipeError:
         raise
     except explained as error:

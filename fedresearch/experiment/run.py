@@ -29,7 +29,7 @@ from fedresearch.experiment.resuming import (
     refuse_changed_selection,
 )
 from fedresearch.experiment.selection import check_selection
-from fedresearch.experiment.stopping import interruptible, stop_after_the_round
+from fedresearch.experiment.stopping import interruptible, no_signal_lost, stop_after_the_round
 from fedresearch.federation.measures import Row
 from fedresearch.federation.nodes import NodeGrid
 from fedresearch.federation.records import sha256
@@ -74,9 +74,10 @@ def run_experiment(request: RunRequest, nodes: NodeGrid | None = None) -> None:
                 return
         else:
             refuse_used(directory)
-        experiment = Experiment(request.config, request.choices, nodes)
-        prepare(experiment)
-        advise(experiment)
+        with no_signal_lost():  # it imports what options need
+            experiment = Experiment(request.config, request.choices, nodes)
+            prepare(experiment)
+            advise(experiment)
         with experiment.grid:  # an experiment that cannot run leaves no record
             refuse_unsupported_state(experiment)
             check_selection(experiment)

@@ -12,6 +12,7 @@ from typing import Any
 _STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Slurm's --signal sends them. Used only if free: submitit requeues jobs by them.
 _STOP_IF_FREE = (signal.SIGUSR1, signal.SIGUSR2)
+_received: list[int] = []  # by this process
 
 
 @contextmanager
@@ -19,6 +20,28 @@ def interruptible() -> Iterator[None]:
     """Let each signal raise ``KeyboardInterrupt``, as Ctrl-C does."""
     with _handled_by(_interrupt):
         yield
+
+
+@contextmanager
+def no_signal_lost() -> Iterator[None]:
+    """Raise ``KeyboardInterrupt`` at the end if a signal raised one in the block that is lost.
+
+    torch continues without NumPy if importing that raises anything.
+    """
+    before = len(_received)
+    try:
+        yield
+    except Exception as error:
+        if len(_received) > before:
+            raise KeyboardInterrupt from error
+        raise
+    if len(_received) > before:
+        raise KeyboardInterrupt
+
+
+def exit_code() -> int:
+    """Return the exit code of an interrupted process, as a shell reports it: 130 for Ctrl-C, 143 for SIGTERM."""
+    return 128 + (_received or [signal.SIGINT])[-1]
 
 
 @contextmanager
@@ -39,6 +62,7 @@ def stop_after_the_round() -> Iterator[Callable[[], bool]]:
         if asked:
             _interrupt(number, frame)
         asked.append(number)
+        _received.append(number)
         _say("stopping after this round; once more to stop at once")
 
     with _handled_by(ask):
@@ -46,6 +70,7 @@ def stop_after_the_round() -> Iterator[Callable[[], bool]]:
 
 
 def _interrupt(number: int, frame: Any) -> None:
+    _received.append(number)
     raise KeyboardInterrupt
 
 
