@@ -1,9 +1,9 @@
-"""The compiled kernel of chains of Linear and ReLU against a plain loop of PyTorch in double precision."""
+"""The compiled kernel of chains of layers against a plain loop of PyTorch in double precision."""
 
 import functools
+import itertools
 import math
 import os
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -12,10 +12,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from fedresearch.local import dense
-from fedresearch.local.dense import DenseKernel, KernelUnavailable, Sgd, chain_of, sgd_of
+from fedresearch.local.dense import Chain, Conv, DenseKernel, KernelUnavailable, Sgd, chain_of, sgd_of
 from fedresearch.local.train import LocalTrainer, LocalWork, Task
 from fedresearch.local.update import LocalUpdate, Term
 from fedresearch.models.cnn_mcmahan import McMahanCNN
+from fedresearch.models.lenet import LeNet
 from fedresearch.models.logistic import Logistic
 from fedresearch.models.mlp import MLP
 from tests import warm
@@ -42,26 +43,33 @@ def cache(tmp_path_factory):
 class Cohort:
     """Clients of several sizes and a model; ``train`` calls the kernel and ``expected`` the loop."""
 
-    def __init__(self, *widths, squared_error=False, sizes=SIZES):
+    def __init__(self, *widths, convs=(), squared_error=False, sizes=SIZES):
         rng = np.random.default_rng(len(widths))
-        self.widths, self.squared_error = widths, squared_error
+        self.model, self.squared_error = Chain(convs, widths), squared_error
         num = sizes.sum() + 3  # the first rows are nobody's
         self.sizes, self.starts = sizes, 3 + np.cumsum(sizes) - sizes
-        self.x = rng.normal(size=(num, widths[0])).astype(np.float32)
+        self.x = rng.normal(size=(num, self.model.num_inputs)).astype(np.float32)
         self.y = rng.integers(widths[-1], size=num)
         if squared_error:
             self.y = rng.normal(size=(num, widths[-1])).astype(np.float32)
         self.seeds = rng.integers(2**63, size=len(sizes), dtype=np.uint64)
-        layers = pairwise(widths)
-        self.params = np.concatenate([rng.normal(size=(a + 1) * b) / math.sqrt(a + 1) for a, b in layers])
-        self.params = self.params.astype(np.float32)
+        self.params = np.concatenate(
+            [rng.normal(size=math.prod(shape) + n) / math.sqrt(math.prod(shape[1:]) + 1) for shape, n in self.layers()]
+        ).astype(np.float32)
         self.rng = rng
+
+    def layers(self):
+        """Return each layer's shape of weights and number of biases."""
+        for conv in self.model.convs:
+            yield (conv.out_channels, conv.in_channels, conv.kernel_height, conv.kernel_width), conv.out_channels
+        for num_in, num_out in itertools.pairwise(self.model.widths):
+            yield (num_out, num_in), num_out
 
     def vectors(self, *shape):
         return self.rng.normal(size=(*shape, len(self.params))).astype(np.float32) / 10
 
     def train(self, cache, work=WORK, sgd=SGD, threads=1, members=slice(None), **options):
-        kernel = DenseKernel(self.widths, self.squared_error, threads, cache)
+        kernel = DenseKernel(self.model, self.squared_error, threads, cache)
         sizes, starts, seeds = (values[members] for values in (self.sizes, self.starts, self.seeds))
         out = np.full((len(sizes), len(self.params)), np.nan, np.float32)
         where = {"x": self.x, "y": self.y, "starts": starts, "sizes": sizes, "seeds": seeds, "params": self.params}
@@ -98,12 +106,16 @@ class Cohort:
         return vectors if vectors.ndim == 1 else vectors[i]
 
     def _loss(self, w, h, y):
-        used = 0
-        for a, b in pairwise(self.widths):
-            h = F.linear(
-                h.relu() if used else h, w[used : used + a * b].view(b, a), w[used + a * b : used + (a + 1) * b]
-            )
-            used += (a + 1) * b
+        pieces = iter(w.split([size for shape, num in self.layers() for size in (math.prod(shape), num)]))
+        for place, (shape, _) in enumerate(self.layers()):
+            weight, bias = next(pieces).view(shape), next(pieces)
+            if len(shape) == 4:
+                conv = self.model.convs[place]
+                h = h.view(-1, conv.in_channels, conv.height, conv.width)
+                h = F.conv2d(h, weight, bias, padding=(conv.pad_height, conv.pad_width)).relu()
+                h = F.max_pool2d(h, conv.pool).flatten(1)
+            else:
+                h = F.linear(h.relu() if place > len(self.model.convs) else h, weight, bias)
         return (h - y).square().mean() if self.squared_error else F.cross_entropy(h, y)
 
 
@@ -120,6 +132,41 @@ WIDTHS = [(60, 10), (64, 200, 10), (5, 33, 17, 3), (4, 1, 2), (16, 16, 16, 16), 
 @pytest.mark.parametrize("batch_size", [0, 1, 5, 10, 100, 1000])
 def test_the_kernel_trains_what_the_loop_trains(cache, widths, batch_size):
     check(Cohort(*widths), cache, work=LocalWork(2, None, batch_size))
+
+
+CONVS = {
+    "one": ([Conv(1, 5, 6, 2, 3, 2, 0, 0, 1)], [30, 3]),
+    "padded": ([Conv(2, 7, 5, 3, 3, 3, 1, 1, 2), Conv(3, 3, 2, 17, 2, 1, 1, 2, 1)], [17 * 4 * 6, 4]),
+    "wide": ([Conv(1, 9, 40, 5, 2, 5, 0, 0, 2), Conv(5, 4, 18, 1, 1, 1, 0, 0, 3)], [6, 20, 3]),
+    "pixels": ([Conv(3, 2, 2, 4, 1, 1, 0, 0, 1), Conv(4, 2, 2, 2, 2, 2, 1, 1, 3)], [2, 2]),
+}
+
+
+@pytest.fixture(params=CONVS)
+def convolutions(request):
+    convs, widths = CONVS[request.param]
+    return Cohort(*widths, convs=tuple(convs))
+
+
+@pytest.mark.parametrize("batch_size", [0, 1, 5])
+def test_convolutions(cache, convolutions, batch_size):
+    """The client of 130 samples has batches of more than are computed together."""
+    check(convolutions, cache, work=LocalWork(2, None, batch_size))
+
+
+def test_convolutions_with_terms_of_bytes(cache, convolutions):
+    cohort = convolutions
+    x = cohort.rng.integers(256, size=cohort.x.shape, dtype=np.uint8)
+    scale, offset = (cohort.rng.uniform(size=x.shape[1]).astype(np.float32) for _ in range(2))
+    terms = {"mu": 0.5, "shift": cohort.vectors(len(SIZES)), "params": cohort.params + cohort.vectors(len(SIZES))}
+    check(cohort, cache, x=x, scale=scale / 255, offset=offset, **terms, sgd=Sgd(0.05, 0.9, 0.0, 0.1, True))
+
+
+def test_of_equal_pixels_the_first_is_pooled(cache):
+    """As in PyTorch: where the images are constant, gradients of the layers before depend on it."""
+    cohort = Cohort(4, 3, convs=(Conv(1, 8, 8, 2, 3, 3, 1, 1, 2), Conv(2, 4, 4, 1, 3, 3, 1, 1, 2)))
+    cohort.x[:] = np.round(cohort.x)  # few values, and zeros around the images
+    check(cohort, cache)
 
 
 @pytest.mark.parametrize("widths", [(10, 1), (3, 20, 1), (3, 17)], ids=str)
@@ -174,12 +221,14 @@ def test_bytes_are_scaled_in_the_kernel(cache):
     check(cohort, cache, x=x, sgd=Sgd(1e-4))
 
 
-@pytest.mark.parametrize("widths", [(60, 10), (64, 200, 10), (5, 33, 17, 3)], ids=str)
+@pytest.mark.parametrize(
+    "layers", [((), (60, 10)), ((), (64, 200, 10)), ((), (5, 33, 17, 3)), CONVS["padded"]], ids=str
+)
 @pytest.mark.parametrize("sgd", [Sgd(0.1), Sgd(0.1, 0.9)])
-def test_bits_do_not_depend_on_threads_or_on_other_clients(cache, monkeypatch, widths, sgd):
+def test_bits_do_not_depend_on_threads_or_on_other_clients(cache, monkeypatch, layers, sgd):
     monkeypatch.setattr(dense, "_NUMBERS_A_THREAD", 1)  # so that little work is shared too
     sizes = np.array([7, 1, 23, 130, 10] * 4)
-    cohort = Cohort(*widths, sizes=sizes)
+    cohort = Cohort(*layers[1], convs=tuple(layers[0]), sizes=sizes)
     whole = cohort.train(cache, sgd=sgd)
     for threads in (2, 3, 64):
         for one, other in zip(whole, cohort.train(cache, sgd=sgd, threads=threads), strict=True):
@@ -190,10 +239,10 @@ def test_bits_do_not_depend_on_threads_or_on_other_clients(cache, monkeypatch, w
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("widths", [(4, 3), (4, 20, 3)], ids=str)
+@pytest.mark.parametrize("layers", [((), (4, 3)), ((), (4, 20, 3)), CONVS["padded"], CONVS["wide"]], ids=str)
 @pytest.mark.parametrize("squared_error", [False, True])
-def test_what_is_not_finite_stays_with_its_client(cache, value, widths, squared_error):
-    cohort = Cohort(*widths, squared_error=squared_error)
+def test_what_is_not_finite_stays_with_its_client(cache, value, layers, squared_error):
+    cohort = Cohort(*layers[1], convs=tuple(layers[0]), squared_error=squared_error)
     plain, losses, _ = cohort.train(cache)
     cohort.x[cohort.starts[2], 1] = value
     out, new, _ = cohort.train(cache)
@@ -238,7 +287,7 @@ def test_wrong_arrays(cache, options, said):
 
 def test_out_must_be_contiguous(cache):
     cohort = Cohort(4, 3)
-    kernel = DenseKernel((4, 3), False, 1, cache)
+    kernel = DenseKernel(Chain((), (4, 3)), False, 1, cache)
     names = ("x", "y", "starts", "sizes", "seeds", "params")
     out = np.empty((15, 5), np.float32).T
     with pytest.raises(ValueError, match="out must be contiguous"):
@@ -251,7 +300,7 @@ def test_the_kernel_takes_tensors_and_trains_as_the_local_trainer_does(cache):
     x, y = torch.randn(23, 2, 3), torch.randint(4, (23,))
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     out = torch.empty(1, sum(tensor.numel() for tensor in start.values()))
-    losses, steps = DenseKernel(chain_of(model), False, 1, cache)(
+    losses, steps = DenseKernel(chain_of(model, (2, 3)), False, 1, cache)(
         x=x.flatten(1),
         y=y,
         starts=torch.zeros(1, dtype=torch.int64),
@@ -290,17 +339,47 @@ def linear_with(change):
 
 
 def test_chains():
-    assert chain_of(Logistic((2, 3), 4)) == (6, 4)
-    assert chain_of(MLP((6,), 4, widths=[])) == (6, 4)
-    assert chain_of(MLP((2, 3), 4, widths=[200, 100])) == (6, 200, 100, 4)
-    assert chain_of(Functional()) == (6, 5, 2)
-    assert chain_of(linear_with(lambda model: None)) == (3, 3, 3)
+    assert chain_of(Logistic((2, 3), 4), (2, 3)) == ((), (6, 4))
+    assert chain_of(MLP((6,), 4, widths=[]), (6,)) == ((), (6, 4))
+    assert chain_of(MLP((2, 3), 4, widths=[200, 100]), (2, 3)) == ((), (6, 200, 100, 4))
+    assert chain_of(Functional(), (6,)) == ((), (6, 5, 2))
+    assert chain_of(linear_with(lambda model: None), (3,)) == ((), (3, 3, 3))
+    lenet = Conv(3, 32, 32, 6, 5, 5, 0, 0, 2), Conv(6, 14, 14, 16, 5, 5, 0, 0, 2)
+    assert chain_of(LeNet((3, 32, 32), 10), (3, 32, 32)) == (lenet, (400, 120, 84, 10))
+    assert chain_of(McMahanCNN((1, 28, 28), 10), (1, 28, 28)).num_params == 1_663_370  # as the paper has
+    flat = nn.Flatten(), nn.Linear(12, 2)
+    conv = nn.Conv2d(1, 3, (3, 1), padding=(1, 0))
+    for middle in ((nn.ReLU(), nn.MaxPool2d((2, 2), 2)), (nn.MaxPool2d(2), nn.ReLU())):
+        assert chain_of(nn.Sequential(conv, *middle, *flat), (1, 4, 4)) == ((Conv(1, 4, 4, 3, 3, 1, 1, 0, 2),), (12, 2))
+    unpooled = nn.Sequential(conv, nn.ReLU(), nn.Flatten(), nn.Linear(48, 2))
+    assert chain_of(unpooled, (1, 4, 4)) == ((Conv(1, 4, 4, 3, 3, 1, 1, 0, 1),), (48, 2))
 
 
 @pytest.mark.parametrize(
     "model",
     [
-        McMahanCNN((1, 28, 28), 10),
+        *(
+            nn.Sequential(*layers, nn.Flatten(), nn.Linear(12, 2))
+            for layers in (
+                [nn.Conv2d(1, 3, 3, stride=2), nn.ReLU()],
+                [nn.Conv2d(1, 3, 3, dilation=2), nn.ReLU()],
+                [nn.Conv2d(1, 3, 3, padding="same"), nn.ReLU()],
+                [nn.Conv2d(1, 3, 3, padding=1, padding_mode="circular"), nn.ReLU()],
+                [nn.Conv2d(1, 3, 3, bias=False), nn.ReLU()],
+                [nn.Conv2d(3, 3, 3, groups=3), nn.ReLU()],
+                [nn.Conv2d(1, 3, 3)],
+                [nn.Conv2d(1, 3, 3), nn.Tanh()],
+                [nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(3, 2)],
+                [nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d((2, 1))],
+                [nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(2, padding=1)],
+                [nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(2, dilation=2)],
+                [nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True)],
+                [nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(5)],
+                [nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU()],
+            )
+        ),
+        nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Linear(2, 2)),
+        nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(13, 2)),
         Functional(lambda x, h: h + x[:, :2]),
         Functional(lambda x, h: h if h.sum() > 0 else x),
         Functional(lambda x, h: h.relu()),
@@ -311,7 +390,6 @@ def test_chains():
         nn.Sequential(nn.Flatten(0), nn.Linear(3, 3)),
         nn.Sequential(nn.Linear(3, 3, bias=False)),
         nn.Sequential(nn.Linear(3, 3).double()),
-        nn.Sequential(*[module for _ in range(17) for module in (nn.ReLU(), nn.Linear(2, 2))][1:]),
         nn.Sequential(nn.ReLU()),
         linear_with(lambda model: model[0].requires_grad_(False)),
         linear_with(lambda model: setattr(model[0], "weight", model[2].weight)),
@@ -323,7 +401,7 @@ def test_chains():
     ids=lambda model: None,
 )
 def test_what_is_no_chain(model):
-    assert chain_of(model) is None
+    assert chain_of(model, (1, 4, 4)) is None
 
 
 def test_the_optimizers_that_it_knows():
@@ -351,7 +429,7 @@ def test_without_a_working_compiler(tmp_path, monkeypatch, compiler, reason):
         monkeypatch.setenv("PATH", "")
     monkeypatch.setenv("CXX", compiler)
     with pytest.raises(KernelUnavailable, match=reason):
-        DenseKernel((4, 3), False, 1, tmp_path)
+        DenseKernel(Chain((), (4, 3)), False, 1, tmp_path)
     dense._library.cache_clear()
 
 
@@ -359,20 +437,20 @@ def test_code_that_others_may_have_written_is_not_loaded(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     tmp_path.chmod(0o777)
     with pytest.raises(KernelUnavailable, match="must be a folder that only you can write"):
-        DenseKernel((4, 3), False, 1, tmp_path / "cache")
+        DenseKernel(Chain((), (4, 3)), False, 1, tmp_path / "cache")
 
 
 def test_orders_that_torch_would_draw_in_another_way(cache, monkeypatch):
     dense._library.cache_clear()
     monkeypatch.setattr(torch, "randperm", lambda n, generator: torch.arange(n))
     with pytest.raises(KernelUnavailable, match=r"torch\.randperm of PyTorch .* draws other numbers"):
-        DenseKernel((4, 3), False, 1, cache)
+        DenseKernel(Chain((), (4, 3)), False, 1, cache)
 
 
 def test_a_kernel_that_differs_from_autograd(cache, monkeypatch):
     monkeypatch.setattr(dense, "losses", lambda outputs, targets: outputs.sum(1))
     with pytest.raises(KernelUnavailable, match="the compiled kernel differs from PyTorch"):
-        DenseKernel((4, 3), False, 1, cache)
+        DenseKernel(Chain((), (4, 3)), False, 1, cache)
 
 
 @pytest.mark.slow
@@ -380,9 +458,10 @@ def test_more_memory_than_there_is(cache):
     """The limit holds in a process of its own."""
     code = f"""
 import resource, numpy as np
-from fedresearch.local.dense import DenseKernel, Sgd
+from fedresearch.local.dense import Chain, DenseKernel, Sgd
 from fedresearch.local.train import LocalWork
-kernel = DenseKernel((4, 3), False, 1, {str(cache)!r})
+kernel = DenseKernel(Chain((), (4, 3)), False, 1, {str(cache)!r})
+kernel._model = Chain((), (30000, 3000))
 kernel._widths, kernel._num_params = np.array([30000, 3000]), 30001 * 3000
 params, out = np.zeros(30001 * 3000, np.float32), np.empty((1, 30001 * 3000), np.float32)
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
@@ -402,7 +481,9 @@ except MemoryError as error:
 def test_two_processes_compile_at_once(tmp_path):
     """Each loads a whole file, and one is left."""
     env = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": ""}
-    code = f"from fedresearch.local.dense import DenseKernel; DenseKernel((4, 3), False, 1, {str(tmp_path)!r})"
+    code = (
+        f"from fedresearch.local import dense; dense.DenseKernel(dense.Chain((), (4, 3)), False, 1, {str(tmp_path)!r})"
+    )
     both = [warm.Command("-c", code, cwd=tmp_path, env=env) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
     assert len([*tmp_path.glob("compiled-*/*")]) == 1

@@ -50,10 +50,10 @@ class DenseClients:
     """
 
     def __init__(self, clients: Clients, threads: int, cache_dir: str | Path) -> None:
-        widths, data = chain_of(clients.model), clients.data
-        assert widths is not None
+        model, data = chain_of(clients.model, clients.data.x.shape[1:]), clients.data
+        assert model is not None
         self._clients = clients
-        self._kernel = DenseKernel(widths, data.y.is_floating_point(), threads, cache_dir)
+        self._kernel = DenseKernel(model, data.y.is_floating_point(), threads, cache_dir)
         self._pixels: dict[str, Any] = {}
         if data.normalise:
             zero, one = (data.normalise(torch.full_like(data.x[:1], value)) for value in (0, 1))
@@ -75,7 +75,7 @@ class DenseClients:
             and data.x.dtype == (torch.uint8 if data.normalise else torch.float32)
             and data.y.dtype in (torch.int64, torch.float32)
             and sgd_of(clients.optimizer, 1.0) is not None
-            and chain_of(clients.model) is not None
+            and chain_of(clients.model, data.x.shape[1:]) is not None
         )
 
     def train(

@@ -63,7 +63,7 @@ class BatchedGrid(InProcessGrid):
         self._dense = _dense(client_app, cache_dir) if compile == "auto" else None
         self._clients = client_app
         on_cpu = client_app.data.x.device.type == "cpu"
-        if on_cpu and any(isinstance(module, _ConvNd) for module in client_app.model.modules()):
+        if on_cpu and not self._dense and any(isinstance(module, _ConvNd) for module in client_app.model.modules()):
             log.warning("the model has convolutions, which train faster one client after another; try hardware=cpu")
         self._largest = max(len(rows) for rows in client_app.data.train)
         self._trainer = StackedTrainer(None if chunk == "auto" else chunk, compile == "auto", self._largest)

@@ -1,4 +1,4 @@
-// Trains whole clients of chains of Linear and ReLU by SGD: one call for a cohort, called by dense.py.
+// Trains whole clients of chains of convolutions, Linear and ReLU by SGD: one call for a cohort, called by dense.py.
 //
 // A client is trained by one thread, and its sums have an order that follows from its own batches and the model alone.
 // So its bits depend neither on the other clients, nor on their order, nor on the number of threads.
@@ -6,6 +6,11 @@
 // Layout: a layer's weights are (in + 1, columns), the transpose of torch's. The last row is the bias, and inputs end
 // in a constant 1 for it. Columns are the outputs, padded with zeros to whole vectors. A large batch is computed in
 // parts whose gradients are added, so that memory does not grow with the batch.
+//
+// Convolutions come first, each with ReLU and max pooling. Their weights keep torch's layout. A sample's channels are
+// planes, and vectors are pixels that follow each other in a plane, from the end of a row into the next one: so what a
+// weight is multiplied with is the plane itself, moved by the weight's offset. The pixels of a row that an unpadded
+// convolution has no output for are computed too, and left out; their gradients are zero.
 
 #include <algorithm>
 #include <atomic>
@@ -31,6 +36,13 @@ constexpr int WIDTH = 4, ROWS = 6;
 #endif
 // Samples of a batch that are computed together.
 constexpr int PART = 64;
+// Samples of a part whose gradients of a convolution's weights are summed together, while they stay in the cache.
+constexpr int GROUP = 4;
+// Numbers that describe a convolution.
+constexpr int CONV_NUMBERS = 9;
+constexpr int MAX_POOL = 4;
+// Rows and taps of a block of a convolution's gradients whose sums fit the registers.
+constexpr int GRADIENT_ROWS = ROWS / 2, TAPS = ROWS / 3;
 // From one more on, torch.randperm draws in another way.
 constexpr int64_t MAX_SAMPLES = (int64_t(1) << 32) / 20 - 1;
 
@@ -40,9 +52,9 @@ typedef int32_t ivec __attribute__((vector_size(4 * WIDTH)));
 // The arguments, as in dense.py.
 struct Job {
     int64_t num_clients, num_samples, num_layers, epochs, max_steps, batch_size, threads, numbers_a_thread, num_params;
-    int64_t is_bytes, squared_error, own_params, own_shift, nesterov;
+    int64_t is_bytes, squared_error, own_params, own_shift, nesterov, num_convs, num_inputs;
     double lr, momentum, dampening, weight_decay, mu;
-    const int64_t *widths, *starts, *sizes;
+    const int64_t *convs, *widths, *starts, *sizes;
     const uint64_t* seeds;
     const double* shares;
     const void *x, *y;
@@ -59,7 +71,7 @@ namespace {
 using std::int64_t;
 using std::size_t;
 
-int padded(int64_t n) { return int((n + WIDTH - 1) / WIDTH * WIDTH); }
+inline int padded(int64_t n) { return int((n + WIDTH - 1) / WIDTH * WIDTH); }
 
 inline vec load(const float* from) {
     vec v;
@@ -95,6 +107,17 @@ template <int STEP = WIDTH / 2> inline float total(vec v) {
     v += exchanged<STEP>(v, Lanes());
     if constexpr (STEP == 1) return v[0];
     else return total<STEP / 2>(v);
+}
+
+template <int... I> inline vec even(vec a, vec b, std::integer_sequence<int, I...>) { return PICK(a, b, 2 * I); }
+
+// Every STEP-th number, from the first one on.
+template <int STEP> inline vec every(const float* from) {
+    if constexpr (STEP == 1) return load(from);
+    if constexpr (STEP == 2) return even(load(from), load(from + WIDTH), Lanes());
+    vec v;
+    for (int i = 0; i < WIDTH; i++) v[i] = from[i * STEP];
+    return v;
 }
 
 // Transposes a square of vectors: first its quarters of STEP rows, then those of each quarter.
@@ -246,12 +269,56 @@ struct Layer {
     size_t weight_at;  // and in torch's, where its bias follows
 };
 
+// A convolution of stride 1, then ReLU and max pooling by windows of `pool` pixels a side.
+struct Conv {
+    int in, height, width;  // of the inputs, with their padding
+    int out, kernel_height, kernel_width, pad_height, pad_width, pool;
+    int pooled_height, pooled_width;
+    int plane, num_pixels;    // pixels of an input's channel; of an output's, from the first one to the last
+    int pitch;                // floats from a channel's gradients to the next one's, where zeros follow each of them
+    int margin;               // zeros before the first channel's gradients
+    size_t at, weight_at;     // as a layer's; weights (out, taps), then biases
+    std::vector<int> offset;  // of the inputs that a tap multiplies
+
+    Conv(const int64_t* numbers, size_t at, size_t weight_at) : at(at), weight_at(weight_at) {
+        for (int* to : {&in, &height, &width, &out, &kernel_height, &kernel_width, &pad_height, &pad_width, &pool}) *to = int(*numbers++);
+        height += 2 * pad_height;
+        width += 2 * pad_width;
+        pooled_height = (height - kernel_height + 1) / pool;
+        pooled_width = (width - kernel_width + 1) / pool;
+        plane = height * width;
+        margin = (kernel_height - 1) * width + kernel_width - 1;
+        num_pixels = plane - margin;
+        pitch = std::max(plane, padded(num_pixels));
+        for (int c = 0; c < in; c++)
+            for (int i = 0; i < kernel_height; i++)
+                for (int j = 0; j < kernel_width; j++) offset.push_back(c * plane + i * width + j);
+    }
+
+    // The first pixel of the inputs that is no padding; and from it to the last one, in whole vectors.
+    int inside() const { return pad_height * width + pad_width; }
+    int inside_columns() const { return padded(plane - 2 * inside()); }
+    int taps() const { return int(offset.size()); }
+    size_t num_params() const { return size_t(out) * (taps() + 1); }
+    // Vectors may read beyond the last channel, but must not find another sample.
+    size_t inputs_size() const { return padded(size_t(in) * plane + WIDTH); }
+    size_t gradients_size() const { return padded(margin + size_t(out) * pitch + WIDTH); }
+    size_t pooled_plane() const { return size_t(pooled_height) * pooled_width; }
+    size_t pooled_size() const { return out * pooled_plane(); }
+};
+
 struct Chain {
+    std::vector<Conv> convs;
     std::vector<Layer> layers;
     size_t size = 0, widest = 0;
 
     explicit Chain(const Job& job) {
         size_t weight_at = 0;
+        for (int64_t l = 0; l < job.num_convs; l++) {
+            convs.emplace_back(job.convs + l * CONV_NUMBERS, size, weight_at);
+            size += padded(convs.back().num_params());
+            weight_at += convs.back().num_params();
+        }
         for (int64_t l = 0; l < job.num_layers; l++) {
             int in = int(job.widths[l]), out = int(job.widths[l + 1]);
             layers.push_back({in, out, padded(out), size, weight_at});
@@ -261,8 +328,11 @@ struct Chain {
         }
     }
 
+    size_t convs_size() const { return layers[0].at; }
+
     // From torch's layout to ours, whose padding must be zero.
     void read(const float* from, float* to) const {
+        for (const Conv& conv : convs) std::memcpy(to + conv.at, from + conv.weight_at, conv.num_params() * sizeof(float));
         for (const Layer& layer : layers) {
             const float* weight = from + layer.weight_at;
             transpose(layer.out, layer.in, weight, layer.in, to + layer.at, layer.columns);
@@ -271,6 +341,7 @@ struct Chain {
     }
 
     void write(const float* from, float* to) const {
+        for (const Conv& conv : convs) std::memcpy(to + conv.weight_at, from + conv.at, conv.num_params() * sizeof(float));
         for (const Layer& layer : layers) {
             float* weight = to + layer.weight_at;
             transpose(layer.in, layer.out, from + layer.at, layer.columns, weight, layer.in);
@@ -311,38 +382,244 @@ struct Shared {
     }
 };
 
+// to (rows, columns) = bias (rows, 1), if there is one, + a (taps, rows) across times from, moved by each tap's offset.
+void correlate(int rows, int columns, const std::vector<int>& offset, const float* a, const float* bias, const float* from, float* to) {
+    const int taps = int(offset.size());
+    const int* offsets = offset.data();
+    tiles(rows, columns, [=](auto r, auto v, int row, int column) {
+        constexpr int R = decltype(r)::value, V = decltype(v)::value;
+        vec sum[R][V];
+        for (int i = 0; i < R; i++)
+            for (int j = 0; j < V; j++) sum[i][j] = all(bias ? bias[row + i] : 0.0f);
+        const float* factors = a + row;
+        for (int k = 0; k < taps; k++, factors += rows) {
+            const float* moved = from + offsets[k] + column;
+            vec pixels[V];
+            for (int j = 0; j < V; j++) pixels[j] = load(moved + j * WIDTH);
+            for (int i = 0; i < R; i++) {
+                vec factor = all(factors[i]);
+                for (int j = 0; j < V; j++) sum[i][j] += factor * pixels[j];
+            }
+        }
+        for (int i = 0; i < R; i++)
+            for (int j = 0; j < V; j++) store(to + size_t(row + i) * columns + column + j * WIDTH, sum[i][j]);
+    });
+}
+
+// The convolutions of one thread. Of their gradients nothing is summed in an order that depends on other clients.
+class Convolutions {
+    const std::vector<Conv>& convs;
+    std::vector<float*> inputs;                 // of each convolution, (sample, channel, pixel)
+    std::vector<std::vector<int32_t>> largest;  // the pixel that each pooled output is, (sample, channel, pixel)
+    std::vector<std::vector<int>> back;         // where the gradients are that a tap brings back
+    std::vector<float*> across, turned;         // weights (taps, out), and (out, height, width, in)
+    const float* weights = nullptr;
+    float *outputs, *gradients, *below;
+
+    template <class Size> static size_t most(const std::vector<Conv>& convs, Size size) {
+        size_t found = 0;
+        for (const Conv& conv : convs) found = std::max(found, size_t(padded(size(conv))));
+        return found;
+    }
+    static size_t outputs_size(const Conv& conv) {  // pooling reads beyond their end
+        return std::max(size_t(conv.out) * padded(conv.num_pixels) + MAX_POOL * WIDTH, size_t(conv.in) * conv.inside_columns());
+    }
+    static size_t weights_size(const Conv& conv) { return size_t(conv.out) * conv.taps(); }
+
+    // Pools one channel with ReLU, into rows of a width. Beyond a row it writes zeros, where later rows or nothing stands.
+    template <int POOL> static void pool(const Conv& conv, const float* from, int32_t* index, float* to, int to_width) {
+        for (int y = 0; y < conv.pooled_height; y++, index += conv.pooled_width, to += to_width)
+            for (int x = 0; x < conv.pooled_width; x += WIDTH) {
+                int at = y * POOL * conv.width + x * POOL;
+                ivec first = lanes(Lanes()) * POOL + at, chosen = first;
+                vec best = every<POOL>(from + at);
+                for (int i = 0; i < POOL; i++)
+                    for (int j = i == 0; j < POOL; j++) {
+                        vec value = every<POOL>(from + at + i * conv.width + j);
+                        ivec better = (value > best) | (value != value);  // NaN stays, as in torch
+                        best = better ? value : best;
+                        chosen = better ? first + (i * conv.width + j) : chosen;
+                    }
+                std::memcpy(index + x, &chosen, sizeof chosen);
+                store(to + x, (best < 0.0f) | (lanes(Lanes()) >= conv.pooled_width - x) ? vec{} : best);
+            }
+    }
+
+public:
+    static size_t size_of(const std::vector<Conv>& convs, int part) {
+        size_t size = most(convs, outputs_size) + GROUP * most(convs, [](const Conv& c) { return c.gradients_size(); });
+        size += GROUP * most(convs, [](const Conv& c) { return c.pooled_size(); });
+        for (const Conv& conv : convs) size += part * conv.inputs_size() + 2 * padded(weights_size(conv));
+        return size;
+    }
+
+    Convolutions(const std::vector<Conv>& convs, int part, Memory& memory) : convs(convs) {
+        for (const Conv& conv : convs) {
+            inputs.push_back(memory.take(part * conv.inputs_size()));
+            across.push_back(memory.take(padded(weights_size(conv))));
+            turned.push_back(memory.take(padded(weights_size(conv))));
+            largest.emplace_back(part * conv.pooled_size() + WIDTH);
+            back.emplace_back();
+            for (int o = 0; o < conv.out; o++)
+                for (int i = 0; i < conv.kernel_height; i++)
+                    for (int j = 0; j < conv.kernel_width; j++) back.back().push_back(o * conv.pitch - i * conv.width - j);
+        }
+        outputs = memory.take(most(convs, outputs_size));
+        gradients = memory.take(GROUP * most(convs, [](const Conv& c) { return c.gradients_size(); }));
+        below = memory.take(GROUP * most(convs, [](const Conv& c) { return c.pooled_size(); }));
+    }
+
+    float* input(int sample) { return inputs[0] + sample * convs[0].inputs_size(); }
+
+    // Takes the weights of a step.
+    void begin(const float* from) {
+        weights = from;
+        for (size_t l = 0; l < convs.size(); l++) {
+            const Conv& conv = convs[l];
+            const int taps = conv.taps(), own = taps / conv.in;
+            transpose(conv.out, taps, weights + conv.at, taps, across[l], conv.out);
+            for (int o = 0; o < conv.out; o++)
+                transpose(conv.in, own, weights + conv.at + size_t(o) * taps, own, turned[l] + size_t(o) * taps, conv.in);
+        }
+    }
+
+    // Sets the features of a sample, whose inputs are in place.
+    void forward(int sample, float* features) {
+        for (size_t l = 0; l < convs.size(); l++) {
+            const Conv& conv = convs[l];
+            int columns = padded(conv.num_pixels);
+            const float* bias = weights + conv.at + weights_size(conv);
+            correlate(conv.out, columns, conv.offset, across[l], bias, inputs[l] + sample * conv.inputs_size(), outputs);
+            const Conv* next = l + 1 < convs.size() ? &convs[l + 1] : nullptr;
+            float* to = next ? inputs[l + 1] + sample * next->inputs_size() + next->inside() : features;
+            for (int o = 0; o < conv.out; o++) {
+                int32_t* index = largest[l].data() + sample * conv.pooled_size() + o * conv.pooled_plane();
+                float* channel = to + o * (next ? size_t(next->plane) : conv.pooled_plane());
+                with_rows<MAX_POOL>(conv.pool, [&](auto pool_) {
+                    pool<decltype(pool_)::value>(conv, outputs + size_t(o) * columns, index, channel, next ? next->width : conv.pooled_width);
+                });
+            }
+        }
+    }
+
+    // Adds a part's gradients of the weights. Those at the features, with which it begins, are zero where ReLU was.
+    void backward(int num, const float* features, size_t features_row, float* gradient) {
+        for (int first = 0; first < num; first += GROUP) {
+            int group = std::min(GROUP, num - first);
+            for (size_t l = convs.size(); l-- > 0;) {
+                const Conv& conv = convs[l];
+                bool last = l + 1 == convs.size();
+                for (int s = 0; s < group; s++)
+                    spread(l, first + s, last ? features + (first + s) * features_row : below + s * conv.pooled_size(), s);
+                add_gradients(conv, group, inputs[l] + first * conv.inputs_size(), gradient + conv.at);
+                for (int s = 0; l > 0 && s < group; s++) bring_back(l, first + s, s);
+                for (int s = 0; s < group; s++) spread(l, first + s, nullptr, s);
+            }
+        }
+    }
+
+private:
+    // Puts gradients at pooled outputs where these come from; null puts zeros back.
+    void spread(size_t l, int sample, const float* from, int s) {
+        const Conv& conv = convs[l];
+        const int32_t* index = largest[l].data() + sample * conv.pooled_size();
+        float* to = gradients + s * conv.gradients_size() + conv.margin;
+        for (int o = 0; o < conv.out; o++, to += conv.pitch)
+            for (size_t i = 0; i < conv.pooled_plane(); i++, index++) to[*index] = from ? *from++ : 0.0f;
+    }
+
+    void add_gradients(const Conv& conv, int group, const float* from, float* to) const {
+        const int taps = conv.taps(), columns = padded(conv.num_pixels);
+        const float* own = gradients + conv.margin;
+        for (int row = 0; row < conv.out; row += GRADIENT_ROWS)
+            for (int tap = 0; tap < taps; tap += TAPS)
+                with_rows<GRADIENT_ROWS>(std::min(GRADIENT_ROWS, conv.out - row), [&](auto r) {
+                    with_rows<TAPS>(std::min(TAPS, taps - tap), [&](auto t) {
+                        constexpr int R = decltype(r)::value, T = decltype(t)::value;
+                        vec sum[R][T] = {};
+                        for (int s = 0; s < group; s++) {
+                            const float* moved[T];
+                            for (int j = 0; j < T; j++) moved[j] = from + s * conv.inputs_size() + conv.offset[tap + j];
+                            const float* g = own + s * conv.gradients_size() + size_t(row) * conv.pitch;
+                            for (int p = 0; p < columns; p += WIDTH) {
+                                vec pixels[T];
+                                for (int j = 0; j < T; j++) pixels[j] = load(moved[j] + p);
+                                for (int i = 0; i < R; i++) {
+                                    vec factor = load(g + size_t(i) * conv.pitch + p);
+                                    for (int j = 0; j < T; j++) sum[i][j] += factor * pixels[j];
+                                }
+                            }
+                        }
+                        for (int i = 0; i < R; i++)
+                            for (int j = 0; j < T; j++) to[size_t(row + i) * taps + tap + j] += total(sum[i][j]);
+                    });
+                });
+        for (int o = 0; o < conv.out; o++) {
+            vec sum = {};
+            for (int s = 0; s < group; s++)
+                for (int p = 0; p < columns; p += WIDTH) sum += load(own + s * conv.gradients_size() + size_t(o) * conv.pitch + p);
+            to[weights_size(conv) + o] += total(sum);
+        }
+    }
+
+    // Sets below to a sample's gradients at the outputs of the convolution before.
+    void bring_back(size_t l, int sample, int s) {
+        const Conv &conv = convs[l], &previous = convs[l - 1];
+        const int columns = conv.inside_columns(), inside = conv.inside();
+        correlate(conv.in, columns, back[l], turned[l], nullptr, gradients + s * conv.gradients_size() + conv.margin + inside, outputs);
+        float* to = below + s * previous.pooled_size();
+        for (int c = 0; c < conv.in; c++)
+            for (int y = 0; y < previous.pooled_height; y++) {
+                const float* h = inputs[l] + sample * conv.inputs_size() + size_t(c) * conv.plane + inside + y * conv.width;
+                const float* g = outputs + size_t(c) * columns + y * conv.width;
+                for (int x = 0; x < previous.pooled_width; x++) *to++ = h[x] <= 0.0f ? 0.0f : g[x];
+            }
+    }
+};
+
 // Trains one client after another.
 class Trainer {
     const Job& job;
     const Chain& chain;
     const Shared& shared;
     Memory memory;
-    float *weights, *start, *shift, *momentum, *gradient, *delta, *below, *across, *product_across;
+    Convolutions convolutions;
+    float *weights, *start, *shift, *momentum, *gradient, *conv_gradient, *delta, *below, *across, *product_across;
     std::vector<float*> inputs;  // of each layer, and the outputs
     std::vector<uint32_t> order;
 
     static size_t size_of(const Job& job, const Chain& chain, int part, bool parted) {
         size_t vectors = 1 + !!job.own_params + !!job.own_shift + (job.momentum != 0) + parted;
-        return vectors * chain.size + ((job.num_layers + 3) * part + 2 * padded(part)) * chain.widest;
+        size_t dense = vectors * chain.size + ((job.num_layers + 3) * part + 2 * padded(part)) * chain.widest;
+        return dense + chain.convs_size() + Convolutions::size_of(chain.convs, part);
     }
 
     size_t row_of(size_t layer) const { return padded(job.widths[layer] + 1); }
 
-    template <class Sample> void copy_sample(const Sample* from, float* to) const {
-        int width = int(job.widths[0]);
+    // Copies a number of a sample's values, from one on.
+    template <class Value> void copy(const Value* from, int at, int num, float* to) const {
         if (job.scale)
-            for (int i = 0; i < width; i++) to[i] = float(from[i]) * job.scale[i] + job.offset[i];
+            for (int i = 0; i < num; i++) to[i] = float(from[at + i]) * job.scale[at + i] + job.offset[at + i];
         else
-            for (int i = 0; i < width; i++) to[i] = float(from[i]);
-        to[width] = 1.0f;
+            for (int i = 0; i < num; i++) to[i] = float(from[at + i]);
+    }
+
+    template <class Value> void copy_sample(const Value* from, int b) {
+        if (chain.convs.empty()) return copy(from, 0, int(job.num_inputs), inputs[0] + b * row_of(0));
+        const Conv& conv = chain.convs[0];
+        int height = conv.height - 2 * conv.pad_height, width = conv.width - 2 * conv.pad_width;
+        float* to = convolutions.input(b) + conv.inside();
+        for (int c = 0; c < conv.in; c++)
+            for (int y = 0; y < height; y++) copy(from, (c * height + y) * width, width, to + c * conv.plane + y * conv.width);
+        convolutions.forward(b, inputs[0] + b * row_of(0));
     }
 
     void copy_samples(int64_t first, const uint32_t* rows, int num) {
         for (int b = 0; b < num; b++) {
-            size_t at = size_t(first + rows[b]) * job.widths[0];
-            float* to = inputs[0] + b * row_of(0);
-            if (job.is_bytes) copy_sample(static_cast<const uint8_t*>(job.x) + at, to);
-            else copy_sample(static_cast<const float*>(job.x) + at, to);
+            size_t at = size_t(first + rows[b]) * job.num_inputs;
+            if (job.is_bytes) copy_sample(static_cast<const uint8_t*>(job.x) + at, b);
+            else copy_sample(static_cast<const float*>(job.x) + at, b);
+            inputs[0][b * row_of(0) + job.widths[0]] = 1.0f;
         }
     }
 
@@ -414,16 +691,17 @@ class Trainer {
 
     // Sets delta to the gradient at the inputs of a layer, which are outputs of a ReLU.
     void backward(size_t l, int num) {
-        const Layer &layer = chain.layers[l], &previous = chain.layers[l - 1];
+        const Layer& layer = chain.layers[l];
+        const int row = padded(layer.in);
         size_t columns = padded(num);
         transpose(num, layer.out, delta, layer.columns, across, columns);
         product(layer.in, int(columns), layer.out, weights + layer.at, layer.columns, across, columns, product_across, columns);
-        transpose(layer.in, num, product_across, columns, below, previous.columns);
+        transpose(layer.in, num, product_across, columns, below, row);
         for (int b = 0; b < num; b++) {
             const float* h = inputs[l] + b * row_of(l);
-            float* to = below + size_t(b) * previous.columns;
-            for (int i = layer.in; i < previous.columns; i++) to[i] = 0.0f;
-            for (int i = 0; i < previous.columns; i += WIDTH) store(to + i, load(h + i) <= 0.0f ? vec{} : load(to + i));
+            float* to = below + size_t(b) * row;
+            for (int i = layer.in; i < row; i++) to[i] = 0.0f;
+            for (int i = 0; i < row; i += WIDTH) store(to + i, load(h + i) <= 0.0f ? vec{} : load(to + i));
         }
     }
 
@@ -468,6 +746,7 @@ class Trainer {
         bool plain = !shift && job.mu == 0 && job.weight_decay == 0 && job.momentum == 0;
         double loss = 0;
         int64_t parts = (size + PART - 1) / PART;
+        convolutions.begin(weights);
         for (int64_t p = 0, at = 0; p < parts; p++) {
             int64_t next = size * (p + 1) / parts;
             int num = int(next - at);
@@ -477,12 +756,20 @@ class Trainer {
             loss += job.squared_error ? squared_error(first, rows + at, num, share) : cross_entropy(first, rows + at, num, share, wrong);
             if (wrong) return 0;
             for (size_t l = chain.layers.size(); l-- > 0;) {
-                if (l > 0) backward(l, num);
+                if (l > 0 || !chain.convs.empty()) backward(l, num);
                 if (plain) update<true>(l, num, p == 0, next == size, first_step);
                 else update<false>(l, num, p == 0, next == size, first_step);
                 std::swap(delta, below);
             }
+            if (!chain.convs.empty()) {
+                if (p == 0) std::memset(conv_gradient, 0, chain.convs_size() * sizeof(float));
+                convolutions.backward(num, delta, padded(job.widths[0]), conv_gradient);
+            }
             at = next;
+        }
+        for (size_t at = 0; at < chain.convs_size(); at += WIDTH) {
+            if (plain) descend<true>(at, load(conv_gradient + at), first_step);
+            else descend<false>(at, load(conv_gradient + at), first_step);
         }
         return loss / size;
     }
@@ -490,12 +777,13 @@ class Trainer {
 public:
     // Batches have at most part samples, or are computed in parts of so many.
     Trainer(const Job& job, const Chain& chain, const Shared& shared, int part, bool parted)
-        : job(job), chain(chain), shared(shared), memory(size_of(job, chain, part, parted)) {
+        : job(job), chain(chain), shared(shared), memory(size_of(job, chain, part, parted)), convolutions(chain.convs, part, memory) {
         weights = memory.take(chain.size);
         start = job.own_params ? memory.take(chain.size) : shared.start;
         shift = job.own_shift ? memory.take(chain.size) : shared.shift;
         momentum = job.momentum != 0 ? memory.take(chain.size) : nullptr;
         gradient = parted ? memory.take(chain.size) : nullptr;
+        conv_gradient = memory.take(chain.convs_size());
         for (int64_t l = 0; l <= job.num_layers; l++) inputs.push_back(memory.take(part * chain.widest));
         delta = memory.take(part * chain.widest);
         below = memory.take(part * chain.widest);

@@ -1,4 +1,4 @@
-"""Chains of Linear and ReLU, of which one call of compiled C++ trains a whole cohort: ``dense.cpp``.
+"""Chains of convolutions, Linear and ReLU, of which one call of compiled C++ trains a whole cohort: ``dense.cpp``.
 
 The kernel computes what :class:`fedresearch.local.train.LocalTrainer` computes: the same batches in the same order, and
 the same steps within the rounding of single precision.
@@ -6,11 +6,12 @@ the same steps within the rounding of single precision.
 
 import ctypes
 import functools
+import math
 import re
 from collections.abc import Sequence
-from itertools import chain, pairwise
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from fedresearch.local.train import LocalWork, MakeOptimizer
 Array = NDArray[Any] | Tensor
 
 _SOURCE = Path(__file__).with_suffix(".cpp")
-_MAX_LAYERS = 16
+_MAX_POOL = 4
 # From here on torch.randperm draws in another way.
 _MAX_SAMPLES = 2**32 // 20
 # Samples times parameters that take some tenths of a millisecond, so that a further thread is worth its start.
@@ -54,11 +55,61 @@ def sgd_of(make_optimizer: MakeOptimizer, lr: float) -> Sgd | None:
     return Sgd(**{name: group[name] for name in Sgd._fields})
 
 
-def chain_of(model: Module) -> tuple[int, ...] | None:
-    """Return the widths of a chain of Linear and ReLU, from the inputs on; None if the model computes anything else.
+class Conv(NamedTuple):
+    """A convolution of stride 1, then ReLU and max pooling by windows of ``pool`` pixels a side."""
 
-    The inputs may be flattened. All of the ``state_dict`` must be weights and biases on the CPU, in the chain's order,
-    trainable and of single precision.
+    in_channels: int
+    height: int
+    width: int
+    out_channels: int
+    kernel_height: int
+    kernel_width: int
+    pad_height: int
+    pad_width: int
+    pool: int
+
+    @property
+    def num_params(self) -> int:
+        """Number of parameters."""
+        return self.out_channels * (self.in_channels * self.kernel_height * self.kernel_width + 1)
+
+    @property
+    def output_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the outputs."""
+        height = (self.height + 2 * self.pad_height - self.kernel_height + 1) // self.pool
+        width = (self.width + 2 * self.pad_width - self.kernel_width + 1) // self.pool
+        return self.out_channels, height, width
+
+
+class Chain(NamedTuple):
+    """Convolutions, and the widths of the dense layers after them, from their inputs on."""
+
+    convs: tuple[Conv, ...]
+    widths: tuple[int, ...]
+
+    @property
+    def num_inputs(self) -> int:
+        """Number of values of a sample."""
+        return math.prod(self.convs[0][:3]) if self.convs else self.widths[0]
+
+    @property
+    def sizes(self) -> list[tuple[tuple[int, ...], int]]:
+        """Each layer's shape of weights and number of biases."""
+        convs = [((c.out_channels, c.in_channels, c.kernel_height, c.kernel_width), c.out_channels) for c in self.convs]
+        return [*convs, *(((num_out, num_in), num_out) for num_in, num_out in pairwise(self.widths))]
+
+    @property
+    def num_params(self) -> int:
+        """Number of parameters."""
+        return sum(math.prod(shape) + num for shape, num in self.sizes)
+
+
+def chain_of(model: Module, input_shape: Sequence[int]) -> Chain | None:
+    """Return the chain that a model is, for samples of a shape; None if it computes anything else.
+
+    Convolutions come first, each with ReLU and, before or after it, max pooling, which have the same values and
+    gradients in both orders. Inputs of the first Linear may be flattened. All of the ``state_dict`` must be weights and
+    biases on the CPU, in the chain's order, trainable and of single precision.
     """
     try:
         nodes = fx.symbolic_trace(model).graph.nodes
@@ -66,17 +117,34 @@ def chain_of(model: Module) -> tuple[int, ...] | None:
         return None
     modules = dict(model.named_modules())
     called = [modules.get(str(node.target)) if node.op == "call_module" else None for node in nodes]
-    linear = [module for module in called if type(module) is nn.Linear]
-    params = list(chain.from_iterable((module.weight, module.bias) for module in linear))
+    layers = [module for module in called if isinstance(module, nn.Linear | nn.Conv2d)]
+    params = [param for module in layers for param in (module.weight, cast(Tensor, module.bias))]
+    kinds = "".join(map(_kind, nodes, called))
     is_chain = (
-        re.fullmatch("(input )(flatten )?(linear relu )*linear output ", "".join(map(_kind, nodes, called)))
+        re.fullmatch(
+            r"input (flatten |(conv (relu (pool\d )?|pool\d relu ))+flatten )?(linear relu )*linear output ", kinds
+        )
         and all(node.args[:1] == (previous,) for previous, node in pairwise(nodes))
         and not any(module._forward_hooks or module._forward_pre_hooks for module in modules.values())
-        and len(linear) <= _MAX_LAYERS
         and [*map(id, model.state_dict(keep_vars=True).values())] == [*map(id, dict.fromkeys(params))]
         and all(param.requires_grad and param.dtype == torch.float32 and param.is_cpu for param in params)
     )
-    return (linear[0].in_features, *(module.out_features for module in linear)) if is_chain else None
+    if not is_chain:
+        return None
+    pools = [int(digit or 1) for digit in re.findall(r"conv (?:relu )?(?:pool(\d))?", kinds)]
+    if pools and len(input_shape) != 3:
+        return None
+    shape, convs = (*input_shape,), []
+    for layer, pool in zip(layers, pools, strict=False):
+        assert isinstance(layer, nn.Conv2d)
+        num_in, height, width = shape
+        kernel, padding = cast(tuple[int, int], layer.kernel_size), cast(tuple[int, int], layer.padding)
+        convs.append(Conv(num_in, height, width, layer.out_channels, *kernel, *padding, pool))
+        shape = convs[-1].output_shape
+    linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
+    if math.prod(shape) != linear[0].in_features:
+        return None
+    return Chain((*convs,), (linear[0].in_features, *(module.out_features for module in linear)))
 
 
 def _kind(node: fx.Node, module: Module | None) -> str:
@@ -84,6 +152,13 @@ def _kind(node: fx.Node, module: Module | None) -> str:
         return {"placeholder": "input ", "output": "output "}[node.op]
     if type(module) is nn.Linear:
         return "linear "
+    if type(module) is nn.Conv2d:
+        is_plain = module.stride == module.dilation == (1, 1) and module.groups == 1 and module.padding_mode == "zeros"
+        return "conv " if is_plain and not isinstance(module.padding, str) and module.bias is not None else "other "
+    if type(module) is nn.MaxPool2d:
+        return _pool(**{name: getattr(module, name) for name in module.__constants__})
+    if node.target is F.max_pool2d:
+        return _pool(*node.args[1:], **node.kwargs)
     if type(module) is nn.ReLU or node.target in (F.relu, torch.relu, "relu"):
         return "relu "
     dims: tuple[Any, ...] = ()
@@ -92,6 +167,21 @@ def _kind(node: fx.Node, module: Module | None) -> str:
     elif node.target in (torch.flatten, "flatten"):
         dims = (*node.args[1:], *node.kwargs.values(), -1)
     return "flatten " if dims[:2] == (1, -1) else "other "
+
+
+def _pool(
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: Any = False,
+    return_indices: Any = False,
+) -> str:
+    sides, steps = ((side, side) if isinstance(side, int) else side for side in (kernel_size, stride or kernel_size))
+    is_plain = (
+        sides == steps and sides[0] == sides[1] <= _MAX_POOL and (padding, dilation) in ((0, 1), ((0, 0), (1, 1)))
+    )
+    return f"pool{sides[0]} " if is_plain and not ceil_mode and not return_indices else "other "
 
 
 class _Job(ctypes.Structure):
@@ -103,13 +193,14 @@ class _Job(ctypes.Structure):
             for name in (
                 *("num_clients", "num_samples", "num_layers", "epochs", "max_steps", "batch_size", "threads"),
                 *("numbers_a_thread", "num_params", "is_bytes", "squared_error", "own_params", "own_shift", "nesterov"),
+                *("num_convs", "num_inputs"),
             )
         ),
         *((name, ctypes.c_double) for name in ("lr", "momentum", "dampening", "weight_decay", "mu")),
         *(
             (name, ctypes.c_void_p)
             for name in (
-                *("widths", "starts", "sizes", "seeds", "shares", "x", "y", "scale", "offset"),
+                *("convs", "widths", "starts", "sizes", "seeds", "shares", "x", "y", "scale", "offset"),
                 *("params", "anchor", "shift", "out", "losses", "steps"),
             )
         ),
@@ -117,14 +208,14 @@ class _Job(ctypes.Structure):
 
 
 class DenseKernel:
-    """Trains cohorts of chains of Linear and ReLU by SGD, on all of its threads.
+    """Trains cohorts of chains of convolutions, Linear and ReLU by SGD, on all of its threads.
 
     A client's bits depend neither on the other clients, nor on their order, nor on the number of threads.
 
     Parameters
     ----------
-    widths : sequence of int
-        As ``chain_of`` returns them.
+    model : Chain
+        As ``chain_of`` returns it.
     squared_error : bool
         Whether the loss is the squared error; else it is the cross-entropy.
     threads : int
@@ -138,12 +229,10 @@ class DenseKernel:
         If the kernel cannot be compiled or loaded, or if it differs here from PyTorch.
     """
 
-    def __init__(self, widths: Sequence[int], squared_error: bool, threads: int, cache_dir: str | Path) -> None:
-        if len(widths) - 1 > _MAX_LAYERS:
-            raise KernelUnavailable(f"the kernel has at most {_MAX_LAYERS} layers, got {len(widths) - 1}")
-        self._widths = np.array(widths, np.int64)
+    def __init__(self, model: Chain, squared_error: bool, threads: int, cache_dir: str | Path) -> None:
+        self._model, self._num_params = model, model.num_params
+        self._convs, self._widths = (np.array(numbers, np.int64) for numbers in model)
         self._squared_error, self._threads = squared_error, threads
-        self._num_params = sum((num_in + 1) * num_out for num_in, num_out in pairwise(widths))
         self._train = _library(cache_dir).train
         self._compare_with_torch()
 
@@ -210,9 +299,10 @@ class DenseKernel:
             raise ValueError("out must be contiguous")
         clients, params_shape, per_client = (len(sizes),), (self._num_params,), (len(sizes), self._num_params)
         losses, steps = np.empty(clients), np.empty(clients, np.int64)
-        width, num_outputs = int(self._widths[0]), int(self._widths[-1])
+        width, num_outputs = self._model.num_inputs, self._model.widths[-1]
         y_type, y_shape = (np.float32, (len(x), num_outputs)) if self._squared_error else (np.int64, (len(x),))
         arrays = {
+            "convs": self._convs,
             "widths": self._widths,
             "starts": _array("starts", starts, np.int64, clients),
             "sizes": _array("sizes", sizes, np.int64, clients),
@@ -245,6 +335,8 @@ class DenseKernel:
             num_params=self._num_params,
             is_bytes=x.dtype == np.uint8,
             squared_error=self._squared_error,
+            num_convs=len(self._convs),
+            num_inputs=width,
             own_params=arrays["params"].ndim == 2,
             own_shift=shift is not None and arrays["shift"].ndim == 2,
             mu=mu,
@@ -269,15 +361,15 @@ class DenseKernel:
             If the results differ.
         """
         generator = np.random.default_rng(0)
-        num_samples, num_outputs = 6, self._widths[-1]
-        x = generator.normal(size=(num_samples, self._widths[0])).astype(np.float32)
+        num_samples, num_outputs = 6, self._model.widths[-1]
+        x = generator.normal(size=(num_samples, self._model.num_inputs)).astype(np.float32)
         y = generator.integers(num_outputs, size=num_samples)
         if self._squared_error:
             y = generator.normal(size=(num_samples, num_outputs)).astype(np.float32)
         start = np.concatenate(
             [
-                generator.normal(size=(num_in + 1) * num_out) / np.sqrt(num_in + 1)
-                for num_in, num_out in pairwise(self._widths.tolist())
+                generator.normal(size=math.prod(shape) + num) / math.sqrt(math.prod(shape[1:]) + 1)
+                for shape, num in self._model.sizes
             ]
         ).astype(np.float32)
         work, sgd, mu, seeds = LocalWork(2, None, 2), Sgd(0.05, 0.5, nesterov=True), 0.1, [1, 2**40 + 1]
@@ -287,7 +379,7 @@ class DenseKernel:
         for client, seed in enumerate(seeds):
             rows = slice(3 * client, 3 * client + 3)
             samples = torch.from_numpy(x[rows]), torch.from_numpy(y[rows])
-            expected = _train(self._widths.tolist(), *samples, seed, torch.from_numpy(start), work, sgd, mu)
+            expected = _train(self._model, *samples, seed, torch.from_numpy(start), work, sgd, mu)
             if not np.abs(out[client] - expected).max() <= 0.01 * np.abs(expected - start).max():
                 raise KernelUnavailable("the compiled kernel differs from PyTorch")
 
@@ -301,18 +393,22 @@ def _array(name: str, value: Array | None, dtype: type[np.generic], *shapes: tup
 
 
 def _train(
-    widths: Sequence[int], x: Tensor, y: Tensor, seed: int, start: Tensor, work: LocalWork, sgd: Sgd, mu: float
+    model: Chain, x: Tensor, y: Tensor, seed: int, start: Tensor, work: LocalWork, sgd: Sgd, mu: float
 ) -> NDArray[np.float32]:
     """Return what a client trains by autograd."""
     params = start.clone().requires_grad_()
     optimizer = torch.optim.SGD([params], **sgd._asdict())
     for inputs, targets in work.batches(x, y, Generator().manual_seed(seed)):
         assert isinstance(targets, Tensor)
-        used, h = 0, inputs
-        for num_in, num_out in pairwise(widths):
-            weight, bias = params[used : used + (num_in + 1) * num_out].split([num_in * num_out, num_out])
-            h = F.linear(h.relu() if used else h, weight.view(num_out, num_in), bias)
-            used += (num_in + 1) * num_out
+        lengths = [length for shape, num in model.sizes for length in (math.prod(shape), num)]
+        pieces = iter(params.split(lengths))
+        layers = [(next(pieces).view(shape), next(pieces)) for shape, _ in model.sizes]
+        h = inputs
+        for conv, (weight, bias) in zip(model.convs, layers, strict=False):
+            h = F.conv2d(h.view(-1, *conv[:3]), weight, bias, padding=(conv.pad_height, conv.pad_width))
+            h = F.max_pool2d(h.relu(), conv.pool).flatten(1)
+        for place, (weight, bias) in enumerate(layers[len(model.convs) :]):
+            h = F.linear(h.relu() if place else h, weight, bias)
         optimizer.zero_grad()
         (losses(h, targets).mean() + mu / 2 * (params - start).square().sum()).backward()
         optimizer.step()
