@@ -64,7 +64,7 @@ class DenseClients:
 
     @staticmethod
     def can_train(clients: Clients) -> bool:
-        """Return whether the clients train what the kernel computes: a dense chain by SGD, with a term."""
+        """Return whether the clients train what the kernel computes: a chain of layers by SGD, with a term."""
         update, data = clients.update, clients.data
         return (
             type(update).objective is LocalUpdate.objective
