@@ -9,9 +9,10 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, ListConfig, Node, OmegaConf, open_dict
+from omegaconf import AnyNode, DictConfig, ListConfig, Node, OmegaConf, open_dict
 
 from fedresearch.config.help_text import CONF
+from fedresearch.config.quicker_hydra import quicken
 from fedresearch.config.rules import as_written
 from fedresearch.config.schema import Config, as_typed, chosen_lists, counted_hardware, counts, digest, parse
 from fedresearch.dotted_keys import as_json, leaves
@@ -19,7 +20,8 @@ from fedresearch.errors import InputError
 
 
 def register() -> None:
-    """Register the schema with Hydra, as ``base_config``, and the resolvers of this module."""
+    """Register the schema with Hydra, as ``base_config``, and the resolvers of this module; make Hydra quicker."""
+    quicken()
     ConfigStore.instance().store(name="base_config", node=Config)
     # Cached, since the overrides of a job differ from those of its sweep: Hydra passes the sweep's cache to its jobs.
     OmegaConf.register_new_resolver("sweep_digest", sweep_digest, use_cache=True, replace=True)
@@ -29,7 +31,8 @@ def register() -> None:
 
 def without_hydra(composed: DictConfig) -> DictConfig:
     """Return a copy of a composed config without Hydra's own section, as a job receives it."""
-    plain = copy.deepcopy(composed)
+    unread = {id(composed._get_node("hydra")): AnyNode()}  # half of the config, which the copy is without
+    plain = copy.deepcopy(composed, unread)
     with open_dict(plain):
         del plain["hydra"]
     return plain

@@ -24,7 +24,7 @@ from fedresearch.errors import InputError
 from fedresearch.study.sweep.job import changes_in_record, is_done
 from fedresearch.study.sweep.status import ONLY_JOB, job_names
 
-# A job takes about 50 ms to compose: ten minutes before the first one starts.
+# A job takes some 30 ms to compose: five minutes before the first one starts.
 MAX_JOBS = 10_000
 
 # Keys that Hydra reads from the sweep's config and never from a job's.
