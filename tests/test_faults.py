@@ -59,8 +59,8 @@ class Stopped(BaseException):
 def stop_after(monkeypatch, server_round):
     after = Checkpoints.after
 
-    def stopping(self, row, arrays):
-        after(self, row, arrays)
+    def stopping(self, row, arrays, is_best):
+        after(self, row, arrays, is_best)
         if row["round"] == server_round:
             raise Stopped
 

@@ -1,6 +1,5 @@
 """A run's checkpoints: what they hold, when they are written, and how they are restored."""
 
-import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,13 +12,11 @@ from fedresearch.errors import InputError
 from fedresearch.experiment.experiment import Experiment
 from fedresearch.experiment.model import BEST, save_clients, save_model
 from fedresearch.experiment.resuming import digest_for_resume
-from fedresearch.experiment.selection import score
 from fedresearch.federation.client_app import own_arrays
 from fedresearch.federation.flower import FIRST_NODE_ID
 from fedresearch.federation.measures import Row
 from fedresearch.federation.state import Packer, UnsupportedValue, unpack, unpack_object
 from fedresearch.runs.checkpoint import read_checkpoints, write_checkpoint
-from fedresearch.runs.columns import larger_is_better
 from fedresearch.runs.directory import History, RunDirectory
 
 # With checkpoint.every=auto, the share of the time for writing checkpoints.
@@ -35,23 +32,27 @@ class Checkpoints:
         The experiment, whose strategy, channel and clients are saved.
     run : RunDirectory
         The run's directory.
-    rows : list of dict
-        The rows of earlier rounds.
     """
 
-    def __init__(self, experiment: Experiment, run: RunDirectory, rows: list[Row]) -> None:
+    def __init__(self, experiment: Experiment, run: RunDirectory) -> None:
         self._experiment, self._run = experiment, run
         self._every, self._keep = experiment.config.checkpoint.every, experiment.config.checkpoint.keep
         self._column = experiment.config.checkpoint.best
         self._digest = digest_for_resume(experiment.config)
-        self._best = -math.inf
-        for row in rows:
-            self._best = max(self._best, self._score(row) if row["round"] else -math.inf)
         self._next = 0.0  # by time.perf_counter
         self._last = run.history.num_rounds
 
-    def after(self, row: Row, arrays: ArrayRecord) -> None:
+    def after(self, row: Row, arrays: ArrayRecord, is_best: bool) -> None:
         """Write the best model and the checkpoint if they are due after a round; after round 0 neither is.
+
+        Parameters
+        ----------
+        row : dict
+            The round's numbers.
+        arrays : ArrayRecord
+            The new global model.
+        is_best : bool
+            Whether the round is the best one so far.
 
         Raises
         ------
@@ -61,19 +62,14 @@ class Checkpoints:
         if not row["round"]:
             return
         if self._column is not None:
-            self._keep_best(row, arrays)
+            if "eval/loss" in row and not isinstance(row.get(self._column), int | float):
+                columns = ", ".join(name for name, value in row.items() if isinstance(value, int | float))
+                raise InputError(f"checkpoint.best={self._column} is not a column of this run, which has {columns}")
+            if is_best:
+                save_result(self._experiment, self._run.path / BEST, arrays, row)
         due = time.perf_counter() >= self._next if self._every == "auto" else row["round"] % (self._every or 1) == 0
         if self._every and due:
             self.write(arrays)
-
-    def _keep_best(self, row: Row, arrays: ArrayRecord) -> None:
-        numbers = [name for name, value in row.items() if isinstance(value, int | float)]
-        if "eval/loss" in row and self._column not in numbers:
-            columns = ", ".join(numbers)
-            raise InputError(f"checkpoint.best={self._column} is not a column of this run, which has {columns}")
-        if self._score(row) > self._best:
-            self._best = self._score(row)
-            save_result(self._experiment, self._run.path / BEST, arrays, row)
 
     def write(self, arrays: ArrayRecord) -> None:
         """Write a checkpoint after the last round that was logged.
@@ -101,12 +97,6 @@ class Checkpoints:
         self._last = self._run.history.num_rounds
         ended = time.perf_counter()
         self._next = ended + (ended - started) / _SHARE
-
-    def _score(self, row: Row) -> float:
-        """Return the row's score by ``checkpoint.best``; larger is better."""
-        if self._column is None:
-            return -math.inf
-        return score(row, self._column, rises=larger_is_better(self._column, self._experiment.declared_columns))
 
 
 def save_result(experiment: Experiment, path: Path, arrays: ArrayRecord, row: Row) -> None:

@@ -37,9 +37,9 @@ class Recorder:
 
     def __init__(self, experiment: Experiment, run: RunDirectory, rows: list[Row], trackers: TrackerGroup) -> None:
         self._experiment, self._run, self._trackers = experiment, run, trackers
-        self._checkpoints = Checkpoints(experiment, run, rows)
+        self._checkpoints = Checkpoints(experiment, run)
         self._best = BestRound(experiment, rows)
-        self._last: Row = dict(rows[-1]) if rows else {}
+        self._last: Row = rows[-1] if rows else {}
 
     def after_round(self, row: Row, arrays: ArrayRecord, stopping: Callable[[], bool]) -> None:
         """Record a round's row, and write the checkpoint if it is due.
@@ -62,9 +62,8 @@ class Recorder:
         self._trackers.log(row)
         if diverged(row) and not diverged(self._last):
             log.warning("round %d: the loss is not finite, the run has diverged", row["round"])
-        self._last = dict(row)
-        self._best.see(row)
-        self._checkpoints.after(row, arrays)
+        self._last = row
+        self._checkpoints.after(row, arrays, is_best=self._best.see(row))
         if stopping() and row["round"] < self._experiment.config.federation.num_rounds:
             self._checkpoints.write(arrays)
             raise KeyboardInterrupt

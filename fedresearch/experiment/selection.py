@@ -30,13 +30,17 @@ class BestRound:
         self._rises = larger_is_better(self._by, experiment.declared_columns)
         self._shown = [f"{scope}/{name}" for scope in ("eval", models) for name in ("loss", *experiment.measured)]
         self._row: Row = {}
+        self._score = -math.inf
         for row in rows:
             self.see(row)
 
-    def see(self, row: Row) -> None:
-        """Take the next round's row; round 0, the initial model, is no round's."""
-        if row["round"] and score(row, self._by, rises=self._rises) > score(self._row, self._by, rises=self._rises):
-            self._row = dict(row)
+    def see(self, row: Row) -> bool:
+        """Return whether the next round is the best so far; round 0, the initial model, is no round's."""
+        score = _score(row, self._by, rises=self._rises)
+        if not row["round"] or score <= self._score:
+            return False
+        self._row, self._score = row, score
+        return True
 
     @property
     def summary(self) -> Row:
@@ -45,7 +49,7 @@ class BestRound:
         return {"best/by": self._by, **shown} if shown else {}
 
 
-def score(row: Row, column: str, *, rises: bool) -> float:
+def _score(row: Row, column: str, *, rises: bool) -> float:
     """Return a row's score by a column; larger is better, and a column that is missing or not finite is the worst."""
     value = row.get(column)
     if value is None or not math.isfinite(value):

@@ -112,7 +112,7 @@ class RunDirectory:
 
     def __init__(self, path: Path, record: Mapping[str, Any], after: History) -> None:
         self.path = path
-        self.history = after
+        self._num_rounds, self._num_bytes = after.num_rounds, after.num_bytes
         self._record: dict[str, Any] = {}
         path.mkdir(parents=True, exist_ok=True)
         for folder in (path, path / _CHECKPOINTS):  # only where a run writes, and only what write_whole names
@@ -148,7 +148,7 @@ class RunDirectory:
 
     def _is_of_the_past(self, line: str) -> bool:
         try:
-            return bool(json.loads(line)["round"] <= self.history.num_rounds)
+            return bool(json.loads(line)["round"] <= self._num_rounds)
         except (ValueError, TypeError, KeyError, RecursionError):
             return False
 
@@ -167,23 +167,27 @@ class RunDirectory:
         Unwritable
             If there is no room for it.
         """
-        line = orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n"
+        line = _line(row)
         if self._known:
             _refuse_other(json.loads(line), json.loads(self._known[0]))
             line = self._known.popleft()
         else:
             self._append(line)
         self._sha256.update(line)
-        self.history = History(row["round"], self.history.num_bytes + len(line), self._sha256.hexdigest())
+        self._num_rounds, self._num_bytes = row["round"], self._num_bytes + len(line)
+
+    @property
+    def history(self) -> History:
+        """The rounds that are logged."""
+        return History(self._num_rounds, self._num_bytes, self._sha256.hexdigest())
 
     def _append(self, line: bytes) -> None:
-        size = self._metrics.tell()
         with writing(self._metrics_path):
             try:
                 if self._metrics.write(line) < len(line):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             except OSError:
-                self._metrics.truncate(size)
+                self._metrics.truncate(self._num_bytes)
                 raise
 
     def log_clients(self, server_round: int, table: Mapping[str, Any]) -> None:
@@ -196,7 +200,7 @@ class RunDirectory:
         Unwritable
             If there is no room for it.
         """
-        line = orjson.dumps({"round": server_round, **table}) + b"\n"
+        line = _line({"round": server_round, **table})
         with writing(self._clients_path):
             if self._clients is None:
                 self._clients = self._clients_path.open("ab")
@@ -261,6 +265,11 @@ def refuse_used(path: Path) -> None:
         f"{path} already holds {holds}, and nothing is overwritten; "
         "try another hydra.run.dir, or leave it out for a new directory"
     )
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    """Return a row as a line of JSON; numbers that are not finite become null."""
+    return orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE)
 
 
 def _refuse_other(row: Row, known: Row) -> None:

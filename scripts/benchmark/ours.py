@@ -165,13 +165,13 @@ class Ours:
         row, self._arrays = self._loop._round(server_round, self._grid, self._arrays)
         if self._checkpoints:
             self._run.log(row | {"time/total_s": 0.0})
-            self._checkpoints.after(row, self._arrays)
+            self._checkpoints.after(row, self._arrays, is_best=False)
 
     def _write_checkpoints(self) -> Checkpoints:
         federation = SimpleNamespace(num_rounds=0, evaluate_every=1)
         config = SimpleNamespace(checkpoint=Checkpoint(1, 2, None), federation=federation)
         experiment = SimpleNamespace(config=config, strategy=self._strategy, grid=self._grid)
-        return Checkpoints(experiment, self._run, [])  # type: ignore[arg-type]
+        return Checkpoints(experiment, self._run)  # type: ignore[arg-type]
 
     def state(self) -> dict[str, Tensor]:
         """Return the global model."""
