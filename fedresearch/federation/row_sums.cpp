@@ -20,7 +20,7 @@ template <class T> struct Rows {
     const T* operator[](int64_t row) const { return first + row * length; }
 };
 
-// The products of each row's distance from the origin and a vector, or itself: a sum for each lane, (num, LANES).
+// The products of each row's distance from the origin and a vector, or itself: a sum for each lane, and then of halves.
 template <class T> void multiply(const Rows<T>& rows, const T* origin, const double* vector, double* to) {
     for (int64_t i = 0; i < rows.num; i++) {
         const T* row = rows[i];
@@ -34,7 +34,9 @@ template <class T> void multiply(const Rows<T>& rows, const T* origin, const dou
 #pragma GCC unroll 32
             for (int lane = 0; lane < LANES; lane++) add(at, lane);
         for (int lane = 0; at + lane < rows.num_columns; lane++) add(at, lane);
-        std::copy(sums, sums + LANES, to + i * LANES);
+        for (int half = LANES / 2; half; half /= 2)
+            for (int lane = 0; lane < half; lane++) sums[lane] += sums[half + lane];
+        to[i] = sums[0];
     }
 }
 

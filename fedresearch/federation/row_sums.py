@@ -20,7 +20,7 @@ from fedresearch.local.library import KernelUnavailable, library
 Numbers = NDArray[Any] | Tensor
 
 _SOURCE = Path(__file__).with_suffix(".cpp")
-# The numbers of a row in turn belong to so many sums, which are added at last.
+# The numbers of a row in turn belong to so many sums, whose halves are added at last: a power of two.
 _LANES = 32
 # Numbers that NumPy adds at once, few enough for a core's cache; and those of a GPU.
 _AT_ONCE, _AT_ONCE_ON_GPU = 2**17, 2**26
@@ -72,21 +72,23 @@ def products(rows: Numbers, origin: Any, vector: Any = None) -> NDArray[np.float
         for columns, away in _moved_on_gpu(rows, origin):
             sums += torch.linalg.vecdot(away, away if vector is None else vector[columns])
         return sums.cpu().numpy()
+    if function := _compiled_for("multiply", rows):
+        found = np.empty(len(rows))
+        function(*_address(rows), _pointer(origin), None if vector is None else _pointer(vector), _pointer(found))
+        return found
     lanes = np.zeros((len(rows), _LANES))
     with np.errstate(invalid="ignore", over="ignore"):
-        if function := _compiled_for("multiply", rows):
-            function(*_address(rows), _pointer(origin), None if vector is None else _pointer(vector), _pointer(lanes))
-        else:
-            for columns, moved in _moved(rows, origin):
-                if vector is None:
-                    moved *= moved
-                else:
-                    moved[:, : columns.stop - columns.start] *= vector[columns]
-                parts = moved.reshape(len(rows), -1, _LANES)
-                parts[:, 0] += lanes
-                np.add.reduce(parts, axis=1, out=lanes)
-        found: NDArray[np.float64] = lanes.sum(axis=1)
-    return found
+        for columns, moved in _moved(rows, origin):
+            if vector is None:
+                moved *= moved
+            else:
+                moved[:, : columns.stop - columns.start] *= vector[columns]
+            parts = moved.reshape(len(rows), -1, _LANES)
+            parts[:, 0] += lanes
+            np.add.reduce(parts, axis=1, out=lanes)
+        while half := lanes.shape[1] // 2:
+            lanes = lanes[:, :half] + lanes[:, half:]
+    return lanes[:, 0]
 
 
 def add_moved(rows: Numbers, origin: Any, factors: NDArray[np.float64], totals: Any) -> None:

@@ -79,7 +79,9 @@ class UpdateSums:
         norms = np.sqrt(norms)
         norms[~(np.isfinite(norms) & is_finite)] = math.nan
         moved = norms > 0
-        factors = np.stack([np.divide(1, norms, out=np.zeros_like(norms), where=moved), moved])[: 1 + self._to_mean]
+        factors = np.zeros((1 + self._to_mean, len(norms)))
+        np.divide(1, norms, out=factors[0], where=moved)
+        factors[1:] = moved
         for dtype, (n, origin, sums) in self._parts.items():
             add_moved(rows[dtype][:, :n], origin, factors, sums)
         self.norms += norms.tolist()
