@@ -83,7 +83,7 @@ class FederatedData:
 
         Samples are rows, ``(n, d)``; so are targets in floating point. Classes are ``(n,)``.
         """
-        starts, splits, _ = self._table[:, partition_ids]
+        starts, splits, _ = self._table.take(partition_ids, axis=1)  # faster than as an index
         return *self._flat, starts, splits - starts
 
     def validation_samples(self, partition_id: int) -> tuple[Tensor, Tensor]:
@@ -147,7 +147,7 @@ class FederatedData:
 
     @cached_property
     def _table(self) -> Rows:
-        return np.array(self._bounds, np.int64).T
+        return np.array([*zip(*self._bounds, strict=True)], np.int64)
 
     @cached_property
     def _flat(self) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -67,7 +67,7 @@ class Availability:
         ValueError
             If it is not from 0 to 1.
         """
-        if self._is_always:
+        if self.is_always:
             return 1.0
         seed = derive_seed(self.seed, "availability", server_round, partition_id)
         share = self.function(partition_id=partition_id, server_round=server_round, seed=seed)
@@ -80,13 +80,13 @@ class Availability:
 
     def present(self, server_round: int, partition_ids: Sequence[int]) -> Sequence[int]:
         """Return those of the clients that are there in a round."""
-        if self._is_always:
+        if self.is_always:
             return partition_ids
         return [partition_id for partition_id in partition_ids if self(server_round, partition_id)]
 
     @property
-    def _is_always(self) -> bool:
-        # There may be millions of clients, and a seed takes its time.
+    def is_always(self) -> bool:
+        """Whether all clients do all of their work; there may be millions, and a seed takes its time."""
         return self.function.func is always
 
 

@@ -35,5 +35,5 @@ def aggregate_train(
     """Aggregate replies without errors by a strategy; the mean of Flower's FedAvg is computed here, the same bits."""
     if _is_mean(strategy) and isinstance(replies, StackedReplies) and not replies.sent:
         found = Replies(replies, strategy.weighted_by_key)
-        return array_record(found.mean_params()), found.aggregate_metrics(strategy.train_metrics_aggr_fn)
+        return array_record(found.mean_params(), copy=False), found.aggregate_metrics(strategy.train_metrics_aggr_fn)
     return strategy.aggregate_train(server_round, replies)

@@ -6,6 +6,8 @@ from typing import Any
 
 from flwr.app import ArrayRecord, Message, RecordDict
 
+from fedresearch.federation.layout import Layout
+
 
 class LazyMessages(Sequence[Message]):
     """A message for each of some nodes, made when it is first read.
@@ -52,12 +54,15 @@ class Broadcast(LazyMessages):
     ----------
     mean_by : str or None
         The metric that is the clients' weight, if nothing but the mean of their replies is read.
+    layout : Layout or None
+        The places of the model's arrays in the replies, if they are known.
     """
 
     def __init__(self, content: RecordDict, node_ids: list[int], message_type: str) -> None:
         super().__init__(node_ids)
         self.content, self.message_type = content, message_type
         self.mean_by: str | None = None
+        self.layout: Layout | None = None
 
     @property
     def is_read(self) -> bool:

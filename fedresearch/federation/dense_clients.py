@@ -89,7 +89,7 @@ class DenseClients:
         server_round, lr = int(number(config, SERVER_ROUND)), float(number(config, LR))
         partition_ids = [client.partition_id for client in cohort]
         x, y, starts, sizes = clients.data.pool(partition_ids)
-        sgd = self._sgd_of(lr)
+        shares, sgd = clients.availability, self._sgd_of(lr)
         assert sgd is not None
         (stage,) = clients.stages
         row = first % stack.num_rows
@@ -102,7 +102,7 @@ class DenseClients:
             starts=starts,
             sizes=sizes,
             seeds=np.array([derive_seed(clients.seed, "batches", server_round, i) for i in partition_ids], np.uint64),
-            shares=np.array([clients.availability(server_round, i) for i in partition_ids]),
+            shares=None if shares.is_always else np.array([shares(server_round, i) for i in partition_ids]),
             work=clients.work.for_stage(stage),
             params=stack.layout.row(arrays_of(content))[_FLOAT][0],
             sgd=sgd,
@@ -110,8 +110,8 @@ class DenseClients:
         )
         if self._is_plain:
             losses, steps = run()
-            metrics = {TRAIN_LOSS: losses, NUM_STEPS: steps, NUM_EXAMPLES: sizes, UNIFORM: np.ones_like(sizes)}
-            stack.put_metrics(first, {name: values.tolist() for name, values in metrics.items()})
+            metrics = {TRAIN_LOSS: losses.tolist(), NUM_STEPS: steps.tolist(), NUM_EXAMPLES: sizes.tolist()}
+            stack.put_metrics(first, {**metrics, UNIFORM: [1] * len(cohort)})
             return {}
         tasks = clients.tasks([content] * len(cohort), cohort)
         started = [starting(task, clients.model, stack.layout.places) for task in tasks]

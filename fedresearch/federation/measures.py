@@ -60,8 +60,9 @@ def measure_updates(
     sums = stack.sums(origin, to_mean=to_mean)
     cosines = sums.cosines(stack.held) if to_mean else [math.nan] * len(stack)
     row: Row = {"local/steps": sum(map(int, stack.metrics[NUM_STEPS]))}
-    if sums.cosine is not None:
-        row["update/cosine"] = sums.cosine
+    cosine = sums.cosine
+    if cosine is not None:
+        row["update/cosine"] = cosine
     nonfinite = [place for place, norm in enumerate(sums.norms) if math.isnan(norm)]
     return row, nonfinite, {"update/norm": sums.norms, "update/cosine": cosines}
 
@@ -136,12 +137,13 @@ def strategy_columns(metrics: MetricRecord | None, prefix: str, row: Mapping[str
         If a metric has the name of another column.
     """
     columns: Row = {}
+    reserved = {*row, *_COUNTS}
     for key, value in sorted(metrics.items() if metrics else ()):
         if key in _NOT_MEASURED:
             continue
         name = column_name(key, prefix)
         found = {f"{name}/{i}": each for i, each in enumerate(value)} if isinstance(value, list) else {name: value}
-        if taken := found.keys() & {*row, *columns, *_COUNTS}:
+        if taken := found.keys() & (reserved | columns.keys()):
             raise InputError(
                 f"the strategy's metric {key} would be the column {min(taken)}, which exists already; rename it"
             )

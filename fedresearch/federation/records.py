@@ -75,11 +75,11 @@ def is_finite(content: RecordDict) -> bool:
     )
 
 
-def array_record(values: Mapping[str, ArrayLike]) -> ArrayRecord:
-    """Return copies of NumPy arrays, or scalars, as a record."""
+def array_record(values: Mapping[str, ArrayLike], copy: bool = True) -> ArrayRecord:
+    """Return NumPy arrays, or scalars, as a record: copies of them, or themselves if nobody may change them."""
     record = ArrayRecord()
     for name, value in values.items():
-        record[name] = HeldArray(value)
+        record[name] = HeldArray(value, copy)
     return record
 
 
@@ -114,18 +114,16 @@ def number(record: MetricRecord | ConfigRecord, key: str) -> int | float:
 
 
 def cast_like(arrays: ArrayRecord, reference: ArrayRecord) -> ArrayRecord:
-    """Return a record of the arrays in the dtypes of another record's; integers are rounded to the nearest.
+    """Return a copy of a record with arrays in the dtypes of another record's; integers are rounded to the nearest.
 
     Flower's averages turn the integer buffers of BatchNorm into floats, and some strategies promote float32. A
     ``HeldArray`` that has its dtype is shared and not copied, for nobody can write into it.
     """
-    cast = ArrayRecord()
+    cast = arrays.copy()
     for name, array in arrays.items():
-        dtype = np.dtype(reference[name].dtype)
-        if isinstance(array, HeldArray) and array.held.dtype == dtype:
-            cast[name] = array
+        if isinstance(array, HeldArray) and array.dtype == reference[name].dtype:
             continue
-        value = view(array)
+        value, dtype = view(array), np.dtype(reference[name].dtype)
         is_rounded = value.dtype != dtype and dtype.kind in "iu"
         with np.errstate(over="ignore"):  # a value beyond float32 becomes infinite, which the round loop reports
             cast[name] = HeldArray(np.asarray(np.rint(value) if is_rounded else value, dtype))

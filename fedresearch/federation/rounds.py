@@ -134,6 +134,7 @@ class RoundLoop:
     log_failure: Callable[[int, int, str, str], None]
     channel: Channel = field(default_factory=Channel)
     _totals: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_TOTALS, 0))
+    _layout: Layout | None = None
 
     @restored_generators()
     def run(self, grid: Grid, arrays: ArrayRecord, last: Row | None = None) -> ArrayRecord:
@@ -217,9 +218,10 @@ class RoundLoop:
         cohort = CohortGrid(grid, sorted(drawn))
         messages = self.hooks.configure_train(server_round, arrays, config, cohort)
         row |= {"clients/sampled": len(messages), "clients/failed": 0}
-        layout = Layout(arrays, self.parameters)
-        if isinstance(messages, Broadcast) and self._needs_mean_alone(layout, drawn):
-            messages.mean_by = self.hooks.mean_by
+        layout = self._layout = self._layout or Layout(arrays, self.parameters)
+        if isinstance(messages, Broadcast):
+            messages.layout = layout
+            messages.mean_by = self.hooks.mean_by if self._needs_mean_alone(layout, drawn) else None
         replies, columns = self._send(cohort, messages, row, "train")
         places: Sequence[int] = range(len(replies))
         if replies:

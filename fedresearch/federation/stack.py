@@ -13,9 +13,9 @@ from torch import Tensor
 from fedresearch.errors import InputError
 from fedresearch.federation import flower
 from fedresearch.federation.broadcast import LazyMessages
-from fedresearch.federation.held_array import HeldArray, num_bytes
+from fedresearch.federation.held_array import num_bytes
 from fedresearch.federation.layout import HeldRows, Layout, Rows
-from fedresearch.federation.records import ARRAYS, METRICS, arrays_of, check_arrays, metrics_of, view
+from fedresearch.federation.records import ARRAYS, METRICS, array_record, arrays_of, check_arrays, metrics_of, view
 from fedresearch.federation.row_sums import add_weighted
 from fedresearch.federation.update_sums import UpdateSums, rows_at_once
 
@@ -233,12 +233,17 @@ class StackedReplies(LazyMessages):
 
     def _rest_is_finite(self, places: slice) -> NDArray[np.bool_]:
         """Return of each client whether all that it sends besides the parameters is finite."""
-        rest = [_in_memory(rows[places, self.layout.num_parameters[dtype] :]) for dtype, rows in self.held.items()]
+        num_parameters = self.layout.num_parameters
+        rest = [
+            _in_memory(rows[places, num_parameters[dtype] :])
+            for dtype, rows in self.held.items()
+            if rows.shape[1] > num_parameters[dtype]
+        ]
         rest += [array[places] for group in self.sent.values() for array in group.values()]
-        all_of_them = np.ones(len(range(self.num_rows)[places]), bool)
-        return np.logical_and.reduce(
-            [all_of_them, *(np.isfinite(array.reshape(len(all_of_them), -1)).all(axis=1) for array in rest)]
-        )
+        found = np.ones(len(range(self.num_rows)[places]), bool)
+        for array in rest:
+            found &= np.isfinite(array.reshape(len(found), -1)).all(axis=1)
+        return found
 
     def take(self, places: Sequence[int]) -> "StackedReplies":
         """Return the replies at places; a reply may occur twice."""
@@ -270,9 +275,9 @@ class StackedReplies(LazyMessages):
 
     def _content(self, place: int, model: Arrays) -> RecordDict:
         """Return what a client sends, given its model."""
-        content = RecordDict({ARRAYS: _held(model)})
+        content = RecordDict({ARRAYS: array_record(model, copy=False)})
         for key, group in self.sent.items():
-            content[key] = _held({name: array[place] for name, array in group.items()})
+            content[key] = array_record({name: array[place] for name, array in group.items()}, copy=False)
         content[METRICS] = MetricRecord({name: values[place] for name, values in self.metrics.items()})
         return content
 
@@ -346,11 +351,3 @@ class FoldedReplies(StackedReplies):
 def _in_memory(values: NDArray[Any] | Tensor) -> NDArray[Any]:
     array: NDArray[Any] = values.numpy(force=True) if isinstance(values, Tensor) else values
     return array
-
-
-def _held(arrays: Arrays) -> ArrayRecord:
-    """Return a record of rows' parts, which are not copied."""
-    record = ArrayRecord()
-    for name, array in arrays.items():
-        record[name] = HeldArray(array, copy=False)
-    return record

@@ -67,9 +67,10 @@ class BatchedGrid(InProcessGrid):
             log.warning("the model has convolutions, which train faster one client after another; try hardware=cpu")
         self._largest = max(len(rows) for rows in client_app.data.train)
         self._trainer = StackedTrainer(None if chunk == "auto" else chunk, compile == "auto", self._largest)
+        self._num_lanes = functools.cache(functools.partial(self._trainer.num_lanes, client_app.model))
 
     def _fill(self, stack: StackedReplies, clients: Clients, content: RecordDict) -> dict[int, str]:
-        num_lanes = self._trainer.num_lanes(clients.model, len(stack))
+        num_lanes = self._num_lanes(len(stack))
         trainer = functools.partial(self._trainer, num_lanes=num_lanes)
         # Lanes are of use for more clients than lanes: some begin when others end.
         num_rows = stack.num_rows if self._dense else max(stack.num_rows, 4 * num_lanes)

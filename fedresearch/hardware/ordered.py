@@ -179,7 +179,7 @@ class OrderedGrid(Grid):
     def _stack_for(self, clients: Clients, messages: Broadcast) -> StackedReplies:
         """Return an empty stack for the replies to messages, which folds them if only their mean is needed."""
         arrays, node_ids = arrays_of(messages.content), messages.node_ids
-        layout = Layout(arrays, clients.parameters)
+        layout = messages.layout or Layout(arrays, clients.parameters)
 
         def message(place: int, content: RecordDict) -> Message:
             return Message(content, reply_to=messages[place])
