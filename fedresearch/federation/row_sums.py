@@ -121,7 +121,7 @@ def add_weighted(mean: Any, rows: Numbers, shares: Sequence[float]) -> Any:
         rows = rows if rows.is_floating_point() else rows.double()
         weighted_sum = torch.tensor(shares, dtype=rows.dtype, device=rows.device) @ rows
         return weighted_sum if mean is None else mean + weighted_sum
-    dtype = np.result_type(rows.dtype, 0.0)  # as an array times a float of Python's
+    dtype = _weighted_dtype(rows.dtype)
     factors = np.array(shares, dtype)
     num_rows, num_columns = rows.shape
     found = np.empty(num_columns, dtype) if mean is None else mean
@@ -139,6 +139,12 @@ def add_weighted(mean: Any, rows: Numbers, shares: Sequence[float]) -> Any:
         else:  # from the first row on: from 0 on, -0.0 would become 0.0
             np.add.reduce(weighted, axis=0, initial=None, out=found[columns])
     return found
+
+
+@functools.cache
+def _weighted_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the dtype of an array times a float of Python's."""
+    return np.result_type(dtype, 0.0)
 
 
 def _compiled_for(name: str, rows: NDArray[Any]) -> Any:
