@@ -333,8 +333,12 @@ def test_a_runs_differences_come_first(report):
     assert pairs == [["shared", "[7]", "[0]"], *changed, ["commit", "abc"], ["torch", "2"], ["model", "mlp"]]
     (own,) = report.evaluate("document.getElementById('run-plot').data.filter((line) => line.name === 'this run')")
     assert (own["x"], own["y"]) == ([1, 3, 4], [10, 20, 30])
+    for _ in range(3):  # the body stands for the browser's own controls
+        report.keyboard.press("Tab")
+        assert report.evaluate("document.activeElement.matches('dialog *, body')")
     report.keyboard.press("Escape")
     expect(dialog).to_be_hidden()
+    expect(report.get_by_role("button", name="run07")).to_be_focused()
     report.get_by_text("boom").first.click()
     expect(dialog).to_be_visible()
     dialog.get_by_role("button", name="Close").click()

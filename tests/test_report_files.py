@@ -512,6 +512,12 @@ def test_keys_that_distinguish_cells_come_first_in_a_runs_differences(tmp_path):
     assert [cell["y"]["eval/accuracy"]["mean"] for cell in result["cells"]].count([None]) == 1
 
 
+def test_the_only_arm_of_a_page_has_a_name(tmp_path):
+    make(tmp_path / "run", rows=[{"eval/accuracy": 0.5}])
+    result = document(report(load([tmp_path])), {})
+    assert [result["arms"][0]["label"], result["cells"][0]["label"], result["runs"][0]["cell"]] == 3 * ["all runs"]
+
+
 def test_markdown_is_a_table(tmp_path):
     title, _, caption, _, head, line, *body = markdown(TABLE).splitlines()
     assert (title, caption) == ("## Title", TABLE.caption)

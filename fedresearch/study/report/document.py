@@ -33,6 +33,7 @@ _IN_DARK = dict(
     )
 )
 _LINE_WIDTH = 2
+_ONLY = "all runs"  # the name of an arm, or a cell, without any other beside it
 # Figures that the page draws itself.
 _DRAWN = ("curves_", "update_")
 
@@ -46,7 +47,7 @@ def document(report: Report, pictures: Mapping[str, bytes]) -> dict[str, Any]:
         Name of a figure to its PNG.
     """
     study, metric, names = report.study, report.question.metric, report.question.names
-    labels = label_cells(study, study.keys, names)
+    labels = {cell: label or _ONLY for cell, label in label_cells(study, study.keys, names).items()}
     cells = [cell for cell in study.cells if plotted_runs(cell)]
     usual = dict.fromkeys([metric, *usual_metrics(study.runs), "train/loss", "update/norm", "update/cosine"])
     metrics = [name for name in usual if any(name in run.columns for cell in cells for run in plotted_runs(cell))]
@@ -110,7 +111,7 @@ def _small(picture: bytes) -> bytes:
 def _arm(arm: Arm, counts: Sequence[int]) -> dict[str, Any]:
     """Return an arm's look, and the fewest and most runs of its cells."""
     return {
-        "label": arm.label,
+        "label": arm.label or _ONLY,
         "colour": arm.colour,
         "dark": _IN_DARK[arm.colour],
         "dash": ",".join(f"{_LINE_WIDTH * length:g}px" for length in arm.dash) or "solid",
@@ -200,8 +201,10 @@ def _number(value: float) -> str:
 
 
 def _facts(run: LoadedRun) -> Iterator[tuple[str, Any]]:
-    """Yield the flat fields of a run's record: its config, and all others without its numbers."""
+    """Yield the flat fields of a run's record: its config, and all others without its numbers and their meanings."""
     yield from leaves(run.record.get("config", {}))
-    others = {name: value for name, value in run.record.items() if name not in ("config", "result", "format")}
+    others = {
+        name: value for name, value in run.record.items() if name not in ("config", "result", "format", "columns")
+    }
     for name, value in leaves(others):
         yield f"run: {name}", value
