@@ -5,6 +5,8 @@ It needs no network. Small experiments on bundled data run on the CPU and, twice
 
   equal    every column but ``time/``, and the final model, differ from the CPU's by the stated tolerance at most
   repeat   the second run on the GPU has the bits of the first
+  rounded  with precision=bf16 and precision=tf32, the final model differs from that of precision=full on the same
+           hardware, by the stated share of its norm at most
   resume   a run that was resumed has the bits of one that was not
   sweep    two seeds with ``-m`` finish
 
@@ -44,6 +46,9 @@ SETTINGS = [
     ("mlp", "fedavg", "float32"),
     ("mlp", "fedavg", "float64", "adam"),
 ]
+# The share of the model's norm, for precisions below float32, and the settings with which they are tried.
+ROUNDED = {"bf16": 0.05, "tf32": 0.005}
+ROUNDED_SETTINGS = [setting for setting in SETTINGS if setting[2] == "float32"]
 RESUMED = SETTINGS[1]  # its clients keep arrays
 # Workload, our sides, and the seconds after which no further round of it starts, and after which it ends.
 BENCHMARKS = [
@@ -52,6 +57,7 @@ BENCHMARKS = [
     ("W3", ["gpu", "batched-gpu-uncompiled"], 8, 80),
     ("W4", ["gpu", "batched-gpu-uncompiled"], 5, 50),
     ("W7", ["gpu", "batched-gpu-uncompiled"], 5, 60),
+    ("W7", ["gpu-bf16", "gpu-tf32", "batched-gpu-uncompiled-bf16", "batched-gpu-uncompiled-tf32"], 5, 60),
 ]
 
 
@@ -125,6 +131,16 @@ def model_difference(ours: Path, theirs: Path) -> float:
     return max(_finite(float(np.abs(a[name] - b[name]).max(initial=0))) for name in a)
 
 
+def model_distance(ours: Path, theirs: Path) -> float:
+    """Return the norm of the difference of two runs' final models, as a share of the norm of the second."""
+    import numpy as np
+    from safetensors.numpy import load_file
+
+    a, b = (load_file(run / "model.safetensors") for run in (ours, theirs))
+    square = sum(np.square(a[name] - array, dtype=np.float64).sum() for name, array in b.items())
+    return _finite(math.sqrt(square / sum(np.square(array, dtype=np.float64).sum() for array in b.values())))
+
+
 def _finite(difference: float) -> float:
     return math.inf if math.isnan(difference) else difference
 
@@ -164,6 +180,15 @@ def check(end: float, device: str, folder: Path, jobs: int) -> bool:
         for option, where in on_device.items():
             for repeat in ("first", "second"):
                 runs[setting, option, repeat] = pool.submit(run, f"{name}-{option}-{repeat}", *options(setting), *where)
+    precisions = [each for each in ROUNDED if each != "tf32" or device != "cpu"]
+    rounded = {
+        (setting, option, precision): pool.submit(
+            run, f"{'-'.join(setting)}-{option}-{precision}", *options(setting), *where, f"precision={precision}"
+        )
+        for setting in ROUNDED_SETTINGS
+        for option, where in on_device.items()
+        for precision in precisions
+    }
     half, whole = ["federation.num_rounds=2"], ["federation.num_rounds=4"]
     resumed = pool.submit(run, "resumed", *options(RESUMED), *on_device["gpu"], *half, then=whole)
     sweep = pool.submit(run, "sweep", "-m", *on_device["gpu"], "seed=0,1", kind="sweep")
@@ -173,6 +198,11 @@ def check(end: float, device: str, folder: Path, jobs: int) -> bool:
         (rows, column), model = rows_difference(rows_of(gpu), rows_of(cpu)), model_difference(gpu, cpu)
         limit = TOLERANCE[setting[2]]
         return max(rows, model) <= limit, f"{column or 'rows'} {rows:.0e}, model {model:.0e}; tolerance {limit:.0e}"
+
+    def near(setting: tuple[str, ...], option: str, precision: str) -> tuple[bool, str]:
+        full = runs[setting, option, "first"].result()
+        found, limit = model_distance(rounded[setting, option, precision].result(), full), ROUNDED[precision]
+        return 0 < found <= limit, f"{found:.0e} of the model; at most {limit:.0e}, and not 0"
 
     def same(one: Future[Path], other: Future[Path]) -> tuple[bool, str]:
         a, b = rows_of(one.result()), rows_of(other.result())
@@ -191,6 +221,8 @@ def check(end: float, device: str, folder: Path, jobs: int) -> bool:
             good &= _report(f"equal: {name}", equal, setting, option)
             pair = (runs[setting, option, repeat] for repeat in ("first", "second"))
             good &= _report(f"repeat: {name}", same, *pair)
+    for setting, option, precision in rounded:
+        good &= _report(f"rounded: {' '.join([*setting, option, precision])}", near, setting, option, precision)
     good &= _report(f"resume: {' '.join(RESUMED)} gpu", same, resumed, runs[RESUMED, "gpu", "first"])
     good &= _report("sweep: two seeds, gpu", finished)
     pool.shutdown()
@@ -232,7 +264,7 @@ def main() -> int:
         prog="python -m scripts.gpu_check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", default=found and found.type, help="cuda, cpu, ...; default: what torch finds")
-    parser.add_argument("--seconds", type=float, default=470, help="for all; default: %(default)s")
+    parser.add_argument("--seconds", type=float, default=530, help="for all; default: %(default)s")
     parser.add_argument("--jobs", type=int, help="experiments at a time; default: half of the cores")
     parser.add_argument("--only", choices=["check", "benchmark"], help="default: both")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the runs in a new folder")

@@ -76,6 +76,8 @@ def _cross_check(config: Config, choices: Mapping[str, str | None], ours: Mappin
         )
     if federation.target_accuracy is not None:
         yield from _check_target(config, choices)
+    if config.precision != "full":
+        yield from _check_precision(config, choices)
     yield from _check_partitions(config, choices, ours)
     yield from check_cohort(config, ours.get("sampling.partition_ids"))
     weighted_by = config.strategy["weighted_by"]
@@ -133,6 +135,15 @@ def _wrong_input(option: str, requires: Mapping[str, Any], config: Config, choic
     if given in allowed:
         return ""
     return f"{option} needs {' or '.join(allowed)} input, got dataset={choices['dataset']}, whose input is {given}"
+
+
+def _check_precision(config: Config, choices: Mapping[str, str | None]) -> Iterator[str]:
+    key, device = f"precision={config.precision}", config.hardware.get("device")
+    if config.dtype != "float32":
+        yield f"{key} needs dtype=float32, got dtype={config.dtype}; try precision=full"
+    elif config.precision == "tf32" and device in (None, "cpu"):
+        got = f"hardware.device={device}" if device else f"hardware={choices['hardware']}"
+        yield f"{key} needs a GPU on which this process trains, got {got}; try hardware=gpu"
 
 
 def _check_target(config: Config, choices: Mapping[str, str | None]) -> Iterator[str]:

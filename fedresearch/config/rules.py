@@ -127,6 +127,7 @@ SHARED = (
     Rule("seed", _integer(0), "an integer >= 0", "0"),
     Rule("name", _or_empty(_name(128)), "a text of 1 to 128 characters, or null", "lr-0.1"),
     Rule("dtype", _one_of("float32", "float64"), "float32 or float64", "float32"),
+    Rule("precision", _one_of("full", "bf16", "tf32"), "full, bf16 or tf32", "bf16"),
     Rule(
         "memory_format",
         _one_of("auto", "contiguous", "channels_last"),

@@ -68,6 +68,7 @@ class Config:
     seed: int = MISSING
     name: str | None = MISSING
     dtype: str = MISSING
+    precision: str = MISSING
     memory_format: str = MISSING
     cache_dir: str = MISSING
     resume: str | None = MISSING

@@ -353,7 +353,7 @@ class Experiment:
                     f"hardware.device={device} needs a GPU that torch can use, torch {torch.__version__} finds "
                     f"{torch.cuda.device_count()}; try hardware=cpu or hardware=workers"
                 )
-            be_deterministic()
+            be_deterministic(tf32=self.config.precision == "tf32")
         return device
 
     def _memory_format(self, model: Module) -> torch.memory_format:

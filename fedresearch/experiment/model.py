@@ -19,6 +19,7 @@ from fedresearch.config.schema import Config
 from fedresearch.errors import InputError, named, one_line
 from fedresearch.experiment.builder import Builder, refuse_foreign
 from fedresearch.federation.records import sha256, tensor_record, view
+from fedresearch.local.forward import compute_in_bfloat16
 from fedresearch.local.state_names import remove_running_statistics
 from fedresearch.runs.checkpoint import write_arrays
 from fedresearch.runs.directory import MODEL, write_whole
@@ -35,7 +36,7 @@ def build_model(config: Config, choices: Mapping[str, str | None]) -> Module:
     """Build the model for the declared shape of its inputs and the dataset's classes.
 
     With dtype float64 it is in double precision, with the initial weights of single precision. Tensors that are neither
-    parameters nor buffers are double only in a model that is made so.
+    parameters nor buffers are double only in a model that is made so. With precision bf16 it computes in bfloat16.
     """
     given = {"input_shape": tuple(input_shape(config)), "num_classes": config.dataset["declares"]["num_classes"]}
     builder = Builder(choices)
@@ -50,6 +51,8 @@ def build_model(config: Config, choices: Mapping[str, str | None]) -> Module:
         model.load_state_dict(single.state_dict())
     if config.strategy["buffers"] == "drop":
         remove_running_statistics(model)
+    if config.precision == "bf16":
+        compute_in_bfloat16(model)
     return model
 
 

@@ -35,6 +35,7 @@ from fedresearch.federation.nodes import NodeGrid
 from fedresearch.federation.records import sha256
 from fedresearch.federation.row_sums import compile_in
 from fedresearch.federation.server_app import make_server_app
+from fedresearch.hardware.threads import restored_settings
 from fedresearch.masking import masked_tree, masked_words
 from fedresearch.runs.directory import MODEL, History, RunDirectory, now, refuse_used
 from fedresearch.runs.provenance import provenance
@@ -66,7 +67,7 @@ def run_experiment(request: RunRequest, nodes: NodeGrid | None = None) -> None:
     directory = request.directory
     directory.mkdir(parents=True, exist_ok=True)
     # On a SuperLink, Flower's own handlers receive the signals.
-    with nullcontext() if nodes else interruptible(), locked(directory):
+    with nullcontext() if nodes else interruptible(), locked(directory), restored_settings():
         past: dict[str, Any] = {}
         if request.may_resume and (directory / RECORD).exists():
             past = read_record(directory)

@@ -119,7 +119,12 @@ def add_weighted(mean: Any, rows: Numbers, shares: Sequence[float]) -> Any:
     """
     if isinstance(rows, Tensor):
         rows = rows if rows.is_floating_point() else rows.double()
-        weighted_sum = torch.tensor(shares, dtype=rows.dtype, device=rows.device) @ rows
+        matmul = torch.backends.cuda.matmul
+        allowed, matmul.allow_tf32 = matmul.allow_tf32, False  # a mean is no part of the model's arithmetic
+        try:
+            weighted_sum = torch.tensor(shares, dtype=rows.dtype, device=rows.device) @ rows
+        finally:
+            matmul.allow_tf32 = allowed
         return weighted_sum if mean is None else mean + weighted_sum
     dtype = _weighted_dtype(rows.dtype)
     factors = np.array(shares, dtype)

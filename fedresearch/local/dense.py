@@ -125,6 +125,7 @@ def chain_of(model: Module, input_shape: Sequence[int]) -> Chain | None:
             r"input (flatten |(conv (relu (pool\d )?|pool\d relu ))+flatten )?(linear relu )*linear output ", kinds
         )
         and all(node.args[:1] == (previous,) for previous, node in pairwise(nodes))
+        and "forward" not in vars(model)
         and not any(module._forward_hooks or module._forward_pre_hooks for module in modules.values())
         and [*map(id, model.state_dict(keep_vars=True).values())] == [*map(id, dict.fromkeys(params))]
         and all(param.requires_grad and param.dtype == torch.float32 and param.is_cpu for param in params)

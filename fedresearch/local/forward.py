@@ -1,5 +1,8 @@
-"""A model as a function of its parameters."""
+"""A model as a function of its parameters, and its forward pass in bfloat16."""
 
+from typing import Any
+
+import torch
 from torch import Tensor
 from torch.func import functional_call
 from torch.nn import Module
@@ -41,4 +44,25 @@ class Forward:
             hook.remove()
         if not seen:
             raise ValueError("the model must call its last layer, whose inputs are the features; it did not")
-        return outputs, seen[-1].flatten(start_dim=1)
+        return outputs, seen[-1].flatten(start_dim=1).to(outputs.dtype)
+
+
+def compute_in_bfloat16(model: Module) -> None:
+    """Let a model's forward pass compute in bfloat16 where torch's autocast does, on any device.
+
+    Its parameters, their gradients and its outputs keep their dtype, and so do losses and optimizers.
+    """
+    model.forward = _Bfloat16Forward(model)
+
+
+class _Bfloat16Forward:
+    """A model's ``forward``, as an object so that models can be copied and pickled."""
+
+    def __init__(self, model: Module) -> None:
+        self._model = model
+
+    def __call__(self, x: Tensor, *arguments: Any) -> Tensor:
+        # Without its cache, which holds the weights of one step.
+        with torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False):
+            outputs: Tensor = type(self._model).forward(self._model, x, *arguments)
+        return outputs.to(next(self._model.parameters()).dtype)

@@ -3,7 +3,7 @@
 import functools
 import importlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace, TracebackType
@@ -25,7 +25,8 @@ from fedresearch.federation.rounds import RoundLoop
 from fedresearch.federation.row_sums import compile_in
 from fedresearch.federation.sampling import Sampling, uniform
 from fedresearch.hardware.ordered import OrderedGrid
-from fedresearch.hardware.threads import be_deterministic
+from fedresearch.hardware.threads import be_deterministic, restored_settings
+from fedresearch.local.forward import compute_in_bfloat16
 from fedresearch.local.metrics import accuracy
 from fedresearch.local.state_names import parameters
 from fedresearch.local.train import LocalTrainer, Task, Trained
@@ -49,7 +50,13 @@ _GRIDS: dict[str, tuple[str, str, dict[str, Any]]] = {
 _CHECKPOINTED = "-checkpointed"
 # Without the clients' table, as with ``clients_table=false``.
 _UNTABLED = "-untabled"
-HARDWARE = (*_GRIDS, *(f"{name}{variant}" for variant in (_CHECKPOINTED, _UNTABLED) for name in _GRIDS))
+# With ``precision=bf16`` or ``precision=tf32``.
+_BF16, _TF32 = "-bf16", "-tf32"
+_VARIANTS = (_CHECKPOINTED, _UNTABLED, _BF16, _TF32)
+HARDWARE = (
+    *_GRIDS,
+    *(f"{name}{variant}" for variant in _VARIANTS for name in _GRIDS if variant != _TF32 or "gpu" in name),
+)
 
 
 def on_gpu(hardware: str) -> bool:
@@ -59,7 +66,12 @@ def on_gpu(hardware: str) -> bool:
 
 def _option(hardware: str) -> str:
     """Return the option of which this is a variant."""
-    return hardware.removesuffix(_CHECKPOINTED).removesuffix(_UNTABLED)
+    return functools.reduce(str.removesuffix, _VARIANTS, hardware)
+
+
+def is_rounded(hardware: str) -> bool:
+    """Return whether a hardware option computes less exactly than in float32."""
+    return hardware.endswith((_BF16, _TF32))
 
 
 class NullClients(Clients):
@@ -103,6 +115,9 @@ class Ours:
         if self._deterministic:
             be_deterministic()
         self._model, data = _laid_out(work, data, torch.device(gpu if self._deterministic else "cpu"))
+        self._tf32 = hardware.endswith(_TF32)
+        if hardware.endswith(_BF16):
+            compute_in_bfloat16(self._model)
         self._app = (NullClients if work.null else Clients)(
             model=self._model,
             data=data,
@@ -162,7 +177,10 @@ class Ours:
         """Run a round."""
         torch.set_num_threads(1)
         torch.use_deterministic_algorithms(self._deterministic, warn_only=True)
-        row, self._arrays = self._loop._round(server_round, self._grid, self._arrays)
+        with restored_settings() if self._tf32 else nullcontext():  # the other sides take turns in this process
+            if self._tf32:
+                be_deterministic(tf32=True)
+            row, self._arrays = self._loop._round(server_round, self._grid, self._arrays)
         if self._checkpoints:
             self._run.log(row | {"time/total_s": 0.0})
             self._checkpoints.after(row, self._arrays, is_best=False)
