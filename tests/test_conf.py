@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from fedresearch import config
 from fedresearch.config.schema import LISTS
+from tests import directories
 
 CONF = Path(__file__).parents[1] / "conf"
 GROUPS = (
@@ -101,6 +103,30 @@ def test_every_option_composes_is_checked_and_built(compose, chosen, tmp_path):
         prepare(experiment)
         assert list(experiment.grid.get_node_ids())
         assert all(len(rows) for rows in experiment.data.train)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("strategy=scaffold", "channel=[topk,noise]", "+model.extra={a: 1}", "strategy.client._target_=mine.Update"),
+        ("experiment=li2020_fedprox_synthetic", "dataset={alpha: 0}", "local={epochs: 2}", "++dataset.alpha=1"),
+        ("partitioner=iid", "partitioner.alpha=.3"),
+        ("seed=1,2",),
+        ("model=null", "seed=1"),
+        ("~strategy",),
+        ("local.epochs=0", "+federation.unknown=1"),
+    ],
+)
+def test_what_tests_compose_is_what_the_command_line_composes(words):
+    """They compose the options once and set the values; tests/directories.py."""
+
+    def composed(compose):
+        try:
+            return compose(*words)
+        except Exception as error:
+            return type(error), str(error)
+
+    assert composed(directories.compose) == composed(lambda *words: config.compose(CONF, words)[:2])
 
 
 def test_a_dataset_that_differs_from_its_declaration_is_rejected(compose):

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from fedresearch import config, load_model
+from fedresearch import load_model
 from fedresearch.config.help_text import CONF
 from fedresearch.errors import InputError
 from fedresearch.experiment.experiment import Experiment
 from fedresearch.local.metrics import accuracy
 from fedresearch.local.objective import evaluate
 from fedresearch.runs.record import dump_record, read_record, read_rows
-from tests.directories import MLP, SHORT, conduct
+from tests.directories import MLP, SHORT, compose, conduct
 
 PERSONAL = ["fedrep", "local_only", "ditto"]
 
@@ -34,7 +34,7 @@ def runs(tmp_path_factory):
 
 def experiment_of(directory):
     words = [*MLP, *SHORT, *read_record(directory)["overrides"]]
-    return Experiment(*config.compose(CONF, words)[:2])
+    return Experiment(*compose(*words))
 
 
 @pytest.mark.parametrize("strategy", PERSONAL)
