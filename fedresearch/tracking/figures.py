@@ -41,15 +41,16 @@ def figures(directory: Path, metrics: Sequence[str]) -> dict[str, "NDArray[np.ui
     # Imported only now: matplotlib takes a second, and a run has no figure before its end.
     from fedresearch.runs.pictures import class_counts, confusion_counts, confusion_picture, partition_picture
 
-    drawn = {}
+    drawn, record = {}, read_record(directory)
     samples = class_counts(directory)
     if samples is not None:
-        label = declared_labels(read_record(directory)["config"]).get("partitioner", "")
+        label = declared_labels(record["config"]).get("partitioner", "")
         drawn["partition"] = partition_picture(samples, label, _PAGE).figure
     name, values = client_values(directory, metrics)
     if values:
-        scale = 100 if is_share(name, {}) else 1
-        drawn["clients"] = _histogram(column_label(name, {}), [scale * value for value in values])
+        columns = record.get("columns", {})
+        scale = 100 if is_share(name, columns) else 1
+        drawn["clients"] = _histogram(column_label(name, columns), [scale * value for value in values])
     counts = confusion_counts(directory)
     if counts is not None:
         title = f"Test accuracy {counts.trace() / max(1, counts.sum()):.1%}, share of each true class (%)"

@@ -21,7 +21,7 @@ from fedresearch.study.report.arms import COLOURS, DASHES, MARKERS, Arm, Arrange
 from fedresearch.study.report.axes import AXES
 from fedresearch.study.report.cells import Cell, Study
 from fedresearch.study.report.load import LoadedRun
-from fedresearch.study.report.looks import looks, numbers, page
+from fedresearch.study.report.looks import MAX_DRAWN, looks, numbers, page
 from fedresearch.study.report.outcomes import Outcome
 from fedresearch.study.report.overall import overall_figures
 from fedresearch.study.report.plot_data import (
@@ -40,8 +40,6 @@ from fedresearch.study.report.question import Question
 from fedresearch.study.report.statistics import paired, t_half_widths
 
 MAX_PANELS = 12
-# More lines or rows than this cannot be distinguished in one figure; the tables have them all.
-MAX_DRAWN = 16
 _MAX_SEEDS = 5  # more thin lines than these hide the mean
 _MAX_SEED_PANELS = 6
 _MAX_PICTURES = 6

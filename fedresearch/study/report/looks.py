@@ -15,6 +15,8 @@ STYLES = {
     "icml": (3.25, 6.75, ["STIXGeneral", "DejaVu Sans"]),
     "ieee": (3.5, 7.16, ["STIXGeneral", "DejaVu Sans"]),
 }
+# More lines or rows than this cannot be distinguished in one figure; the tables have them all.
+MAX_DRAWN = 16
 
 
 def page(question: Question, num_panels: int = 1) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from fedresearch.runs.columns import is_share, larger_is_better
 from fedresearch.runs.labels import without_unit
 from fedresearch.study.report.arms import Arrangement
 from fedresearch.study.report.cells import Study
-from fedresearch.study.report.looks import looks, numbers, page
+from fedresearch.study.report.looks import MAX_DRAWN, looks, numbers, page
 from fedresearch.study.report.outcomes import Outcome
 from fedresearch.study.report.question import Question
 from fedresearch.study.report.ranks import is_whole
@@ -49,7 +49,7 @@ def overall_figures(
     }
     if num_arms > 1 and len(repeated) >= _MIN_SETTINGS and is_share(question.metric, study.declared):
         yield "profile", _profile(study, question, repeated, arrangement)
-    if num_arms >= _MIN_RANKED_ARMS and len(settings) >= _MIN_RANKED_SETTINGS:
+    if _MIN_RANKED_ARMS <= num_arms <= MAX_DRAWN and len(settings) >= _MIN_RANKED_SETTINGS:
         yield "ranks", _ranks(study, question, settings, arrangement)
 
 
@@ -98,8 +98,8 @@ def _ranks(study: Study, question: Question, settings: Settings, arrangement: Ar
     caption = (
         f"Mean ranks of {question.selection.caption}, of the means over seeds in {len(settings)} settings; 1 is the "
         "best. A bar joins arms that Nemenyi's test does not find to differ at the 5 % level: their ranks are less "
-        f"than the critical difference of {difference:.2f} apart (Demšar 2006). It is drawn from {_MIN_RANKED_ARMS} "
-        f"arms in {_MIN_RANKED_SETTINGS} settings on."
+        f"than the critical difference of {difference:.2f} apart (Demšar 2006). It is drawn for {_MIN_RANKED_ARMS} to "
+        f"{MAX_DRAWN} arms in {_MIN_RANKED_SETTINGS} settings or more."
     )
     parts = [{"arm": label, "rank": rank} for label, rank in zip(labels, ranks, strict=True)]
     return Picture(ranking, concatenated(parts, ("arm", "rank")), spec, caption)
