@@ -43,6 +43,7 @@ def nearly_equal(expected, found):
         ["strategy=fedavg", "optimizer.momentum=0.9", "optimizer.weight_decay=0.01"],
         ["strategy=fedavg", "sampling=proportional", "availability=stragglers"],
         ["strategy=fedprox", "strategy.server.proximal_mu=0.5"],
+        ["strategy=fedavg", "optimizer=adam"],
         ["strategy=scaffold"],
         ["strategy=feddyn"],
         ["strategy=fednova", "local.steps=null", "local.epochs=2"],
@@ -65,7 +66,8 @@ def test_the_kernel_and_the_loop_agree(tmp_path, words):
     [
         ([], True),
         (["strategy=scaffold", "optimizer.momentum=0.5"], True),
-        (["optimizer=adam"], False),
+        (["optimizer=adam"], True),
+        (["optimizer=adagrad"], False),
         (["dtype=float64"], False),
         (["strategy=fedper"], False),
         (["strategy=moon"], False),

@@ -23,7 +23,7 @@ from fedresearch.federation.records import (
     number,
 )
 from fedresearch.federation.stack import StackedReplies
-from fedresearch.local.dense import DenseKernel, chain_of, sgd_of
+from fedresearch.local.dense import DenseKernel, chain_of, optimizer_of
 from fedresearch.local.train import Trained, drift, starting
 from fedresearch.local.update import LocalUpdate, Tensors
 from fedresearch.seeding import derive_seed
@@ -58,13 +58,13 @@ class DenseClients:
         if data.normalise:
             zero, one = (data.normalise(torch.full_like(data.x[:1], value)) for value in (0, 1))
             self._pixels = {"scale": (one - zero).ravel().numpy(), "offset": zero.ravel().numpy()}
-        self._sgd_of = functools.lru_cache(maxsize=1)(functools.partial(sgd_of, clients.optimizer))
+        self._optimizer_of = functools.lru_cache(maxsize=1)(functools.partial(optimizer_of, clients.optimizer))
         kind, base = type(clients.update), LocalUpdate
         self._is_plain = all(getattr(kind, name) is getattr(base, name) for name in ("begin", "term", "end"))
 
     @staticmethod
     def can_train(clients: Clients) -> bool:
-        """Return whether the clients train what the kernel computes: a chain of layers by SGD, with a term."""
+        """Return whether the clients train what the kernel computes: a chain of layers by SGD or Adam, with a term."""
         update, data = clients.update, clients.data
         return (
             type(update).objective is LocalUpdate.objective
@@ -74,7 +74,7 @@ class DenseClients:
             and data.x.device.type == "cpu"
             and data.x.dtype == (torch.uint8 if data.normalise else torch.float32)
             and data.y.dtype in (torch.int64, torch.float32)
-            and sgd_of(clients.optimizer, 1.0) is not None
+            and optimizer_of(clients.optimizer, 1.0) is not None
             and chain_of(clients.model, data.x.shape[1:]) is not None
         )
 
@@ -89,8 +89,8 @@ class DenseClients:
         server_round, lr = int(number(config, SERVER_ROUND)), float(number(config, LR))
         partition_ids = [client.partition_id for client in cohort]
         x, y, starts, sizes = clients.data.pool(partition_ids)
-        shares, sgd = clients.availability, self._sgd_of(lr)
-        assert sgd is not None
+        shares, optimizer = clients.availability, self._optimizer_of(lr)
+        assert optimizer is not None
         (stage,) = clients.stages
         row = first % stack.num_rows
         out = stack.rows[_FLOAT][row : row + len(cohort)]
@@ -105,7 +105,7 @@ class DenseClients:
             shares=None if shares.is_always else np.array([shares(server_round, i) for i in partition_ids]),
             work=clients.work.for_stage(stage),
             params=stack.layout.row(arrays_of(content))[_FLOAT][0],
-            sgd=sgd,
+            optimizer=optimizer,
             out=out,
         )
         if self._is_plain:

@@ -1,4 +1,4 @@
-// Trains whole clients of chains of convolutions, Linear and ReLU by SGD: one call for a cohort, called by dense.py.
+// Trains whole clients of chains of convolutions, Linear and ReLU by SGD or Adam: one call for a cohort, called by dense.py.
 //
 // A client is trained by one thread, and its sums have an order that follows from its own batches and the model alone.
 // So its bits depend neither on the other clients, nor on their order, nor on the number of threads.
@@ -40,7 +40,7 @@ constexpr int PART = 64;
 constexpr int GROUP = 4;
 // Numbers that describe a convolution.
 constexpr int CONV_NUMBERS = 9;
-constexpr int MAX_POOL = 4;
+constexpr int MAX_POOL = 3;
 // Rows and taps of a block of a convolution's gradients whose sums fit the registers.
 constexpr int GRADIENT_ROWS = ROWS / 2, TAPS = ROWS / 3;
 // From one more on, torch.randperm draws in another way.
@@ -52,8 +52,8 @@ typedef int32_t ivec __attribute__((vector_size(4 * WIDTH)));
 // The arguments, as in dense.py.
 struct Job {
     int64_t num_clients, num_samples, num_layers, epochs, max_steps, batch_size, threads, numbers_a_thread, num_params;
-    int64_t is_bytes, squared_error, own_params, own_shift, nesterov, num_convs, num_inputs;
-    double lr, momentum, dampening, weight_decay, mu;
+    int64_t is_bytes, squared_error, own_params, own_shift, nesterov, num_convs, num_inputs, adam, decoupled;
+    double lr, momentum, dampening, weight_decay, mu, beta1, beta2, eps;
     const int64_t *convs, *widths, *starts, *sizes;
     const uint64_t* seeds;
     const double* shares;
@@ -80,6 +80,11 @@ inline vec load(const float* from) {
 }
 
 inline void store(float* to, vec v) { std::memcpy(to, &v, sizeof v); }
+
+inline vec root(vec v) {
+    for (int i = 0; i < WIDTH; i++) v[i] = std::sqrt(v[i]);
+    return v;
+}
 
 inline vec all(float value) { return value - vec{}; }
 
@@ -531,29 +536,31 @@ private:
     void add_gradients(const Conv& conv, int group, const float* from, float* to) const {
         const int taps = conv.taps(), columns = padded(conv.num_pixels);
         const float* own = gradients + conv.margin;
+        auto block = [&](auto r, auto t, int row, int tap) {
+            constexpr int R = decltype(r)::value, T = decltype(t)::value;
+            vec sum[R][T] = {};
+            for (int s = 0; s < group; s++) {
+                const float* moved[T];
+                for (int j = 0; j < T; j++) moved[j] = from + s * conv.inputs_size() + conv.offset[tap + j];
+                const float* g = own + s * conv.gradients_size() + size_t(row) * conv.pitch;
+                for (int p = 0; p < columns; p += WIDTH) {
+                    vec pixels[T];
+                    for (int j = 0; j < T; j++) pixels[j] = load(moved[j] + p);
+                    for (int i = 0; i < R; i++) {
+                        vec factor = load(g + size_t(i) * conv.pitch + p);
+                        for (int j = 0; j < T; j++) sum[i][j] += factor * pixels[j];
+                    }
+                }
+            }
+            for (int i = 0; i < R; i++)
+                for (int j = 0; j < T; j++) to[size_t(row + i) * taps + tap + j] += total(sum[i][j]);
+        };
         for (int row = 0; row < conv.out; row += GRADIENT_ROWS)
-            for (int tap = 0; tap < taps; tap += TAPS)
-                with_rows<GRADIENT_ROWS>(std::min(GRADIENT_ROWS, conv.out - row), [&](auto r) {
-                    with_rows<TAPS>(std::min(TAPS, taps - tap), [&](auto t) {
-                        constexpr int R = decltype(r)::value, T = decltype(t)::value;
-                        vec sum[R][T] = {};
-                        for (int s = 0; s < group; s++) {
-                            const float* moved[T];
-                            for (int j = 0; j < T; j++) moved[j] = from + s * conv.inputs_size() + conv.offset[tap + j];
-                            const float* g = own + s * conv.gradients_size() + size_t(row) * conv.pitch;
-                            for (int p = 0; p < columns; p += WIDTH) {
-                                vec pixels[T];
-                                for (int j = 0; j < T; j++) pixels[j] = load(moved[j] + p);
-                                for (int i = 0; i < R; i++) {
-                                    vec factor = load(g + size_t(i) * conv.pitch + p);
-                                    for (int j = 0; j < T; j++) sum[i][j] += factor * pixels[j];
-                                }
-                            }
-                        }
-                        for (int i = 0; i < R; i++)
-                            for (int j = 0; j < T; j++) to[size_t(row + i) * taps + tap + j] += total(sum[i][j]);
-                    });
-                });
+            with_rows<GRADIENT_ROWS>(std::min(GRADIENT_ROWS, conv.out - row), [&](auto r) {
+                int tap = 0;
+                for (; tap + TAPS <= taps; tap += TAPS) block(r, Number<TAPS>(), row, tap);
+                for (; tap < taps; tap++) block(r, Number<1>(), row, tap);
+            });
         for (int o = 0; o < conv.out; o++) {
             vec sum = {};
             for (int s = 0; s < group; s++)
@@ -584,12 +591,13 @@ class Trainer {
     const Shared& shared;
     Memory memory;
     Convolutions convolutions;
-    float *weights, *start, *shift, *momentum, *gradient, *conv_gradient, *delta, *below, *across, *product_across;
+    float *weights, *start, *shift, *momentum, *square, *gradient, *conv_gradient, *delta, *below, *across, *product_across;
     std::vector<float*> inputs;  // of each layer, and the outputs
     std::vector<uint32_t> order;
+    float adam_step = 0, adam_root = 0;  // the corrections of Adam's bias
 
     static size_t size_of(const Job& job, const Chain& chain, int part, bool parted) {
-        size_t vectors = 1 + !!job.own_params + !!job.own_shift + (job.momentum != 0) + parted;
+        size_t vectors = 1 + !!job.own_params + !!job.own_shift + (job.momentum != 0) + 2 * !!job.adam + parted;
         size_t dense = vectors * chain.size + ((job.num_layers + 3) * part + 2 * padded(part)) * chain.widest;
         return dense + chain.convs_size() + Convolutions::size_of(chain.convs, part);
     }
@@ -705,13 +713,25 @@ class Trainer {
         }
     }
 
-    // The step of the optimizer, torch.optim.SGD, for one vector of a gradient.
+    // A step of the optimizer, torch.optim.SGD or Adam, for one vector of a gradient.
     template <bool PLAIN> inline void descend(size_t at, vec g, bool first_step) {
         vec w = load(weights + at);
         if constexpr (!PLAIN) {
             if (shift) g += load(shift + at);
             if (job.mu != 0) g += float(job.mu) * (w - load((shared.anchor ? shared.anchor : start) + at));
-            if (job.weight_decay != 0) g += float(job.weight_decay) * w;
+            if (job.weight_decay != 0 && !job.decoupled) g += float(job.weight_decay) * w;
+            if (job.adam) {
+                vec m = float(1 - job.beta1) * g, v = float(1 - job.beta2) * g * g;
+                if (!first_step) {
+                    vec before = load(momentum + at);
+                    m = before + float(1 - job.beta1) * (g - before);
+                    v += float(job.beta2) * load(square + at);
+                }
+                store(momentum + at, m);
+                store(square + at, v);
+                if (job.decoupled) w *= float(1 - job.lr * job.weight_decay);
+                return store(weights + at, w - adam_step * (m / (root(v) / adam_root + float(job.eps))));
+            }
             if (job.momentum != 0) {
                 vec m = first_step ? g : float(job.momentum) * load(momentum + at) + float(1 - job.dampening) * g;
                 store(momentum + at, m);
@@ -742,8 +762,11 @@ class Trainer {
     }
 
     // One step on a batch; returns its mean loss.
-    double step(int64_t first, const uint32_t* rows, int64_t size, bool first_step, bool& wrong) {
-        bool plain = !shift && job.mu == 0 && job.weight_decay == 0 && job.momentum == 0;
+    double step(int64_t first, const uint32_t* rows, int64_t size, int64_t number, bool& wrong) {
+        bool first_step = number == 1;
+        bool plain = !shift && job.mu == 0 && job.weight_decay == 0 && job.momentum == 0 && !job.adam;
+        adam_step = float(job.lr / (1 - std::pow(job.beta1, number)));
+        adam_root = float(std::sqrt(1 - std::pow(job.beta2, number)));
         double loss = 0;
         int64_t parts = (size + PART - 1) / PART;
         convolutions.begin(weights);
@@ -781,7 +804,8 @@ public:
         weights = memory.take(chain.size);
         start = job.own_params ? memory.take(chain.size) : shared.start;
         shift = job.own_shift ? memory.take(chain.size) : shared.shift;
-        momentum = job.momentum != 0 ? memory.take(chain.size) : nullptr;
+        momentum = job.momentum != 0 || job.adam ? memory.take(chain.size) : nullptr;
+        square = job.adam ? memory.take(chain.size) : nullptr;
         gradient = parted ? memory.take(chain.size) : nullptr;
         conv_gradient = memory.take(chain.convs_size());
         for (int64_t l = 0; l <= job.num_layers; l++) inputs.push_back(memory.take(part * chain.widest));
@@ -804,7 +828,7 @@ public:
         while (left > 0) {
             if (batch < n) generator.order(uint32_t(n), uint32_t(std::min(n, left * batch)), order.data());
             for (int64_t at = 0; at < n && left > 0; at += batch, left--)
-                loss += step(job.starts[client], order.data() + at, std::min(batch, n - at), left == job.steps[client], wrong);
+                loss += step(job.starts[client], order.data() + at, std::min(batch, n - at), job.steps[client] - left + 1, wrong);
             if (wrong) return WRONG_LABEL;
         }
         chain.write(weights, job.out + client * job.num_params);

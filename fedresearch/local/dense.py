@@ -27,7 +27,7 @@ from fedresearch.local.train import LocalWork, MakeOptimizer
 Array = NDArray[Any] | Tensor
 
 _SOURCE = Path(__file__).with_suffix(".cpp")
-_MAX_POOL = 4
+_MAX_POOL = 3
 # From here on torch.randperm draws in another way.
 _MAX_SAMPLES = 2**32 // 20
 # Samples times parameters that take some tenths of a millisecond, so that a further thread is worth its start.
@@ -45,14 +45,42 @@ class Sgd(NamedTuple):
     weight_decay: float = 0.0
     nesterov: bool = False
 
+    def make(self, params: list[Tensor]) -> torch.optim.Optimizer:
+        """Return PyTorch's optimizer."""
+        return torch.optim.SGD(params, **self._asdict())
 
-def sgd_of(make_optimizer: MakeOptimizer, lr: float) -> Sgd | None:
-    """Return the arguments of ``make_optimizer(parameters, lr=lr)`` if it is ``torch.optim.SGD``; else None."""
+
+class Adam(NamedTuple):
+    """The arguments of ``torch.optim.Adam`` or, with ``decoupled``, ``AdamW``."""
+
+    lr: float
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    decoupled: bool = False
+    adam: bool = True
+
+    def make(self, params: list[Tensor]) -> torch.optim.Optimizer:
+        """Return PyTorch's optimizer."""
+        kind = torch.optim.AdamW if self.decoupled else torch.optim.Adam
+        return kind(params, self.lr, (self.beta1, self.beta2), self.eps, self.weight_decay)
+
+
+def optimizer_of(make_optimizer: MakeOptimizer, lr: float) -> Sgd | Adam | None:
+    """Return the arguments of ``make_optimizer(parameters, lr=lr)`` if it is SGD, Adam or AdamW; else None."""
     optimizer = make_optimizer([Parameter(torch.zeros(1))], lr=lr)
     (group,) = optimizer.param_groups
-    if type(optimizer) is not torch.optim.SGD or group["maximize"]:
+    if group.get("maximize") or group.get("amsgrad"):
         return None
-    return Sgd(**{name: group[name] for name in Sgd._fields})
+    if type(optimizer) is torch.optim.SGD:
+        return Sgd(**{name: group[name] for name in Sgd._fields})
+    # Without eps the zeros that pad the kernel's vectors would be divided by zero.
+    if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW) or not group["eps"]:
+        return None
+    decoupled = type(optimizer) is torch.optim.AdamW or group.get("decoupled_weight_decay", False)
+    beta1, beta2 = group["betas"]
+    return Adam(group["lr"], beta1, beta2, group["eps"], group["weight_decay"], decoupled)
 
 
 class Conv(NamedTuple):
@@ -194,10 +222,13 @@ class _Job(ctypes.Structure):
             for name in (
                 *("num_clients", "num_samples", "num_layers", "epochs", "max_steps", "batch_size", "threads"),
                 *("numbers_a_thread", "num_params", "is_bytes", "squared_error", "own_params", "own_shift", "nesterov"),
-                *("num_convs", "num_inputs"),
+                *("num_convs", "num_inputs", "adam", "decoupled"),
             )
         ),
-        *((name, ctypes.c_double) for name in ("lr", "momentum", "dampening", "weight_decay", "mu")),
+        *(
+            (name, ctypes.c_double)
+            for name in ("lr", "momentum", "dampening", "weight_decay", "mu", "beta1", "beta2", "eps")
+        ),
         *(
             (name, ctypes.c_void_p)
             for name in (
@@ -209,7 +240,7 @@ class _Job(ctypes.Structure):
 
 
 class DenseKernel:
-    """Trains cohorts of chains of convolutions, Linear and ReLU by SGD, on all of its threads.
+    """Trains cohorts of chains of convolutions, Linear and ReLU by SGD or Adam, on all of its threads.
 
     A client's bits depend neither on the other clients, nor on their order, nor on the number of threads.
 
@@ -250,7 +281,7 @@ class DenseKernel:
         shares: Array | None = None,
         work: LocalWork,
         params: Array,
-        sgd: Sgd,
+        optimizer: Sgd | Adam,
         shift: Array | None = None,
         mu: float = 0.0,
         anchor: Array | None = None,
@@ -277,8 +308,8 @@ class DenseKernel:
             The work.
         params : array
             The parameters from which clients start: ``(P,)`` for all, or ``(C, P)``.
-        sgd : Sgd
-            The optimizer.
+        optimizer : Sgd or Adam
+            The optimizer, which begins anew for each client.
         shift : array, optional
             What is added to each gradient, ``(P,)`` or ``(C, P)``.
         mu : float
@@ -341,7 +372,7 @@ class DenseKernel:
             own_params=arrays["params"].ndim == 2,
             own_shift=shift is not None and arrays["shift"].ndim == 2,
             mu=mu,
-            **sgd._asdict(),
+            **optimizer._asdict(),
             **{name: array.ctypes.data for name, array in arrays.items()},
         )
         status = self._train(ctypes.byref(job))
@@ -373,16 +404,19 @@ class DenseKernel:
                 for shape, num in self._model.sizes
             ]
         ).astype(np.float32)
-        work, sgd, mu, seeds = LocalWork(2, None, 2), Sgd(0.05, 0.5, nesterov=True), 0.1, [1, 2**40 + 1]
+        work, mu, seeds = LocalWork(2, None, 2), 0.1, [1, 2**40 + 1]
+        # With a small eps Adam's first steps have the gradient's sign, which rounding may change.
+        optimizers: list[Sgd | Adam] = [Sgd(0.05, 0.5, nesterov=True), Adam(0.05, eps=0.01, weight_decay=0.1)]
         out = np.empty((2, len(start)), np.float32)
         where = {"starts": np.array([0, 3]), "sizes": np.array([3, 3]), "seeds": np.array(seeds, np.uint64)}
-        self(x=x, y=y, **where, work=work, params=start, sgd=sgd, mu=mu, out=out)
-        for client, seed in enumerate(seeds):
-            rows = slice(3 * client, 3 * client + 3)
-            samples = torch.from_numpy(x[rows]), torch.from_numpy(y[rows])
-            expected = _train(self._model, *samples, seed, torch.from_numpy(start), work, sgd, mu)
-            if not np.abs(out[client] - expected).max() <= 0.01 * np.abs(expected - start).max():
-                raise KernelUnavailable("the compiled kernel differs from PyTorch")
+        for optimizer in optimizers:
+            self(x=x, y=y, **where, work=work, params=start, optimizer=optimizer, mu=mu, out=out)
+            for client, seed in enumerate(seeds):
+                rows = slice(3 * client, 3 * client + 3)
+                samples = torch.from_numpy(x[rows]), torch.from_numpy(y[rows])
+                expected = _train(self._model, *samples, seed, torch.from_numpy(start), work, optimizer, mu)
+                if not np.abs(out[client] - expected).max() <= 0.01 * np.abs(expected - start).max():
+                    raise KernelUnavailable("the compiled kernel differs from PyTorch")
 
 
 def _array(name: str, value: Array | None, dtype: type[np.generic], *shapes: tuple[int, ...]) -> NDArray[Any]:
@@ -394,11 +428,11 @@ def _array(name: str, value: Array | None, dtype: type[np.generic], *shapes: tup
 
 
 def _train(
-    model: Chain, x: Tensor, y: Tensor, seed: int, start: Tensor, work: LocalWork, sgd: Sgd, mu: float
+    model: Chain, x: Tensor, y: Tensor, seed: int, start: Tensor, work: LocalWork, optimizer: Sgd | Adam, mu: float
 ) -> NDArray[np.float32]:
     """Return what a client trains by autograd."""
     params = start.clone().requires_grad_()
-    optimizer = torch.optim.SGD([params], **sgd._asdict())
+    steps = optimizer.make([params])
     for inputs, targets in work.batches(x, y, Generator().manual_seed(seed)):
         assert isinstance(targets, Tensor)
         lengths = [length for shape, num in model.sizes for length in (math.prod(shape), num)]
@@ -410,9 +444,9 @@ def _train(
             h = F.max_pool2d(h.relu(), conv.pool).flatten(1)
         for place, (weight, bias) in enumerate(layers[len(model.convs) :]):
             h = F.linear(h.relu() if place else h, weight, bias)
-        optimizer.zero_grad()
+        steps.zero_grad()
         (losses(h, targets).mean() + mu / 2 * (params - start).square().sum()).backward()
-        optimizer.step()
+        steps.step()
     return params.detach().numpy()
 
 
