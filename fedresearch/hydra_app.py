@@ -200,6 +200,7 @@ def _run(composed: DictConfig, hydra_config: HydraConf, directory: Path, in_swee
         _import_run_experiment()(request)
         if in_sweep:
             gc.collect()  # frees the job's dataset before the next job starts
+            gc.freeze()  # what is left stays: modules that it imported, and what Hydra keeps of it
 
 
 def _import_run_experiment() -> Callable[[RunRequest], None]:

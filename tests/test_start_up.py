@@ -6,7 +6,7 @@ import sys
 import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
-from fedresearch import main
+from fedresearch import hydra_app, main
 from tests.conftest import ROOT
 from tests.test_main import environment
 
@@ -65,21 +65,38 @@ def test_a_help_and_a_mistake_import_nothing_heavy(tmp_path, words, code):
     assert not {*UNUSED, "datasets", "flwr", "numpy", "pandas", "torch"} & imported
 
 
-@pytest.mark.parametrize("word", ["strategy=fedavgg", "local.epochs=-1", "model.nope=1", "seed=0,1"])
-def test_a_mistake_is_composed_once(tmp_path, monkeypatch, capsys, word):
-    composed = []
+@pytest.fixture
+def composed(tmp_path, monkeypatch):
+    """Return the overrides of each config that Hydra has composed."""
+    done = []
     compose = ConfigLoaderImpl._load_configuration_impl
-    monkeypatch.setattr(
-        ConfigLoaderImpl,
-        "_load_configuration_impl",
-        lambda *words, **more: composed.append(words) or compose(*words, **more),
-    )
-    monkeypatch.setattr(sys, "argv", ["main", word])
+
+    def counted(*words, **more):
+        done.append(words)
+        return compose(*words, **more)
+
+    monkeypatch.setattr(ConfigLoaderImpl, "_load_configuration_impl", counted)
     monkeypatch.chdir(tmp_path)
+    return done
+
+
+@pytest.mark.parametrize("word", ["strategy=fedavgg", "local.epochs=-1", "model.nope=1", "seed=0,1"])
+def test_a_mistake_is_composed_once(composed, monkeypatch, capsys, word):
+    monkeypatch.setattr(sys, "argv", ["main", word])
     with pytest.raises(SystemExit):
         main.main()
     assert capsys.readouterr().err.startswith("error: ")
     assert len(composed) == 1
+
+
+def test_a_sweep_and_each_of_its_jobs_are_composed_once(composed, monkeypatch):
+    runs = []
+    monkeypatch.setattr(hydra_app, "_import_run_experiment", lambda: runs.append)
+    monkeypatch.setattr(sys, "argv", ["main", "-m", "seed=3,4", "tracker=none"])
+    main.main()
+    assert [run.config.seed for run in runs] == [3, 4]
+    assert [run.overrides for run in runs] == [["seed=3", "tracker=none"], ["seed=4", "tracker=none"]]
+    assert len(composed) == 3
 
 
 def test_flower_datasets_plots_are_imported_where_they_are_used():

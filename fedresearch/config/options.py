@@ -5,9 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from fedresearch.config.help_text import CONF
+from fedresearch.config.quicker_hydra import load_yaml
 from fedresearch.dotted_keys import leaves
 
 SECTIONS = {"schedule": "optimizer.schedule"}  # for groups whose keys are not under their own name
@@ -28,14 +27,14 @@ def our_keys(option: str, folders: tuple[Path, ...] = ()) -> frozenset[str]:
     if folder is None:
         return frozenset()
     text = (folder / f"{option}.yaml").read_text(encoding="utf-8")
-    content: Any = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    content = load_yaml(text)
     if not isinstance(content, dict):
         return frozenset()
-    keys = {key for part in _parts(content.pop("defaults", ()), option) for key in our_keys(part, folders)}
+    keys = {key for part in _parts(content.get("defaults", ()), option) for key in our_keys(part, folders)}
     if folder == CONF:
         group = option.partition("/")[0]
         prefix = "" if text.startswith("# @package _global_") else f"{SECTIONS.get(group, group)}."
-        keys |= {f"{prefix}{key}" for key, _ in leaves(content)}
+        keys |= {f"{prefix}{key}" for key, _ in leaves({**content, "defaults": {}})}
     return frozenset(keys)
 
 

@@ -38,9 +38,9 @@ class _Loader:
     def get_single_data(self) -> Any:
         """Return the content, to be read and not changed: the same text has the same object."""
         if isinstance(self._stream, str):
-            return _loaded(self._stream)
+            return load_yaml(self._stream)
         try:
-            return _loaded(self._stream.read())
+            return load_yaml(self._stream.read())
         except yaml.YAMLError:
             self._stream.seek(0)
             return _OmegaConfLoader(self._stream).get_single_data()  # raises an error that names the file
@@ -50,7 +50,8 @@ class _Loader:
 
 
 @functools.lru_cache(maxsize=1000)
-def _loaded(text: str) -> Any:
+def load_yaml(text: str) -> Any:
+    """Return the content of a YAML text, to be read and not changed."""
     try:
         return yaml.load(text, Loader=_LibYamlLoader)
     except yaml.YAMLError:

@@ -9,8 +9,8 @@ from math import ceil, prod
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -19,6 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fedresearch import config
+from fedresearch.config.compose_once import keep, keep_none
 from fedresearch.config.resolvers import without_hydra
 from fedresearch.errors import InputError
 from fedresearch.study.sweep.job import changes_in_record, is_done
@@ -75,6 +76,8 @@ def compose_jobs(sweep: DictConfig) -> list[Job]:
         With one line for each mistake that names the first job with it.
     """
     loader = GlobalHydra.instance().config_loader()
+    assert isinstance(loader, ConfigLoaderImpl)
+    keep_none()
     words = [f"{key}={value}" for key, value in (sweep.hydra.sweeper.params or {}).items()]
     words += config.unresolved_overrides(sweep.hydra.overrides.task)
     overrides = OverridesParser.create(config_loader=loader).parse_overrides(words)
@@ -144,14 +147,14 @@ def _num_values(override: Override) -> int:
 
 
 def _load(
-    loader: ConfigLoader, sweep: DictConfig, words: Sequence[str]
+    loader: ConfigLoaderImpl, sweep: DictConfig, words: Sequence[str]
 ) -> tuple[DictConfig, list[str], dict[str, str]]:
     """Return a job's config, the words that apply to it, and the messages for the keys that do not."""
     config.refuse_invalid_options(words)
     kept, unknown = [*words], dict[str, str]()
     while True:
         try:
-            return loader.load_sweep_config(sweep, kept), kept, unknown
+            return ConfigLoaderImpl.load_sweep_config(loader, sweep, kept), kept, unknown
         except HydraException as error:
             if not (inapplicable := config.words_without_key(error, kept)):
                 raise
@@ -194,7 +197,9 @@ def _add(jobs: dict[str, Job], composed: DictConfig, words: list[str], sweep: Di
             "'hydra.sweep.subdir=${hydra.job.num}'"
         )
     changes = changes_in_record(Path(sweep.hydra.sweep.dir) / directory, parsed)
-    jobs.setdefault(directory, Job(words, directory, parsed, choices, changes))
+    if directory not in jobs:
+        jobs[directory] = Job(words, directory, parsed, choices, changes)
+        keep(words, composed)
 
 
 def _first_of(names: Sequence[str]) -> str:
