@@ -18,6 +18,7 @@ from fedresearch.experiment.checkpoints import refuse_unsupported_state
 from fedresearch.experiment.experiment import Experiment
 from fedresearch.federation.channel import Channel
 from fedresearch.federation.records import ARRAYS, array_record
+from fedresearch.local.train import LocalTrainer
 from fedresearch.runs.record import read_record
 from tests.directories import conduct, killed, outcome
 from tests.test_docs import files
@@ -134,6 +135,33 @@ def test_bytes_are_those_that_travel(run):
 
 def test_workers_give_the_same_bits(run):
     assert run(*SMALL, *ALL, "hardware=workers").numbers() == run(*SMALL, *ALL).numbers()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_rows_pass_as_messages_do(run, monkeypatch, fails):
+    """The same numbers, bytes among them, and states, also if a client fails."""
+    train = LocalTrainer.__call__
+
+    def failing(trainer, task):
+        if fails and task.partition_id == 2:
+            raise ArithmeticError("not today")
+        return train(trainer, task)
+
+    monkeypatch.setattr(LocalTrainer, "__call__", failing)
+    options = [*SMALL, *ALL, "federation.fraction_train=1", "federation.max_failures=1", "hardware=cpu"]
+    rows = run(*options)
+    monkeypatch.setattr(Channel, "takes_rows", False)
+    messages = run(*options)
+    assert rows.numbers() == messages.numbers()
+    kept, other = rows.experiment.grid.states, messages.experiment.grid.states
+    assert [*kept] == [*other]
+    assert len(kept) == 6 - fails
+    for node_id, state in kept.items():
+        assert {*state} == {*other[node_id]}
+        assert "channel/topk" in state
+        for key, record in state.array_records.items():
+            for name, array in record.items():
+                np.testing.assert_array_equal(other[node_id][key][name].numpy(), array.numpy())
 
 
 def test_batched_gives_the_same_up_to_rounding(run):

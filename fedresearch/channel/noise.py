@@ -1,12 +1,14 @@
 """Noise on updates."""
 
+from collections.abc import Iterable, Sequence
+
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
-from fedresearch.channel.stage import ChannelStage, Encoded, Tensors, Where, refuse_integers
+from fedresearch.channel.stage import Encoded, RowStage, Tensors, refuse_integers
 
 
-class Noise(ChannelStage):
+class Noise(RowStage):
     """Adds Gaussian noise of mean 0 to each entry of a client's update.
 
     Parameters
@@ -18,7 +20,10 @@ class Noise(ChannelStage):
     def __init__(self, std: float) -> None:
         self.std = std
 
-    def encode(self, update: Tensor, where: Where, state: Tensors) -> Encoded:
-        """Return the update plus noise."""
-        refuse_integers(self, update)
-        return Encoded(update + self.std * torch.randn_like(update))
+    def encode_rows(self, updates: Tensor, states: Sequence[Tensors], generators: Iterable[Generator]) -> Encoded:
+        """Return the updates plus noise."""
+        refuse_integers(self, updates)
+        noise = torch.empty_like(updates)
+        for row, generator in zip(noise, generators, strict=True):
+            row.normal_(generator=generator)
+        return Encoded(updates + self.std * noise)

@@ -1,14 +1,14 @@
 """Updates in few bits."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
-from fedresearch.channel.stage import ChannelStage, Encoded, Tensors, Where, refuse_integers
+from fedresearch.channel.stage import Encoded, RowStage, Tensors, refuse_integers
 
 
-class Quantise(ChannelStage):
+class Quantise(RowStage):
     """Rounds each entry at random to one of ``2**bits`` even levels from the least entry to the largest, without bias.
 
     Stochastic k-level quantisation, Suresh et al. 2017 (arXiv:1611.00429), Section 2.2.
@@ -23,21 +23,23 @@ class Quantise(ChannelStage):
         self.levels = 2**bits - 1
         self.shifts = torch.arange(0, 8, bits, dtype=torch.uint8)  # of the entries in a byte
 
-    def encode(self, update: Tensor, where: Where, state: Tensors) -> Encoded:
+    def encode_rows(self, updates: Tensor, states: Sequence[Tensors], generators: Iterable[Generator]) -> Encoded:
         """Return the number of each entry's level, packed into bytes, and the levels."""
-        refuse_integers(self, update)
-        low, high = update.aminmax()
+        refuse_integers(self, updates)
+        num_clients, size = updates.shape
+        low, high = updates.aminmax(dim=1, keepdim=True)
         step = (high - low) / self.levels
-        exact = ((update - low) / step).nan_to_num()  # 0 where all entries are equal
-        numbers = (exact + torch.rand_like(exact)).floor().clamp(max=self.levels).to(torch.uint8)
-        padded = torch.nn.functional.pad(numbers, (0, -len(numbers) % len(self.shifts)))
-        packed = (padded.view(-1, len(self.shifts)) << self.shifts).sum(1, dtype=torch.uint8)
-        return Encoded(packed, {"low": low, "step": step, "size": torch.tensor(len(update))})
+        exact = ((updates - low) / step).nan_to_num()  # 0 where all entries are equal
+        drawn = torch.empty_like(exact)
+        for row, generator in zip(drawn, generators, strict=True):
+            row.uniform_(generator=generator)
+        numbers = (exact + drawn).floor().clamp(max=self.levels).to(torch.uint8)
+        padded = torch.nn.functional.pad(numbers, (0, -size % len(self.shifts)))
+        packed = (padded.view(num_clients, -1, len(self.shifts)) << self.shifts).sum(2, dtype=torch.uint8)
+        return Encoded(packed, {"low": low[:, 0], "step": step[:, 0], "size": torch.full((num_clients,), size)})
 
-    def decode(self, replies: Sequence[Encoded], where: Sequence[Where]) -> list[Tensor]:
+    def decode_rows(self, replies: Encoded) -> Tensor:
         """Return each entry's level."""
-        decoded = []
-        for reply in replies:
-            numbers = (reply.update[:, None] >> self.shifts & self.levels).ravel()[: int(reply.extra["size"])]
-            decoded.append(reply.extra["low"] + numbers * reply.extra["step"])
-        return decoded
+        low, step, size = (replies.extra[key][:, None] for key in ("low", "step", "size"))
+        numbers = (replies.update[:, :, None] >> self.shifts & self.levels).flatten(1)[:, : int(size[0])]
+        return low + numbers * step

@@ -1,10 +1,12 @@
 """One stage of the channel: what a client does to its update, and what the server does to those of a round."""
 
-from collections.abc import Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
-from torch import Tensor
+import torch
+from torch import Generator, Tensor
 
 from fedresearch.errors import InputError
 
@@ -71,6 +73,45 @@ class ChannelStage:
             The round, and the client of each reply.
         """
         return [reply.update for reply in replies]
+
+
+class RowStage(ChannelStage):
+    """A stage that changes each update by itself, and so many clients' at once: a row for each.
+
+    A row must depend on nothing but its own client. One client's update is a block of one row.
+    """
+
+    @abstractmethod
+    def encode_rows(self, updates: Tensor, states: Sequence[Tensors], generators: Iterable[Generator]) -> Encoded:
+        """Return what C clients send in place of their updates; the first axis of each tensor is the client.
+
+        Parameters
+        ----------
+        updates : Tensor
+            The updates, or what the stage before this one made of them, ``(C, n)``.
+        states : sequence of mapping of str to Tensor
+            What each client kept in its last round; empty in its first one.
+        generators : iterable of Generator
+            Each client's generator, which holds until the next one is requested.
+        """
+
+    def decode_rows(self, replies: Encoded) -> Tensor:
+        """Return the updates ``(C, n)`` of what :meth:`encode_rows` returned, without states."""
+        return replies.update
+
+    def encode(self, update: Tensor, where: Where, state: Tensors) -> Encoded:
+        """Return what a client sends in place of its update."""
+        row, extra, kept = self.encode_rows(update[None], [state], [torch.default_generator])
+        return Encoded(
+            row[0], {key: rows[0] for key, rows in extra.items()}, {key: rows[0] for key, rows in kept.items()}
+        )
+
+    def decode(self, replies: Sequence[Encoded], where: Sequence[Where]) -> Sequence[Tensor]:
+        """Return a round's updates."""
+        return [
+            self.decode_rows(Encoded(reply.update[None], {key: tensor[None] for key, tensor in reply.extra.items()}))[0]
+            for reply in replies
+        ]
 
 
 def refuse_integers(stage: ChannelStage, update: Tensor) -> None:

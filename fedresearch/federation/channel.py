@@ -1,16 +1,20 @@
 """The channel: a client's update passes its stages in their order, and on the server in reverse order."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from flwr.app import ArrayRecord, Message, RecordDict
-from torch import Tensor
+from torch import Generator, Tensor
 
-from fedresearch.channel.stage import ChannelStage, Encoded, Tensors, Where
+from fedresearch.channel.stage import ChannelStage, Encoded, RowStage, Tensors, Where
 from fedresearch.errors import InputError
 from fedresearch.federation.generators import seeded_generators
+from fedresearch.federation.held_array import num_bytes
 from fedresearch.federation.records import ARRAYS, arrays_of, tensor_record, tensors
+from fedresearch.federation.stack import StackedReplies
+from fedresearch.federation.update_sums import rows_at_once
 from fedresearch.seeding import derive_seed
 
 CHANNEL = "channel"  # the record of a reply with the update and the extra tensors of the stages
@@ -39,6 +43,12 @@ class Channel:
     ) -> None:
         self.stages = stages or {}
         self._first, self._seed = parameters or {}, seed
+        self._row_stages = {name: stage for name, stage in self.stages.items() if isinstance(stage, RowStage)}
+
+    @property
+    def takes_rows(self) -> bool:
+        """Whether :meth:`pass_rows` does what :meth:`encode` and :meth:`decode` do with messages: all stages can."""
+        return len(self._row_stages) == len(self.stages)
 
     def encode(
         self, content: RecordDict, received: Tensors, where: Where, states: Mapping[str, Tensors]
@@ -120,6 +130,83 @@ class Channel:
             del reply.content[CHANNEL]
             reply.content[ARRAYS] = self._model(received[reply.metadata.src_node_id], update, arrays_of(reply.content))
 
+    def pass_rows(
+        self,
+        stack: StackedReplies,
+        received: ArrayRecord,
+        where: Sequence[Where],
+        states: Sequence[Mapping[str, Tensors]],
+    ) -> list[dict[str, Tensors] | None]:
+        """Put models into a stack's rows as the server decodes them, and return the stages' new states of each client.
+
+        Parameters
+        ----------
+        stack : StackedReplies
+            The trained models.
+        received : ArrayRecord
+            The arrays that the clients received.
+        where : sequence of Where
+            The round, and the client of each row.
+        states : sequence of mapping of str to mapping
+            What the stages kept in each client's last round, by their names.
+
+        Returns
+        -------
+        list
+            None for a client that sends a number that is not finite, whose state stays as it was.
+        """
+        places, before = stack.layout.places, received.to_torch_state_dict()
+        names = self._names(before)
+        if not names:
+            return [{} for _ in where]
+        passes = {name: self._first[name] for name in places if self._first.get(name) in names}
+        sizes = [before[name].numel() for name in names]
+        kept: list[dict[str, Tensors] | None] = []
+        at_once = rows_at_once(stack.layout, len(stack))
+        for first in range(0, len(stack), at_once):
+            some = slice(first, first + at_once)
+            rows = {
+                name: torch.as_tensor(stack.held[places[name].dtype])[some, places[name].columns] for name in passes
+            }
+            update = torch.cat([rows[name].cpu() - before[name].ravel() for name in names], dim=1)
+            is_finite = torch.from_numpy(stack.rest_is_finite(some)) & update.isfinite().all(dim=1)
+            sent, update, own = self._pass(update, where[some], states[some])
+            for part in sent.values():
+                is_finite &= part.isfinite().reshape(len(part), -1).all(dim=1)
+            kept += [new if finite else None for new, finite in zip(own, is_finite.tolist(), strict=True)]
+            parts = dict(zip(names, update.split(sizes, dim=1), strict=True))
+            for name, of in passes.items():
+                rows[name].copy_(before[of].ravel() + parts[of])
+        replaced = [(name, places[name].dtype, places[name].shape) for name in passes]
+        stack.saved_bytes = _num_bytes(replaced) - _num_bytes(
+            (name, array.dtype, array.shape) for name, array in ((name, rows[0].numpy()) for name, rows in sent.items())
+        )
+        return kept
+
+    def _pass(
+        self, update: Tensor, where: Sequence[Where], states: Sequence[Mapping[str, Tensors]]
+    ) -> tuple[dict[str, Tensor], Tensor, list[dict[str, Tensors]]]:
+        """Return what some clients send for their updates, the decoded updates, and the stages' new states."""
+        kept: list[dict[str, Tensors]] = [{} for _ in where]
+        extras = {}
+        for number, (name, stage) in enumerate(self._row_stages.items()):
+            generators = self._generators(where, number)
+            update, extras[name], new = stage.encode_rows(update, [state.get(name, {}) for state in states], generators)
+            if new:
+                for place, own in enumerate(kept):
+                    own[name] = {key: rows[place] for key, rows in new.items()}
+        sent = {_UPDATE: update}
+        sent |= {f"{name}/{key}": rows for name, extra in extras.items() for key, rows in extra.items()}
+        for name, stage in reversed(self._row_stages.items()):
+            update = stage.decode_rows(Encoded(update, extras[name]))
+        return sent, update, kept
+
+    def _generators(self, where: Sequence[Where], number: int) -> Iterator[Generator]:
+        """Yield the generator of each client in a stage."""
+        generator = Generator()
+        for at in where:
+            yield generator.manual_seed(derive_seed(self._seed, "encode", *at, number))
+
     def _model(self, received: ArrayRecord, update: Tensor, apart: ArrayRecord) -> ArrayRecord:
         """Return the received parameters plus an update, and the arrays that were sent as they are."""
         before = received.to_torch_state_dict()
@@ -136,6 +223,10 @@ class Channel:
 
     def _names(self, arrays: Tensors) -> list[str]:
         return sorted(n for n in arrays if self._first.get(n) == n and arrays[n].is_floating_point())
+
+
+def _num_bytes(arrays: Iterable[tuple[str, np.dtype[Any], tuple[int, ...]]]) -> int:
+    return sum(len(name) + num_bytes(dtype, shape) for name, dtype, shape in arrays)
 
 
 def _refuse_others(what: str, parts: Iterable[object]) -> None:

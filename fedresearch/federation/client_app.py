@@ -28,6 +28,7 @@ from fedresearch.federation.records import (
     TRAIN_LOSS,
     UNIFORM,
     array_record,
+    arrays_of,
     config_of,
     is_finite,
     tensor_record,
@@ -120,6 +121,10 @@ def put_results(
     for place, (client, result) in enumerate(zip(clients, results, strict=True), first):
         states |= put_result(client, result, stack, place)
     return states
+
+
+def _channel_records(states: Mapping[str, Tensors]) -> dict[str, ArrayRecord]:
+    return {_OF_CHANNEL + name: tensor_record(state) for name, state in states.items()}
 
 
 def _numpy(tensor: Tensor) -> NDArray[Any]:
@@ -219,8 +224,8 @@ class Clients(ClientApp):
 
     @property
     def stacks(self) -> bool:
-        """Whether :meth:`train_stacked` trains the clients: the stages of a channel see messages."""
-        return not self.channel.stages
+        """Whether :meth:`train_stacked` trains the clients: no stage of the channel needs messages."""
+        return self.channel.takes_rows
 
     def train_clients(
         self, messages: Sequence[Message], contexts: Sequence[Context], trainer: Trainer | None = None
@@ -242,7 +247,7 @@ class Clients(ClientApp):
                 received = self._read(message.content)
                 where = Where(received.server_round, client.partition_id)
                 new = self.channel.encode(content, received.start, where, self._groups(client.state, _OF_CHANNEL))
-                kept |= {_OF_CHANNEL + name: tensor_record(state) for name, state in new.items()}
+                kept |= _channel_records(new)
                 keeps = keeps and is_finite(content)
             if keeps:
                 context.state.update(kept)
@@ -277,6 +282,19 @@ class Clients(ClientApp):
         """
         results = self._train([content] * len(clients), clients, trainer)
         return put_results(clients, results, stack, first)
+
+    def pass_channel(
+        self, content: RecordDict, clients: Sequence[Client], stack: StackedReplies
+    ) -> list[dict[str, ArrayRecord] | None]:
+        """Pass the updates in a stack through the channel, and return what each client keeps of it.
+
+        None of a client whose numbers are not all finite, as :attr:`Result.is_finite`.
+        """
+        server_round = self._read(content).server_round
+        where = [Where(server_round, client.partition_id) for client in clients]
+        states = [self._groups(client.state, _OF_CHANNEL) for client in clients]
+        kept = self.channel.pass_rows(stack, arrays_of(content), where, states)
+        return [None if own is None else _channel_records(own) for own in kept]
 
     def train_in_turn(self, content: RecordDict, clients: Sequence[Client]) -> Iterator[Result]:
         """Yield what clients send and keep, which must be read before the next one is requested."""

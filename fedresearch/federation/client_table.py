@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from flwr.app import Message
 
 from fedresearch.federation.broadcast import Broadcast
@@ -47,14 +48,17 @@ def client_columns(cohort: CohortGrid, messages: Sequence[Message], answers: Seq
         down = dict(zip((message.metadata.dst_node_id for message in messages), bytes_of(messages), strict=True))
     measured: Mapping[str, list[Any]]
     if isinstance(answers, StackedReplies):
-        nodes, up, measured = answers.node_ids, [answers.message_bytes] * len(answers), answers.metrics
-        has_failed = [False] * len(answers)
+        num_failed = len(answers.errors)
+        nodes = [*answers.node_ids, *(error.metadata.src_node_id for error in answers.errors)]
+        up = [answers.message_bytes] * len(answers) + [0] * num_failed
+        measured = {key: values + [None] * num_failed for key, values in answers.metrics.items()}
+        has_failed = [False] * len(answers) + [True] * num_failed
     else:
         nodes, up = [answer.metadata.src_node_id for answer in answers], bytes_of(answers)
         has_failed = [answer.has_error() for answer in answers]
         metrics = [{} if answer.has_error() else dict(metrics_of(answer.content)) for answer in answers]
         measured = {key: [own.get(key) for own in metrics] for key in {key: None for own in metrics for key in own}}
-    return {
+    columns: Columns = {
         "partition_id": [cohort.partition_of(node) for node in nodes],
         failed: has_failed,
         f"{bytes_prefix}bytes_down": [down[node] for node in nodes],
@@ -65,6 +69,10 @@ def client_columns(cohort: CohortGrid, messages: Sequence[Message], answers: Seq
             if key != UNIFORM
         },
     }
+    if not isinstance(answers, StackedReplies) or not answers.errors:
+        return columns
+    order = np.argsort(columns["partition_id"])
+    return {name: [values[place] for place in order] for name, values in columns.items()}
 
 
 def with_updates(columns: Columns, measured: Columns) -> Columns:

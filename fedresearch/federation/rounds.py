@@ -323,7 +323,9 @@ class RoundLoop:
         Clients that fail are reported and counted, and have no reply.
         """
         answers: Any = cohort.send_and_receive(messages=messages)
-        if not isinstance(answers, StackedReplies):  # for then no client failed
+        if isinstance(answers, StackedReplies):
+            self._report_failures(cohort, answers.errors, row, doing)
+        else:
             answers = sorted(answers, key=lambda answer: cohort.partition_of(answer.metadata.src_node_id))
             self._report_failures(cohort, answers, row, doing)
         columns = client_columns(cohort, messages, answers, doing)

@@ -51,6 +51,10 @@ class StackedReplies(LazyMessages):
         The further records, ``(n, *shape)`` each.
     metrics : dict of str to list
         The clients' metrics.
+    saved_bytes : int
+        How many bytes of each client's model did not travel, since a channel encoded it.
+    errors : sequence of Message
+        Flower's errors of the clients that failed, who are not among the replies.
     """
 
     def __init__(
@@ -70,6 +74,8 @@ class StackedReplies(LazyMessages):
         self._num_put = 0
         self.sent: dict[str, dict[str, NDArray[Any]]] = {}
         self.metrics: dict[str, list[Any]] = {}
+        self.saved_bytes = 0
+        self.errors: Sequence[Message] = ()
 
     @classmethod
     def of(
@@ -215,7 +221,7 @@ class StackedReplies(LazyMessages):
         at_once = rows_at_once(self.layout, len(self))
         for start in range(0, len(self), at_once):
             places = slice(start, start + at_once)
-            sums.add({dtype: rows[places] for dtype, rows in self.held.items()}, self._rest_is_finite(places))
+            sums.add({dtype: rows[places] for dtype, rows in self.held.items()}, self.rest_is_finite(places))
         return sums
 
     def mean(self, dtype: np.dtype[Any], shares: Sequence[float]) -> NDArray[Any]:
@@ -229,9 +235,9 @@ class StackedReplies(LazyMessages):
         arrays += [(name, each.dtype, each.shape[1:]) for group in self.sent.values() for name, each in group.items()]
         metrics: Any = {name: values[0] for name, values in self.metrics.items()}  # to make a record takes longer
         in_arrays = sum(len(name) + num_bytes(dtype, shape) for name, dtype, shape in arrays)
-        return in_arrays + MetricRecord.count_bytes(metrics)
+        return in_arrays - self.saved_bytes + MetricRecord.count_bytes(metrics)
 
-    def _rest_is_finite(self, places: slice) -> NDArray[np.bool_]:
+    def rest_is_finite(self, places: slice) -> NDArray[np.bool_]:
         """Return of each client whether all that it sends besides the parameters is finite."""
         num_parameters = self.layout.num_parameters
         rest = [
@@ -327,7 +333,7 @@ class FoldedReplies(StackedReplies):
         start = (end - 1) // self._at_once * self._at_once
         places = slice(start % self.num_rows, start % self.num_rows + end - start)
         rows = {dtype: held[places] for dtype, held in self.held.items()}
-        self._sums.add(rows, self._rest_is_finite(places))
+        self._sums.add(rows, self.rest_is_finite(places))
         shares = self._shares[start:end]
         self._means = {dtype: add_weighted(mean, rows[dtype], shares) for dtype, mean in self._means.items()}
         self._num_added = end

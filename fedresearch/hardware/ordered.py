@@ -152,15 +152,33 @@ class OrderedGrid(Grid):
         app(message, context)
 
     def _train(self, clients: Clients, messages: Broadcast) -> Iterable[Message]:
-        """Return the replies of clients that train, stacked if none of them failed, and store their states."""
+        """Return the replies of clients that train, stacked, and store their states."""
         stack = self._stack_for(clients, messages)
+        before = [*map(self._client, stack.node_ids)] if clients.channel.stages else []
         failed = self._fill(stack, clients, messages.content)
-        if not failed:
-            return stack
-        errors = {place: client_error(reason, reply_to=messages[place]) for place, reason in failed.items()}
-        if isinstance(stack, FoldedReplies):
-            return [*errors.values()]
-        return [errors.get(place) or stack[place] for place in range(len(stack))]
+        if failed:
+            errors = [client_error(reason, reply_to=messages[place]) for place, reason in sorted(failed.items())]
+            answered = [place for place in range(len(stack)) if place not in failed]
+            if isinstance(stack, FoldedReplies) or not answered:
+                return errors
+            stack = stack.take(answered)
+            stack.errors = errors
+            before = [before[place] for place in answered] if before else []
+        if before:
+            self._pass_channel(clients, messages.content, before, stack)
+        return stack
+
+    def _pass_channel(
+        self, clients: Clients, content: RecordDict, before: Sequence[Client], stack: StackedReplies
+    ) -> None:
+        """Pass what clients send through the channel, given their states before this round, and store the new ones."""
+        for client, node_id, kept in zip(
+            before, stack.node_ids, clients.pass_channel(content, before, stack), strict=True
+        ):
+            if kept is None:
+                self._keep(node_id, client.state)
+            elif kept:
+                self._keep(node_id, RecordDict({**self.states.get(node_id, _NO_STATE), **kept}))
 
     @abstractmethod
     def _fill(self, stack: StackedReplies, clients: Clients, content: RecordDict) -> dict[int, str]:
@@ -184,7 +202,7 @@ class OrderedGrid(Grid):
         def message(place: int, content: RecordDict) -> Message:
             return Message(content, reply_to=messages[place])
 
-        if messages.mean_by not in (NUM_EXAMPLES, UNIFORM):
+        if messages.mean_by not in (NUM_EXAMPLES, UNIFORM) or clients.channel.stages:
             return StackedReplies(layout, node_ids, self._rows(layout, len(node_ids)), message, node_name)
         block = rows_at_once(layout, len(node_ids))
         held = self._rows(layout, block * (1 + math.ceil(self._num_ahead() / block)))
