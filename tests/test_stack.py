@@ -161,7 +161,7 @@ def test_a_client_that_fails_leaves_the_replies_of_the_others(tmp_path, monkeypa
 def test_large_replies_are_folded_with_the_same_bits(tmp_path, monkeypatch, words):
     """Replies are forgotten once they are added; with a failure allowed they are kept. The same numbers."""
     monkeypatch.setattr(update_sums, "_MOST_TOGETHER", 1000)
-    words = [*words, "federation.fraction_train=1", "federation.num_rounds=2"]  # blocks of four and of one
+    words = [*words, "federation.fraction_train=1", "federation.num_rounds=2"]  # blocks of two and of one
     folded = []
     monkeypatch.setattr(FoldedReplies, "mean", record_calls(FoldedReplies.mean, folded))
     rows = rows_of(conduct(tmp_path / "folded", *words))

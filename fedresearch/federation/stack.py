@@ -2,7 +2,9 @@
 
 import copy
 import functools
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -291,6 +293,8 @@ class StackedReplies(LazyMessages):
 class FoldedReplies(StackedReplies):
     """Replies of which only the mean and the sums are kept: each block of clients is added, and then forgotten.
 
+    Blocks in memory are added by a thread, in their order, while the next clients train.
+
     Parameters
     ----------
     layout, node_ids, held, message, name
@@ -316,7 +320,15 @@ class FoldedReplies(StackedReplies):
         self._at_once = rows_at_once(layout, len(node_ids))
         self._sums, self._shares = UpdateSums(layout, origin, self.device, to_mean=False), shares
         self._means: dict[np.dtype[Any], Any] = dict.fromkeys(self.held)
-        self._num_added = 0
+        self._num_added = self._num_begun = 0
+        self._thread = ThreadPoolExecutor(1)
+        self._adding: deque[Future[int]] = deque()
+
+    def put(self, place: int, arrays: Values, sent: Mapping[str, Arrays], metrics: Mapping[str, Any]) -> None:
+        """Set what the next client sends, once its row is free."""
+        while place >= self._num_added + self.num_rows:
+            self._wait()
+        super().put(place, arrays, sent, metrics)
 
     def put_rest(self, place: int, sent: Mapping[str, Arrays], metrics: Mapping[str, Any]) -> None:
         """Set what the next client sends besides its model."""
@@ -325,29 +337,52 @@ class FoldedReplies(StackedReplies):
         super().put_rest(place, sent, metrics)
 
     def _count(self, first: int, count: int) -> None:
-        """Count clients, and add their block if it is complete."""
+        """Count clients, and begin to add the blocks that are complete."""
         super()._count(first, count)
-        end = first + count
-        if end % self._at_once and end != len(self):
-            return
-        start = (end - 1) // self._at_once * self._at_once
-        places = slice(start % self.num_rows, start % self.num_rows + end - start)
+        while self._num_begun < (stop := min(self._num_begun + self._at_once, len(self))) <= first + count:
+            start, self._num_begun = self._num_begun, stop
+            if self.device is None:
+                self._adding.append(self._thread.submit(self._add, start, stop))
+            else:
+                self._num_added = self._add(start, stop)
+
+    def _add(self, start: int, stop: int) -> int:
+        """Add a block of clients, and return the place after it."""
+        places = slice(start % self.num_rows, start % self.num_rows + stop - start)
         rows = {dtype: held[places] for dtype, held in self.held.items()}
         self._sums.add(rows, self.rest_is_finite(places))
-        shares = self._shares[start:end]
+        shares = self._shares[start:stop]
         self._means = {dtype: add_weighted(mean, rows[dtype], shares) for dtype, mean in self._means.items()}
-        self._num_added = end
+        return stop
+
+    def _wait(self) -> None:
+        """Wait until the next block is added."""
+        self._num_added = self._adding.popleft().result()
+
+    def _wait_for_all(self) -> None:
+        while self._adding:
+            self._wait()
 
     def has_row(self, place: int) -> bool:
-        """Return whether the client that had the row of a place before is added."""
+        """Return whether the client that had the row of a place before is added, once all complete blocks are."""
+        self._wait_for_all()
         return place < self._num_added + self.num_rows
+
+    @property
+    def rows(self) -> Rows:
+        """The rows, for clients whose models are not put, once all complete blocks are added."""
+        self._wait_for_all()
+        return super().rows
 
     def sums(self, origin: ArrayRecord, *, to_mean: bool = True) -> UpdateSums:
         """Return the sums over the updates, which are without those of the cosines to the mean."""
+        self._wait_for_all()
+        self._thread.shutdown()
         return self._sums
 
     def mean(self, dtype: np.dtype[Any], shares: Sequence[float]) -> NDArray[Any]:
         """Return the mean with the shares with which this was made."""
+        self._wait_for_all()
         return _in_memory(self._means[dtype])
 
     def _make(self, place: int) -> Message:

@@ -15,8 +15,8 @@ from fedresearch.federation.row_sums import add_moved, products
 from fedresearch.local.state_names import Names
 
 # Numbers of a round's replies that are measured together. More of them are measured some clients at a time, so that the
-# others' need not be kept.
-_MOST_TOGETHER, _FEW_ROWS = 2**26, 4
+# others' need not be kept: while a block is added, the next one is filled.
+_MOST_TOGETHER, _FEW_ROWS = 2**26, 2
 # Numbers of a sum that are squared at once.
 _AT_ONCE = 2**17
 
@@ -26,7 +26,7 @@ def rows_at_once(layout: Layout, num_clients: int) -> int:
     num_columns = sum(layout.num_columns.values())
     if num_clients * num_columns <= _MOST_TOGETHER:
         return num_clients
-    return min(max(_FEW_ROWS, _MOST_TOGETHER // 4 // num_columns), num_clients)
+    return min(max(_FEW_ROWS, _MOST_TOGETHER // 2 // num_columns), num_clients)
 
 
 def distance(arrays: ArrayRecord, origin: ArrayRecord, names: Names) -> float:

@@ -191,8 +191,8 @@ class OrderedGrid(Grid):
         return layout.rows(num_rows) if device.type == "cpu" else layout.rows_on(device, num_rows)
 
     def _num_ahead(self) -> int:
-        """Return how many replies may arrive before earlier ones."""
-        return 0
+        """Return how many replies may arrive while a block of earlier ones is incomplete or being added."""
+        return 1
 
     def _stack_for(self, clients: Clients, messages: Broadcast) -> StackedReplies:
         """Return an empty stack for the replies to messages, which folds them if only their mean is needed."""
@@ -205,7 +205,7 @@ class OrderedGrid(Grid):
         if messages.mean_by not in (NUM_EXAMPLES, UNIFORM) or clients.channel.stages:
             return StackedReplies(layout, node_ids, self._rows(layout, len(node_ids)), message, node_name)
         block = rows_at_once(layout, len(node_ids))
-        held = self._rows(layout, block * (1 + math.ceil(self._num_ahead() / block)))
+        held = self._rows(layout, min(len(node_ids), block * (1 + math.ceil(self._num_ahead() / block))))
         sizes = [len(clients.data.train[node_id - FIRST_NODE_ID]) for node_id in messages.node_ids]
         weights = sizes if messages.mean_by == NUM_EXAMPLES else [1] * len(sizes)
         total = sum(weights)
