@@ -4,6 +4,7 @@
 """
 
 import atexit
+import gc
 import os
 import sys
 from contextlib import suppress
@@ -56,11 +57,9 @@ def _run(typed: list[str]) -> None:
 
             command.main(arguments)
         case ["sweep", "preflight", *arguments] if not {"--help", "-h"} & set(arguments):
-            from fedresearch import hydra_app
-
             # Runs the sweep's own command, which composes and checks its jobs, and stops before the first one.
             callback = "++hydra.callbacks.sweep._target_=fedresearch.study.sweep.preflight.Preflight"
-            hydra_app.main(["--multirun", *arguments, callback])
+            _run_overrides(["--multirun", *arguments, callback])
         case ["sweep", *arguments]:
             from fedresearch.study.sweep import command as sweep_command
 
@@ -86,9 +85,16 @@ def _run(typed: list[str]) -> None:
 
             print(help_text(arguments), end="")
         case arguments:
-            from fedresearch import hydra_app
+            _run_overrides(arguments)
 
-            hydra_app.main(arguments)
+
+def _run_overrides(arguments: list[str]) -> None:
+    """Import what runs overrides, without garbage collections, which find nothing; and run them."""
+    gc.disable()
+    from fedresearch import hydra_app
+
+    gc.enable()
+    hydra_app.main(arguments)
 
 
 if __name__ == "__main__":
