@@ -12,19 +12,23 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from dataclasses import replace
 from http.client import HTTPConnection, HTTPSConnection
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 from flwr.app import Context, RecordDict
 
 from fedresearch.errors import InputError
+from fedresearch.experiment.builder import Builder
 from fedresearch.experiment.request import RunRequest
 from fedresearch.experiment.run import run_experiment
 from fedresearch.masking import without_secrets
 from fedresearch.superlink import apps as superlink_apps
 from fedresearch.superlink.connection import SuperLink
+from fedresearch.superlink.submit import submit
 from tests import warm
 from tests.directories import killed, outcome
 from tests.processes import descendants, listens, living
@@ -41,7 +45,7 @@ from fedresearch.strategies.scaffold import ScaffoldUpdate
 
 class Faulty(ScaffoldUpdate):
     def begin(self, start):
-        if start.server_round == 4:
+        if (start.server_round, start.partition_id) == (3, 1):
             raise ArithmeticError("not today")
         return super().begin(start)
 """
@@ -107,41 +111,30 @@ def there(superlink):
 
 
 @pytest.mark.slow
-def test_scaffold_resumes_over_tls_to_the_bits_of_cpu_until_a_client_fails(there, tmp_path, compose, monkeypatch):
-    """Each client keeps a variate and a channel's error, which are sent to the SuperNodes, used there, and fetched.
-
-    One client trains in each round: the two in turn.
-    """
+def test_scaffold_resumes_over_tls_to_the_bits_of_cpu_where_a_client_fails(there, tmp_path, compose, monkeypatch):
+    """Each client keeps a variate and a channel's error, which are sent to the SuperNodes, used there, and fetched."""
     (tmp_path / "faulty.py").write_text(FAULTY)
     monkeypatch.syspath_prepend(tmp_path)
     overrides = [*SHORT, "strategy=scaffold", "strategy.client._target_=faulty.Faulty", *NO_EVALUATION]
-    overrides += ["channel=[topk,noise]", "sampling=round_robin", "federation.fraction_train=0.5"]
+    overrides += ["channel=[topk,noise]", "federation.fraction_train=1", "federation.max_failures=1"]
     overrides += ["checkpoint.every=1", "checkpoint.keep=9", "federation.num_rounds=3"]
 
     whole = tmp_path / "whole"
     run_experiment(RunRequest(*compose(*overrides), whole, overrides, [], []))
     resumed = killed(whole, tmp_path / "d", checkpoint=2)
-
-    def resume(num_rounds):
-        words = ["resume=d", f"federation.num_rounds={num_rounds}", "hardware=superlink", *there[:2]]
-        with start(tmp_path, *words) as process:
-            out, err = process.communicate()
-            return process.returncode, out, err
-
-    code, out, err = resume(4)
-    assert code == 1
-    assert re.match(r"error: the client of partition \d failed in round 4: ArithmeticError: not today", err)
-    assert len(err.splitlines()) == 1
-    assert "\nresuming after round 2\nround 3/4  train/loss " in out
-    assert record(resumed)["status"] == "failed"
-    assert "hardware=superlink" in record(resumed)["resumed"][0]["command"]
-
-    code, out, err = resume(3)  # no round is left to train
-    assert code == 0, err
+    (resumed / "failures.jsonl").unlink()
+    with start(tmp_path, "resume=d", "hardware=superlink", *there[:2]) as process:
+        out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert "\nresuming after round 2\n" in out
     assert out.splitlines()[-1] == str(resumed)
+    failure = json.loads((resumed / "failures.jsonl").read_text())
+    assert (failure["round"], failure["partition_id"]) == (3, 1)
+    assert "ArithmeticError: not today" in failure["error"]
     assert outcome(resumed) == outcome(whole)
     assert record(resumed)["status"] == "finished"
     assert record(resumed)["digest"] == record(whole)["digest"]
+    assert "hardware=superlink" in record(resumed)["resumed"][0]["command"]
 
 
 @pytest.mark.slow
@@ -237,8 +230,9 @@ def test_a_killed_run_leaves_no_process_and_no_folder(tmp_path):
         time.sleep(0.1)
 
 
-def test_the_servers_log_has_the_same_error_lines_as_elsewhere(compose, tmp_path, monkeypatch, capsys, run):
-    """The submitting command reads them there, as the first test shows."""
+def test_the_servers_log_has_the_same_error_lines_as_elsewhere_which_the_command_reports(
+    compose, tmp_path, monkeypatch, capsys, run
+):
     refused = ["dataset=mnist", "dataset.root=nowhere", "hardware=superlink"]
     request = RunRequest(*compose(*SHORT, *refused), tmp_path / "d", refused, ["fedresearch"], [])
     nodes = SimpleNamespace(query_new_nodes=lambda: None, num_supernodes=None, timeout_s=None)
@@ -250,8 +244,17 @@ def test_the_servers_log_has_the_same_error_lines_as_elsewhere(compose, tmp_path
     with pytest.raises(InputError) as here:
         run(*SHORT, *refused[:2])
     assert there.value.args == here.value.args
-    assert capsys.readouterr().err == f"error: {here.value}\n"
+    logged = capsys.readouterr().err
+    assert logged == f"error: {here.value}\n"
     assert {path.name for path in (tmp_path / "d").iterdir()} <= {".lock"}
+
+    superlink = MagicMock(**{"status.return_value": "finished:failed", "troubles.return_value": []})
+    superlink.log.return_value = ["round 1/3", *logged.splitlines(), "Traceback (most recent call last):"]
+    monkeypatch.setattr(Builder, "build", lambda *_, **__: superlink)
+    with pytest.raises(InputError) as reported:
+        submit(replace(request, may_resume=True))
+    assert reported.value.args == here.value.args
+    assert capsys.readouterr().out.splitlines()[-1] == "round 1/3"
 
 
 @pytest.mark.slow
