@@ -36,6 +36,9 @@ HEAVY = (
     "fedresearch.experiment.run",
     "fedresearch.tracking.wandb_tracker",
     "fedresearch.study.report.build",
+    "flwr_datasets.partitioner",
+    "torch._dynamo",  # an optimizer's first step imports it
+    "wandb.sdk.launch.inputs.internal",  # wandb.init imports it
     "sklearn.datasets",
     "sklearn.model_selection",
 )
