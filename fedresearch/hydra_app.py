@@ -39,17 +39,18 @@ def main(arguments: list[str]) -> None:
         line = 'a worker imports the script that called main(); put the call below if __name__ == "__main__":'
         config.report_error(InputError(line))
         sys.exit(1)
+    os.environ.setdefault(FULL_ERROR, os.environ.get("HYDRA_FULL_ERROR", "0"))
     try:
         refuse_blanks(arguments)
         refuse_other_words(arguments)
         arguments = in_hydras_order(_with_resumed_overrides(arguments))
     except InputError as error:
-        config.report_error(error)
-        sys.exit(1)
+        if config.report_error(error):
+            sys.exit(1)
+        raise
     sys.argv[1:] = arguments
     if not sys.flags.safe_path and str(Path.cwd()) not in map(os.path.abspath, sys.path):
         sys.path.append(str(Path.cwd()))  # for the user's own modules, as `python -m` does
-    os.environ.setdefault(FULL_ERROR, os.environ.get("HYDRA_FULL_ERROR", "0"))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises an error instead of printing it
     warnings.filterwarnings("error", "provider=hydra.searchpath")  # a missing folder
     try:

@@ -484,9 +484,10 @@ def test_help_shows_every_option_with_a_description(tmp_path):
         assert len(line) <= 120, option
 
 
-def test_the_traceback_is_available_on_request(tmp_path):
+@pytest.mark.parametrize("word", ["strategy=fedavgg", "typo"])
+def test_the_traceback_is_available_on_request(tmp_path, word):
     done = subprocess.run(
-        [sys.executable, "-m", "fedresearch.main", "strategy=fedavgg"],
+        [sys.executable, "-m", "fedresearch.main", word],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT), "HYDRA_FULL_ERROR": "1"},
         capture_output=True,

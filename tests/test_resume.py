@@ -167,7 +167,8 @@ def test_a_torn_last_row_is_cut_off(tmp_path, whole, torn):
 def edit_row(directory, server_round, **fields):
     rows = read_rows(directory)
     rows[server_round] |= fields  # the first is of round 0
-    (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    # As runs write them: the rows before stay what a checkpoint knows.
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows))
 
 
 def test_a_changed_row_is_rejected(tmp_path, whole):
