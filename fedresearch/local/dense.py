@@ -97,11 +97,6 @@ class Conv(NamedTuple):
     pool: int
 
     @property
-    def num_params(self) -> int:
-        """Number of parameters."""
-        return self.out_channels * (self.in_channels * self.kernel_height * self.kernel_width + 1)
-
-    @property
     def output_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of the outputs."""
         height = (self.height + 2 * self.pad_height - self.kernel_height + 1) // self.pool

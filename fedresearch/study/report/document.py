@@ -86,7 +86,7 @@ def document(report: Report, pictures: Mapping[str, bytes]) -> dict[str, Any]:
 
 
 def waiting_document(why: str, runs: Sequence[LoadedRun]) -> dict[str, Any]:
-    """Return what the page reads while there is no report, for a reason, of runs that are to come or under way."""
+    """Return what the page reads while there is no report, for a reason, of runs that have not begun or are running."""
     states = ", ".join(f"{number} {state}" for state, number in Counter(run.state for run in runs).items())
     lists = ("warnings", "axes", "metrics", "targets", "arms", "panels", "cells", "tables", "figures", "runs")
     return {

@@ -1,4 +1,4 @@
-"""What tells cells apart in tables: a column, or a row of heads, for each group of keys."""
+"""What distinguishes cells in tables: a column, or a row of heads, for each group of keys."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
