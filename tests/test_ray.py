@@ -88,8 +88,10 @@ def test_a_round_completes_with_the_same_bits_when_a_node_is_killed_in_its_midst
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "auto"], ids=["nobody there", "none running"])
-def test_a_cluster_that_is_not_there_is_reported_in_a_line(compose, monkeypatch, address):
-    monkeypatch.setattr("ray._private.services.find_gcs_addresses", cache(set))  # it finds those of other tests
+def test_a_cluster_that_is_not_there_is_reported_in_a_line(compose, monkeypatch, address, tmp_path):
+    # Another test's cluster would be found by its process or by the file in which Ray writes down the latest.
+    monkeypatch.setattr("ray._private.services.find_gcs_addresses", cache(set))
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     experiment = Experiment(*compose("hardware=ray", "tracker=none", f"hardware.address={address}"))
     with (
         pytest.raises(InputError, match=f"no Ray cluster answers at hardware.address={address}"),
