@@ -368,53 +368,118 @@ def test_chains():
     assert chain_of(unpooled, (1, 4, 4)) == ((Conv(1, 4, 4, 3, 3, 1, 1, 0, 1),), (48, 2))
 
 
+CONV = nn.Conv2d(1, 3, 3)
+
+
 @pytest.mark.parametrize(
-    "model",
+    ("num_features", "layers"),
     [
-        *(
-            nn.Sequential(*layers, nn.Flatten(), nn.Linear(12, 2))
-            for layers in (
-                [nn.Conv2d(1, 3, 3, stride=2), nn.ReLU()],
-                [nn.Conv2d(1, 3, 3, dilation=2), nn.ReLU()],
-                [nn.Conv2d(1, 3, 3, padding="same"), nn.ReLU()],
-                [nn.Conv2d(1, 3, 3, padding=1, padding_mode="circular"), nn.ReLU()],
-                [nn.Conv2d(1, 3, 3, bias=False), nn.ReLU()],
-                [nn.Conv2d(3, 3, 3, groups=3), nn.ReLU()],
-                [nn.Conv2d(1, 3, 3)],
-                [nn.Conv2d(1, 3, 3), nn.Tanh()],
-                [nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(3, 2)],
-                [nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d((2, 1))],
-                [nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(2, padding=1)],
-                [nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(2, dilation=2)],
-                [nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True)],
-                [nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(4)],
-                [nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU()],
-            )
-        ),
-        nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Linear(2, 2)),
-        nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(13, 2)),
-        Functional(lambda x, h: h + x[:, :2]),
-        Functional(lambda x, h: h if h.sum() > 0 else x),
-        Functional(lambda x, h: h.relu()),
-        Functional(lambda x, h: (h, h)),
-        nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)),
-        nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3)),
-        nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5), nn.ReLU(), nn.Linear(3, 3)),
-        nn.Sequential(nn.Flatten(0), nn.Linear(3, 3)),
-        nn.Sequential(nn.Linear(3, 3, bias=False)),
-        nn.Sequential(nn.Linear(3, 3).double()),
-        nn.Sequential(nn.ReLU()),
-        linear_with(lambda model: model[0].requires_grad_(False)),
-        linear_with(lambda model: setattr(model[0], "weight", model[2].weight)),
-        linear_with(lambda model: model.register_buffer("count", torch.zeros(1))),
-        linear_with(lambda model: model.register_parameter("unused", nn.Parameter(torch.zeros(1)))),
-        linear_with(lambda model: model[0].register_forward_hook(lambda *_: None)),
-        linear_with(lambda model: nn.utils.parametrizations.weight_norm(model[0])),
+        (3, [nn.Conv2d(1, 3, 3, stride=2), nn.ReLU()]),
+        (12, [nn.Conv2d(1, 3, 3, padding=1, dilation=2), nn.ReLU()]),
+        (48, [nn.Conv2d(1, 3, 3, padding="same"), nn.ReLU()]),
+        (48, [nn.Conv2d(1, 3, 3, padding=1, padding_mode="circular"), nn.ReLU()]),
+        (12, [nn.Conv2d(1, 3, 3, bias=False), nn.ReLU()]),
+        (9, [CONV, nn.ReLU(), nn.MaxPool2d(2, 1, padding=1)]),
+        (12, [CONV]),
+        (12, [CONV, nn.Tanh()]),
+        (3, [CONV, nn.ReLU(), nn.MaxPool2d(2, 1)]),
+        (6, [CONV, nn.ReLU(), nn.MaxPool2d((2, 1))]),
+        (12, [CONV, nn.ReLU(), nn.MaxPool2d(2, padding=1)]),
+        (12, [nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2, dilation=2)]),
+        (12, [nn.Conv2d(1, 3, 2), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True)]),
+        (3, [nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.MaxPool2d(4)]),
+        (12, [CONV, nn.BatchNorm2d(3), nn.ReLU()]),
+        (13, [CONV, nn.ReLU()]),
+        (27, [nn.Conv2d(1, 3, 8), nn.ReLU()]),  # of a height and a width of -3
+        (12, [CONV, nn.ReLU(), nn.Conv2d(4, 3, 3, padding=1), nn.ReLU()]),
     ],
-    ids=lambda model: None,
+    ids=lambda value: None,
 )
-def test_what_is_no_chain(model):
-    assert chain_of(model, (1, 4, 4)) is None
+def test_what_is_no_chain_of_convolutions(num_features, layers):
+    assert chain_of(nn.Sequential(*layers, nn.Flatten(), nn.Linear(num_features, 2)), (1, 4, 4)) is None
+
+
+class GlobalPooling(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(1, 3, 3), nn.Linear(3, 2)
+
+    def forward(self, x):
+        h = self.conv(x).relu()
+        return self.linear(F.max_pool2d(h, h.size()[2:]).flatten(1))
+
+
+class Doubled(nn.Sequential):
+    def __call__(self, x):
+        return 2 * super().__call__(x)
+
+
+class Twice(nn.Sequential):
+    def forward(self, x):
+        return self[0](self[0](x).relu())
+
+
+class Frozen(nn.Sequential):
+    def forward(self, x):
+        with torch.no_grad():
+            h = self[0](x)
+        return self[2](self[1](h))
+
+
+class Noisy(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x + 1 if self.training else x)
+
+
+class Named(nn.Module):
+    """Whose ``relu`` is another function."""
+
+    def __init__(self, relu):
+        super().__init__()
+        self.first, self.relu, self.last = nn.Linear(3, 3), relu, nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.last(self.relu(self.first(x)))
+
+
+THREE = nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3)
+
+
+@pytest.mark.parametrize(
+    ("shape", "model"),
+    [
+        ((6,), Functional(lambda x, h: h + x[:, :2])),
+        ((6,), Functional(lambda x, h: h if h.sum() > 0 else x)),
+        ((6,), Functional(lambda x, h: h.relu())),
+        ((6,), Functional(lambda x, h: (h, h))),
+        ((3,), nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))),
+        ((3,), nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3))),
+        ((3,), nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5), nn.ReLU(), nn.Linear(3, 3))),
+        ((1,), nn.Sequential(nn.Flatten(0), nn.Linear(2, 3))),
+        ((3,), nn.Sequential(nn.Linear(3, 3, bias=False))),
+        ((3,), nn.Sequential(nn.Linear(3, 3).double())),
+        ((3,), nn.Sequential(nn.ReLU())),
+        ((3,), linear_with(lambda model: model[0].requires_grad_(False))),
+        ((3,), linear_with(lambda model: setattr(model[0], "weight", model[2].weight))),
+        ((3,), linear_with(lambda model: model.register_buffer("count", torch.zeros(1)))),
+        ((3,), linear_with(lambda model: model.register_parameter("unused", nn.Parameter(torch.zeros(1))))),
+        ((3,), linear_with(lambda model: model[0].register_forward_hook(lambda *_: None))),
+        ((3,), linear_with(lambda model: model[0].register_full_backward_hook(lambda *_: None))),
+        ((3,), linear_with(lambda model: model[0].weight.register_hook(lambda gradient: gradient))),
+        ((3,), linear_with(lambda model: setattr(model[1], "forward", torch.relu))),
+        ((3,), linear_with(lambda model: nn.utils.parametrizations.weight_norm(model[0]))),
+        ((3,), Named(nn.LeakyReLU())),
+        ((3,), Named(nn.Dropout())),
+        ((3,), Twice(*THREE[:1])),
+        ((3,), Frozen(*THREE)),
+        ((3,), Doubled(*THREE)),
+        ((3,), Noisy(*THREE).eval()),
+        ((1, 5, 5), GlobalPooling()),
+    ],
+    ids=lambda value: None,
+)
+def test_what_is_no_chain(shape, model):
+    assert chain_of(model, shape) is None
 
 
 def test_the_optimizers_that_it_knows():
@@ -430,6 +495,14 @@ def test_the_optimizers_that_it_knows():
         assert optimizer_of(partial(torch.optim.Adam, **options), 0.5) is None
     assert optimizer_of(torch.optim.RMSprop, 0.5) is None
     assert optimizer_of(type("Own", (torch.optim.SGD,), {}), 0.5) is None
+    assert optimizer_of(lambda params, lr: torch.optim.SGD([{"params": [each]} for each in params], lr), 0.5) is None
+    assert optimizer_of(clipping_sgd, 0.5) is None
+
+
+def clipping_sgd(params, lr):
+    optimizer = torch.optim.SGD(params, lr)
+    optimizer.register_step_pre_hook(lambda *_: nn.utils.clip_grad_norm_(params, 1.0))
+    return optimizer
 
 
 @pytest.mark.parametrize(

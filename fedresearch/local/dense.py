@@ -69,9 +69,11 @@ class Adam(NamedTuple):
 
 def optimizer_of(make_optimizer: MakeOptimizer, lr: float) -> Sgd | Adam | None:
     """Return the arguments of ``make_optimizer(parameters, lr=lr)`` if it is SGD, Adam or AdamW; else None."""
-    optimizer = make_optimizer([Parameter(torch.zeros(1))], lr=lr)
-    (group,) = optimizer.param_groups
-    if group.get("maximize") or group.get("amsgrad"):
+    # A matrix and a vector, which some put into groups of their own.
+    optimizer = make_optimizer([Parameter(torch.zeros(1, 1)), Parameter(torch.zeros(1))], lr=lr)
+    group, *others = optimizer.param_groups
+    has_hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks or "step" in vars(optimizer)
+    if others or has_hooks or group.get("maximize") or group.get("amsgrad"):
         return None
     if type(optimizer) is torch.optim.SGD:
         return Sgd(**{name: group[name] for name in Sgd._fields})
@@ -126,32 +128,47 @@ class Chain(NamedTuple):
         """Number of parameters."""
         return sum(math.prod(shape) + num for shape, num in self.sizes)
 
+    def outputs(self, params: Tensor, x: Tensor) -> Tensor:
+        """Return what PyTorch computes with the parameters ``(P,)`` of inputs ``(b, ...)``."""
+        pieces = iter(params.split([length for shape, num in self.sizes for length in (math.prod(shape), num)]))
+        layers = [(next(pieces).view(shape), next(pieces)) for shape, _ in self.sizes]
+        h = x
+        for conv, (weight, bias) in zip(self.convs, layers, strict=False):
+            h = F.conv2d(h.view(-1, *conv[:3]), weight, bias, padding=(conv.pad_height, conv.pad_width))
+            h = F.max_pool2d(h.relu(), conv.pool)
+        h = h.flatten(1)
+        for place, (weight, bias) in enumerate(layers[len(self.convs) :]):
+            h = F.linear(h.relu() if place else h, weight, bias)
+        return h
+
 
 def chain_of(model: Module, input_shape: Sequence[int]) -> Chain | None:
     """Return the chain that a model is, for samples of a shape; None if it computes anything else.
 
     Convolutions come first, each with ReLU and, before or after it, max pooling, which have the same values and
     gradients in both orders. Inputs of the first Linear may be flattened. All of the ``state_dict`` must be weights and
-    biases on the CPU, in the chain's order, trainable and of single precision.
+    biases on the CPU, each once, in the chain's order, trainable and of single precision. The model then is in training
+    mode, in which it must have the chain's outputs and gradients.
     """
     try:
-        nodes = fx.symbolic_trace(model).graph.nodes
+        nodes = fx.symbolic_trace(model.train()).graph.nodes
     except Exception:  # of the model's code, which may do what a trace cannot follow
         return None
     modules = dict(model.named_modules())
     called = [modules.get(str(node.target)) if node.op == "call_module" else None for node in nodes]
     layers = [module for module in called if isinstance(module, nn.Linear | nn.Conv2d)]
     params = [param for module in layers for param in (module.weight, cast(Tensor, module.bias))]
+    ids = [*map(id, params)]
     kinds = "".join(map(_kind, nodes, called))
     is_chain = (
         re.fullmatch(
             r"input (flatten |(conv (relu (pool\d )?|pool\d relu ))+flatten )?(linear relu )*linear output ", kinds
         )
         and all(node.args[:1] == (previous,) for previous, node in pairwise(nodes))
-        and "forward" not in vars(model)
-        and not any(module._forward_hooks or module._forward_pre_hooks for module in modules.values())
-        and [*map(id, model.state_dict(keep_vars=True).values())] == [*map(id, dict.fromkeys(params))]
-        and all(param.requires_grad and param.dtype == torch.float32 and param.is_cpu for param in params)
+        and not any(map(_is_changed, modules.values()))
+        and [*map(id, model.state_dict(keep_vars=True).values())] == ids
+        and len({*ids}) == len(ids)
+        and all(map(_is_plain, params))
     )
     if not is_chain:
         return None
@@ -166,14 +183,41 @@ def chain_of(model: Module, input_shape: Sequence[int]) -> Chain | None:
         convs.append(Conv(num_in, height, width, layer.out_channels, *kernel, *padding, pool))
         shape = convs[-1].output_shape
     linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
-    if math.prod(shape) != linear[0].in_features:
-        return None
-    return Chain((*convs,), (linear[0].in_features, *(module.out_features for module in linear)))
+    chain = Chain((*convs,), (math.prod(shape), *(module.out_features for module in linear)))
+    return chain if _computes(model, chain, input_shape, params) else None
+
+
+def _is_changed(module: Module) -> bool:
+    """Return whether a module has hooks, or computes something other than its class."""
+    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return any(hooks) or "forward" in vars(module)
+
+
+def _is_plain(param: Tensor) -> bool:
+    hooks = param._backward_hooks or getattr(param, "_post_accumulate_grad_hooks", None)
+    return param.requires_grad and param.dtype == torch.float32 and param.is_cpu and not hooks
+
+
+def _computes(model: Module, chain: Chain, input_shape: Sequence[int], params: Sequence[Tensor]) -> bool:
+    """Return whether a model has a chain's outputs and gradients, also where a trace shows nothing, as of no_grad."""
+    x = torch.randn(2, *input_shape, generator=Generator().manual_seed(0))
+    try:
+        outputs = model(x)
+        found = outputs, *torch.autograd.grad((outputs + 1).square().sum(), params)
+        outputs = chain.outputs(torch.cat([param.ravel() for param in params]), x)
+        expected = outputs, *torch.autograd.grad((outputs + 1).square().sum(), params)
+    except Exception:  # of shapes that do not fit
+        return False
+    return all(
+        one.shape == other.shape and (one - other).abs().max() <= 1e-4 * other.abs().max()
+        for one, other in zip(found, expected, strict=True)
+    )
 
 
 def _kind(node: fx.Node, module: Module | None) -> str:
     if node.op in ("placeholder", "output"):
         return {"placeholder": "input ", "output": "output "}[node.op]
+    function = node.target if module is None else None
     if type(module) is nn.Linear:
         return "linear "
     if type(module) is nn.Conv2d:
@@ -181,14 +225,14 @@ def _kind(node: fx.Node, module: Module | None) -> str:
         return "conv " if is_plain and not isinstance(module.padding, str) and module.bias is not None else "other "
     if type(module) is nn.MaxPool2d:
         return _pool(**{name: getattr(module, name) for name in module.__constants__})
-    if node.target is F.max_pool2d:
+    if function is F.max_pool2d:
         return _pool(*node.args[1:], **node.kwargs)
-    if type(module) is nn.ReLU or node.target in (F.relu, torch.relu, "relu"):
+    if type(module) is nn.ReLU or function in (F.relu, torch.relu, "relu"):
         return "relu "
     dims: tuple[Any, ...] = ()
     if type(module) is nn.Flatten:
         dims = module.start_dim, module.end_dim
-    elif node.target in (torch.flatten, "flatten"):
+    elif function in (torch.flatten, "flatten"):
         dims = (*node.args[1:], *node.kwargs.values(), -1)
     return "flatten " if dims[:2] == (1, -1) else "other "
 
@@ -201,11 +245,15 @@ def _pool(
     ceil_mode: Any = False,
     return_indices: Any = False,
 ) -> str:
-    sides, steps = ((side, side) if isinstance(side, int) else side for side in (kernel_size, stride or kernel_size))
-    is_plain = (
-        sides == steps and sides[0] == sides[1] <= _MAX_POOL and (padding, dilation) in ((0, 1), ((0, 0), (1, 1)))
-    )
-    return f"pool{sides[0]} " if is_plain and not ceil_mode and not return_indices else "other "
+    sides = [side for side in range(1, _MAX_POOL + 1) if _each(kernel_size, side)]
+    if not sides or ceil_mode or return_indices or not (_each(padding, 0) and _each(dilation, 1)):
+        return "other "
+    return f"pool{sides[0]} " if stride is None or _each(stride, sides[0]) else "other "
+
+
+def _each(values: Any, number: int) -> bool:
+    """Return whether a setting is a number in each dimension."""
+    return values in (number, (number, number), [number, number])
 
 
 class _Job(ctypes.Structure):
@@ -430,17 +478,8 @@ def _train(
     steps = optimizer.make([params])
     for inputs, targets in work.batches(x, y, Generator().manual_seed(seed)):
         assert isinstance(targets, Tensor)
-        lengths = [length for shape, num in model.sizes for length in (math.prod(shape), num)]
-        pieces = iter(params.split(lengths))
-        layers = [(next(pieces).view(shape), next(pieces)) for shape, _ in model.sizes]
-        h = inputs
-        for conv, (weight, bias) in zip(model.convs, layers, strict=False):
-            h = F.conv2d(h.view(-1, *conv[:3]), weight, bias, padding=(conv.pad_height, conv.pad_width))
-            h = F.max_pool2d(h.relu(), conv.pool).flatten(1)
-        for place, (weight, bias) in enumerate(layers[len(model.convs) :]):
-            h = F.linear(h.relu() if place else h, weight, bias)
         steps.zero_grad()
-        (losses(h, targets).mean() + mu / 2 * (params - start).square().sum()).backward()
+        (losses(model.outputs(params, inputs), targets).mean() + mu / 2 * (params - start).square().sum()).backward()
         steps.step()
     return params.detach().numpy()
 
