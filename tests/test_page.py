@@ -345,6 +345,16 @@ def test_a_runs_differences_come_first(report):
     expect(dialog).to_be_hidden()
 
 
+def test_a_run_has_its_curve_where_no_cell_has_one(show):
+    metrics, axes = (DOCUMENT[name] for name in ("metrics", "axes"))
+    run = RUNS[7] | {"baseline": None}
+    report = show(EMPTY | {"metrics": metrics, "axes": axes, "base": {}, "runs": [run]})
+    report.get_by_role("button", name="run07").click()
+    expect(report.locator("#run-plot .scatterlayer .trace")).to_have_count(1)
+    assert report.faults == []
+    report.close()
+
+
 def test_a_phone_scrolls_tables_but_not_the_page(report):
     report.set_viewport_size({"width": 360, "height": 740})
     width = report.locator("#plot").evaluate("(plot) => plot.clientWidth")
@@ -431,7 +441,7 @@ def test_a_page_that_follows_its_runs_gets_new_arms_in_the_same_view(browser, tm
         tab.get_by_label("Filter runs").fill("finished")
 
         records.make(tmp_path / "b", choices={"strategy": "fedprox"}, rows=rows)
-        expect(tab.locator(".arm")).to_have_text(["fedavg n = 1", "fedprox n = 1"])
+        expect(tab.locator(".arm")).to_have_text(["fedavg n = 1", "fedprox n = 1"])
         expect(tab.locator("#runs-count")).to_have_text("2 of 3")
         expect(tab.get_by_label("Filter runs")).to_be_focused()
         expect(tab.get_by_role("columnheader", name="Seed")).to_have_attribute("aria-sort", "descending")

@@ -375,8 +375,8 @@ def test_figures_have_captions(tmp_path):
         path.write_text("".join(f"{json.dumps(json.loads(line) | spread)}\n" for line in path.read_text().splitlines()))
     captions = {name: picture.caption for name, picture in report(load([tmp_path])).figures.items()}
     of_curves = (
-        "mean over the seeds of finished runs, or of all runs if none is finished, with the 95 % t-interval as a band. "
-        "Thin lines are seeds."
+        "mean over the seeds of finished runs, or of those under way if none is finished, with the 95 % t-interval as "
+        "a band. Thin lines are seeds."
     )
     last = "Test accuracy (%) after the last round, by"
     assert captions == {
@@ -480,8 +480,14 @@ def test_curves_use_finished_runs_and_spreads_the_last_evaluated_round(tmp_path)
     assert mean_curve(cell, "rounds", "eval/accuracy").mean[-1] == pytest.approx(0.5)
     spread = client_spread(cell, "clients/accuracy", "p10")
     assert (spread.mean, spread.std, spread.p10, spread.worst) == (0.5, 0.1, 0.3, 0.2)
-    (unfinished,) = group_runs(load([tmp_path / "failed"])).cells
-    assert len(plotted_runs(unfinished)) == 1
+    (cell,) = group_runs(load([tmp_path / "failed"])).cells
+    assert not plotted_runs(cell)
+    make(tmp_path / "failed" / "interrupted", seed=3, status="interrupted", rows=rows(0.1))
+    (cell,) = group_runs(load([tmp_path / "failed"])).cells
+    assert [run.state for run in plotted_runs(cell)] == ["interrupted"]
+    make(tmp_path / "diverged", status="diverged", rows=rows(0.1), optimizer={"lr": 9})
+    caption = report(load([tmp_path])).figures["curves_rounds"].caption
+    assert caption.endswith(" No curve, as all runs failed, diverged or stalled: η = 9.")
 
 
 def test_three_numbers_make_a_sensitivity(tmp_path):

@@ -45,5 +45,5 @@ AXES = {
         lambda steps: f"{steps:,.0f}",
         lambda run: np.cumsum(np.where(run.column("round") > 0, run.column("local/steps"), 0)),
     ),
-    "seconds": Axis("Seconds", format_seconds, lambda run: run.column("time/total_s")),
+    "seconds": Axis("Wall-clock seconds", format_seconds, lambda run: run.column("time/total_s")),
 }

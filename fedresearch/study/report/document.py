@@ -50,7 +50,7 @@ def document(report: Report, pictures: Mapping[str, bytes]) -> dict[str, Any]:
     labels = {cell: label or _ONLY for cell, label in label_cells(study, study.keys, names).items()}
     cells = [cell for cell in study.cells if plotted_runs(cell)]
     usual = dict.fromkeys([metric, *usual_metrics(study.runs), "train/loss", "update/norm", "update/cosine"])
-    metrics = [name for name in usual if any(name in run.columns for cell in cells for run in plotted_runs(cell))]
+    metrics = [name for name in usual if any(name in run.columns for run in study.runs)]
     return {
         "title": report.title,
         "metric": study.column_label(metric, names),

@@ -22,7 +22,7 @@ from fedresearch.study.report.axes import AXES
 from fedresearch.study.report.cells import Cell, Study
 from fedresearch.study.report.load import LoadedRun
 from fedresearch.study.report.looks import MAX_DRAWN, looks, numbers, page
-from fedresearch.study.report.outcomes import Outcome
+from fedresearch.study.report.outcomes import LEFT_OUT, Outcome
 from fedresearch.study.report.overall import overall_figures
 from fedresearch.study.report.plot_data import (
     class_accuracies,
@@ -124,9 +124,13 @@ def _curve_picture(
     }
     caption = (
         f"{without_unit(spec['y_label'])} by {AXES[axis].label.lower()}: mean over the seeds of finished runs, or of "
-        "all runs if none is finished, with the 95 % t-interval as a band."
+        "those under way if none is finished, with the 95 % t-interval as a band."
     )
     caption += " Thin lines are seeds." * has_seeds + left_out
+    ended = [cell for cell in study.cells if all(run.state in LEFT_OUT for run in cell.runs.values())]
+    if ended:
+        names = "; ".join(_name(cell, arrangement) for cell in ended)
+        caption += f" No curve, as all runs failed, diverged or stalled: {names}."
     return Picture(curves, concatenated(parts, ("panel", "arm", "seed", "x", "y", "low", "high")), spec, caption)
 
 

@@ -16,7 +16,7 @@ from fedresearch.study.report.arms import Arrangement
 from fedresearch.study.report.axes import AXES
 from fedresearch.study.report.cells import Cell, Study
 from fedresearch.study.report.load import Column, LoadedRun
-from fedresearch.study.report.outcomes import Outcome
+from fedresearch.study.report.outcomes import LEFT_OUT, Outcome
 from fedresearch.study.report.question import Question
 from fedresearch.study.report.statistics import t_half_widths
 
@@ -84,8 +84,8 @@ class Spread:
 
 
 def plotted_runs(cell: Cell) -> list[LoadedRun]:
-    """Return a cell's runs that have a curve: the finished ones, or all if none is finished."""
-    begun = [run for run in cell.runs.values() if run.num_rounds]
+    """Return a cell's runs that have a curve: the finished ones; if there is none, those that may still finish."""
+    begun = [run for run in cell.runs.values() if run.num_rounds and run.state not in LEFT_OUT]
     return [run for run in begun if run.state == "finished"] or begun
 
 
