@@ -1,6 +1,5 @@
 """The round loop: Flower's strategy hooks, and one row of numbers for each round."""
 
-import gc
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -164,21 +163,14 @@ class RoundLoop:
         row = last or {"round": 0, **{f"{key}_total": 0 for key in _TOTALS}}
         self._totals = {key: row[f"{key}_total"] for key in _TOTALS}
         started = time.perf_counter() - row.get("time/total_s", 0.0)
-        was_frozen = gc.get_freeze_count() > 0
-        if not was_frozen:
-            gc.freeze()  # these objects live as long as the run, and Flower's Bulyan collects garbage for each client
-        try:
-            if last is None and self.evaluate_initial:
-                row = {"round": 0, **self.evaluate(arrays), **row, "model/sha256": sha256(arrays)}
-                row["time/round_s"] = row["time/total_s"] = time.perf_counter() - started
-                self.log(row, arrays)
-            while row["round"] < self.num_rounds and not self._reached(row):
-                row, arrays = self._round(row["round"] + 1, grid, arrays)
-                row["time/total_s"] = time.perf_counter() - started
-                self.log(row, arrays)
-        finally:
-            if not was_frozen:
-                gc.unfreeze()
+        if last is None and self.evaluate_initial:
+            row = {"round": 0, **self.evaluate(arrays), **row, "model/sha256": sha256(arrays)}
+            row["time/round_s"] = row["time/total_s"] = time.perf_counter() - started
+            self.log(row, arrays)
+        while row["round"] < self.num_rounds and not self._reached(row):
+            row, arrays = self._round(row["round"] + 1, grid, arrays)
+            row["time/total_s"] = time.perf_counter() - started
+            self.log(row, arrays)
         return arrays
 
     def _reached(self, row: Row) -> bool:

@@ -54,7 +54,7 @@ def compile_code(function: Code, arguments: Sequence[Tensor]) -> Code:
         codecache._HEADER_DIR = f"{os.environ[VARIABLE]}/precompiled_headers"
         codecache._HEADER_LOCK_DIR = f"{codecache._HEADER_DIR}/locks"
     code = torch._inductor.compile(graph, list(arguments))
-    # The compiler's modules outlive the run, so the garbage collector skips them until the end of the run.
+    # The compiler's modules stay, so the garbage collector skips them from now on.
     gc.collect()
     gc.freeze()
     return code

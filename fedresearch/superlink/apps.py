@@ -6,6 +6,7 @@ starts a process for each message, so it does not import what the message does n
 """
 
 import functools
+import gc
 import logging
 import shlex
 import signal
@@ -55,6 +56,7 @@ def serve(grid: Grid, context: Context) -> None:
 
             from fedresearch.experiment.run import run_experiment
 
+            gc.freeze()  # Flower's Bulyan collects garbage for each client, and none is in what was imported
             run_experiment(request, nodes)
         except Exception as error:
             reported = error if isinstance(error, InputError) else config.explain(error)
