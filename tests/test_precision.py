@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -122,3 +123,10 @@ def test_the_clients_mean_is_never_in_tf32():
         assert torch.backends.cuda.matmul.allow_tf32
     assert mean.tolist() == [2.5, 3.5]
     assert allowed == [False]
+
+
+def test_settings_that_did_not_change_are_not_restored(monkeypatch):
+    """torch imports its compiler to set this one, which takes a second."""
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", Mock(side_effect=AssertionError))
+    with restored_settings():
+        pass

@@ -28,14 +28,19 @@ def be_deterministic(*, tf32: bool = False) -> None:
 def restored_settings() -> Iterator[None]:
     """Restore at the end what ``be_deterministic`` sets in torch."""
     backends, deterministic = torch.backends, torch.utils.deterministic
-    algorithms = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    algorithms = _algorithms()
     fills = deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     cudnn = backends.cudnn.benchmark, backends.cudnn.allow_tf32
     matmul = backends.cuda.matmul.allow_tf32
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(algorithms[0], warn_only=algorithms[1])
+        if _algorithms() != algorithms:  # torch imports its compiler to set them, which takes seconds
+            torch.use_deterministic_algorithms(algorithms[0], warn_only=algorithms[1])
         deterministic.fill_uninitialized_memory = fills  # type: ignore[attr-defined]
         backends.cudnn.benchmark, backends.cudnn.allow_tf32 = cudnn
         backends.cuda.matmul.allow_tf32 = matmul
+
+
+def _algorithms() -> tuple[bool, bool]:
+    return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
