@@ -6,7 +6,7 @@ import pytest
 
 from fedresearch.experiment.experiment import Experiment
 from fedresearch.federation import update_sums
-from fedresearch.federation.dense_clients import DenseClients
+from fedresearch.federation.dense_clients import DenseClients, chain_of_clients
 from fedresearch.hardware import batched
 from fedresearch.local.dense import KernelUnavailable
 from fedresearch.strategies.fedprox import ProximalUpdate
@@ -79,7 +79,7 @@ def test_the_kernel_and_the_loop_agree(tmp_path, words):
 )
 def test_what_it_cannot_train_trains_without_it(words, can):
     config, choices = compose("dataset=digits", *words)
-    assert DenseClients.can_train(Experiment(config, choices).client_app) is can
+    assert (chain_of_clients(Experiment(config, choices).client_app) is not None) is can
 
 
 def test_terms_that_are_not_the_same_train_without_it(tmp_path, monkeypatch):
@@ -114,8 +114,6 @@ def test_a_resume_has_the_same_bits(tmp_path):
 
 def test_without_a_compiler_the_clients_train_without_it(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("fedresearch.local.stacked.compile_code", lambda function, _: function)
-    monkeypatch.setattr(
-        "fedresearch.hardware.batched.DenseClients", Mock(side_effect=KernelUnavailable("no compiler"), can_train=bool)
-    )
+    monkeypatch.setattr("fedresearch.hardware.batched.DenseClients", Mock(side_effect=KernelUnavailable("no compiler")))
     conduct(tmp_path / "run", "hardware=batched", "federation.num_rounds=1")
     assert "the clients train without the dense kernel, which is faster: no compiler" in caplog.text

@@ -23,12 +23,28 @@ from fedresearch.federation.records import (
     number,
 )
 from fedresearch.federation.stack import StackedReplies
-from fedresearch.local.dense import DenseKernel, chain_of, optimizer_of
+from fedresearch.local.dense import Chain, DenseKernel, chain_of, optimizer_of
 from fedresearch.local.train import Trained, drift, starting
 from fedresearch.local.update import LocalUpdate, Tensors
 from fedresearch.seeding import derive_seed
 
 _FLOAT = np.dtype(np.float32)
+
+
+def chain_of_clients(clients: Clients) -> Chain | None:
+    """Return the chain of clients whose training the kernel computes, by SGD or Adam and with a term; else None."""
+    update, data = clients.update, clients.data
+    is_computed = (
+        type(update).objective is LocalUpdate.objective
+        and type(update).correct is LocalUpdate.correct
+        and not (update.own_model or clients.personal or clients.keeps_optimizer_state or clients.inputs.transforms)
+        and [stage.trained for stage in clients.stages] == [clients.parameters]
+        and data.x.device.type == "cpu"
+        and data.x.dtype == (torch.uint8 if data.normalise else torch.float32)
+        and data.y.dtype in (torch.int64, torch.float32)
+        and optimizer_of(clients.optimizer, 1.0) is not None
+    )
+    return chain_of(clients.model, data.x.shape[1:]) if is_computed else None
 
 
 class DenseClients:
@@ -37,7 +53,9 @@ class DenseClients:
     Parameters
     ----------
     clients : Clients
-        The ClientApp; :meth:`can_train` must hold.
+        The ClientApp.
+    chain : Chain
+        What they train, as :func:`chain_of_clients` returns it.
     threads : int
         Threads of the kernel.
     cache_dir : path
@@ -47,36 +65,23 @@ class DenseClients:
     ------
     KernelUnavailable
         If the kernel cannot be used on this machine.
+
+    Attributes
+    ----------
+    trains_all : bool
+        Whether :meth:`train` never returns None: the update is FedAvg's.
     """
 
-    def __init__(self, clients: Clients, threads: int, cache_dir: str | Path) -> None:
-        model, data = chain_of(clients.model, clients.data.x.shape[1:]), clients.data
-        assert model is not None
-        self._clients = clients
-        self._kernel = DenseKernel(model, data.y.is_floating_point(), threads, cache_dir)
+    def __init__(self, clients: Clients, chain: Chain, threads: int, cache_dir: str | Path) -> None:
+        self._clients, data = clients, clients.data
+        self._kernel = DenseKernel(chain, data.y.is_floating_point(), threads, cache_dir)
         self._pixels: dict[str, Any] = {}
         if data.normalise:
             zero, one = (data.normalise(torch.full_like(data.x[:1], value)) for value in (0, 1))
             self._pixels = {"scale": (one - zero).ravel().numpy(), "offset": zero.ravel().numpy()}
         self._optimizer_of = functools.lru_cache(maxsize=1)(functools.partial(optimizer_of, clients.optimizer))
         kind, base = type(clients.update), LocalUpdate
-        self._is_plain = all(getattr(kind, name) is getattr(base, name) for name in ("begin", "term", "end"))
-
-    @staticmethod
-    def can_train(clients: Clients) -> bool:
-        """Return whether the clients train what the kernel computes: a chain of layers by SGD or Adam, with a term."""
-        update, data = clients.update, clients.data
-        return (
-            type(update).objective is LocalUpdate.objective
-            and type(update).correct is LocalUpdate.correct
-            and not (update.own_model or clients.personal or clients.keeps_optimizer_state or clients.inputs.transforms)
-            and [stage.trained for stage in clients.stages] == [clients.parameters]
-            and data.x.device.type == "cpu"
-            and data.x.dtype == (torch.uint8 if data.normalise else torch.float32)
-            and data.y.dtype in (torch.int64, torch.float32)
-            and optimizer_of(clients.optimizer, 1.0) is not None
-            and chain_of(clients.model, data.x.shape[1:]) is not None
-        )
+        self.trains_all = all(getattr(kind, name) is getattr(base, name) for name in ("begin", "term", "end"))
 
     def train(
         self, content: RecordDict, cohort: Sequence[Client], stack: StackedReplies, first: int
@@ -108,7 +113,7 @@ class DenseClients:
             optimizer=optimizer,
             out=out,
         )
-        if self._is_plain:
+        if self.trains_all:
             losses, steps = run()
             metrics = {TRAIN_LOSS: losses.tolist(), NUM_STEPS: steps.tolist(), NUM_EXAMPLES: sizes.tolist()}
             stack.put_metrics(first, {**metrics, UNIFORM: [1] * len(cohort)})

@@ -15,7 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from fedresearch.federation.broadcast import Broadcast
 from fedresearch.federation.client_app import Clients
-from fedresearch.federation.dense_clients import DenseClients
+from fedresearch.federation.dense_clients import chain_of_clients
 from fedresearch.federation.generators import seeded_generators
 from fedresearch.federation.stack import StackedReplies
 from fedresearch.hardware.cores import num_cores
@@ -72,7 +72,7 @@ class AutoGrid(OrderedGrid):
         self.chosen, reason, seconds = choose(self._clients, self._num_rounds, self._cohort_size)
         if seconds > _SHORT_S:
             log.info("hardware=auto: %s, since %s", self.chosen, reason)
-            if DenseClients.can_train(self._clients):
+            if chain_of_clients(self._clients):
                 log.info("hardware=batched would be faster, and its numbers are equal up to rounding")
         if self.chosen == "workers":
             from fedresearch.hardware.workers import WorkerGrid

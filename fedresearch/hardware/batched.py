@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from fedresearch.errors import InputError, one_line
 from fedresearch.federation.client_app import Clients
-from fedresearch.federation.dense_clients import DenseClients
+from fedresearch.federation.dense_clients import DenseClients, chain_of_clients
 from fedresearch.federation.flower import client_error
 from fedresearch.federation.stack import DifferentReply, StackedReplies
 from fedresearch.hardware.cores import num_cores
@@ -101,7 +101,7 @@ class BatchedGrid(InProcessGrid):
         return replies
 
     def try_out(self, app: ClientApp, message: Message, context: Context) -> None:
-        """Train two clients of an app together, without compiling the step.
+        """Train a client of an app, and two together if the kernel may leave some to that, without compiling the step.
 
         Raises
         ------
@@ -110,6 +110,8 @@ class BatchedGrid(InProcessGrid):
         """
         assert isinstance(app, Clients)
         super().try_out(app, message, context)
+        if self._dense and self._dense.trains_all:
+            return
         try:
             app.train_clients([message] * 2, [context, _copy(context)], StackedTrainer(2, False, self._largest))
         except Exception as error:
@@ -130,10 +132,11 @@ def _calls(num_clients: int, num_rows: int) -> Iterator[tuple[int, int]]:
 
 def _dense(clients: Clients, cache_dir: str) -> DenseClients | None:
     """Return what trains the clients in one call, if they are such clients and this machine can compile it."""
-    if not DenseClients.can_train(clients):
+    chain = chain_of_clients(clients)
+    if chain is None:
         return None
     try:
-        return DenseClients(clients, num_cores(), cache_dir)
+        return DenseClients(clients, chain, num_cores(), cache_dir)
     except KernelUnavailable as error:
         log.warning("the clients train without the dense kernel, which is faster: %s", error)
         return None

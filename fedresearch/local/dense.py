@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from fedresearch.local.library import KernelUnavailable, library
 from fedresearch.local.objective import losses
-from fedresearch.local.train import LocalWork, MakeOptimizer
+from fedresearch.local.train import LocalWork, MakeOptimizer, bare_step
 
 Array = NDArray[Any] | Tensor
 
@@ -475,12 +475,13 @@ def _train(
 ) -> NDArray[np.float32]:
     """Return what a client trains by autograd."""
     params = start.clone().requires_grad_()
-    steps = optimizer.make([params])
+    step = bare_step(optimizer.make([params]))
     for inputs, targets in work.batches(x, y, Generator().manual_seed(seed)):
         assert isinstance(targets, Tensor)
-        steps.zero_grad()
-        (losses(model.outputs(params, inputs), targets).mean() + mu / 2 * (params - start).square().sum()).backward()
-        steps.step()
+        objective = losses(model.outputs(params, inputs), targets).mean() + mu / 2 * (params - start).square().sum()
+        (params.grad,) = torch.autograd.grad(objective, [params])
+        with torch.no_grad():
+            step()
     return params.detach().numpy()
 
 
