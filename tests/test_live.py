@@ -96,12 +96,12 @@ def test_runs_that_become_unreadable_are_reported_and_read_again(server, sweep):
 def test_a_sweep_that_has_not_begun_is_waited_for(tmp_path):
     (tmp_path / "sweep.json").write_text('[{"overrides": [], "directory": "a"}, {"overrides": [], "directory": "b"}]')
     with LiveServer([tmp_path], lambda: report(load([tmp_path]))) as server:
-        assert server.lacks == "no run has a round yet"
+        assert server.missing == "no run has a round yet"
         _, values = server.current()
         assert values["notes"] == ["no run has a round yet", "Runs: 2 missing"]
         make(tmp_path / "a", status="running", rows=[{"eval/accuracy": 0.5}])
         assert server.current()[1]["title"] == "Test accuracy of 1 run in 1 cell"
-        assert not server.lacks
+        assert not server.missing
 
 
 def test_a_baseline_is_left_out_until_a_second_arm_has_begun(tmp_path, monkeypatch):

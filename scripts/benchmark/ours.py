@@ -35,6 +35,9 @@ from fedresearch.runs.directory import History, RunDirectory
 from fedresearch.seeding import Seeds
 from scripts.benchmark.workloads import Workload, initial_state
 
+ROOT = Path(__file__).parents[2]
+# Where files are written that must be on a disk, as /tmp may not be; git ignores what a killed benchmark leaves there.
+OUTPUTS = ROOT / "outputs"
 _CACHE = "~/.cache/fedresearch"
 # Module, class and arguments: the module of a hardware option that is not timed is not imported.
 _GRIDS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -134,7 +137,7 @@ class Ours:
         num_clients = data.num_partitions
         self._strategy = FedAvg()
         self._open = ExitStack()
-        folder = self._open.enter_context(TemporaryDirectory(dir="."))  # on a disk: /tmp may be memory
+        folder = self._open.enter_context(TemporaryDirectory(dir=OUTPUTS))
         self._run = RunDirectory(Path(folder), {}, History())
         self._loop = RoundLoop(
             hooks=Hooks(self._strategy, seed=0),

@@ -16,10 +16,8 @@ from torch.nn import functional as F
 
 from fedresearch.seeding import derive_seed
 from scripts.benchmark import environment
-from scripts.benchmark.ours import sampling_of
+from scripts.benchmark.ours import ROOT, sampling_of
 from scripts.benchmark.workloads import Workload, initial_state, local_sgd
-
-ROOT = Path(__file__).parents[2]
 
 
 class Loop:

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.benchmark.peers import ROOT, run_python
+from scripts.benchmark.ours import OUTPUTS, ROOT
+from scripts.benchmark.peers import run_python
 
 _POLL_S = 0.005
 _TRACKERS = ("none", "tensorboard", "wandb")
@@ -74,7 +75,7 @@ def _run_long(overrides: Sequence[str], num_rounds: int) -> dict[str, float]:
         *("federation.fraction_train=0.01", "federation.fraction_evaluate=0", "federation.evaluate_initial=false"),
         f"federation.evaluate_every={num_rounds}",
     ]
-    with tempfile.TemporaryDirectory(dir=".") as folder:  # on a disk: /tmp may be memory
+    with tempfile.TemporaryDirectory(dir=OUTPUTS) as folder:
         run = Path(folder).resolve() / "run"
         command = [sys.executable, "-m", "fedresearch.main", *options, *overrides, f"hydra.run.dir={run}"]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "WANDB_MODE": "offline"}

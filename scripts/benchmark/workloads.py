@@ -333,7 +333,7 @@ WORKLOADS: dict[str, Workload] = {
     ),
     "W5-11M": replace(
         _NULL,
-        about="null client, ResNet-18's 11.2M parameters, 20 clients (the replies of 100 alone are 4.5 GB)",
+        about="null client, ResNet-18's 11.2M parameters, 20 clients",
         data=functools.partial(_one_sample_each, 20, (3, 32, 32)),
         model=_resnet,
         cohort=20,

@@ -49,9 +49,8 @@ class LiveServer(ThreadingHTTPServer):
         self._paths, self._build = paths, build
         self._lock = Lock()
         self._tag, self._document = "", dict[str, Any]()
-        self.lacks = (
-            "rounds"  # why there is no report yet, while runs are to come or under way; "" from the first one on
-        )
+        # Why there is no report yet, while runs are to come or under way; "" from the first one on.
+        self.missing = "rounds"
         self.current()
         try:
             super().__init__((LOOPBACK, port), _Handler)
@@ -75,13 +74,13 @@ class LiveServer(ThreadingHTTPServer):
             tag = f'"{_state_of_files(self._paths)}"'  # before they are read: what they gain meanwhile is read again
             if tag != self._tag:
                 try:
-                    self._document, self.lacks = document(self._build(), {}), ""
+                    self._document, self.missing = document(self._build(), {}), ""
                 except InputError as error:
-                    runs = load(self._paths) if self.lacks else []
+                    runs = load(self._paths) if self.missing else []
                     if not any(run.may_grow for run in runs):
                         raise
-                    self.lacks = one_line(error)
-                    self._document = waiting_document(self.lacks, runs)
+                    self.missing = one_line(error)
+                    self._document = waiting_document(self.missing, runs)
                 self._tag = tag
             return self._tag, self._document
 
@@ -91,8 +90,8 @@ def serve(paths: Sequence[Path], build: Callable[[], Report], port: int) -> None
     gc.enable()  # of each report only the last is kept
     with LiveServer(paths, build, port) as server:
         print(f"{server.address} shows the report and follows its runs; Ctrl-C ends it", flush=True)
-        if server.lacks:
-            print(f"nothing to report yet: {server.lacks}", flush=True)
+        if server.missing:
+            print(f"nothing to report yet: {server.missing}", flush=True)
         try:
             server.serve_forever()
         except KeyboardInterrupt:
