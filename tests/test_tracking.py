@@ -209,6 +209,25 @@ def test_mirrors_get_the_rows_of_a_second_together_and_all_before_the_end(monkey
     assert calls == [*shown, ("mirror", 2), ("mirror", 3), ("console", "interrupted"), ("mirror", "interrupted")]
 
 
+def test_an_interrupt_while_rows_are_mirrored_loses_no_later_row(monkeypatch):
+    monkeypatch.setattr("fedresearch.tracking.tracker._MIRROR_EVERY_S", 1000.0)
+    logged = []
+
+    class Interrupted(NoTracker):
+        def log(self, row) -> None:
+            if row["round"] == 2:
+                raise KeyboardInterrupt
+            logged.append(row["round"])
+
+    group = TrackerGroup([], [Interrupted()])
+    for number in (1, 2, 3, 4):
+        group.log({"round": number})
+    with pytest.raises(KeyboardInterrupt):
+        group.log_model(Path())
+    group.finish("interrupted", {})
+    assert logged == [1, 3, 4]
+
+
 # --- Weights & Biases
 
 

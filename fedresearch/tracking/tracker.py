@@ -4,8 +4,10 @@ import logging
 import math
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import methodcaller
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -117,7 +119,7 @@ class TrackerGroup:
     def __init__(self, trackers: Sequence[Tracker], mirrors: Sequence[Tracker] = ()) -> None:
         self._trackers, self._mirrors = [*trackers], [*mirrors]
         self._late: list[Tracker] = []
-        self._rows: list[Mapping[str, Any]] = []  # which the mirrors do not have yet
+        self._rows = deque[Mapping[str, Any]]()  # which the mirrors do not have yet
         self._due = -math.inf  # by time.monotonic
 
     def start(self, run: RunInfo, late: Sequence[Tracker] = ()) -> None:
@@ -143,15 +145,11 @@ class TrackerGroup:
         self._tell_all(lambda tracker: tracker.finish(status, summary))
 
     def _mirror(self) -> None:
-        rows, self._rows = self._rows, []
-
-        def log_rows(tracker: Tracker) -> None:
-            for row in rows:
-                tracker.log(row)
-
-        if rows:
-            self._tell(self._mirrors, log_rows)
-            self._due = time.monotonic() + _MIRROR_EVERY_S
+        if not self._rows:
+            return
+        while self._rows:  # one after another: of an interrupt, only the row that is being logged is lost
+            self._tell(self._mirrors, methodcaller("log", self._rows.popleft()))
+        self._due = time.monotonic() + _MIRROR_EVERY_S
 
     def _tell_all(self, call: Callable[[Tracker], None]) -> None:
         self._tell(self._trackers, call)
