@@ -32,9 +32,10 @@ from fedresearch.drawings.paper import (
 def draw(data: Data, spec: Spec) -> Figure:
     """Draw the data.
 
-    ``spec`` has ``panels``; ``arms``, by label, the first on top; ``x_label`` and ``y_label``; ``x_unit`` at the
-    numbers; ``scale`` of y, 100 for per cent; ``limits`` of what y can be, None where it has none; ``unseen``, the
-    first share of x that need not be seen; ``targets`` to mark; ``width`` and ``font``.
+    ``spec`` has ``panels``; ``arms``, by label, the first on top, but dashes above whole lines, which show between
+    them; ``x_label`` and ``y_label``; ``x_unit`` at the numbers; ``scale`` of y, 100 for per cent; ``limits`` of what y
+    can be, None where it has none; ``unseen``, the first share of x that need not be seen; ``targets`` to mark;
+    ``width`` and ``font``.
     """
     figure, panels = new_panels(spec)
     lines = groups(data, "panel", "arm", "seed")
@@ -57,9 +58,8 @@ def draw(data: Data, spec: Spec) -> Figure:
                 step = 1 + len(rows) // 6  # about six markers a line, at different rounds for each arm
                 every = (number * step // len(spec["arms"]), step)
                 width = 1.3 if look["is_highlighted"] else 0.7
-                axes.plot(
-                    x[rows], y[rows], markevery=every, linewidth=width, zorder=2 + 0.01 * height, **line_style(look)
-                )
+                above = 2 + 0.01 * height + 0.5 * bool(look["dash"])
+                axes.plot(x[rows], y[rows], markevery=every, linewidth=width, zorder=above, **line_style(look))
         for target in spec["targets"]:
             axes.axhline(spec["scale"] * target, color="0.4", linestyle=(0, (2, 2)), linewidth=0.9, zorder=1.9)
     _limit(panels, data, (y, low, high), bounds, spec)

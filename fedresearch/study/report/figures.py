@@ -341,7 +341,7 @@ def _sensitivities(
         ]
         spec = {
             "arms": {line.label: of_lines[line.label] for line in lines[:MAX_DRAWN]},
-            "x_label": key_title(key, question.names),
+            "x_label": f"{key_title(key, question.names)}{_owner(study, key)}",
             **numbers(study, question, question.metric),
             "title": _excess(len(lines)),
             **page(question),
@@ -353,9 +353,19 @@ def _sensitivities(
         yield f"sensitivity_{_file_name(study.short_name(key))}", picture
 
 
+def _owner(study: Study, key: str) -> str:
+    """Return the option that a key belongs to, as " of NAME", where other options do not have the key."""
+    owners = [cell for cell in study.cells if key in cell.keys]
+    names = {option_labels(cell).get(key.partition(".")[0], "").partition(" (")[0] for cell in owners}
+    return f" of {name}" if len(owners) < len(study.cells) and len(names) == 1 and (name := names.pop()) else ""
+
+
 def _numbered(label: str, number: int) -> Arm:
-    """Return a look for a line that is not an arm; of 16, marker with filling is unique, and colour with dash."""
-    colour, dash = COLOURS[number % len(COLOURS)], DASHES[number % len(DASHES)]
+    """Return a look for a line that is not an arm; of 16, marker with filling is unique, and colour with dash.
+
+    The colours that arms have last come first.
+    """
+    colour, dash = COLOURS[-1 - number % len(COLOURS)], DASHES[number % len(DASHES)]
     return Arm(label, colour, dash, MARKERS[number % len(MARKERS)], is_highlighted=number < len(MARKERS))
 
 
