@@ -45,8 +45,13 @@ def one_line(error: BaseException | str) -> str:
 
 def raised_at(error: BaseException) -> str:
     """Return where in the user's own code an error was raised, for the end of a line; "" if it was elsewhere."""
-    place = _own_place("".join(format_tb(error.__traceback__)))
+    place = own_place(error)
     return place and f"{place}; {FULL_ERROR}=1 shows the traceback"
+
+
+def own_place(error: BaseException) -> str:
+    """Return the file and line of the user's own code in which an error was raised, for the end of a line; "" if none."""
+    return _place_in("".join(format_tb(error.__traceback__)))
 
 
 def raised_line(text: str) -> str:
@@ -59,10 +64,10 @@ def raised_line(text: str) -> str:
     if not frames:
         return lines[-1]
     error = dropwhile(lambda line: line.startswith(" "), lines[frames[-1] :])
-    return one_line(" ".join(error))[:500] + _own_place(text)
+    return one_line(" ".join(error))[:500] + _place_in(text)
 
 
-def _own_place(traceback: str) -> str:
+def _place_in(traceback: str) -> str:
     """Return the last place in the user's own code in a traceback, for the end of a line; "" without one."""
     own = [(file, line) for file, line in _FRAME.findall(traceback) if not file.startswith(_NOT_OWN)]
     return f" in {own[-1][0]}, line {own[-1][1]}" if own else ""

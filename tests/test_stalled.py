@@ -348,5 +348,9 @@ def test_the_line_of_a_failed_client_is_its_whole_error_and_its_place_in_the_use
         "the client of partition 3 failed in round 2: RuntimeError: Error(s) in loading state_dict for Linear: "
         f'Missing key(s) in state_dict: "weight". in {path}, line 4; its traceback is in DIR/failures.jsonl; '
     )
+    assert explain_failure(raised.value, Path("DIR")).args == (
+        'RuntimeError: Error(s) in loading state_dict for Linear: Missing key(s) in state_dict: "weight". '
+        f"in {path}, line 4; FEDRESEARCH_FULL_ERROR=1 shows the traceback; fix it and resume with resume=DIR",
+    )
     assert raised_line("one\ntwo") == "two"
     assert raised_line("") == ""

@@ -130,8 +130,11 @@ def test_the_same_command_runs_exactly_the_missing_jobs(tmp_path):
     assert second.stdout.count("is finished: skipped") == 2
     assert "4 finished, 1 failed in outputs/sweep_" in second.stdout
     (failed,) = (job for job, record in records(directory).items() if record["status"] == "failed")
-    assert second.stdout.splitlines()[-1] == f"{failed.name}: the reason is the last"
-    assert "Traceback" in second.stderr
+    place = f"the reason is the last in {tmp_path / 'moody.py'}, line 13"
+    assert second.stdout.splitlines()[-1] == f"{failed.name}: {place}"
+    assert f"error: RuntimeError: of several lines {place}; FEDRESEARCH_FULL_ERROR=1" in second.stderr
+    assert "Traceback" not in second.stderr
+    assert not (failed / "refused.txt").exists()
     assert before.items() <= times(directory).items()
     assert all(
         len((job / "metrics.jsonl").read_text().splitlines()) == 3 for job in records(directory) if job != failed

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from flwr.app import ArrayRecord
 
-from fedresearch.errors import InputError, named, raised_line
+from fedresearch.errors import InputError, named, one_line, own_place, raised_at, raised_line
 from fedresearch.experiment.checkpoints import Checkpoints, save_result
 from fedresearch.experiment.experiment import Experiment
 from fedresearch.experiment.selection import BestRound
@@ -86,7 +86,7 @@ class Recorder:
     def close_after(self, error: BaseException) -> None:
         """Record the error that ended the run."""
         status = _status(error)
-        what = None if status == "interrupted" else masked(named(error))
+        what = None if status == "interrupted" else masked(named(error) + own_place(error))
         try:
             self._run.close(status, error=what, result=finite_row(self._last))
         except Unwritable as unwritable:
@@ -110,7 +110,7 @@ def _status(error: BaseException) -> str:
 
 
 def explain_failure(error: BaseException, directory: Path) -> InputError | None:
-    """Return the line for an error of the experiment that ended the run; None for a programming mistake."""
+    """Return the line for an error of the experiment that ended the run; None for a programming mistake of ours."""
     if isinstance(error, Diverged):
         return InputError(f"{error}; try a smaller optimizer.lr, or federation.nonfinite=drop or keep")
     if isinstance(error, Stalled):
@@ -123,4 +123,6 @@ def explain_failure(error: BaseException, directory: Path) -> InputError | None:
         )
     if isinstance(error, Unwritable):
         return InputError(f"{error}; fix this and resume with resume={directory}")
+    if isinstance(error, Exception) and not isinstance(error, InputError) and (place := raised_at(error)):
+        return InputError(f"{one_line(named(error))}{place}; fix it and resume with resume={directory}")
     return None

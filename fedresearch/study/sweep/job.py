@@ -77,11 +77,11 @@ def report_failure(directory: Path, error: Exception) -> None:
     if not report_error(error):
         traceback.print_exception(error, file=sys.stderr)
     try:
-        recorded = read_record(directory).get("error")
+        recorded = str(read_record(directory).get("error"))
     except InputError:
-        recorded = None
-    # A run's record has the error that was raised in it, which may be the cause of this one.
-    if recorded not in [masked(named(cause)) for cause in (error, error.__cause__) if cause]:
+        recorded = ""
+    # A run's record has the error that was raised in it, which may be the cause of this one, and where that was.
+    if not recorded.startswith(tuple(masked(named(cause)) for cause in (error, error.__cause__) if cause)):
         kept = masked(str(error) if isinstance(error, InputError) else named(error))
         try:
             write_whole(directory / REFUSED, lambda path: path.write_text(f"{kept}\n", encoding="utf-8"))
