@@ -556,19 +556,17 @@ def test_choosing_on_the_test_split_is_named(compose, caplog, option, message):
 @pytest.mark.parametrize(
     ("options", "column", "hint"),
     [
-        ([], "eval/acuracy", "try checkpoint.best=eval/accuracy; "),
-        ([], "accuracy", ""),
-        ([], "train/los", "try checkpoint.best=train/loss; "),
-        ([], "model/sha256", ""),
-        ([], "personal/accuracy", "try checkpoint.best=eval/accuracy; "),
-        (["dataset=diabetes", "model=logistic", "partitioner=iid"], "eval/accuracy", ""),
-        (["federation.fraction_evaluate=0"], "clients/loss", ""),
+        ([], "eval/acuracy", "try checkpoint.best=eval/accuracy"),
+        ([], "accuracy", "try checkpoint.best=clients/accuracy"),
+        ([], "train/los", "try checkpoint.best=train/loss"),
+        ([], "model/sha256", "it may be train/loss, clients/failed, eval/loss, clients/loss, .*"),
+        ([], "personal/accuracy", "try checkpoint.best=clients/accuracy"),
+        (["dataset=diabetes", "model=logistic", "partitioner=iid"], "eval/accuracy", "it may be train/loss, .*"),
+        (["federation.fraction_evaluate=0"], "clients/loss", "it may be train/loss, .*"),
     ],
 )
 def test_a_column_that_there_will_not_be_is_refused_before_the_run(compose, options, column, hint):
-    with pytest.raises(
-        InputError, match=rf"^checkpoint.best={column} is not a column of this run; {hint}it has round, "
-    ):
+    with pytest.raises(InputError, match=rf"^checkpoint.best={column} is not a column of this run; {hint}$"):
         check_selection(Experiment(*compose(*options, f"checkpoint.best={column}", "tracker=none")))
 
 

@@ -126,12 +126,16 @@ def _refuse_untrained(experiment: Experiment, key: str, column: str) -> None:
 
 def _refuse_unknown(experiment: Experiment, column: str) -> None:
     known = experiment.columns
+    declared = experiment.declared_columns
     # A strategy that is neither ours nor Flower's may measure more when it aggregates.
     if column in known or (column.startswith(("train/", "clients/")) and _measures_more(experiment)):
         return
-    close = get_close_matches(column, known, n=1, cutoff=0.8)
-    hint = f"try checkpoint.best={close[0]}; " if close else ""
-    raise InputError(f"checkpoint.best={column} is not a column of this run; {hint}it has {', '.join(known)}")
+    may_be = [name for name in known if direction(name, declared) != "none"]
+    name = column.rpartition("/")[2]
+    near = [f"{scope}/{name}" for scope in ("clients", "personal") if f"{scope}/{name}" in may_be]
+    near = near or get_close_matches(column, may_be, n=1, cutoff=0.8)
+    hint = f"try checkpoint.best={near[0]}" if near else f"it may be {', '.join(may_be)}"
+    raise InputError(f"checkpoint.best={column} is not a column of this run; {hint}")
 
 
 def _measures_more(experiment: Experiment) -> bool:
