@@ -20,6 +20,7 @@ def attribute(**_): math.nope
 def key(**_): {}["x"]
 def fails(**_): assert False
 def refuses(**_): raise ValueError("too\\nlarge")
+def bare(): return None
 """
 
 
@@ -65,6 +66,11 @@ def test_a_mistake_of_a_plugin_is_one_line_with_the_option(plugin, target, line)
     assert reported.startswith("model=mine")
     assert line.format(plug=plugin) in reported
     assert "\n" not in reported
+
+
+def test_a_callable_without_an_argument_that_the_run_gives_is_refused_with_all_of_them(plugin):
+    with pytest.raises(InputError, match=r"^model=mine: bare must have the arguments that the run gives: x, y$"):
+        Builder({"model": "mine"}).build("model", {"_target_": "plug.bare"}, Module, x=1, y=2)
 
 
 def test_the_result_of_a_call_has_its_type_checked_too(plugin):

@@ -10,7 +10,7 @@ from fedresearch.config.compose import (
     quoted,
     refuse_invalid_options,
 )
-from fedresearch.config.differences import ConfigDifference, differences, without_class_paths
+from fedresearch.config.differences import ConfigDifference, differences, without_classes
 from fedresearch.config.explain import explain, explain_composition, report_error, words_without_key
 from fedresearch.config.resolvers import register, unresolved_overrides
 from fedresearch.config.schema import Config, digest, parse, runs_elsewhere
@@ -35,6 +35,6 @@ __all__ = [
     "report_error",
     "runs_elsewhere",
     "unresolved_overrides",
-    "without_class_paths",
+    "without_classes",
     "words_without_key",
 ]

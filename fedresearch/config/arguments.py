@@ -30,6 +30,8 @@ _INSTEAD_OF_VERBS = {
     "preflight": "fedresearch sweep preflight{}",
 }
 _NEAR = 0.7  # difflib's ratio, so that seed is not near sweep
+_FLAGS = ("--multirun", "--config-dir", "--resolve", "--info", "--help", "--version")
+_NEAR_FLAG = 0.85  # so that a key such as --device is not near --resolve
 
 
 def refuse_blanks(arguments: Sequence[str]) -> None:
@@ -90,8 +92,9 @@ def refuse_other_words(arguments: Sequence[str]) -> None:
         raise InputError(f"{bare[0]!r} is neither a verb nor key=value; {_meant(bare[0], arguments)}")
     for word in flags:
         flag, _, value = word.partition("=")
-        hint = _INSTEAD.get(flag)
-        if hint is None:
+        near = get_close_matches(flag, _FLAGS, 1, _NEAR_FLAG)
+        hint = _INSTEAD.get(flag) or (f"try {near[0]}" if near else "")
+        if not hint:
             key, value = flag.lstrip("-"), value or _behind(word, arguments)  # as in --lr 0.1
             meant = default_key_to_type(CONF, key, value) or f"{key}={value or '...'}"
             hint = f"keys are written without dashes: {meant}; see --help"

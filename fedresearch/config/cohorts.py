@@ -90,4 +90,4 @@ def check_cohort(config: Config, fixed: Sequence[int] | None) -> Iterator[str]:
         return
     for needed, instead in shortages(strategy, num_clients):
         ways = " or ".join(filter(None, (instead, more)))
-        yield f"{needed}, got the {num_clients} clients of a round ({which}); try {ways}"
+        yield f"{needed}, got {num_clients} in a round ({which}); try {ways}"

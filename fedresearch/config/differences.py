@@ -34,10 +34,10 @@ class ConfigDifference(NamedTuple):
         return shlex.quote(f"{'++' * (self.b is ABSENT)}{self.key}={value}")
 
 
-def without_class_paths(
+def without_classes(
     found: Iterable[ConfigDifference], a: Mapping[str, Any], b: Mapping[str, Any]
 ) -> list[ConfigDifference]:
-    """Return the differences of two records without class paths that follow from different options."""
+    """Return the differences of two records without classes and declarations that follow from different options."""
     groups = {
         "optimizer.schedule" if key == "schedule" else key
         for key, *_ in differing(a.get("choices") or {}, b.get("choices") or {})
@@ -45,7 +45,9 @@ def without_class_paths(
     return [
         one
         for one in found
-        if not (one.key.endswith("._target_") and one.key.startswith(tuple(f"{g}." for g in groups)))
+        if not (
+            re.search(r"\.(_target_|declares\..+)$", one.key) and one.key.startswith(tuple(f"{g}." for g in groups))
+        )
     ]
 
 

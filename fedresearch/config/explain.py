@@ -22,6 +22,7 @@ from omegaconf.errors import (
     OmegaConfBaseException,
     ValidationError,
 )
+from yaml import MarkedYAMLError
 
 from fedresearch.config.compose import NAMES, as_text
 from fedresearch.config.rules import RULES, as_written
@@ -77,6 +78,10 @@ def explain(error: Exception) -> InputError | None:
         section: Any = OmegaConf.to_container(cause.parent_node)
         value = as_written(section[cause.key])
         line = f"{cause.full_key} refers to itself, got {value}; write another value"
+    elif isinstance(error, MarkedYAMLError) and (mark := error.problem_mark):
+        line = f"{mark.name} is not YAML: {error.problem} in line {mark.line + 1}, column {mark.column + 1}"
+    elif isinstance(error, HydraException) and str(error).startswith("Additional config directory"):
+        line = f"{error}; try another --config-dir"
     elif isinstance(cause, HydraException | OmegaConfBaseException):
         line = " ".join(str(cause).splitlines()[:2])
     elif isinstance(error, OSError) and error.errno in _DISK_TROUBLE and (key := _key_of_directory(error.filename)):
@@ -216,13 +221,13 @@ def _unknown_key(error: OmegaConfBaseException, message: str) -> str:
     key, value = (typed[1], typed[2]) if typed else (str(error.full_key), "")
     meant = key_to_type(key, value, node) if node is not None else ""
     if error.full_key == "schedule":
-        hint = "its options are optimizer.schedule.*, and its file begins with the line # @package optimizer.schedule; "
-    elif meant:
-        hint = f"try {meant}; "
-    elif section in GROUPS:
-        hint = f"another option may have it, see conf/{section}/; "
-    else:
-        hint = ""
+        return (
+            "unknown key schedule; its options are optimizer.schedule.*, such as optimizer.schedule.gamma=0.5; "
+            "a file in schedule/ begins with the line # @package optimizer.schedule"
+        )
+    if meant and not section:  # the keys beside it are those of all runs
+        return f"unknown key {error.full_key}; try {meant}; see --help"
+    hint = f"try {meant}; " if meant else f"another option may have it, see conf/{section}/; " * (section in GROUPS)
     return f"unknown key {error.full_key}; {hint}{section or 'the config'} has {', '.join(known) or 'no keys'}"
 
 

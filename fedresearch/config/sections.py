@@ -109,6 +109,12 @@ def _built(plain: Mapping[str, Any], choices: Mapping[str, str | None]) -> Itera
         node = next(values_at(plain, key), None)
         if not _is_built(node):
             group = "schedule" if key == "optimizer.schedule" else key.partition(".")[0]
+            if group == "strategy" and not node:
+                yield (
+                    f"strategy={choices.get(group)}: {key} is missing; try defaults: [fedavg, _self_] in the option's "
+                    f"YAML, which then has what it does not set from FedAvg"
+                )
+                continue
             yield (
                 f"{group}={choices.get(group)}: {key} must be a section with a _target_, without _partial_, _args_ and "
                 f"_convert_; " + (f"try {group}={node}" if isinstance(node, str) else "see --help for options")

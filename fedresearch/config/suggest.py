@@ -119,7 +119,7 @@ def key_to_type(typed: str, value: str, config: Container) -> str:
             return " or ".join(_word(key, value) for key in found[:2])
         if wanted and (option := _in_an_option(typed, value)).endswith(f" {_word(typed, value)}"):
             return option  # which has this very key
-    return _in_an_option(typed, value)
+    return _in_an_option(typed, value) or _in_an_option(_near_in_options(section, name), value)
 
 
 def option_to_type(group: str, typed: str, options: Iterable[str]) -> str:
@@ -145,6 +145,14 @@ def _alike(name: str, keys: Sequence[str], sections: Sequence[str], others: Iter
     for key in (*sections, *keys):
         by_name.setdefault(_plain(key.rpartition(".")[2]), key)
     return [by_name[near] for near in get_close_matches(word, by_name, n=1, cutoff=_NEAR)]
+
+
+def _near_in_options(section: str, name: str) -> str:
+    """Return the key of some option of a section whose name is near; "" if none is."""
+    group = section.partition(".")[0]
+    options = [f"{group}/{path.stem}" for path in CONF.glob(f"{group}/[!_]*.yaml")] if group else []
+    keys = {key for option in options for key in our_keys(option) if key.startswith(f"{section}.")}
+    return next(iter(_alike(name, sorted(keys), [], {})), "")
 
 
 def _in_an_option(typed: str, value: str) -> str:

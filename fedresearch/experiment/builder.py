@@ -111,6 +111,8 @@ def _unknown_argument(error: BaseException, key: str, node: Mapping[str, Any], g
         hint = f"try {shlex.quote(word)}" if near else "leave it out"
         listed = f"its arguments are {', '.join(allowed)}" if allowed else "no argument can be set"
         return f"{key}.{unknown[0]} is not an argument of {getattr(target, '__name__', target)}; {hint}; {listed}"
+    if refused[1] in given and refused[1] not in names:
+        return f"{getattr(target, '__name__', target)} must have the arguments that the run gives: {', '.join(given)}"
     inner = (_unknown_argument(error, f"{key}.{name}", node[name]) for name in typed if isinstance(node[name], Mapping))
     return next(filter(None, inner), "")
 

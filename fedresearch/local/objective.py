@@ -10,6 +10,8 @@ from torch.func import functional_call
 from torch.nn import Module
 from torch.nn import functional as F
 
+from fedresearch.errors import InputError
+
 # Makes a model's inputs of samples, which may be pixels: ``(n, ...)`` to ``(n, *input_shape)``.
 Prepare = Callable[[Tensor], Tensor]
 
@@ -59,10 +61,17 @@ def evaluate(
         measured = {"loss": total / len(y)}
         together = torch.cat(outputs)
         for name, metric in metrics.items():
-            value = torch.as_tensor(metric(together, y), dtype=torch.float64)
+            value = _as_numbers(name, metric(together, y))
             entries = {f"{name}/{i}": float(entry) for i, entry in enumerate(value)} if value.ndim else {}
             measured |= entries or {name: float(value)}
     return measured
+
+
+def _as_numbers(name: str, measured: Any) -> Tensor:
+    try:
+        return torch.as_tensor(measured, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"the metric {name} must return a number or a list of numbers, got {measured!r}") from error
 
 
 def mean_gradient(

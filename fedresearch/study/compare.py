@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedresearch.config import differences, without_class_paths
+from fedresearch.config import differences, without_classes
 from fedresearch.config.verbs import VerbParser, reporting
 from fedresearch.errors import printing
 from fedresearch.runs.comparison import compare_rows, difference_lines, format_value, record_differences
@@ -43,7 +43,7 @@ def compare(first: Path, second: Path) -> tuple[list[str], bool]:
     refuse_no_run(first, second)
     records, rows = zip(*map(_read, (first, second)), strict=True)
     config = differences(*(record["config"] if isinstance(record.get("config"), dict) else {} for record in records))
-    config = without_class_paths(config, *records)
+    config = without_classes(config, *records)
     lines = ["config"] * bool(config)
     for key, a, b, numerical in config:
         lines += [line + " (changes no number)" * (not numerical) for line in difference_lines([(key, a, b)])]
