@@ -50,7 +50,7 @@ def raised_at(error: BaseException) -> str:
 
 
 def own_place(error: BaseException) -> str:
-    """Return the file and line of the user's own code in which an error was raised, for the end of a line; "" if none."""
+    """Return the file and line of the user's own code that raised an error, for the end of a line; "" if none."""
     return _place_in("".join(format_tb(error.__traceback__)))
 
 
