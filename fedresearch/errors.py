@@ -49,6 +49,11 @@ def raised_at(error: BaseException) -> str:
     return place and f"{place}; {FULL_ERROR}=1 shows the traceback"
 
 
+def reason(error: BaseException) -> str:
+    """Return an error's text on one line; of the system's without the path, which the line names already."""
+    return error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
+
+
 def own_place(error: BaseException) -> str:
     """Return the file and line of the user's own code that raised an error, for the end of a line; "" if none."""
     return _place_in("".join(format_tb(error.__traceback__)))

@@ -22,7 +22,7 @@ from omegaconf.errors import (
     OmegaConfBaseException,
     ValidationError,
 )
-from yaml import MarkedYAMLError
+from yaml import MarkedYAMLError  # type: ignore[import-untyped]
 
 from fedresearch.config.compose import NAMES, as_text
 from fedresearch.config.rules import RULES, as_written

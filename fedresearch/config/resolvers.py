@@ -16,7 +16,7 @@ from fedresearch.config.quicker_hydra import quicken
 from fedresearch.config.rules import as_written
 from fedresearch.config.schema import Config, as_typed, chosen_lists, counted_hardware, counts, digest, parse
 from fedresearch.dotted_keys import as_json, leaves
-from fedresearch.errors import InputError
+from fedresearch.errors import InputError, reason
 
 
 def register() -> None:
@@ -92,7 +92,9 @@ def tuned(table: Any, *, _root_: DictConfig, _node_: Node) -> Any:
             as_json(entry["cell"]): {**chosen.get("fixed", {}), **entry.get("fixed", {})} for entry in chosen["cells"]
         }
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"{path} holds no tuned values ({error}); fedresearch tune writes such files") from None
+        raise InputError(
+            f"{path} holds no tuned values ({reason(error)}); fedresearch tune writes such files"
+        ) from None
     asked = _node_._get_full_key(None)
     if asked != key:
         raise InputError(f"{path} holds values of {key}, and {asked} asks for one; try {key}=${{tuned:{table}}}")
@@ -106,6 +108,8 @@ def tuned(table: Any, *, _root_: DictConfig, _node_: Node) -> Any:
     here = {**options, **_resolved(_root_, key, values[cell])}
     tried = fixed[cell]
     differing = [name for name in tried if name not in here or as_json(here[name]) != as_json(tried[name])]
+    other_options = tuple(f"{name}." for name in differing if "." not in name)
+    differing = [name for name in differing if not (name.endswith("._target_") and name.startswith(other_options))]
     if differing:
         listed = ", ".join(
             f"{name}={as_written(tried[name])} (here {as_written(here[name]) if name in here else 'unset'})"

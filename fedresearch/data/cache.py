@@ -12,7 +12,7 @@ import numpy as np
 from filelock import Timeout
 from numpy.typing import NDArray
 
-from fedresearch.errors import InputError
+from fedresearch.errors import InputError, reason
 from fedresearch.locking import file_lock
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def cached_arrays(cache_dir: str | Path, name: str, key: object, make: Callable[
                 _write(entry, arrays)
             return arrays
     except OSError as error:
-        raise InputError(f"cache_dir={cache_dir} cannot be written: {error}; try cache_dir=DIR") from error
+        raise InputError(f"cache_dir={cache_dir} cannot be written: {reason(error)}; try cache_dir=DIR") from error
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fedresearch.data import hub
 from fedresearch.data.images import normalisation
 from fedresearch.data.source import Samples, Source
-from fedresearch.errors import InputError
+from fedresearch.errors import InputError, reason
 
 MAX_BYTES = 2**32
 _NAMES = [f"{split}-{kind}" for split in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
@@ -106,7 +106,7 @@ def read_idx(file: Path, *, ndim: int) -> NDArray[np.uint8]:
                 raise InputError(f"{expected}, at most {MAX_BYTES} are read")
             content = opened.read(size + 1)  # a limit to what a .gz file inflates
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{file} cannot be read: {error}") from error
+        raise InputError(f"{file} cannot be read: {reason(error)}") from error
     if len(content) != size:
         raise InputError(f"{expected}, got {'more' if len(content) > size else len(content)}")
     return np.frombuffer(bytearray(content), dtype=np.uint8).reshape(shape)

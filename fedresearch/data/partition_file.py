@@ -6,7 +6,7 @@ from pathlib import Path
 from datasets import Dataset
 from flwr_datasets.partitioner import Partitioner
 
-from fedresearch.errors import InputError
+from fedresearch.errors import InputError, reason
 
 
 class FilePartitioner(Partitioner):  # type: ignore[misc]
@@ -30,8 +30,7 @@ class FilePartitioner(Partitioner):  # type: ignore[misc]
         try:
             self._rows = json.loads(Path(path).expanduser().read_bytes())
         except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise InputError(f"partitioner.path={path} cannot be read: {reason}") from error
+            raise InputError(f"partitioner.path={path} cannot be read: {reason(error)}") from error
         is_list = isinstance(self._rows, list) and self._rows and all(isinstance(rows, list) for rows in self._rows)
         if not is_list or not all(type(row) is int and row >= 0 for rows in self._rows for row in rows):
             raise InputError(
