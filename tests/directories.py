@@ -1,10 +1,13 @@
 """Short runs in directories, as they would be if killed, and all that they came to."""
 
+import atexit
 import copy
 import functools
 import json
 import re
 import shutil
+import tempfile
+from pathlib import Path
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -40,7 +43,7 @@ SCAFFOLD = ["strategy=scaffold"]
 
 
 @functools.cache
-def _composed(words):
+def _composed(words, folder):
     """Return what ``config.compose`` returns, without composing the same options anew for other values.
 
     Hydra, too, sets values at last. It composes all where it would do more than set values, or raise an error.
@@ -48,25 +51,37 @@ def _composed(words):
     options = [word for word in words if word.partition("=")[0] in NAMES]
     values = [word for word in words if word not in options]
     if any("{" in word for word in options) or not all(re.match(r"\+{0,2}[a-z_]+(\.|=)", word) for word in values):
-        return config.compose(CONF, words)[:2]
+        return config.compose(CONF, words, folder)[:2]
     config.refuse_invalid_options(words)
     try:
         overrides = OverridesParser.create().parse_overrides(values)
         assert not any(each.is_sweep_override() or each.is_hydra_override() for each in overrides)
         assert not {*NAMES} & {each.key_or_group for each in overrides}
-        composed = copy.deepcopy(_options(*options))
+        composed = copy.deepcopy(_options(folder, *options))
         ConfigLoaderImpl._apply_overrides_to_config(overrides, composed)
     except (AssertionError, HydraException):
-        return config.compose(CONF, words)[:2]
+        return config.compose(CONF, words, folder)[:2]
     HydraConfig.instance().set_config(composed)
     return config.checked(without_hydra(composed), composed.hydra)
 
 
 @functools.cache
-def _options(*words):
+def _options(folder, *words):
+    search_path = [f"hydra.searchpath=[file://{path}]" for path in folder]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config.register()
-        return hydra_compose("config", [*words], return_hydra_config=True)
+        return hydra_compose("config", [*words, *search_path], return_hydra_config=True)
+
+
+@functools.cache
+def _folder(files):
+    """Return a folder that holds these options, and stays: the same for the same ones."""
+    folder = Path(tempfile.mkdtemp(prefix="options-"))
+    atexit.register(shutil.rmtree, folder)
+    for name, content in files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
 
 
 def compose(*words, config_dir=None):
@@ -74,9 +89,16 @@ def compose(*words, config_dir=None):
 
     What words do not say alone, as a file that they name, is read each time.
     """
-    if config_dir or any("${" in word for word in words):
-        return config.compose(CONF, words, [config_dir] if config_dir else [])[:2]
-    return copy.deepcopy(_composed(words))
+    folders = [config_dir] if config_dir else []
+    if any("${" in word for word in words):
+        return config.compose(CONF, words, folders)[:2]
+    files = [(path.relative_to(folder), path.read_bytes()) for folder in folders for path in folder.rglob("*.yaml")]
+    try:
+        return copy.deepcopy(_composed(words, (_folder(tuple(sorted(files))),) if folders else ()))
+    except Exception:
+        if not folders:
+            raise
+        return config.compose(CONF, words, folders)[:2]  # its error may name the folder
 
 
 def conduct(directory, *overrides, config_dir=None):

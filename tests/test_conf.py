@@ -114,19 +114,26 @@ def test_every_option_composes_is_checked_and_built(compose, chosen, tmp_path):
         ("seed=1,2",),
         ("model=null", "seed=1"),
         ("~strategy",),
+        ("model=mine", "model.width=3", "seed=1"),
+        ("model=mine", "strategy=fedprox"),
         ("local.epochs=0", "+federation.unknown=1"),
     ],
 )
-def test_what_tests_compose_is_what_the_command_line_composes(words):
-    """They compose the options once and set the values; tests/directories.py."""
+def test_what_tests_compose_is_what_the_command_line_composes(words, tmp_path):
+    """They compose the options once and set the values, also where the options are the user's; tests/directories.py."""
+    folders = [tmp_path] * ("model=mine" in words)
 
     def composed(compose):
         try:
-            return compose(*words)
+            return compose()
         except Exception as error:
             return type(error), str(error)
 
-    assert composed(directories.compose) == composed(lambda *words: config.compose(CONF, words)[:2])
+    (tmp_path / "model").mkdir()
+    for width in [1, 2] if folders else [1]:
+        (tmp_path / "model" / "mine.yaml").write_text(f"{{_target_: mine.Model, width: {width}}}")
+        by_tests = composed(lambda: directories.compose(*words, config_dir=folders[0] if folders else None))
+        assert by_tests == composed(lambda: config.compose(CONF, words, folders)[:2])
 
 
 def test_a_dataset_that_differs_from_its_declaration_is_rejected(compose):
