@@ -40,18 +40,21 @@ template <class T> void multiply(const Rows<T>& rows, const T* origin, const dou
     }
 }
 
-// Adds the rows' distances from the origin times factors (num_totals, num) to totals (num_totals, num_columns). A row
-// with the factor 0 is not read, for it may not be finite.
-template <class T> void add_moved(const Rows<T>& rows, const T* origin, const double* factors, int64_t num_totals, double* totals) {
+// Adds the rows' distances from the origin times factors (NUM, num) to totals (NUM, num_columns). A row whose factors are
+// 0 is not read, for it may not be finite.
+template <int NUM, class T> void add_moved(const Rows<T>& rows, const T* origin, const double* factors, double* totals) {
     for (int64_t start = 0; start < rows.num_columns; start += COLUMNS) {
         int64_t stop = std::min(start + COLUMNS, rows.num_columns);
-        for (int64_t i = 0; i < rows.num; i++)
-            for (int64_t t = 0; t < num_totals; t++) {
-                const T* row = rows[i];
-                double factor = factors[t * rows.num + i], *total = totals + t * rows.num_columns;
-                if (factor == 0) continue;
-                for (int64_t j = start; j < stop; j++) total[j] += (double(row[j]) - double(origin[j])) * factor;
+        for (int64_t i = 0; i < rows.num; i++) {
+            const T* row = rows[i];
+            double own[NUM];
+            for (int t = 0; t < NUM; t++) own[t] = factors[t * rows.num + i];
+            if (std::all_of(own, own + NUM, [](double factor) { return factor == 0; })) continue;
+            for (int64_t j = start; j < stop; j++) {
+                double moved = double(row[j]) - double(origin[j]);
+                for (int t = 0; t < NUM; t++) totals[t * rows.num_columns + j] += moved * own[t];
             }
+        }
     }
 }
 
@@ -74,7 +77,7 @@ template <class T> void add_weighted(const Rows<T>& rows, const T* shares, bool 
         multiply<T>({first, length, num, num_columns}, origin, vector, to); \
     } \
     extern "C" void add_moved_##T(const T* first, int64_t length, int64_t num, int64_t num_columns, const T* origin, const double* factors, int64_t num_totals, double* totals) { \
-        add_moved<T>({first, length, num, num_columns}, origin, factors, num_totals, totals); \
+        (num_totals == 1 ? add_moved<1, T> : add_moved<2, T>)({first, length, num, num_columns}, origin, factors, totals); \
     } \
     extern "C" void add_weighted_##T(const T* first, int64_t length, int64_t num, int64_t num_columns, const T* shares, int64_t is_new, T* mean) { \
         add_weighted<T>({first, length, num, num_columns}, shares, is_new, mean); \

@@ -92,9 +92,9 @@ def products(rows: Numbers, origin: Any, vector: Any = None) -> NDArray[np.float
 
 
 def add_moved(rows: Numbers, origin: Any, factors: NDArray[np.float64], totals: Any) -> None:
-    """Add the rows' distances from the origin times factors ``(k, n)`` to totals ``(k, columns)``.
+    """Add the rows' distances from the origin times factors ``(k, n)`` to totals ``(k, columns)``, k being 1 or 2.
 
-    All but the rows have double precision. A row with the factor 0 is left out, even if it is not finite.
+    All but the rows have double precision. A row whose factors are 0 is left out, even if it is not finite.
     """
     if isinstance(rows, Tensor):
         weights, left_out = (torch.as_tensor(each, device=rows.device) for each in (factors, ~factors.any(axis=0)))
