@@ -77,6 +77,8 @@ def client_columns(cohort: CohortGrid, messages: Sequence[Message], answers: Seq
 
 def with_updates(columns: Columns, measured: Columns) -> Columns:
     """Return the columns of the clients that train with those of their updates, which have an entry for each reply."""
+    if True not in columns["failed"]:
+        return columns | measured
     entries = {name: iter(values) for name, values in measured.items()}
     return columns | {
         name: [None if failed else next(values) for failed in columns["failed"]] for name, values in entries.items()

@@ -3,7 +3,6 @@
 Flower reads the records of each reply nine times. For small models this takes longer than the training.
 """
 
-import functools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -68,9 +67,9 @@ class Replies:
 
     def mean_params(self) -> Mapping[str, NDArray[Any]]:
         """Return the mean of the trained parameters."""
-        row_of = functools.cache(lambda dtype: self._stack.mean(dtype, self._shares))
         places = self._stack.layout.places
-        return _Lazy(places, lambda name: row_of(places[name].dtype)[places[name].columns].reshape(places[name].shape))
+        rows = {dtype: self._stack.mean(dtype, self._shares) for dtype in {place.dtype for place in places.values()}}
+        return {name: rows[dtype][columns].reshape(shape) for name, (dtype, columns, shape) in places.items()}
 
     def aggregate_metrics(self, aggregate: Callable[[list[RecordDict], str], MetricRecord]) -> MetricRecord:
         """Return the metrics as a function of Flower's aggregates them; its default, the weighted mean, is fast."""

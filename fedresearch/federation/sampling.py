@@ -78,7 +78,8 @@ class Sampling:
                 server_round=server_round,
                 seed=seed,
             )
-        wrong = [i for i in drawn if i not in range(len(self.sizes)) or not self.sizes[i]]
+        partition_ids = range(len(self.sizes))
+        wrong = [i for i in drawn if i not in partition_ids or not self.sizes[i]]
         does, what = ("trains", "training") if self.purpose == "train-sampling" else ("evaluates", "validation")
         if wrong:
             raise ValueError(f"partition ids must be from 0 to {len(self.sizes) - 1} and hold {what} data, got {wrong}")

@@ -308,6 +308,16 @@ class DenseKernel:
         self._model, self._num_params = model, model.num_params
         self._convs, self._widths = (np.array(numbers, np.int64) for numbers in model)
         self._squared_error, self._threads = squared_error, threads
+        self._same_in_all_jobs = {
+            "num_layers": len(self._widths) - 1,
+            "threads": threads,
+            "num_params": model.num_params,
+            "squared_error": squared_error,
+            "num_convs": len(self._convs),
+            "num_inputs": model.num_inputs,
+            "convs": self._convs.ctypes.data,
+            "widths": self._widths.ctypes.data,
+        }
         self._train = _library(cache_dir).train
         self._compare_with_torch()
 
@@ -377,8 +387,6 @@ class DenseKernel:
         width, num_outputs = self._model.num_inputs, self._model.widths[-1]
         y_type, y_shape = (np.float32, (len(x), num_outputs)) if self._squared_error else (np.int64, (len(x),))
         arrays = {
-            "convs": self._convs,
-            "widths": self._widths,
             "starts": _array("starts", starts, np.int64, clients),
             "sizes": _array("sizes", sizes, np.int64, clients),
             "seeds": _array("seeds", seeds, np.uint64, clients),
@@ -401,20 +409,15 @@ class DenseKernel:
         job = _Job(
             num_clients=len(sizes),
             num_samples=len(x),
-            num_layers=len(self._widths) - 1,
             epochs=work.epochs or 0,
             max_steps=-1 if work.steps is None else work.steps,
             batch_size=work.batch_size,
-            threads=self._threads,
             numbers_a_thread=_NUMBERS_A_THREAD,
-            num_params=self._num_params,
             is_bytes=x.dtype == np.uint8,
-            squared_error=self._squared_error,
-            num_convs=len(self._convs),
-            num_inputs=width,
             own_params=arrays["params"].ndim == 2,
             own_shift=shift is not None and arrays["shift"].ndim == 2,
             mu=mu,
+            **self._same_in_all_jobs,
             **optimizer._asdict(),
             **{name: array.ctypes.data for name, array in arrays.items()},
         )

@@ -179,7 +179,8 @@ class Ours:
     def round(self, server_round: int) -> None:
         """Run a round."""
         torch.set_num_threads(1)
-        torch.use_deterministic_algorithms(self._deterministic, warn_only=True)
+        if torch.are_deterministic_algorithms_enabled() != self._deterministic:  # a run sets it once
+            torch.use_deterministic_algorithms(self._deterministic, warn_only=True)
         with restored_settings() if self._tf32 else nullcontext():  # the other sides take turns in this process
             if self._tf32:
                 be_deterministic(tf32=True)
