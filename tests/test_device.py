@@ -56,7 +56,9 @@ def test_what_mixes_devices_is_refused_on_the_stand_in(compose, values_known):
 @pytest.mark.parametrize("hardware", [["hardware=gpu"], ["hardware=batched", "hardware.device=cuda"]], ids=" ".join)
 def test_a_gpu_that_is_not_there_is_reported_in_a_line(compose, hardware):
     experiment = Experiment(*compose("tracker=none", *hardware))
-    with pytest.raises(InputError, match=r"hardware.device=cuda needs a GPU that torch can use, .* finds 0; try"):
+    with pytest.raises(
+        InputError, match=r"hardware.device=cuda needs a GPU that torch can use, got 0 with torch .*; try"
+    ):
         prepare(experiment)
 
 

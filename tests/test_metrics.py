@@ -15,6 +15,7 @@ from fedresearch.experiment.experiment import Experiment
 from fedresearch.experiment.selection import check_selection
 from fedresearch.federation.measures import defined_means, measure_clients
 from fedresearch.local import metrics
+from fedresearch.local.objective import evaluate
 from fedresearch.runs.record import read_record
 from fedresearch.study.report.load import load
 from fedresearch.study.sweep.job import objective
@@ -200,6 +201,13 @@ def test_readers_go_by_what_a_run_declares(tmp_path):
     assert [record["reached"] for record in table.records] == [0, 2]
     assert "first falls to 2.5" in table.caption
     assert objective(runs[0].directory, 99) == 5.0
+
+
+@pytest.mark.parametrize("returned", ["high", {"a": 1}, None])
+def test_a_metric_must_return_numbers(returned):
+    outputs, targets = torch.zeros(3, 2), torch.zeros(3, dtype=torch.long)
+    with pytest.raises(InputError, match="the metric mine must return a number or a list of numbers, got "):
+        evaluate(torch.nn.Identity(), outputs, targets, metrics={"mine": lambda outputs, targets: returned})
 
 
 def test_a_metric_that_does_not_fit_the_targets_is_left_out_with_a_line(compose, caplog):

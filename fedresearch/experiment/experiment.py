@@ -350,8 +350,8 @@ class Experiment:
         if device.type == "cuda":
             if not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
                 raise InputError(
-                    f"hardware.device={device} needs a GPU that torch can use, torch {torch.__version__} finds "
-                    f"{torch.cuda.device_count()}; try hardware=cpu or hardware=workers"
+                    f"hardware.device={device} needs a GPU that torch can use, got "
+                    f"{torch.cuda.device_count()} with torch {torch.__version__}; try hardware=cpu or hardware=workers"
                 )
             be_deterministic(tf32=self.config.precision == "tf32")
         return device
