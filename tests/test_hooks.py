@@ -117,6 +117,21 @@ def test_a_strategy_finds_its_messages_in_partition_order():
         assert [message.metadata.dst_node_id - 2 for message in messages] == [2, 5, 7]
 
 
+class Noting(FedAvg):
+    """Draws where it makes its messages to all."""
+
+    def _construct_messages(self, *arguments):
+        self.drawn = draws()
+        return super()._construct_messages(*arguments)
+
+
+def test_a_fedavg_that_draws_while_it_makes_its_messages_draws_the_same_again():
+    strategies = Noting(), Noting()
+    for strategy in strategies:
+        call(strategy, "configure_train", 1)
+    assert strategies[0].drawn == strategies[1].drawn
+
+
 def test_a_strategy_that_draws_a_part_of_the_cohort_draws_from_its_own_generator():
     """A fair draw of three of nine: each in a third of the rounds, within 4.5 standard deviations."""
     strategy, grid = FedAvg(fraction_train=0.34), cohort()

@@ -21,8 +21,12 @@ def mean_by(strategy: Strategy) -> str | None:
 
 def sends_to_all(strategy: Strategy) -> bool:
     """Return whether a strategy only sends the model and its config to the whole cohort, as FedAvg does."""
-    is_own = type(strategy).configure_train is FedAvg.configure_train
-    return is_own and isinstance(strategy, FedAvg) and strategy.fraction_train == 1
+    return (
+        isinstance(strategy, FedAvg)
+        and type(strategy).configure_train is FedAvg.configure_train
+        and type(strategy)._construct_messages is FedAvg._construct_messages
+        and strategy.fraction_train == 1
+    )
 
 
 def _is_mean(strategy: Strategy) -> TypeGuard[FedAvg]:
