@@ -3,6 +3,7 @@
 The normal suite tries thirty of them, ``./scripts/test --long`` all.
 """
 
+import functools
 import itertools
 from dataclasses import fields, is_dataclass
 from typing import NamedTuple
@@ -26,6 +27,7 @@ class Wrong(NamedTuple):
     named: str
 
 
+@functools.cache
 def value_of(word):
     return OverridesParser.create().parse_override(f"key={word}").value()
 
