@@ -568,9 +568,9 @@ except MemoryError as error:
 
 
 @pytest.mark.slow
-def test_two_processes_compile_at_once(tmp_path):
+def test_two_processes_compile_at_once(tmp_path, quick_compiler):
     """Each loads a whole file, and one is left."""
-    env = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": ""}
+    env = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": "", "CXX": quick_compiler}
     code = (
         f"from fedresearch.local import dense; dense.DenseKernel(dense.Chain((), (4, 3)), False, 1, {str(tmp_path)!r})"
     )

@@ -233,8 +233,18 @@ def test_commands_run(command, tmp_path):
     fedresearch(place(page, tmp_path), *arguments)
 
 
-@pytest.mark.slow
-def test_the_strategies_do_what_they_say(tmp_path):
+@pytest.fixture
+def documented(run, tmp_path, monkeypatch):
+    """Return a function that runs an experiment with the options of pages, and returns the rows of its rounds."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def documented_(*overrides):
+        return run(*overrides, config_dir=tmp_path / "my_conf").rows
+
+    return documented_
+
+
+def test_the_strategies_do_what_they_say(documented, tmp_path):
     """README's is FedAvg's where it goes the whole way, up to one rounding, and FedCM is FedAvg with alpha = 1.
 
     FedCM's direction is the mean way of the clients over lr times their steps; so is its norm the update's over those.
@@ -243,11 +253,8 @@ def test_the_strategies_do_what_they_say(tmp_path):
         place(page, tmp_path)
 
     def rows(*overrides):
-        arguments = ["--config-dir", "my_conf", *overrides, "federation.num_rounds=2", "local.epochs=null"]
-        arguments += ["local.steps=3", "optimizer.lr=0.2", "tracker=none", "dtype=float64"]
-        arguments += [f"hydra.run.dir=outputs/{len(list(tmp_path.glob('outputs/*')))}"]
-        lines = Path(fedresearch(tmp_path, *arguments).split()[-1], "metrics.jsonl").read_text().splitlines()
-        return [json.loads(line) for line in lines[1:]]  # not of round 0
+        words = [*overrides, "federation.num_rounds=2", "local.epochs=null", "local.steps=3", "optimizer.lr=0.2"]
+        return documented(*words, "dtype=float64")
 
     fedavg, whole_way, same = (
         rows("strategy=fedavg"),
@@ -263,34 +270,25 @@ def test_the_strategies_do_what_they_say(tmp_path):
     assert mixed[0]["update/norm"] != pytest.approx(fedavg[0]["update/norm"], rel=1e-2)
 
 
-@pytest.mark.slow
-def test_focal_loss_with_gamma_0_is_cross_entropy_and_away_clients_are_not_sampled(tmp_path):
+def test_focal_loss_with_gamma_0_is_cross_entropy_and_away_clients_are_not_sampled(documented, tmp_path):
     place("docs/extending.md", tmp_path)
 
     def rows(*overrides):
-        arguments = ["--config-dir", "my_conf", *overrides, "federation.num_rounds=3", "local.epochs=1", "tracker=none"]
-        arguments += [f"hydra.run.dir=outputs/{len(list(tmp_path.glob('outputs/*')))}"]
-        lines = Path(fedresearch(tmp_path, *arguments).split()[-1], "metrics.jsonl").read_text().splitlines()
-        return [json.loads(line) for line in lines[1:]]  # not of round 0
+        return documented(*overrides, "federation.num_rounds=3", "local.epochs=1")
 
-    loss = [[row["train/loss"] for row in rows(*words)] for words in (["strategy=fedavg"], ["strategy=focal"])]
-    assert all(focal < plain for plain, focal in zip(*loss, strict=True))
-    gamma_0 = ["strategy=focal", "strategy.client.gamma=0"]  # (1 - p)^0 = 1
-    plain, same = ([row["model/sha256"] for row in rows(*words)] for words in ([], gamma_0))
-    assert plain == same
+    plain, focal = rows("strategy=fedavg"), rows("strategy=focal")
+    assert all(less["train/loss"] < row["train/loss"] for row, less in zip(plain, focal, strict=True))
+    same = rows("strategy=focal", "strategy.client.gamma=0")  # (1 - p)^0 = 1
+    assert [row["model/sha256"] for row in plain] == [row["model/sha256"] for row in same]
     sampled = [row["clients/sampled"] for row in rows("availability=evenings", "federation.fraction_train=1")]
     assert sampled == [3, 3, 4]  # partitions 1, 4, 7; then 2, 5, 8; then 0, 3, 6, 9
 
 
-@pytest.mark.slow
-def test_cutting_nothing_out_is_no_transform(tmp_path):
+def test_cutting_nothing_out_is_no_transform(documented, tmp_path):
     place("docs/extending.md", tmp_path)
 
     def model(*overrides):
-        arguments = ["--config-dir", "my_conf", *overrides, *SHORTER, "tracker=none"]
-        arguments += [f"hydra.run.dir=outputs/{len(list(tmp_path.glob('outputs/*')))}"]
-        *_, row = Path(fedresearch(tmp_path, *arguments).split()[-1], "metrics.jsonl").read_text().splitlines()
-        return json.loads(row)["model/sha256"]
+        return documented(*overrides, *SHORTER)[-1]["model/sha256"]
 
     assert model("transform=[cutout]", "transform.cutout.size=0") == model()
     assert model("transform=[cutout]") != model()

@@ -42,10 +42,12 @@ PARTITIONING = {"datasets", "flwr_datasets", "pandas", "pyarrow"}
 
 
 @pytest.mark.slow
-def test_nothing_heavy_is_imported_before_the_first_row_and_less_for_a_known_partition(tmp_path):
+def test_nothing_heavy_is_imported_before_the_first_row_and_less_for_a_known_partition(tmp_path, quick_compiler):
+    env = environment(tmp_path, CXX=quick_compiler)
+
     def imported(*words):
         command = [sys.executable, "-c", FIRST_ROW, *words]
-        done = subprocess.run(command, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True)
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return {*done.stdout.split()}
 
