@@ -30,12 +30,12 @@ def arm(number):
 def cell(number):
     """Return a cell of four rounds, the second of them without an evaluation."""
     mean = [number / 20, None, number / 20 + 0.1, number / 20 + 0.2]
-    low, high = ([value and value + shift for value in mean] for shift in (-0.0625, 0.125))
+    half_width = [value and 0.125 for value in mean]
     return {
         "label": f"{'iid' if number < 13 else 'shards'}, lr={number}",
         **{"panel": int(number > 12), "arm": number - 1, "n": 5},
         "x": {"rounds": [1, 2, 3, 4], "bytes": [1e6, 2e6, 3e6, 4e6]},
-        "y": {"eval/accuracy": {"mean": mean, "low": low, "high": high}},
+        "y": {"eval/accuracy": {"mean": mean, "half_width": half_width}},
     }
 
 
@@ -44,7 +44,7 @@ def row(*sorts):
 
 
 CELLS = [cell(number) for number in range(1, 15)]
-CELLS[1]["y"]["eval/loss"] = {"mean": [4.0, 3.0, 2.0, 1.0], "low": [None] * 4, "high": [None] * 4}
+CELLS[1]["y"]["eval/loss"] = {"mean": [4.0, 3.0, 2.0, 1.0], "half_width": [None] * 4}
 del CELLS[2]["x"]["bytes"]
 RUNS = [
     {
@@ -248,7 +248,7 @@ def test_a_band_is_the_interval(report):
     assert [band["meta"] for band in bands] == [*range(13)]  # not of the last, which is not highlighted
     band = bands[3]
     assert band["x"] == [1, 3, 4, 4, 3, 1]
-    assert band["y"] == pytest.approx([32.5, 42.5, 52.5, 33.75, 23.75, 13.75])
+    assert band["y"] == pytest.approx([32.5, 42.5, 52.5, 27.5, 17.5, 7.5])
 
 
 def test_hovering_shows_the_cell_the_point_and_the_interval(report):
@@ -268,7 +268,7 @@ def test_hovering_shows_the_cell_the_point_and_the_interval(report):
         report.wait_for_timeout(200)
         if shown.count():
             break
-    expect(shown).to_have_text(f"{HOSTILE}IIDRounds: 3Accuracy (%): 15 (8.75 to 27.5)n = 5")
+    expect(shown).to_have_text(f"{HOSTILE}IIDRounds: 3Accuracy (%): 15 (2.5 to 27.5)n = 5")
     report.get_by_role("button", name="All").click()
 
 

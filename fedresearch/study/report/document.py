@@ -129,15 +129,25 @@ def _cell(cell: Cell, label: str, place: tuple[int, int], metrics: Sequence[str]
         "n": len(plotted_runs(cell)),
         "x": {name: _column(mean_progress(cell, name)) for name in AXES},
         "y": {
-            name: {"mean": _column(curve.mean), "low": _column(curve.low), "high": _column(curve.high)}
+            name: {"mean": _column(curve.mean), "half_width": _column(curve.high - curve.mean)}
             for name, curve in curves.items()
         },
     }
 
 
 def _column(values: Column) -> list[float | None]:
-    """Return numbers to six digits, more than a screen shows, with null for those that are not finite."""
-    return [float(f"{value:.6g}") if math.isfinite(value) else None for value in values.tolist()]
+    """Return numbers to the five digits that the page writes, with null for those that are not finite."""
+    is_known = np.isfinite(values)
+    known = np.where(is_known, values, 0.0)
+    places = 4 - np.floor(np.log10(np.abs(known), out=np.zeros(len(known)), where=known != 0))
+    places = np.clip(places, -300, 300)  # the largest numbers must not become infinite
+    up, down = 10.0 ** np.maximum(-places, 0), 10.0 ** np.maximum(places, 0)
+    rounded = (np.round(known / up * down) / down * up).tolist()
+    return (
+        rounded
+        if is_known.all()
+        else [value if known else None for value, known in zip(rounded, is_known.tolist(), strict=True)]
+    )
 
 
 def _table(table: Table) -> dict[str, Any]:
