@@ -164,6 +164,22 @@ def test_rows_pass_as_messages_do(run, monkeypatch, fails):
                 np.testing.assert_array_equal(other[node_id][key][name].numpy(), array.numpy())
 
 
+class Doubled(Clip):
+    def encode(self, update, where, state):
+        return super().encode(update * 2, where, state)
+
+
+class Halved(Clip):
+    def decode(self, replies, where):
+        return [reply.update / 2 for reply in replies]
+
+
+@pytest.mark.parametrize(("stage", "passes"), [(Clip, True), (Doubled, False), (Halved, False), (ChannelStage, False)])
+def test_rows_pass_only_stages_that_do_nothing_else_with_one_update(stage, passes):
+    made = stage(1.0) if issubclass(stage, Clip) else stage()
+    assert Channel({"clip": Clip(1.0), "own": made}).takes_rows is passes
+
+
 def test_batched_gives_the_same_up_to_rounding(run):
     # One that amplifies no rounding: an entry that is one of the largest or not, or rounded up or down, would differ.
     options = [*SMALL, "strategy=scaffold", "channel=[clip,noise]", "channel.clip.max_norm=0.7", "dtype=float64"]
