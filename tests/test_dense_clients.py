@@ -9,6 +9,7 @@ from fedresearch.federation import update_sums
 from fedresearch.federation.dense_clients import DenseClients, chain_of_clients
 from fedresearch.hardware import batched
 from fedresearch.local.dense import KernelUnavailable
+from fedresearch.local.update import Term
 from fedresearch.strategies.fedprox import ProximalUpdate
 from tests.directories import MLP, compose, conduct, killed, rows_of
 
@@ -91,6 +92,23 @@ def test_terms_that_are_not_the_same_train_without_it(tmp_path, monkeypatch):
     )
     (cpu, batched), num_rounds = both(tmp_path, "strategy=fedprox", "federation.num_rounds=1")
     assert num_rounds == 0
+    nearly_equal(cpu[-1], batched[-1])
+
+
+def shift_of_some(fixed):
+    """Return the anchor as a shift of the clients of odd partitions, its names in another order."""
+    return Term(dict(reversed(fixed["anchor"].items())) if fixed["odd"] else {})
+
+
+@pytest.mark.parametrize("term", [shift_of_some, lambda fixed: Term(mu=5.0)], ids=["some", "no origin"])
+def test_terms_without_a_part_are_those_of_the_loop(tmp_path, monkeypatch, term):
+    monkeypatch.setattr(
+        ProximalUpdate, "begin", lambda update, start: {"anchor": start.anchor, "odd": start.partition_id % 2}
+    )
+    monkeypatch.setattr(ProximalUpdate, "term", lambda update, fixed: term(fixed))
+    words = "strategy=fedprox", "federation.num_rounds=1", "federation.fraction_train=1"
+    (cpu, batched), num_rounds = both(tmp_path, *words)
+    assert num_rounds == 1
     nearly_equal(cpu[-1], batched[-1])
 
 

@@ -1,7 +1,7 @@
 """Cohorts that the dense kernel trains: the same tasks as one client after another, in one call."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from fedresearch.federation.records import (
 from fedresearch.federation.stack import StackedReplies
 from fedresearch.local.dense import Chain, DenseKernel, chain_of, optimizer_of
 from fedresearch.local.train import Trained, drift, starting
-from fedresearch.local.update import LocalUpdate, Tensors
+from fedresearch.local.update import LocalUpdate, Start, Tensors, Term
 from fedresearch.seeding import derive_seed
 
 _FLOAT = np.dtype(np.float32)
@@ -122,13 +122,13 @@ class DenseClients:
         started = [starting(task, clients.model, stack.layout.places) for task in tasks]
         fixed = [clients.update.begin(start) for start in started]
         terms = [clients.update.term(each) for each in fixed]
-        mu = terms[0].mu
-        if any(
-            term.mu != mu or any(term.anchor[name] is not start.anchor[name] for name in term.anchor)
-            for term, start in zip(terms, started, strict=True)
-        ):
+        mu, *others = {term.mu if term.anchor else 0.0 for term in terms}
+        if others or not all(map(_fits, terms, started)):
             return None
-        shift = np.stack([_row(term.shift) for term in terms]) if terms[0].shift else None
+        shift = None
+        if any(term.shift for term in terms):
+            nothing = {name: torch.zeros_like(tensor) for name, tensor in started[0].anchor.items()}
+            shift = np.stack([_row(term.shift or nothing, nothing) for term in terms])
         losses, steps = run(shift=shift, mu=mu)
         drift_of = functools.cache(functools.partial(drift, functools.partial(clients.optimizer, lr=lr)))
         rows = {
@@ -145,5 +145,15 @@ class DenseClients:
         return put_results(cohort, map(result, range(len(cohort))), stack, first)
 
 
-def _row(tensors: Tensors) -> NDArray[Any]:
-    return torch.cat([tensor.ravel() for tensor in tensors.values()]).numpy()
+def _fits(term: Term, start: Start) -> bool:
+    """Return whether a term has a vector of each parameter's shape, or none, and the received model as its origin."""
+    received, shift, anchor = start.anchor, term.shift, term.anchor
+    return (
+        all(not group or group.keys() == received.keys() for group in (shift, anchor))
+        and all(tensor is received[name] for name, tensor in anchor.items())
+        and all((tensor.shape, tensor.dtype) == (received[name].shape, torch.float32) for name, tensor in shift.items())
+    )
+
+
+def _row(tensors: Tensors, names: Iterable[str]) -> NDArray[Any]:
+    return torch.cat([tensors[name].ravel() for name in names]).numpy()
