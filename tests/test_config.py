@@ -333,6 +333,10 @@ CANNOT_COMPOSE = {
         "a: [1",
         r".*/strategy/mine\.yaml is not YAML: expected ',' or '\]', but got '<stream end>' in line 1, column 6",
     ),
+    "experiment/dotted.yaml": (
+        "# @package _global_\nlocal.epochs: 1",
+        "experiment/dotted.yaml has local.epochs as one name; in YAML, write local: .epochs: ",
+    ),
     "experiment/mine.yaml": ("seed: 1", "experiment/mine.yaml sets experiment, .* must be: # @package _global_"),
     "tune/mine.yaml": ("seed: 1", "tune/mine.yaml sets tune, .* must be: # @package _global_"),
     "experiment/own.yaml": ("defaults: [override /dataset: fcube]", "experiment/own.yaml sets .* # @package _global_"),

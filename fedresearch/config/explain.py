@@ -180,6 +180,9 @@ def _mistake_in_a_file(text: str) -> str | None:
         return None
     file, key = found[1], (found[2] or found[3])
     group = file.partition("/")[0]
+    section, _, name = key.partition(".")
+    if section not in GROUPS and any(rule.key == key for rule in RULES):  # every run has it, so the file's is dotted
+        return f"{file}.yaml has {key} as one name; in YAML, write {section}: {{{name}: ...}}"
     if key.partition(".")[0] != group:
         return (
             f"{file}.yaml sets {key}, which the config does not have; see --cfg job for its keys" if found[2] else None
