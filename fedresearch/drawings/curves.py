@@ -44,6 +44,7 @@ def draw(data: Data, spec: Spec) -> Figure:
     y, low, high = (spec["scale"] * data[name] for name in ("y", "low", "high"))
     bounds = _bounds(y, spec)
     for axes, panel in zip(panels, spec["panels"], strict=True):
+        axes.autoscale(enable=False)  # looks at all panels anew for each band
         for number, (arm, look) in reversed([*enumerate(spec["arms"].items())]):
             height = len(spec["arms"]) - number if look["is_highlighted"] else 0
             for seed in (seed for seed in seeds if (panel, arm, seed) in lines):
