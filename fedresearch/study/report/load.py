@@ -42,7 +42,8 @@ class LoadedRun(loaded.Run):
 
     def column(self, name: str) -> Column:
         """Return a column, float64 (rows,); NaN in every row if the run does not have it."""
-        return self.columns.get(name, np.full(len(self.columns.get("round", ())), np.nan))
+        found = self.columns.get(name)
+        return np.full(len(self.columns.get("round", ())), np.nan) if found is None else found
 
 
 def load(paths: Sequence[Path]) -> list[LoadedRun]:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -83,8 +84,14 @@ def t_half_widths(values: NDArray[np.float64]) -> NDArray[np.float64]:
     n = len(values)
     if n < 2:
         return np.full(values.shape[1], np.nan)
-    half_widths: NDArray[np.float64] = stats.t.ppf(0.975, n - 1) * values.std(axis=0, ddof=1) / math.sqrt(n)
+    half_widths: NDArray[np.float64] = _quantile(n - 1) * values.std(axis=0, ddof=1) / math.sqrt(n)
     return half_widths
+
+
+@cache
+def _quantile(freedom: int) -> float:
+    """Return the 97.5 % quantile of Student's t."""
+    return float(stats.t.ppf(0.975, freedom))
 
 
 def t_half_width(values: Sequence[float]) -> float:
