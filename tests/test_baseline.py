@@ -129,7 +129,6 @@ def test_several_matching_candidates_give_no_baseline(tmp_path):
             [],
             "local.epochs does not vary among these runs; varying keys: strategy, partitioner.alpha",
         ),
-        ("strategy=fedavg", ["lr"], "lr does not vary among these runs; varying keys: strategy, partitioner.alpha"),
         ("strategy=fedprox", [], "no run has strategy=fedprox; try --baseline strategy=fedavg or scaffold"),
         (
             "partitioner.alpha",

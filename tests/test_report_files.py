@@ -135,7 +135,7 @@ def test_the_command_prints_and_writes_everything_reproducibly(tmp_path, monkeyp
     assert text.startswith("# Test accuracy of 12 runs in 6 cells\n")
     assert "![curves_rounds](curves_rounds.png)\n\nTest accuracy by round: mean over" in text
     *same, last = text.splitlines()
-    assert re.fullmatch(f"Generated [0-9-]{{10}}T.* by `fedresearch report .*{' '.join(ARGUMENTS)}`", last)
+    assert re.fullmatch(f"Generated [0-9-]{{10}} [0-9:]{{5}} UTC by `fedresearch report .*{' '.join(ARGUMENTS)}`", last)
 
     code, _, error = run(monkeypatch, capsys, tmp_path / "runs", *ARGUMENTS, "--out", tmp_path / "again" / "here")
     assert (code, error) == (0, [])
@@ -162,9 +162,10 @@ def two_cells(tmp_path):
             "no run has eval/f1; try --metric with one of clients/accuracy, comm/bytes_down_total, ",
         ),
         (
-            ["--metric", "eval/acuracy"],
-            "no run has eval/acuracy; try --metric eval/accuracy; the columns are clients/accuracy, comm/",
+            ["--metric", "accurate"],
+            "no run has accurate; try --metric with one of clients/accuracy, comm/",
         ),
+        (["--metric", "eval/acuracy"], "no run has eval/acuracy; try --metric eval/accuracy"),
         (["--targets", "0.4,95"], "--targets 95.0 is above the largest eval/accuracy, 1; try --targets 0.9"),
         (["--rows", "strategy", "--cols", "strategy"], "--rows and --cols are both strategy; name two different keys"),
         (["--rows", "", "--cols", "strategy"], "--rows and --cols go together; "),
@@ -179,10 +180,14 @@ def two_cells(tmp_path):
             "unknown selection rule nonsense; try --select last, best_val, mean_last:10 or best_test",
         ),
         (["--baseline", "strategy=x"], "no run has strategy=x; try --baseline strategy=fedavg or scaffold"),
-        (
-            ["--baseline", "strategy=fedavg", "--tuned", "lr"],
-            "lr does not vary among these runs; varying keys: strategy",
-        ),
+        (["--tuned", "lr"], "no run has the key lr; try --tuned optimizer.lr"),
+        (["--tuned", "nothing"], "no run has the key nothing; leave it out of --tuned"),
+        (["--label", "foo=bar"], "no run has the key or column foo; leave it out of --label"),
+        (["--label", "lr=$\\eta$"], "no run has the key or column lr; try --label optimizer.lr=$\\eta$"),
+        (["--label", "strategi=fedavg=Ours"], "no run has the key strategi; try --label strategy=fedavg=Ours"),
+        (["--label", "strategy=fedav=Ours"], "no run has the value strategy=fedav; try --label strategy=fedavg=Ours"),
+        (["--highlight", "SCAFOLD"], "--highlight SCAFOLD is part of no arm's label; the arms are "),
+        (["--live", "--style", "icml"], "--style is of figures, which --live leaves out; "),
     ],
 )
 def test_impossible_questions_are_refused(two_cells, monkeypatch, capsys, arguments, message):

@@ -7,6 +7,7 @@ from itertools import cycle
 import numpy as np
 
 from fedresearch.dotted_keys import as_json
+from fedresearch.errors import InputError
 from fedresearch.runs.labels import NO_NAMES, Names, declared_labels, experiment_label
 from fedresearch.study.report.cells import Cell, Study
 
@@ -117,6 +118,11 @@ def arrange(
         Labels of cells that others are compared with; their arms are highlighted too.
     names : mapping
         What the user calls things.
+
+    Raises
+    ------
+    InputError
+        If a text of ``highlight`` is part of no arm's label.
     """
     keys = [key for key in study.keys if key in study.other_keys([], tuned)]
     arm_keys = [*arms] or ([key for key in keys if not _in(key, facet)] if facet else [*_compared(keys)])
@@ -180,7 +186,10 @@ def _highlighted(
     larger_is_better: bool,
 ) -> set[str]:
     if highlight:
-        return {label for label in labels if any(text.casefold() in label.casefold() for text in highlight)}
+        chosen = {text: {label for label in labels if text.casefold() in label.casefold()} for text in highlight}
+        for text in (text for text, found in chosen.items() if not found):
+            raise InputError(f"--highlight {text} is part of no arm's label; the arms are {'; '.join(labels)}")
+        return set().union(*chosen.values())
     if len(labels) <= MOST_HIGHLIGHTED:
         return {*labels}
     found: dict[str, list[float]] = {}

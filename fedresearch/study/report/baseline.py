@@ -3,9 +3,8 @@
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from fedresearch.dotted_keys import ABSENT, leaves
+from fedresearch.dotted_keys import ABSENT
 from fedresearch.errors import InputError
 from fedresearch.runs.comparison import format_value
 from fedresearch.study.report.cells import Cell, Study
@@ -62,9 +61,6 @@ def find_baseline(study: Study, text: str, tuned: Sequence[str]) -> Baseline:
     key = study.full_name(named)
     text = f"{key}={value}"
     refuse_constant(study, key)
-    for name in tuned:  # a constant key of these runs is accepted: all cells may have chosen the same value
-        if not any(_is_set(run.record, name) for cell in study.cells for run in cell.runs.values()):
-            refuse_constant(study, name)
     candidates = [cell for cell in study.cells if key in cell.keys and format_value(cell.keys[key]) == value]
     if not candidates:
         values = dict.fromkeys(format_value(cell.keys[key]) for cell in study.cells if key in cell.keys)
@@ -116,10 +112,6 @@ def refuse_constant(study: Study, key: str) -> None:
         )
     if key not in study.keys:
         raise InputError(f"{key} does not vary among these runs; varying keys: {', '.join(study.keys)}")
-
-
-def _is_set(record: Mapping[str, Any], key: str) -> bool:
-    return key in record["choices"] or key in dict(leaves(record["config"]))
 
 
 def belongs_to_option(key: str, group: str) -> bool:

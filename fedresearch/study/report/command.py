@@ -93,6 +93,8 @@ def _report(arguments: Namespace) -> None:
         raise InputError("--port goes with --live; try --live --port 8000")
     if arguments.live and arguments.out:
         raise InputError("--live writes nothing; leave out --out, or --live")
+    if arguments.live and arguments.style:
+        raise InputError("--style is of figures, which --live leaves out; leave out --style, or --live")
     arguments.targets = [*dict.fromkeys(_number(word) for word in _words(arguments.targets))]
     if arguments.live:
         from fedresearch.study.report.live import serve
@@ -133,13 +135,14 @@ def _build(arguments: Namespace) -> "Report":
 
 
 def _build_so_far(arguments: Namespace) -> "Report":
-    """Leave out the options that name keys until all of these vary, if runs are to come."""
+    """Leave out the options that name keys, values and arms until all of these are there, if runs are to come."""
     try:
         return _build(arguments)
     except InputError as error:
         from fedresearch.study.report.load import load
 
-        typed = [name for name in ("baseline", "tuned", "rows", "cols", "facet", "arms") if getattr(arguments, name)]
+        naming = ("baseline", "tuned", "rows", "cols", "facet", "arms", "highlight", "label")
+        typed = [name for name in naming if getattr(arguments, name)]
         if not typed or not any(run.may_grow for run in load(arguments.directories)):
             raise
         report = _build(Namespace(**{**vars(arguments), **dict.fromkeys(typed, "")}))

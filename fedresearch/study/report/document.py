@@ -56,7 +56,7 @@ def document(report: Report, pictures: Mapping[str, bytes]) -> dict[str, Any]:
         "metric": study.column_label(metric, names),
         "axis": report.question.x_axis,
         "command": _command(),
-        "generated": now(),
+        "generated": _minute(),
         "warnings": [*report.warnings],
         "notes": [*report.notes],
         "axes": [{"id": name, "label": axis.label.capitalize()} for name, axis in AXES.items()],
@@ -90,10 +90,15 @@ def waiting_document(why: str, runs: Sequence[LoadedRun]) -> dict[str, Any]:
     states = ", ".join(f"{number} {state}" for state, number in Counter(run.state for run in runs).items())
     lists = ("warnings", "axes", "metrics", "targets", "arms", "panels", "cells", "tables", "figures", "runs")
     return {
-        **{"title": "Nothing to report yet", "metric": "", "axis": "", "command": _command(), "generated": now()},
+        **{"title": "Nothing to report yet", "metric": "", "axis": "", "command": _command(), "generated": _minute()},
         **{"notes": [why, f"Runs: {states}"], "base": {}},
         **{name: [] for name in lists},
     }
+
+
+def _minute() -> str:
+    """Return the time to the minute, for people."""
+    return f"{now()[:16].replace('T', ' ')} UTC"
 
 
 def _command() -> str:
@@ -207,12 +212,15 @@ def _runs(report: Report, labels: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _number(value: float) -> str:
-    return f"{value:.4g}" if math.isfinite(value) else ""
+    return f"{value:#.4g}".removesuffix(".") if math.isfinite(value) else ""
 
 
 def _facts(run: LoadedRun) -> Iterator[tuple[str, Any]]:
-    """Yield the flat fields of a run's record: its config, and all others without its numbers and their meanings."""
-    yield from leaves(run.record.get("config", {}))
+    """Yield the flat fields of a run's record: its config, and all others without its numbers and their meanings.
+
+    What options declare is left out: it follows from them.
+    """
+    yield from ((key, value) for key, value in leaves(run.record.get("config", {})) if ".declares." not in key)
     others = {
         name: value for name, value in run.record.items() if name not in ("config", "result", "format", "columns")
     }

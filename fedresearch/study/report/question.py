@@ -1,11 +1,12 @@
 """What a report is asked, checked against the runs that it is about."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 
 import numpy as np
 
+from fedresearch.dotted_keys import leaves
 from fedresearch.errors import InputError
 from fedresearch.runs.columns import is_share
 from fedresearch.runs.comparison import format_value
@@ -96,12 +97,15 @@ def pose_question(
     Raises
     ------
     InputError
-        If no run has the metric, or a key does not vary.
+        If no run has the metric, a key does not vary, or a label or a tuned key is of nothing that a run has.
     """
     metric = metric or default_metric([(run, run.columns) for run in study.runs])
     _refuse_missing(study, metric)
     _refuse_impossible(study, metric, targets)
+    values = _values(study)
     tuned = [study.full_name(key) for key in tuned]
+    for key in tuned:
+        _refuse_unknown("--tuned", "key", key, values)
     if grid:
         down, across = ([study.full_name(key) for key in keys] for keys in grid)
         _refuse_grid(study, down, across)
@@ -112,12 +116,29 @@ def pose_question(
         refuse_constant(study, key)
         if key in facet and key in arms:
             raise InputError(f"{key} is in --facet and in --arms; name it in one of them")
-    names = dict(_named(study, label) for label in labels)
+    names = dict(_named(study, label, values) for label in labels)
     selection = parse_selection(select, metric, study.column_label(metric, names))
     return Question(metric, selection, targets, compared, tuned, x_axis, grid, facet, arms, highlight, names, style)
 
 
-def _named(study: Study, label: str) -> tuple[str, str]:
+def _values(study: Study) -> dict[str, set[str]]:
+    """Return the keys that any run has, each with its values as texts."""
+    found: dict[str, set[str]] = {}
+    for record in (run.record for cell in study.cells for run in cell.runs.values()):
+        for key, value in (*record["choices"].items(), *leaves(record["config"])):
+            found.setdefault(key, set()).add(format_value(value))
+    return found
+
+
+def _refuse_unknown(option: str, kind: str, word: str, known: Iterable[str], rest: str = "") -> None:
+    """Refuse a word that is not known, and suggest one that is near or ends in it."""
+    if word not in known:
+        near = [name for name in known if name.endswith(f".{word}")] or get_close_matches(word, known, 1, cutoff=0.7)
+        hint = f"try {option} {near[0]}{rest}" if near else f"leave it out of {option}"
+        raise InputError(f"no run has the {kind} {word}; {hint}")
+
+
+def _named(study: Study, label: str, values: Mapping[str, Collection[str]]) -> tuple[str, str]:
     """Return what a label is for, and its text."""
     what, _, text = label.rpartition("=")
     key, _, value = what.partition("=")
@@ -126,7 +147,13 @@ def _named(study: Study, label: str) -> tuple[str, str]:
             f"--label must be KEY=TEXT, COLUMN=TEXT or KEY=VALUE=TEXT, got {label}; try --label strategy=fedavg=FedAvg"
         )
     full = study.full_name(key)
-    return (f"{full}={value}" if value else full), text
+    if not value:
+        columns = {name for run in study.runs for name in run.columns}
+        _refuse_unknown("--label", "key or column", full, {*values, *columns}, f"={text}")
+        return full, text
+    _refuse_unknown("--label", "key", full, values, f"={value}={text}")
+    _refuse_unknown("--label", "value", f"{full}={value}", [f"{full}={each}" for each in values[full]], f"={text}")
+    return f"{full}={value}", text
 
 
 def _refuse_missing(study: Study, metric: str) -> None:
@@ -142,8 +169,8 @@ def _refuse_missing(study: Study, metric: str) -> None:
     if entries:
         raise InputError(f"{metric} has a column for each entry; try --metric with one of {', '.join(entries)}")
     near = get_close_matches(metric, columns, 1, cutoff=0.7)
-    hint = f"{near[0]}; the columns are" if near else "with one of"
-    raise InputError(f"no run has {metric}; try --metric {hint} {', '.join(sorted(columns))}")
+    hint = near[0] if near else f"with one of {', '.join(sorted(columns))}"
+    raise InputError(f"no run has {metric}; try --metric {hint}")
 
 
 def _refuse_impossible(study: Study, metric: str, targets: Sequence[float]) -> None:

@@ -139,8 +139,9 @@ def _speed_up(
 def _caption(study: Study, question: Question, target: float, rises: bool, all_reached: bool) -> str:
     label, value = target_texts(study, question, target)
     way = "rises" if rises else "falls"
+    of_range = "range" if all_reached else "range of those that reach it"
     caption = (
-        f"What it takes until {label} first {way} to {value}: median over seeds (range). "
+        f"What it takes until {label} first {way} to {value}: median over seeds ({of_range}). "
         "Curves are made monotone, and are linear between evaluated rounds (McMahan et al. 2017)."
     )
     if not all_reached:
