@@ -253,3 +253,9 @@ def damages():
         found[f"name {number} in a row"] = lambda d, n=name: rowed(d, lambda row: {**row, n: 0.5})
         found[f"name {number} at the top"] = lambda d, n=name: rewritten(d, lambda f: f.update({n: n}))
     return found
+
+
+def without_a_size(archive: bytes) -> bytes:
+    """Set the size of an ``.npz`` file's last array to 0: NumPy reads nothing then, and compares no checksum."""
+    at = archive.rindex(b"PK\1\2") + 20  # in the archive's directory: the compressed size, and the size
+    return archive[:at] + bytes(8) + archive[at + 8 :]

@@ -8,7 +8,7 @@ import shutil
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from fedresearch.data.cache import cached_arrays
@@ -17,6 +17,7 @@ from fedresearch.runs.checkpoint import FOLDER, read_checkpoints, write_checkpoi
 from fedresearch.runs.directory import FAILURES, History, RunDirectory
 from fedresearch.runs.record import METRICS, RECORD, dump_record, parse_rows, read_record, read_rows, state_of
 from tests.conftest import LONG
+from tests.damages import without_a_size
 
 ONE_FOLDER = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
@@ -193,6 +194,7 @@ CACHED = {"x": np.arange(300, dtype=np.uint8).reshape(3, 100), "y": np.array([1,
 
 
 @ONE_FOLDER
+@example(without_a_size)
 @given(st.one_of(damages(), AT_THE_BEGINNING))
 def test_a_damaged_cache_is_made_again(tmp_path, damage):
     cached_arrays(tmp_path, "set", ["key"], lambda: CACHED)

@@ -9,6 +9,7 @@ from fedresearch.data.partition_cache import CachedRows
 from fedresearch.data.source import Samples
 from fedresearch.experiment import loading
 from fedresearch.experiment.experiment import Experiment
+from tests.damages import without_a_size
 
 SAMPLES = Samples(torch.zeros(6, 1), torch.tensor([0, 1, 2, 0, 1, 2]))
 ROWS = [np.array([5, 0]), np.array([], np.int64), np.array([3])]
@@ -73,9 +74,10 @@ def test_a_damaged_entry_or_a_missing_folder_stops_nothing(tmp_path):
     cached = CachedRows(tmp_path, {}, SAMPLES)
     cached.write(ROWS)
     (entry,) = tmp_path.iterdir()
-    entry.write_bytes(entry.read_bytes()[:-40])
-    assert cached.read() is None
-    cached.write(ROWS)
-    assert cached.read()
+    for damage in (lambda content: content[:-40], without_a_size):
+        entry.write_bytes(damage(entry.read_bytes()))
+        assert cached.read() is None
+        cached.write(ROWS)
+        assert cached.read()
     (tmp_path / "file").write_text("")
     CachedRows(tmp_path / "file", {}, SAMPLES).write(ROWS)

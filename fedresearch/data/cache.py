@@ -76,13 +76,27 @@ def _waiting_for(path: Path) -> Iterator[None]:
 
 def _read(entry: Path) -> Arrays | None:
     try:
-        with entry.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays)
+        return read_arrays(entry)
     except FileNotFoundError:
         return None
-    except Exception as error:  # zipfile and NumPy raise some ten types, including NotImplementedError
+    except Exception as error:
         log.warning("%s is damaged (%s) and is made again", entry, error)
         return None
+
+
+def read_arrays(path: Path) -> Arrays:
+    """Return the arrays of an ``.npz`` file.
+
+    Raises
+    ------
+    Exception
+        One of some ten types of zipfile and NumPy, if the file is missing or damaged.
+    """
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        arrays = dict(archive)
+    if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+        raise ValueError("an entry is no array")  # NumPy returns what else it finds as bytes
+    return arrays
 
 
 def _write(entry: Path, arrays: Arrays) -> None:

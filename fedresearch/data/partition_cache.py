@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from fedresearch.data import partition
+from fedresearch.data.cache import read_arrays
 from fedresearch.data.source import Rows, Samples
 
 # Entries that are kept: the newest.
@@ -43,9 +44,9 @@ class CachedRows:
     def read(self) -> list[Rows] | None:
         """Return the rows; None if they are not kept."""
         try:
-            with self._entry.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                return np.split(arrays["rows"], arrays["ends"][:-1])
-        except Exception:  # zipfile and NumPy raise some ten types
+            arrays = read_arrays(self._entry)
+            return np.split(arrays["rows"], arrays["ends"][:-1])
+        except Exception:
             return None
 
     def write(self, rows: Sequence[Rows]) -> None:
