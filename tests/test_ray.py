@@ -53,7 +53,8 @@ def test_an_actor_pool_gives_the_same_bits(run):
 
 
 def test_a_round_completes_with_the_same_bits_when_a_node_is_killed_in_its_midst(run, monkeypatch, caplog):
-    """Two nodes of one core each. The second goes when the first of round 2's clients has answered."""
+    """Two nodes of one core each, with a client on each. The second goes after round 2's first answer."""
+    from ray._private import state
     from ray.cluster_utils import Cluster
 
     from fedresearch.hardware.ray import _Actor
@@ -65,12 +66,15 @@ def test_a_round_completes_with_the_same_bits_when_a_node_is_killed_in_its_midst
     try:
         doomed = cluster.add_node(num_cpus=1)
         cluster.wait_for_nodes()
-        answered, result = [], _Actor.result
+        answered, actors, result = [], set(), _Actor.result
 
         def and_kill_the_node(self):
             answer = result(self)
             answered.append(1)
-            if len(answered) == 8 + 1:
+            actors.add(self)
+            while len(answered) == 1 and sum(actor["State"] == "ALIVE" for actor in state.actors().values()) < 2:
+                time.sleep(0.1)
+            if len(answered) > 8 and len(actors) == 2 and doomed in cluster.worker_nodes:
                 cluster.remove_node(doomed, allow_graceful=False)
             return answer
 
