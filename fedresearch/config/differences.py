@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from fedresearch.config.compose import quoted
+from fedresearch.config.options import follows
 from fedresearch.config.schema import LISTS, chosen_lists, counted_hardware, counts
 from fedresearch.dotted_keys import ABSENT, differing
 
@@ -38,17 +39,8 @@ def without_classes(
     found: Iterable[ConfigDifference], a: Mapping[str, Any], b: Mapping[str, Any]
 ) -> list[ConfigDifference]:
     """Return the differences of two records without classes and declarations that follow from different options."""
-    groups = {
-        "optimizer.schedule" if key == "schedule" else key
-        for key, *_ in differing(a.get("choices") or {}, b.get("choices") or {})
-    }
-    return [
-        one
-        for one in found
-        if not (
-            re.search(r"\.(_target_|declares\..+)$", one.key) and one.key.startswith(tuple(f"{g}." for g in groups))
-        )
-    ]
+    groups = [key for key, *_ in differing(a.get("choices") or {}, b.get("choices") or {})]
+    return [one for one in found if not follows(one.key, groups)]
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[ConfigDifference]:

@@ -1,7 +1,8 @@
 """The keys of the options in ``conf/``, read from their files without composing them."""
 
 import functools
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,12 @@ from fedresearch.config.quicker_hydra import load_yaml
 from fedresearch.dotted_keys import leaves
 
 SECTIONS = {"schedule": "optimizer.schedule"}  # for groups whose keys are not under their own name
+
+
+def follows(key: str, groups: Iterable[str]) -> bool:
+    """Return whether a config's key is a class or a declaration that follows from the option of one of some groups."""
+    sections = tuple(f"{SECTIONS.get(group, group)}." for group in groups)
+    return key.startswith(sections) and re.search(r"\.(_target_|declares\..+)$", key) is not None
 
 
 @functools.cache  # each job of a sweep asks

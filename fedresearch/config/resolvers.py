@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import AnyNode, DictConfig, ListConfig, Node, OmegaConf, open_dict
 
 from fedresearch.config.help_text import CONF
+from fedresearch.config.options import follows
 from fedresearch.config.quicker_hydra import quicken
 from fedresearch.config.rules import as_written
 from fedresearch.config.schema import Config, as_typed, chosen_lists, counted_hardware, counts, digest, parse
@@ -108,8 +109,8 @@ def tuned(table: Any, *, _root_: DictConfig, _node_: Node) -> Any:
     here = {**options, **_resolved(_root_, key, values[cell])}
     tried = fixed[cell]
     differing = [name for name in tried if name not in here or as_json(here[name]) != as_json(tried[name])]
-    other_options = tuple(f"{name}." for name in differing if "." not in name)
-    differing = [name for name in differing if not (name.endswith("._target_") and name.startswith(other_options))]
+    other_options = [name for name in differing if "." not in name]
+    differing = [name for name in differing if not follows(name, other_options)]
     if differing:
         listed = ", ".join(
             f"{name}={as_written(tried[name])} (here {as_written(here[name]) if name in here else 'unset'})"
