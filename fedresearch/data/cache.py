@@ -95,7 +95,7 @@ def read_arrays(path: Path) -> Arrays:
     with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
         arrays = dict(archive)
     if not all(isinstance(array, np.ndarray) for array in arrays.values()):
-        raise ValueError("an entry is no array")  # NumPy returns what else it finds as bytes
+        raise ValueError("an entry is not an array")  # NumPy returns what else it finds as bytes
     return arrays
 
 

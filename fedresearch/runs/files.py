@@ -5,7 +5,7 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedresearch.errors import InputError
+from fedresearch.errors import InputError, reason
 
 # Bytes that are read beyond a file's size: those of the system's own say that it is 0.
 _MORE = 2**20
@@ -94,5 +94,4 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
 
 def unreadable(path: Path, error: Exception) -> InputError:
     """Return the line on a path that the system refuses."""
-    why = error.strerror if isinstance(error, OSError) and error.strerror else error
-    return InputError(f"{path} cannot be read: {why}")
+    return InputError(f"{path} cannot be read: {reason(error)}")

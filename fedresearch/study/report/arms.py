@@ -187,8 +187,8 @@ def _highlighted(
 ) -> set[str]:
     if highlight:
         chosen = {text: {label for label in labels if text.casefold() in label.casefold()} for text in highlight}
-        for text in (text for text, found in chosen.items() if not found):
-            raise InputError(f"--highlight {text} is part of no arm's label; the arms are {'; '.join(labels)}")
+        if absent := [text for text, found in chosen.items() if not found]:
+            raise InputError(f"--highlight {absent[0]} is part of no arm's label; the arms are {'; '.join(labels)}")
         return set().union(*chosen.values())
     if len(labels) <= MOST_HIGHLIGHTED:
         return {*labels}

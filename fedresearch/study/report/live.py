@@ -15,7 +15,7 @@ from threading import Lock
 from typing import Any
 from urllib.parse import urlsplit
 
-from fedresearch.errors import InputError, one_line, readable
+from fedresearch.errors import InputError, one_line, readable, reason
 from fedresearch.runs.record import METRICS, RECORD, REFUSED
 from fedresearch.study.report.build import Report
 from fedresearch.study.report.document import document, waiting_document
@@ -49,14 +49,13 @@ class LiveServer(ThreadingHTTPServer):
         self._paths, self._build = paths, build
         self._lock = Lock()
         self._tag, self._document = "", dict[str, Any]()
-        # Why there is no report yet, while runs are to come or under way; "" from the first one on.
+        # Why there is no report yet, while runs are missing or running; "" from the first one on.
         self.missing = "rounds"
         self.current()
         try:
             super().__init__((LOOPBACK, port), _Handler)
         except (OSError, OverflowError) as error:
-            why = getattr(error, "strerror", None) or error
-            raise InputError(f"--port {port} cannot be used: {why}; leave it out for a free one") from None
+            raise InputError(f"--port {port} cannot be used: {reason(error)}; leave it out for a free one") from None
 
     @property
     def address(self) -> str:

@@ -102,7 +102,7 @@ def pose_question(
     metric = metric or default_metric([(run, run.columns) for run in study.runs])
     _refuse_missing(study, metric)
     _refuse_impossible(study, metric, targets)
-    values = _values(study)
+    values = _values(study) if tuned or labels else {}
     tuned = [study.full_name(key) for key in tuned]
     for key in tuned:
         _refuse_unknown("--tuned", "key", key, values)
