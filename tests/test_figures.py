@@ -13,7 +13,7 @@ from matplotlib.text import Text
 from fedresearch.drawings import curves, forest, heat_map, ranking, sensitivity, spread, trajectories
 from fedresearch.drawings.paper import apart, read, saved
 from fedresearch.drawings.picture import concatenated
-from fedresearch.runs.pictures import heterogeneity, partition_picture
+from fedresearch.runs.pictures import confusion_picture, heterogeneity, partition_picture
 from fedresearch.study.report.arms import COLOURS, DASHES, GREY, MARKERS
 from fedresearch.study.report.redrawing import as_csv, script
 
@@ -326,6 +326,42 @@ def test_numbers_in_a_heat_map_stay_in_their_cells():
     assert not table(np.full((1, 30), 0.5), rows=["a"], columns=[*map(str, range(30))]).axes[0].texts
 
 
+def plot_confusion(counts, columns=None):
+    return confusion_picture(counts, "", {**PAGE, "columns": columns}).figure
+
+
+def test_a_confusion_matrix_has_shares_of_each_true_class_in_square_cells():
+    counts = np.array([[199, 1, 0], [30, 30, 940], [0, 0, 0]])
+    figure = plot_confusion({"a": counts, "b": counts.T})
+    first, second = figure.axes
+    assert {text.get_position(): text.get_text() for text in first.texts} == {
+        (0, 0): "100",
+        (0, 1): "3",
+        (1, 1): "3",
+        (2, 1): "94",
+    }
+    assert [text.get_color() for text in first.texts] == ["white", "black", "black", "white"]  # half a per cent is none
+    assert [axes.get_title() for axes in figure.axes] == ["a", "b"]
+    saved(figure, "png", PAGE)  # the axes become square while a figure is saved
+    box = second.get_window_extent()
+    assert box.width == pytest.approx(box.height)
+    assert (first.get_ylabel(), figure.get_supxlabel() or first.get_xlabel()) == ("True class", "Predicted class")
+
+
+@pytest.mark.parametrize(("num_classes", "has_numbers"), [(10, True), (100, False)])
+def test_confusion_matrices_have_numbers_where_they_can_be_read_and_else_a_scale(num_classes, has_numbers):
+    counts = np.full((num_classes, num_classes), 1)
+    figure = plot_confusion({f"FedProx (μ = {n})": counts for n in range(5)}, columns=5)
+    panels, others = figure.axes[:5], figure.axes[5:]
+    assert {bool(axes.texts) for axes in panels} == {has_numbers}
+    assert [axes.get_ylabel() for axes in others] == [] if has_numbers else ["Share of the true class (%)"]
+    if has_numbers:
+        cell = panels[0].get_window_extent().width / num_classes
+        assert max(box.width for box in extents(panels[0].texts)) < cell
+    labels = extents([label for label in panels[0].get_xticklabels() if label.get_text()])
+    assert all(left.x1 < right.x0 for left, right in pairwise(labels))
+
+
 @pytest.mark.parametrize(("p10", "worst", "name"), [(0.3, 0.1, "10th percentile"), (0.8, 0.9, "90th percentile")])
 def test_a_spread_shows_mean_deviation_tenth_percentile_and_worst(p10, worst, name):
     figure = plot_spread([("a", 0.5, 0.1, p10, worst), ("b", 0.6, 0.2, p10, worst)])
@@ -415,6 +451,9 @@ ODD = {
     "glyphs": lambda: plot_curves([curve("連合 学習")], x_label="學", y_label="習"),
     "many panels": lambda: plot_curves([curve("a", panel=f"{LONG} {n}") for n in range(11)], width=3.25),
     "no sample": lambda: bars([[0, 0], [0, 0]]),
+    "no test sample": lambda: plot_confusion({"a": np.zeros((2, 2), int)}),
+    "confusion of one class": lambda: plot_confusion({"a": np.ones((1, 1), int)}),
+    "confusion of a hundred": lambda: plot_confusion({f"{LONG} {n}": np.eye(100, dtype=int) for n in range(12)}, 5),
 }
 
 

@@ -431,8 +431,21 @@ def test_confusions_of_seeds_are_added(tmp_path):
         (tmp_path / f"{seed}" / "confusion.csv").write_text(f"class,0,1\n{counts}")
     (cell,) = group_runs(load([tmp_path])).cells
     np.testing.assert_array_equal(confusion(cell), [[4, 4], [0, 0]])
-    shares = report(load([tmp_path])).figures["confusion_1"].data["value"]
+    shares = report(load([tmp_path])).figures["confusion"].data["share"]
     np.testing.assert_array_equal(shares, [0.5, 0.5, np.nan, np.nan])
+
+
+def test_confusions_of_another_number_of_classes_are_another_figure(tmp_path):
+    for name, counts in {"two": "0,3,1\n1,0,0\n", "three": "0,3,1,0\n1,0,0,0\n2,0,0,5\n"}.items():
+        make(tmp_path / name, dataset={"name": name}, rows=rows(0.5))
+        (tmp_path / name / "confusion.csv").write_text(
+            f"class,{','.join(map(str, range(counts.count(chr(10)))))}\n{counts}"
+        )
+    found = report(load([tmp_path])).figures
+    assert {name: found[name].spec["panels"] for name in found if name.startswith("confusion")} == {
+        "confusion_2": ["name = two"],
+        "confusion_3": ["name = three"],
+    }
 
 
 def test_each_class_has_its_accuracy_over_seeds(tmp_path):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedresearch.drawings import heat_map, partition
+from fedresearch.drawings import confusion, partition
 from fedresearch.drawings.picture import Picture, concatenated
 from fedresearch.errors import InputError
 from fedresearch.runs.directory import CONFUSION, PARTITION
@@ -71,22 +71,28 @@ def partition_picture(counts: NDArray[np.int64], title: str, page: Mapping[str, 
     return Picture(partition, data, spec, caption)
 
 
-def confusion_picture(counts: NDArray[np.int64], title: str, caption: str, page: Mapping[str, Any]) -> Picture:
-    """Return the picture of a confusion matrix, in shares of each true class.
+def confusion_picture(counts: Mapping[str, NDArray[np.int64]], caption: str, page: Mapping[str, Any]) -> Picture:
+    """Return the picture of confusion matrices, in shares of each true class.
 
     Parameters
     ----------
-    counts : ndarray
-        int64 (true, predicted).
+    counts : mapping
+        A panel's title to int64 (true, predicted), all of one shape.
     page : mapping
-        Width and font.
+        Width, font and columns.
     """
-    parts = [
-        {"row": str(true), "col": str(predicted), "value": share, "half_width": math.nan}
-        for (true, predicted), share in np.ndenumerate(class_shares(counts))
-    ]
-    spec = {"row_label": "True class", "col_label": "Predicted class", "title": title, "scale": 100, **page}
-    return Picture(heat_map, concatenated(parts, ("row", "col", "value", "half_width")), spec, caption)
+    parts = []
+    for panel, of_panel in counts.items():
+        true, predicted = (number.ravel() for number in np.indices(of_panel.shape))
+        parts.append({"panel": panel, "true": true, "predicted": predicted, "share": class_shares(of_panel).ravel()})
+    spec = {
+        "panels": [*counts],
+        "x_label": "Predicted class",
+        "y_label": "True class",
+        "colour_label": "Share of the true class (%)",
+        **page,
+    }
+    return Picture(confusion, concatenated(parts, ("panel", "true", "predicted", "share")), spec, caption)
 
 
 def heterogeneity(counts: NDArray[np.int64]) -> tuple[float, float]:

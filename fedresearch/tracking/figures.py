@@ -53,8 +53,8 @@ def figures(directory: Path, metrics: Sequence[str]) -> dict[str, "NDArray[np.ui
         drawn["clients"] = _histogram(column_label(name, columns), [scale * value for value in values])
     counts = confusion_counts(directory)
     if counts is not None:
-        title = f"Test accuracy {counts.trace() / max(1, counts.sum()):.1%}, share of each true class (%)"
-        drawn["confusion"] = confusion_picture(counts, title, "", _PAGE).figure
+        title = f"Test accuracy {counts.trace() / max(1, counts.sum()):.1%}, shares of each true class (%)"
+        drawn["confusion"] = confusion_picture({title: counts}, "", {**_PAGE, "columns": None}).figure
     return {name: _pixels(figure) for name, figure in drawn.items()}
 
 

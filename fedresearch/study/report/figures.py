@@ -8,6 +8,7 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedresearch.dotted_keys import leaves
 from fedresearch.drawings import curves, forest, heat_map, sensitivity, spread, trajectories
@@ -226,18 +227,26 @@ def _trajectories(
         "arms": looks(arrangement.arms),
         "x_label": AXES["rounds"].label,
         **numbers(study, question, metric),
-        **page(question, len(panels)),
+        **_in_columns(question, len(panels), len({part["arm"] for part in parts})),
     }
-    num_arms = len({part["arm"] for part in parts})
-    spec["columns"] = num_arms if num_arms * _MIN_PANEL_WIDTH <= spec["width"] else None
     some = f" The first {_MAX_LINES} clients have lines." * (num_clients > _MAX_LINES)
-    some += f" {len(chosen) - MAX_PANELS} more cells are not drawn." * (len(chosen) > MAX_PANELS)
     caption = (
         f"{without_unit(spec['y_label'])} by round in the first run of each cell: thin lines are clients, the thick "
-        f"line is their median, and the band has the middle 80 % of them.{some}"
+        f"line is their median, and the band has the middle 80 % of them.{some}{_more(len(chosen))}"
     )
     data = concatenated(parts, ("panel", "arm", "client", "x", "y", "low", "high"))
     yield "trajectories", Picture(trajectories, data, spec, caption)
+
+
+def _in_columns(question: Question, num_panels: int, num_arms: int) -> dict[str, Any]:
+    """Return a figure's width and font, with a column for each arm where they have room."""
+    drawn = page(question, num_panels)
+    return {**drawn, "columns": num_arms if num_arms * _MIN_PANEL_WIDTH <= drawn["width"] else None}
+
+
+def _more(num_cells: int) -> str:
+    """Return a sentence on cells that have no panel of their own."""
+    return f" {num_cells - MAX_PANELS} more cells are not drawn." * (num_cells > MAX_PANELS)
 
 
 def _in_order(cells: Sequence[Cell], arrangement: Arrangement) -> list[Cell]:
@@ -455,15 +464,22 @@ def _class_accuracies(
 
 
 def _confusions(question: Question, cells: Sequence[Cell], arrangement: Arrangement) -> Iterator[tuple[str, Picture]]:
-    """Yield the confusion matrices of the first few cells with a highlighted arm."""
+    """Yield the confusion matrices of the first few cells with a highlighted arm, for each number of classes."""
     chosen = [cell for cell in _in_order(cells, arrangement) if arrangement.arm(cell).is_highlighted]
-    for number, cell in enumerate(chosen[:_MAX_PICTURES], start=1):
+    found: dict[int, list[tuple[Cell, NDArray[np.int64]]]] = {}
+    for cell in chosen:
         counts = confusion(cell)
         if counts is not None:
-            name = _name(cell, arrangement)
-            caption = f"{name}: what the final models take the test samples of each class for, over all seeds together."
-            title = f"{name}: share of each true class (%)"
-            yield f"confusion_{number}", confusion_picture(counts, title, caption, page(question))
+            found.setdefault(len(counts), []).append((cell, counts))
+    for num_classes, of_size in found.items():
+        drawn = of_size[:MAX_PANELS]
+        shape = _in_columns(question, len(drawn), len({arrangement.arm(cell).label for cell, _ in drawn}))
+        caption = (
+            "What the final models take the test samples of each class for, over all seeds together: shares of each "
+            f"true class (%), where they round to 1 or more.{_more(len(of_size))}"
+        )
+        picture = confusion_picture({_name(cell, arrangement): counts for cell, counts in drawn}, caption, shape)
+        yield f"confusion{f'_{num_classes}' * (len(found) > 1)}", picture
 
 
 def _partitions(study: Study, question: Question) -> Iterator[tuple[str, Picture]]:

@@ -13,7 +13,6 @@ from plotly.offline import get_plotlyjs
 
 # What the script reads; to follow a newer document, it reads all.
 _DRAWN = ("arms", "panels", "cells", "axes", "metrics", "targets", "base", "runs")
-_CHANGED = [*b"\0\r<"]
 
 
 def page(document: Mapping[str, Any], tag: str = "") -> str:
@@ -51,10 +50,12 @@ def _plotly() -> tuple[int, str]:
 def _pack(text: str) -> tuple[int, str]:
     """Return a text compressed, as its number of bytes and as characters of which each holds 7 bits.
 
-    This is an eighth shorter than base64. A character is one byte of UTF-8, but for those that HTML changes or that
-    could end a script: these have their eighth bit set, and take two.
+    This is an eighth shorter than base64. A character is one byte of UTF-8, but for those that HTML changes, and a "<"
+    that could end a script or begin a comment: these have their eighth bit set, and take two.
     """
     content = gzip.compress(text.encode(), mtime=0)
     bits = np.unpackbits(np.frombuffer(content, np.uint8))
     codes = np.packbits(np.pad(bits, (0, -len(bits) % 7)).reshape(-1, 7), axis=1).ravel() >> 1
-    return len(content), np.where(np.isin(codes, _CHANGED), codes | 128, codes).tobytes().decode("latin-1")
+    is_tag = (codes == ord("<")) & np.isin(np.append(codes[1:], 0), [*b"/!"])
+    codes[np.isin(codes, [*b"\0\r"]) | is_tag] |= 128
+    return len(content), codes.tobytes().decode("latin-1")

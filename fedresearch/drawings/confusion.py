@@ -1,0 +1,47 @@
+"""Confusion matrices, a panel for each: what models take the samples of each class for, darker for larger shares.
+
+Data: ``panel, true, predicted, share``; all panels have the same number of classes.
+"""
+
+import numpy as np
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from fedresearch.drawings.paper import CHARACTER, Data, Spec, groups, lay_out, new_panels, styled
+
+_SMALLEST = 4  # points, of numbers that can be read
+_DIGIT = 0.64  # width of a digit by its size
+
+
+@styled
+def draw(data: Data, spec: Spec) -> Figure:
+    """Draw the data; only colours, where there are so many classes that the numbers would be unreadable.
+
+    The colours go with the root of the share, so that rare mistakes are seen. ``spec`` has ``panels``; how many
+    ``columns`` of them, None for as many as fit; ``x_label``, ``y_label`` and ``colour_label``; ``width`` and ``font``.
+    """
+    num_panels, num_classes = len(spec["panels"]), int(data["true"].max()) + 1
+    columns = spec["columns"] or max(1, int(spec["width"] / 1.75))
+    columns = -(-num_panels // -(-num_panels // columns))
+    width = min(4.0, (spec["width"] - 0.3) / columns - 0.06)
+    figure, panels = new_panels({**spec, "columns": columns}, width - 0.15)
+    size = min(8, 72 * width / num_classes / (3 * _DIGIT))
+    num_ticks = min(10, int(width / CHARACTER / (len(str(num_classes)) - 0.5)))
+    for (panel,), rows in groups(data, "panel").items():
+        axes = panels[spec["panels"].index(panel)]
+        shares = np.full((num_classes, num_classes), np.nan)
+        shares[data["true"][rows].astype(int), data["predicted"][rows].astype(int)] = 100 * data["share"][rows]
+        image = axes.imshow(np.ma.masked_invalid(shares), cmap="Blues", norm=PowerNorm(0.5, 0, 100))
+        for true, predicted in np.argwhere(shares > 0.5) if size >= _SMALLEST else ():
+            share = shares[true, predicted]
+            colour = "white" if share > 40 else "black"
+            axes.text(predicted, true, f"{share:.0f}", ha="center", va="center", fontsize=size, color=colour)
+        axes.grid(visible=False)
+        axes.spines[["top", "right"]].set_visible(True)
+        axes.tick_params(length=0)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(num_ticks, integer=True, steps=[1, 2, 5, 10]))
+    if size < _SMALLEST:
+        figure.colorbar(image, ax=panels, label=spec["colour_label"], aspect=30, pad=0.02)
+    return lay_out(figure)
