@@ -2,9 +2,11 @@
 
 import csv
 import json
+import multiprocessing
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import warnings
@@ -14,7 +16,7 @@ import numpy as np
 import pytest
 
 from fedresearch.runs.pictures import class_counts
-from fedresearch.study.report import command
+from fedresearch.study.report import command, files
 from fedresearch.study.report.cells import group_runs
 from fedresearch.study.report.document import document
 from fedresearch.study.report.load import load
@@ -238,6 +240,41 @@ def test_a_folder_that_cannot_be_written_is_an_error(two_cells, monkeypatch, cap
         assert error.startswith("error: ")
         assert str(two_cells.parent / "file") in error
     assert (two_cells.parent / "file").read_text() == "mine"
+
+
+def die(share, out):
+    if multiprocessing.parent_process():
+        os.kill(os.getpid(), signal.SIGKILL)
+    return write_share(share, out)
+
+
+def fail(share, out):
+    if "curves_bytes" in dict(share):
+        raise ValueError("cannot draw")
+    return write_share(share, out)
+
+
+write_share = files._write_share
+
+
+def test_figures_of_several_processes_are_those_of_one_also_where_one_dies(two_cells, monkeypatch, capsys):
+    found = {}
+    for name, cores, share in (("one", 1, write_share), ("two", 2, write_share), ("nine", 99, die)):
+        monkeypatch.setattr(files, "num_cores", lambda cores=cores: cores)
+        monkeypatch.setattr(files, "_write_share", share)
+        assert run(monkeypatch, capsys, two_cells, "--out", two_cells.parent / name)[0] == 0
+        paths = [path for path in (two_cells.parent / name).iterdir() if path.name not in ("report.html", "report.md")]
+        found[name] = {path.name: path.read_bytes() for path in paths}
+    assert len([name for name in found["one"] if name.endswith(".pdf")]) == 2
+    assert found["one"] == found["two"] == found["nine"]
+
+
+def test_a_figure_that_cannot_be_drawn_in_another_process_is_an_error(two_cells, monkeypatch, capsys):
+    monkeypatch.setattr(files, "num_cores", lambda: 2)
+    monkeypatch.setattr(files, "_write_share", fail)
+    with pytest.raises(ValueError, match="cannot draw"):
+        run(monkeypatch, capsys, two_cells, "--out", two_cells.parent / "out")
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_files_of_an_earlier_report_stay_and_are_named(two_cells, monkeypatch, capsys):

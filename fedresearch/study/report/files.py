@@ -1,11 +1,16 @@
 """The files of a report, each written whole or not at all."""
 
-from collections.abc import Iterator
+import multiprocessing
+import signal
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from fedresearch.drawings.paper import saved
 from fedresearch.drawings.picture import Picture
+from fedresearch.hardware.cores import num_cores
 from fedresearch.runs.directory import write_whole, writing
 from fedresearch.study.report.build import Report
 from fedresearch.study.report.document import document
@@ -31,8 +36,8 @@ def write(report: Report, out: Path) -> str:
         alone = replace(table, notes=[*table.notes, *(f"Warning: {text}" for text in report.warnings)])
         _write(out / f"{table.id}.tex", latex(alone))
         _write(out / f"{table.id}.html", hypertext(alone))
-    pictures = {name: _write_figure(picture, out, name) for name, picture in report.figures.items()}
-    values = document(report, pictures)
+    _write_figures(report.figures, out)
+    values = document(report, {name: (out / f"{name}.png").read_bytes() for name in report.figures})
     tables = "\n".join(markdown(table) for table in report.tables)
     warnings, notes = ([*map(inert, texts)] for texts in (report.warnings, report.notes))
     opening = [f"# {inert(report.title)}", *(f"**Warning:** {text}" for text in warnings), *notes]
@@ -54,15 +59,42 @@ def _leftovers(report: Report, out: Path) -> Iterator[str]:
         yield f"files of an earlier report, not of this one: {', '.join(sorted(others))}"
 
 
-def _write_figure(picture: Picture, out: Path, name: str) -> bytes:
-    """Write a figure, its data, and the script that redraws it, and return the PNG."""
-    figure = picture.figure
-    png, pdf = (saved(figure, form, picture.spec) for form in ("png", "pdf"))
-    _write(out / f"{name}.png", png)
-    _write(out / f"{name}.pdf", pdf)
-    _write(out / f"{name}.csv", as_csv(picture.data))
-    _write(out / f"{name}.py", script(name, picture.drawing, picture.spec))
-    return png
+def _write_figures(pictures: Mapping[str, Picture], out: Path) -> None:
+    """Write figures in as many processes as there are cores, each an equal share of them.
+
+    A share that fails in another process is drawn again in this one, which raises the error.
+    """
+    cores = max(1, min(num_cores(), len(pictures)))
+    own, *others = ([*pictures.items()][number::cores] for number in range(cores))
+    context = multiprocessing.get_context("fork")
+    forks = [context.Process(target=_write_in_a_fork, args=(share, out)) for share in others]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # other threads may hold locks, but none that drawing needs
+        for fork in forks:
+            fork.start()
+    _write_share(own, out)
+    for fork, share in zip(forks, others, strict=True):
+        fork.join()
+        if fork.exitcode:
+            _write_share(share, out)
+
+
+def _write_in_a_fork(share: Sequence[tuple[str, Picture]], out: Path) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the main process says that it is interrupted
+    try:
+        _write_share(share, out)
+    except Exception:
+        sys.exit(1)
+
+
+def _write_share(share: Sequence[tuple[str, Picture]], out: Path) -> None:
+    """Write figures, and beside each its data and the script that redraws it."""
+    for name, picture in share:
+        figure = picture.figure
+        for form in ("png", "pdf"):
+            _write(out / f"{name}.{form}", saved(figure, form, picture.spec))
+        _write(out / f"{name}.csv", as_csv(picture.data))
+        _write(out / f"{name}.py", script(name, picture.drawing, picture.spec))
 
 
 def _write(path: Path, content: str | bytes) -> None:
