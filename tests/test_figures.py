@@ -327,7 +327,7 @@ def test_numbers_in_a_heat_map_stay_in_their_cells():
 
 
 def plot_confusion(counts, columns=None):
-    return confusion_picture(counts, "", {**PAGE, "columns": columns}).figure
+    return confusion_picture(counts, "", {**PAGE, "columns": columns, "grid": None}).figure
 
 
 def test_a_confusion_matrix_has_shares_of_each_true_class_in_square_cells():
@@ -423,7 +423,15 @@ def plot_trajectories(middle=0.5):
         for panel in ("a", "b")
         for client, y, low, high in lines
     ]
-    spec = {"panels": ["a", "b"], "columns": 2, "arms": looks(["a", "b"]), **AXES, "limits": [0, 1], "scale": 100}
+    spec = {
+        "panels": ["a", "b"],
+        "columns": 2,
+        "grid": None,
+        "arms": looks(["a", "b"]),
+        **AXES,
+        "limits": [0, 1],
+        "scale": 100,
+    }
     return trajectories.draw(concatenated(parts, ("panel", "arm", "client", "x", "y", "low", "high")), spec)
 
 

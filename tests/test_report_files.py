@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -240,6 +241,19 @@ def test_a_folder_that_cannot_be_written_is_an_error(two_cells, monkeypatch, cap
         assert error.startswith("error: ")
         assert str(two_cells.parent / "file") in error
     assert (two_cells.parent / "file").read_text() == "mine"
+
+
+def test_a_terminal_shows_bold_and_underlined_numbers_as_such():
+    styles = ("best", "close", "")
+    table = Table(
+        "id", "title", "caption", ["a", "b"], [[Entry("x", "x"), Entry("0.5", 0.5, style)] for style in styles], [], []
+    )
+    shown = markdown(table, for_terminal=True)
+    assert "\x1b[1m0.5\x1b[22m |" in shown
+    assert "\x1b[4m0.5\x1b[24m |" in shown
+    plain = re.sub(r"\x1b\[\d+m", "", shown)
+    assert len({len(line) for line in plain.splitlines() if line.startswith("|")}) == 1
+    assert plain == markdown(replace(table, rows=[[Entry("x", "x"), Entry("0.5", 0.5)]] * 3))
 
 
 def die(share, out):
@@ -483,6 +497,27 @@ def test_confusions_of_another_number_of_classes_are_another_figure(tmp_path):
         "confusion_2": ["name = two"],
         "confusion_3": ["name = three"],
     }
+
+
+def test_panels_of_all_arms_in_all_settings_are_a_grid_with_common_labels(tmp_path):
+    for strategy, alpha in product(("fedavg", "scaffold"), (0.1, 1)):
+        run = tmp_path / f"{strategy}_{alpha}"
+        make(run, choices={"strategy": strategy}, partitioner={"_target_": "dirichlet", "alpha": alpha}, rows=rows(0.5))
+        (run / "confusion.csv").write_text("class,0,1\n0,3,1\n1,0,2\n")
+    picture = report(load([tmp_path])).figures["confusion"]
+    assert picture.spec["grid"] == {"across": ["fedavg", "scaffold"], "down": ["α = 0.1", "α = 1"]}
+    axes = picture.figure.axes
+    assert [each.get_title() for each in axes] == ["fedavg", "scaffold", "", ""]
+    assert [[text.get_text() for text in each.texts if "=" in text.get_text()] for each in axes] == [
+        [],
+        ["α = 0.1"],
+        [],
+        ["α = 1"],
+    ]
+    shutil.rmtree(run)
+    picture = report(load([tmp_path])).figures["confusion"]
+    assert picture.spec["grid"] is None
+    assert picture.spec["panels"] == ["fedavg, α = 0.1", "scaffold, α = 0.1", "fedavg, α = 1"]
 
 
 def test_each_class_has_its_accuracy_over_seeds(tmp_path):

@@ -8,7 +8,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fedresearch.drawings.paper import CHARACTER, Data, Spec, groups, lay_out, new_panels, styled
+from fedresearch.drawings.paper import CHARACTER, LINE, Data, Spec, groups, lay_out, new_panels, styled
 
 _SMALLEST = 4  # points, of numbers that can be read
 _DIGIT = 0.64  # width of a digit by its size
@@ -19,12 +19,13 @@ def draw(data: Data, spec: Spec) -> Figure:
     """Draw the data; only colours, where there are so many classes that the numbers would be unreadable.
 
     The colours go with the root of the share, so that rare mistakes are seen. ``spec`` has ``panels``; how many
-    ``columns`` of them, None for as many as fit; ``x_label``, ``y_label`` and ``colour_label``; ``width`` and ``font``.
+    ``columns`` of them, None for as many as fit; their common labels as a ``grid``, or None; ``x_label``, ``y_label``
+    and ``colour_label``; ``width`` and ``font``.
     """
     num_panels, num_classes = len(spec["panels"]), int(data["true"].max()) + 1
     columns = spec["columns"] or max(1, int(spec["width"] / 1.75))
     columns = -(-num_panels // -(-num_panels // columns))
-    width = min(4.0, (spec["width"] - 0.3) / columns - 0.06)
+    width = min(4.0, (spec["width"] - 0.3 - LINE * bool(spec["grid"])) / columns - 0.06)
     figure, panels = new_panels({**spec, "columns": columns}, width - 0.15)
     size = min(8, 72 * width / num_classes / (3 * _DIGIT))
     num_ticks = min(10, int(width / CHARACTER / (len(str(num_classes)) - 0.5)))

@@ -132,25 +132,32 @@ def new_panels(spec: Spec, height: float = 0) -> tuple[Figure, list[Axes]]:
     """Return a figure with axes for each of ``spec["panels"]``, side by side as far as there is room.
 
     ``height`` is that of axes, in inches; 0: as goes with their width. ``spec["columns"]``, where it has that, is how
-    many stand side by side.
+    many stand side by side. ``spec["grid"]``, where it has that, are the labels ``across`` the top and ``down`` the
+    right side that the panels have in common, instead of a title for each.
     """
     panels, width = spec["panels"], spec["width"]
     rows = -(-len(panels) // (spec.get("columns") or max(1, int(width / 1.75))))
     columns = -(-len(panels) // rows)
     each = width / columns
-    titles = [wrap(panel, each / CHARACTER - 4) for panel in panels]
+    labels = spec.get("grid") or {"across": panels, "down": []}
+    titles = [wrap(label, each / CHARACTER - 4) for label in labels["across"]]
     if height:
-        height += 0.35 + LINE * num_lines(titles)
+        height += 0.35 + LINE * num_lines(titles) * (not labels["down"])
     else:
         height = min(3.0 if len(panels) == 1 else 2.3, 0.62 * each + 0.5)
-    figure = Figure(figsize=(width, rows * height))
+    figure = Figure(figsize=(width, rows * height + LINE * num_lines(titles) * bool(labels["down"])))
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     drawn = [*grid.flat][: len(panels)]
     for axes in [*grid.flat][len(panels) :]:
         axes.remove()
-    for axes, title in zip(drawn, titles, strict=True):
-        axes.set_title(title)
+    for axes in drawn:
         axes.grid(visible=True)
+    for axes, title in zip(drawn, titles, strict=False):
+        axes.set_title(title)
+    for axes, label in zip(drawn[columns - 1 :: columns], labels["down"], strict=False):
+        look = {"rotation": 270, "ha": "left", "va": "center", "fontsize": 8}
+        text = wrap(label, height / CHARACTER - 4)
+        axes.annotate(text, (1, 0.5), (4, 0), xycoords="axes fraction", textcoords="offset points", **look)
     is_short = len(spec["x_label"]) <= each / CHARACTER - 4
     for axes in drawn[-columns:]:
         axes.tick_params(labelbottom=True)

@@ -15,7 +15,8 @@ from fedresearch.drawings.paper import Data, Spec, add_legend, groups, lay_out, 
 def draw(data: Data, spec: Spec) -> Figure:
     """Draw the data.
 
-    ``spec`` has ``panels``, one arm in each; how many ``columns`` of them, None for as many as fit; ``arms``, by label;
+    ``spec`` has ``panels``, one arm in each; how many ``columns`` of them, None for as many as fit; their common
+    labels as a ``grid``, or None; ``arms``, by label;
     ``x_label`` and ``y_label``; ``scale`` of y, 100 for per cent; ``limits`` of what y can be, None where it has none;
     ``width`` and ``font``.
     """

@@ -54,7 +54,7 @@ def figures(directory: Path, metrics: Sequence[str]) -> dict[str, "NDArray[np.ui
     counts = confusion_counts(directory)
     if counts is not None:
         title = f"Test accuracy {counts.trace() / max(1, counts.sum()):.1%}, shares of each true class (%)"
-        drawn["confusion"] = confusion_picture({title: counts}, "", {**_PAGE, "columns": None}).figure
+        drawn["confusion"] = confusion_picture({title: counts}, "", {**_PAGE, "columns": None, "grid": None}).figure
     return {name: _pixels(figure) for name, figure in drawn.items()}
 
 

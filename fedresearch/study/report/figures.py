@@ -227,7 +227,7 @@ def _trajectories(
         "arms": looks(arrangement.arms),
         "x_label": AXES["rounds"].label,
         **numbers(study, question, metric),
-        **_in_columns(question, len(panels), len({part["arm"] for part in parts})),
+        **_panels_of_cells(question, [cell for cell, _ in found], arrangement),
     }
     some = f" The first {_MAX_LINES} clients have lines." * (num_clients > _MAX_LINES)
     caption = (
@@ -238,10 +238,15 @@ def _trajectories(
     yield "trajectories", Picture(trajectories, data, spec, caption)
 
 
-def _in_columns(question: Question, num_panels: int, num_arms: int) -> dict[str, Any]:
-    """Return a figure's width and font, with a column for each arm where they have room."""
-    drawn = page(question, num_panels)
-    return {**drawn, "columns": num_arms if num_arms * _MIN_PANEL_WIDTH <= drawn["width"] else None}
+def _panels_of_cells(question: Question, cells: Sequence[Cell], arrangement: Arrangement) -> dict[str, Any]:
+    """Return a figure's width and font, and how cells' panels stand in it: an arm below itself where there is room."""
+    drawn = page(question, len(cells))
+    arms = [*dict.fromkeys(arrangement.arm(cell).label for cell in cells)]
+    panels = [*dict.fromkeys(arrangement.panel(cell) for cell in cells)]
+    if len(arms) * _MIN_PANEL_WIDTH > drawn["width"]:
+        return {**drawn, "columns": None, "grid": None}
+    is_whole = len(panels) > 1 and len(cells) == len(arms) * len(panels)
+    return {**drawn, "columns": len(arms), "grid": {"across": arms, "down": panels} if is_whole else None}
 
 
 def _more(num_cells: int) -> str:
@@ -473,7 +478,7 @@ def _confusions(question: Question, cells: Sequence[Cell], arrangement: Arrangem
             found.setdefault(len(counts), []).append((cell, counts))
     for num_classes, of_size in found.items():
         drawn = of_size[:MAX_PANELS]
-        shape = _in_columns(question, len(drawn), len({arrangement.arm(cell).label for cell, _ in drawn}))
+        shape = _panels_of_cells(question, [cell for cell, _ in drawn], arrangement)
         caption = (
             "What the final models take the test samples of each class for, over all seeds together: shares of each "
             f"true class (%), where they round to 1 or more.{_more(len(of_size))}"

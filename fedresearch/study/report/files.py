@@ -38,7 +38,10 @@ def write(report: Report, out: Path) -> str:
         _write(out / f"{table.id}.html", hypertext(alone))
     _write_figures(report.figures, out)
     values = document(report, {name: (out / f"{name}.png").read_bytes() for name in report.figures})
-    tables = "\n".join(markdown(table) for table in report.tables)
+    tables, shown = (
+        "\n".join(markdown(table, for_terminal=on_screen) for table in report.tables)
+        for on_screen in (False, sys.stdout.isatty())
+    )
     warnings, notes = ([*map(inert, texts)] for texts in (report.warnings, report.notes))
     opening = [f"# {inert(report.title)}", *(f"**Warning:** {text}" for text in warnings), *notes]
     images = [f"![{name}]({name}.png)\n\n{inert(picture.caption)}" for name, picture in report.figures.items()]
@@ -46,7 +49,7 @@ def write(report: Report, out: Path) -> str:
     _write(out / "report.md", "\n\n".join([*opening, tables, *images, closing]) + "\n")
     _write(out / "report.html", page(values))
     leftovers = map(inert, _leftovers(report, out))
-    return "\n\n".join([*(f"warning: {text}" for text in warnings), *notes, tables, *leftovers])
+    return "\n\n".join([*(f"warning: {text}" for text in warnings), *notes, shown, *leftovers])
 
 
 def _leftovers(report: Report, out: Path) -> Iterator[str]:

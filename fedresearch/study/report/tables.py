@@ -121,9 +121,11 @@ def _printable(text: str) -> str:
     return "".join(character if character.isprintable() else " " for character in text)
 
 
-def markdown(table: Table) -> str:
-    """Return a table as Markdown, with its title as a heading."""
+def markdown(table: Table, *, for_terminal: bool = False) -> str:
+    """Return a table as Markdown, with its title as a heading; a terminal shows bold and underlined text as such."""
     marks = {"": ("", ""), "best": ("**", "**"), "close": ("<u>", "</u>")}
+    if for_terminal:
+        marks |= {"best": ("\x1b[1m", "\x1b[22m"), "close": ("\x1b[4m", "\x1b[24m")}
     heads = [_cell(column) for column in table.columns]
     rows = [[_cell(entry.text).join(marks[entry.style]) for entry in row] for row in table.rows]
     aligned = ["right" if numeric else "left" for numeric in table.numeric]
