@@ -1,6 +1,7 @@
 """The report as files and as a command: contents, LaTeX that compiles, and messages for mistakes."""
 
 import csv
+import io
 import json
 import multiprocessing
 import os
@@ -15,11 +16,12 @@ from itertools import product
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fedresearch.runs.pictures import class_counts
 from fedresearch.study.report import command, files
 from fedresearch.study.report.cells import group_runs
-from fedresearch.study.report.document import document
+from fedresearch.study.report.document import _small, document
 from fedresearch.study.report.load import load
 from fedresearch.study.report.plot_data import (
     client_spread,
@@ -241,6 +243,22 @@ def test_a_folder_that_cannot_be_written_is_an_error(two_cells, monkeypatch, cap
         assert error.startswith("error: ")
         assert str(two_cells.parent / "file") in error
     assert (two_cells.parent / "file").read_text() == "mine"
+
+
+def test_the_pages_pictures_keep_greys_without_a_hue_and_frequent_colours_exactly():
+    generator = np.random.default_rng(0)
+    dots = generator.integers(0, 256, (64, 64, 3), np.uint8)  # dots of which nearly each has a colour of its own
+    dots[:32] = (207, 236, 228)
+    dots[:8] = generator.integers(0, 256, (8, 64, 1), np.uint8)
+    dots[:2] = 255
+    buffer = io.BytesIO()
+    Image.fromarray(dots).save(buffer, "PNG")
+    small = np.asarray(Image.open(io.BytesIO(_small(buffer.getvalue()))).convert("RGB"))
+    assert (small[:2] == 255).all()
+    assert (np.ptp(small[:8], axis=-1) == 0).all()
+    assert np.abs(small[:8].astype(int) - dots[:8]).max() <= 8
+    assert (small[8:32] == (207, 236, 228)).all()
+    assert len(np.unique(small.reshape(-1, 3), axis=0)) <= 64
 
 
 def test_a_terminal_shows_bold_and_underlined_numbers_as_such():
