@@ -46,6 +46,22 @@ def test_arms_and_panels_may_be_chosen(tmp_path):
     assert arranged(study, arms=study.keys).panels == [""]
 
 
+def test_a_schedules_keys_go_with_the_schedule(tmp_path):
+    for lr in (0.1, 0.2):
+        for name, keys in {"constant": {}, "half": {"gamma": 0.5}, "tenth": {"gamma": 0.1}}.items():
+            schedule = {"_target_": "Step" if keys else "Constant", **keys}
+            make(
+                tmp_path / f"{lr}{name}",
+                choices={"schedule": "step" if keys else "constant"},
+                optimizer={"lr": lr, "schedule": schedule},
+                rows=[{"eval/accuracy": 0.5}],
+            )
+    study = group_runs(load([tmp_path]))
+    by_schedule = arranged(study, facet=["schedule"])
+    assert (by_schedule.arm_keys, len(by_schedule.panels)) == (["optimizer.lr"], 3)
+    assert arranged(study).arm_keys == ["optimizer.lr"]
+
+
 def test_of_many_arms_the_best_and_the_baseline_have_colours(tmp_path):
     mus = [round(0.1 * k, 1) for k in range(1, 8)]
     study = study_of(tmp_path, mus, [1.0])

@@ -13,6 +13,11 @@ from fedresearch.dotted_keys import leaves
 SECTIONS = {"schedule": "optimizer.schedule"}  # for groups whose keys are not under their own name
 
 
+def group_of(key: str) -> str:
+    """Return the group whose options have a config's key; of an option's own key, its group."""
+    return next((group for group, section in SECTIONS.items() if key.startswith(f"{section}.")), key.partition(".")[0])
+
+
 def follows(key: str, groups: Iterable[str]) -> bool:
     """Return whether a config's key is a class or a declaration that follows from the option of one of some groups."""
     sections = tuple(f"{SECTIONS.get(group, group)}." for group in groups)

@@ -6,6 +6,7 @@ from itertools import cycle
 
 import numpy as np
 
+from fedresearch.config.options import group_of
 from fedresearch.dotted_keys import as_json
 from fedresearch.errors import InputError
 from fedresearch.runs.labels import NO_NAMES, Names, declared_labels, experiment_label
@@ -144,7 +145,7 @@ def arrange(
 
 def _in(key: str, keys: Sequence[str]) -> bool:
     """Return whether a key is one of some keys, or belongs to an option that is."""
-    return key in keys or key.partition(".")[0] in keys
+    return key in keys or group_of(key) in keys
 
 
 def _compared(keys: Sequence[str]) -> Iterator[str]:

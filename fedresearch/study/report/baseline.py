@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from fedresearch.config.options import group_of
 from fedresearch.dotted_keys import ABSENT
 from fedresearch.errors import InputError
 from fedresearch.runs.comparison import format_value
@@ -115,8 +116,8 @@ def refuse_constant(study: Study, key: str) -> None:
 
 
 def belongs_to_option(key: str, group: str) -> bool:
-    """Return whether a key belongs to a group's option; a schedule's keys are in the optimizer's section."""
-    return key.replace("optimizer.schedule.", "schedule.", 1).startswith(f"{group}.")
+    """Return whether a key is one of a group's options, and not the option itself."""
+    return key != group and group_of(key) == group
 
 
 def _differing_keys(study: Study, cell: Cell, other: Cell, compared: set[str]) -> list[str]:

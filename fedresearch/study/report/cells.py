@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from fedresearch.config.options import group_of
 from fedresearch.config.schema import GROUPS, counted_hardware, counts, is_seed
 from fedresearch.dotted_keys import as_json, leaves
 from fedresearch.runs.columns import Declared, is_share
@@ -12,10 +13,7 @@ from fedresearch.runs.comparison import format_value
 from fedresearch.runs.labels import Names, column_label, metric_labels
 from fedresearch.study.report.load import LoadedRun
 
-# Group to the prefix of its options' keys in the config. The option itself has the group's name as its key.
-_PREFIXES = {"schedule": "optimizer.schedule."} | {
-    group: f"{group}." for group in GROUPS if group != "schedule" and counts(group)
-}
+_COUNTED = [group for group in GROUPS if counts(group)]  # an option's key is its group's name
 
 
 @dataclass(frozen=True)
@@ -146,8 +144,8 @@ def group_runs(runs: Sequence[LoadedRun]) -> Study:
 
 def settings_of(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the flat settings that a run's numbers depend on: options by their group's name, and config keys."""
-    config = {key: value for key, value in leaves(record["config"]) if counts(key) and key not in _PREFIXES}
-    options = {group: option for group, option in record["choices"].items() if group in _PREFIXES}
+    config = {key: value for key, value in leaves(record["config"]) if counts(key) and key not in _COUNTED}
+    options = {group: option for group, option in record["choices"].items() if group in _COUNTED}
     hardware = {f"hardware.{key}": value for key, value in counted_hardware(record["config"].get("hardware")).items()}
     return {**options, **config, **hardware}
 
@@ -167,7 +165,7 @@ def _varying(settings: Sequence[Mapping[str, Any]], typed: tuple[str, ...]) -> t
     keys: dict[str, str] = {}  # values in all runs to the first key that has them
     equal = {}
     for key in {key: None for setting in settings for key in setting}:
-        group = next((group for group, prefix in _PREFIXES.items() if key.startswith(prefix)), "")
+        group = group_of(key) if "." in key else ""
         within_option: dict[Any, set[str]] = {}
         for setting in settings:
             within_option.setdefault(setting.get(group), set()).add(as_json(setting.get(key)))

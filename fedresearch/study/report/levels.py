@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from fedresearch.config.options import group_of
 from fedresearch.runs.comparison import format_value
 from fedresearch.runs.labels import Names, key_title
 from fedresearch.study.report.arms import Arrangement, label_cells
@@ -40,8 +41,7 @@ def levels(study: Study, keys: Sequence[str], names: Names) -> Iterator[Level]:
     """Yield a level for each group of some keys."""
     groups: dict[str, list[str]] = {}
     for key in keys:
-        group = key.replace("optimizer.schedule.", "schedule.").partition(".")[0]
-        groups.setdefault(group, []).append(key)
+        groups.setdefault(group_of(key), []).append(key)
     for group, own in groups.items():
         labels = label_cells(study, own, names)
         ordered = sorted(study.cells, key=lambda cell: [sort_key(cell.keys.get(key)) for key in own])
