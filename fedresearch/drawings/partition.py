@@ -23,7 +23,7 @@ from fedresearch.drawings.paper import (
     wrap,
 )
 
-# Petroff, "Accessible color sequences for data visualization", 2021: ten colours that colour-blind people tell apart.
+# Petroff, "Accessible color sequences for data visualization", 2021: ten that the colour-blind can distinguish.
 _CLASSES = (
     "#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd",
 )  # fmt: skip

@@ -26,7 +26,7 @@ def run_label(record: Mapping[str, Any]) -> str:
 
 
 def group_name(record: Mapping[str, Any]) -> str:
-    """Return a run's label with the first digits of its cell, which tell apart what has the same label."""
+    """Return a run's label with the first digits of its cell, which distinguish what has the same label."""
     cell = f" #{record['cell'][:4]}"
     return run_label(record)[: 128 - len(cell)] + cell  # as long as W&B takes
 

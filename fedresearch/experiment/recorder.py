@@ -69,7 +69,7 @@ class Recorder:
             raise KeyboardInterrupt
 
     def finish(self, arrays: ArrayRecord) -> None:
-        """Write the final checkpoint, the final model, and its confusion matrix where it tells classes apart."""
+        """Write the final checkpoint, the final model, and its confusion matrix where it distinguishes classes."""
         self._checkpoints.write(arrays)
         save_result(self._experiment, self._run.path / MODEL, arrays, self._last)
         counts = None if diverged(self._last) else self._experiment.confusion(arrays)

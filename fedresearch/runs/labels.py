@@ -75,7 +75,7 @@ def experiment_label(values: Mapping[str, Any], options: Mapping[str, str], name
     Parameters
     ----------
     values : mapping
-        The keys that tell it apart, and their values; an option has its group's name as its key.
+        The keys that distinguish it, and their values; an option has its group's name as its key.
     options : mapping
         What its options are called, as by :func:`declared_labels`. An option's label also says the numbers that are in
         it, and stands where any key of its group is among ``values``.

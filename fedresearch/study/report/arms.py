@@ -18,7 +18,7 @@ GREY = "#9A9A9A"
 # Lengths of a line and the gap after it, in line widths; (): a line without gaps.
 DASHES = ((), (5, 1.5), (5, 1.5, 1, 1.5), (1, 1))
 MARKERS = "os^vDP<>"
-# More curves than this cannot be told apart in one panel.
+# More curves than this cannot be distinguished in one panel.
 MOST_HIGHLIGHTED = 5
 # What is compared, if nobody says it: the first of these groups that varies.
 _COMPARED = ("strategy", "optimizer", "model", "sampling", "availability", "channel", "schedule")
@@ -56,7 +56,7 @@ class Arrangement:
     Parameters
     ----------
     arm_keys, panel_keys : sequence of str
-        The keys that tell arms apart, and those that tell panels apart.
+        The keys that distinguish arms, and those that distinguish panels.
     arms : sequence of Arm
         In the order of their values.
     panels : sequence of str
@@ -110,7 +110,7 @@ def arrange(
     larger_is_better : bool
         Whether a larger mean is a better one.
     tuned : sequence of str
-        Keys whose values were chosen for each cell; they tell nothing apart where the others do.
+        Keys whose values were chosen for each cell; they distinguish nothing where the others do.
     facet, arms : sequence of str
         Full names of keys.
     highlight : sequence of str

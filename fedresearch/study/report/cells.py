@@ -98,7 +98,7 @@ class Study:
         return ", ".join(f"{self.short_name(key)}={format_value(value)}" for key, value in values.items())
 
     def short_label(self, cell: Cell) -> str:
-        """Return a cell's first keys that tell it apart from all others; its label where only a missing key does."""
+        """Return a cell's first keys that distinguish it from all others; its label where only a missing key does."""
         others, told = [other for other in self.cells if other is not cell], {}
         for key, value in cell.keys.items():
             same = [other for other in others if key in other.keys and as_json(other.keys[key]) == as_json(value)]
