@@ -4,7 +4,9 @@ from unittest.mock import Mock
 
 import pytest
 
+from fedresearch.errors import InputError
 from fedresearch.experiment.experiment import Experiment
+from fedresearch.experiment.rehearsal import rehearse
 from fedresearch.federation import update_sums
 from fedresearch.federation.dense_clients import DenseClients, chain_of_clients
 from fedresearch.hardware import batched
@@ -93,6 +95,20 @@ def test_terms_that_are_not_the_same_train_without_it(tmp_path, monkeypatch):
     (cpu, batched), num_rounds = both(tmp_path, "strategy=fedprox", "federation.num_rounds=1")
     assert num_rounds == 0
     nearly_equal(cpu[-1], batched[-1])
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedprox", "scaffold", "feddyn", "fednova"])
+def test_what_the_kernel_trains_is_not_tried_out_by_vmap(monkeypatch, strategy):
+    """Which imports PyTorch's compiler, in a fork of each run."""
+    experiment = Experiment(*compose(*MLP, f"strategy={strategy}", "hardware=batched", "tracker=none"))
+    assert experiment.grid
+    monkeypatch.setattr(batched, "StackedTrainer", Mock(side_effect=ValueError("by vmap")))
+    rehearse(experiment)
+    monkeypatch.setattr(type(experiment.client_app.update), "begin", lambda update, start: {})
+    monkeypatch.setattr(type(experiment.client_app.update), "term", lambda update, fixed: Term({"other": None}))
+    experiment = Experiment(*compose(*MLP, f"strategy={strategy}", "hardware=batched", "tracker=none"))
+    with pytest.raises(InputError, match="by vmap"):
+        rehearse(experiment)
 
 
 def shift_of_some(fixed):

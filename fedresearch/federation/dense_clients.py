@@ -83,6 +83,14 @@ class DenseClients:
         kind, base = type(clients.update), LocalUpdate
         self.trains_all = all(getattr(kind, name) is getattr(base, name) for name in ("begin", "term", "end"))
 
+    def takes(self, clients: Clients, content: RecordDict, client: Client) -> bool:
+        """Return whether the kernel can add the term of a client of an app to its gradient."""
+        if self.trains_all:
+            return True
+        (task,) = clients.tasks([content], [client])
+        start = starting(task, clients.model, clients.parameters)
+        return _fits(clients.update.term(clients.update.begin(start)), start)
+
     def train(
         self, content: RecordDict, cohort: Sequence[Client], stack: StackedReplies, first: int
     ) -> dict[int, RecordDict] | None:

@@ -11,7 +11,7 @@ from flwr.clientapp import ClientApp
 from torch.nn.modules.conv import _ConvNd
 
 from fedresearch.errors import InputError, one_line
-from fedresearch.federation.client_app import Clients
+from fedresearch.federation.client_app import Client, Clients
 from fedresearch.federation.dense_clients import DenseClients, chain_of_clients
 from fedresearch.federation.flower import client_error
 from fedresearch.federation.stack import DifferentReply, StackedReplies
@@ -101,7 +101,7 @@ class BatchedGrid(InProcessGrid):
         return replies
 
     def try_out(self, app: ClientApp, message: Message, context: Context) -> None:
-        """Train a client of an app, and two together if the kernel may leave some to that, without compiling the step.
+        """Train a client of an app, and two together if the kernel leaves it to that, without compiling the step.
 
         Raises
         ------
@@ -110,8 +110,8 @@ class BatchedGrid(InProcessGrid):
         """
         assert isinstance(app, Clients)
         super().try_out(app, message, context)
-        if self._dense and self._dense.trains_all:
-            return
+        if self._dense and self._dense.takes(app, message.content, Client(0, context.state)):
+            return  # vmap imports PyTorch's compiler, which takes a second
         try:
             app.train_clients([message] * 2, [context, _copy(context)], StackedTrainer(2, False, self._largest))
         except Exception as error:
