@@ -18,7 +18,7 @@ PICTURE = "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' width='9
 EMPTY = {
     **{"title": "Report", "metric": "Accuracy (%)", "command": "report", "generated": "today", "base": {}},
     **{name: [] for name in ("warnings", "notes", "axes", "metrics", "targets", "arms", "panels", "cells", "tables")},
-    **{"axis": "rounds", "figures": [], "runs": []},
+    **{"axis": "rounds", "figures": [], "runs": [], "partitions": []},
 }
 
 
@@ -51,7 +51,7 @@ RUNS = [
         **{"directory": f"run{number:02}", "cell": CELLS[number % 14]["label"], "seed": f"{number}", "rounds": 4},
         **{"state": "failed" if number == 7 else "finished", "value": "" if number == 7 else f"{number / 10}"},
         **{"error": "boom" if number == 7 else "", "failures": 2, "baseline": 0 if number == 7 else None},
-        **{"x": [1, 2, 3, 4], "y": [0.1, None, 0.2, 0.3]},
+        **{"x": [1, 2, 3, 4], "y": [0.1, None, 0.2, 0.3], "partition": 0 if number == 7 else None},
         "changed": {"seed": 0 if number == 7 else number, "lr": HOSTILE, "shared": [number], "run: commit": "abc"},
     }
     for number in range(30)
@@ -66,6 +66,7 @@ DOCUMENT = EMPTY | {
         {"id": "eval/loss", "label": "Loss", "is_share": False},
     ],
     "targets": [{"metric": "eval/accuracy", "value": value} for value in (0.6, 0.9)],
+    "partitions": [[[5, 0, 1], [0, 3, 2]]],
     "arms": [arm(number) for number in range(1, 15)],
     "panels": ["IID", "Shards"],
     "cells": CELLS,
@@ -333,6 +334,7 @@ def test_a_runs_differences_come_first(report):
     assert pairs == [["shared", "[7]", "[0]"], *changed, ["commit", "abc"], ["torch", "2"], ["model", "mlp"]]
     (own,) = report.evaluate("document.getElementById('run-plot').data.filter((line) => line.name === 'this run')")
     assert (own["x"], own["y"]) == ([1, 3, 4], [10, 20, 30])
+    assert report.evaluate("document.getElementById('run-partition').data[0].z") == [[5, 0], [0, 3], [1, 2]]
     for _ in range(3):  # the body stands for the browser's own controls
         report.keyboard.press("Tab")
         assert report.evaluate("document.activeElement.matches('dialog, dialog *, body')")
@@ -351,6 +353,7 @@ def test_a_run_has_its_curve_where_no_cell_has_one(show):
     report = show(EMPTY | {"metrics": metrics, "axes": axes, "base": {}, "runs": [run]})
     report.get_by_role("button", name="run07").click()
     expect(report.locator("#run-plot .scatterlayer .trace")).to_have_count(1)
+    expect(report.locator("#run-partition")).to_be_hidden()
     assert report.faults == []
     report.close()
 

@@ -20,6 +20,7 @@ from PIL import Image
 
 from fedresearch.runs.pictures import class_counts
 from fedresearch.study.report import command, files
+from fedresearch.study.report import document as document_module
 from fedresearch.study.report.cells import group_runs
 from fedresearch.study.report.document import _small, document
 from fedresearch.study.report.load import load
@@ -624,6 +625,21 @@ def test_keys_that_distinguish_cells_come_first_in_a_runs_differences(tmp_path):
     assert "run: git.fedresearch.commit" in first
     assert result["targets"] == [{"metric": "eval/accuracy", "value": 0.5}]
     assert [cell["y"]["eval/accuracy"]["mean"] for cell in result["cells"]].count([None]) == 1
+
+
+def test_the_page_has_each_partition_once_as_far_as_there_is_room(tmp_path, monkeypatch):
+    for number, digest in enumerate("aabc"):
+        run = tmp_path / f"{number}"
+        make(run, seed=number, rows=rows(0.5), record={"partition_sha256": digest})
+        lines = ["client,train,validation,samples,0,1", f"0,5,0,5,{ord(digest)},0", "1,3,0,3,0,3"]
+        (run / "partition.csv").write_text("\n".join(lines[: None if digest != "c" else 1]))
+    monkeypatch.setattr(document_module, "_MAX_COUNTS", 8)
+    result = document(report(load([tmp_path])), {})
+    assert result["partitions"] == [[[97, 0], [0, 3]], [[98, 0], [0, 3]]]
+    assert [run["partition"] for run in result["runs"]] == [0, 0, 1, None]
+    monkeypatch.setattr(document_module, "_MAX_COUNTS", 7)
+    result = document(report(load([tmp_path])), {})
+    assert [run["partition"] for run in result["runs"]] == [0, 0, None, None]
 
 
 def test_the_only_arm_of_a_page_has_a_name(tmp_path):

@@ -16,6 +16,7 @@ from fedresearch.dotted_keys import leaves
 from fedresearch.runs.columns import is_share
 from fedresearch.runs.directory import now
 from fedresearch.runs.loaded import usual_metrics
+from fedresearch.runs.pictures import MAX_CLIENTS, class_counts
 from fedresearch.study.report.arms import COLOURS, GREY, Arm, label_cells
 from fedresearch.study.report.axes import AXES
 from fedresearch.study.report.build import Report
@@ -34,6 +35,7 @@ _IN_DARK = dict(
 )
 _LINE_WIDTH = 2
 _ONLY = "all runs"  # the name of an arm, or a cell, without any other beside it
+_MAX_COUNTS = 100_000  # of all partitions on the page; they take about a byte each
 # Figures that the page draws itself.
 _DRAWN = ("curves_", "update_")
 
@@ -88,7 +90,19 @@ def document(report: Report, pictures: Mapping[str, bytes]) -> dict[str, Any]:
 def waiting_document(why: str, runs: Sequence[LoadedRun]) -> dict[str, Any]:
     """Return what the page reads while there is no report, for a reason, of runs that have not begun or are running."""
     states = ", ".join(f"{number} {state}" for state, number in Counter(run.state for run in runs).items())
-    lists = ("warnings", "axes", "metrics", "targets", "arms", "panels", "cells", "tables", "figures", "runs")
+    lists = (
+        "warnings",
+        "axes",
+        "metrics",
+        "targets",
+        "arms",
+        "panels",
+        "cells",
+        "tables",
+        "figures",
+        "runs",
+        "partitions",
+    )
     return {
         **{"title": "Nothing to report yet", "metric": "", "axis": "", "command": _command(), "generated": _minute()},
         **{"notes": [why, f"Runs: {states}"], "base": {}},
@@ -206,6 +220,8 @@ def _runs(report: Report, labels: Mapping[str, str]) -> dict[str, Any]:
         for key, value in (recorded[0] if recorded else {}).items()
         if all(key in each and type(each[key]) is type(value) and each[key] == value for each in recorded)
     }
+    partitions = _partitions([run for _, _, run in runs])
+    numbers = {digest: number for number, digest in enumerate(partitions)}
     rows = [
         {
             "directory": str(run.directory),
@@ -219,11 +235,26 @@ def _runs(report: Report, labels: Mapping[str, str]) -> dict[str, Any]:
             "x": _column(run.column("round")),
             "y": _column(run.column(metric)),
             "baseline": places.get((partners[label].label, replicate)) if label in partners else None,
+            "partition": numbers[digest] if (digest := run.record.get("partition_sha256")) in numbers else None,
             "changed": {key: value for key, value in sorted(each.items(), key=place) if key not in base},
         }
         for (label, replicate, run), each in zip(runs, facts, strict=True)
     ]
-    return {"base": base, "runs": rows}
+    return {"base": base, "runs": rows, "partitions": [*partitions.values()]}
+
+
+def _partitions(runs: Sequence[LoadedRun]) -> dict[str, list[list[int]]]:
+    """Return the first different partitions by their digests: the samples of each class on each client."""
+    partitions: dict[str, list[list[int]]] = {}
+    room = _MAX_COUNTS
+    for run in runs:
+        digest = run.record.get("partition_sha256")
+        if digest and digest not in partitions:
+            counts = class_counts(run.directory)
+            if counts is not None and counts[:MAX_CLIENTS].size <= room:
+                partitions[digest] = counts[:MAX_CLIENTS].tolist()
+                room -= counts[:MAX_CLIENTS].size
+    return partitions
 
 
 def _number(value: float) -> str:

@@ -12,7 +12,7 @@ from jinja2 import Environment, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 # What the script reads; to follow a newer document, it reads all.
-_DRAWN = ("arms", "panels", "cells", "axes", "metrics", "targets", "base", "runs")
+_DRAWN = ("arms", "panels", "cells", "axes", "metrics", "targets", "base", "runs", "partitions")
 
 
 def page(document: Mapping[str, Any], tag: str = "") -> str:
@@ -22,8 +22,8 @@ def page(document: Mapping[str, Any], tag: str = "") -> str:
     ----------
     document : mapping
         JSON values under ``title``, ``metric``, ``axis``, ``command``, ``generated``, ``warnings``, ``notes``,
-        ``axes``, ``metrics``, ``targets``, ``arms``, ``panels``, ``cells``, ``tables``, ``figures``, ``base`` and
-        ``runs``; ``page.html`` reads them all. Any list may be empty.
+        ``axes``, ``metrics``, ``targets``, ``arms``, ``panels``, ``cells``, ``tables``, ``figures``, ``base``,
+        ``runs`` and ``partitions``; ``page.html`` reads them all. Any list may be empty.
     tag : str
         The tag of the document, with which the page asks its server for newer ones; "": it does not ask.
 
