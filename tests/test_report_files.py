@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import warnings
 from dataclasses import replace
 from itertools import product
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fedresearch.main import main
 from fedresearch.runs.pictures import class_counts
 from fedresearch.study.report import command, files
 from fedresearch.study.report import document as document_module
@@ -308,6 +310,68 @@ def test_a_figure_that_cannot_be_drawn_in_another_process_is_an_error(two_cells,
     with pytest.raises(ValueError, match="cannot draw"):
         run(monkeypatch, capsys, two_cells, "--out", two_cells.parent / "out")
     assert "Traceback" not in capsys.readouterr().err
+
+
+# Draws nothing: each process waits in its first figure.
+WAITING = """
+import os, time
+from fedresearch import main
+from fedresearch.study.report import files
+
+def wait(share, out):
+    for name, _ in share:
+        (out / f"{name}.begun").touch()
+        deadline, parent = time.monotonic() + 30, os.getppid()
+        while time.monotonic() < deadline and os.getppid() == parent:
+            time.sleep(0.01)
+
+files._write_share = wait
+files.num_cores = lambda: 2
+main.command()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("send", "number", "code", "said"),
+    [
+        (os.kill, signal.SIGTERM, 143, "interrupted\n"),
+        (os.killpg, signal.SIGTERM, 143, "interrupted\n"),
+        (os.killpg, signal.SIGINT, 130, "interrupted\n"),
+        (os.kill, signal.SIGKILL, -9, ""),
+    ],
+)
+def test_a_signal_ends_all_processes_of_a_report_at_once(tmp_path, send, number, code, said):
+    moved = {"update/norm": 1.0, "update/cosine": 1.0}
+    make(tmp_path / "run", rows=[{**row, **moved} for row in rows(0.1, 0.5)])
+    out = tmp_path / "out"
+    words = [sys.executable, "-c", WAITING, "report", tmp_path / "run", "--out", out]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while len([*out.glob("*.begun")]) < 2:
+        assert process.poll() is None
+        time.sleep(0.02)
+    began = time.monotonic()
+    send(process.pid, number)
+    _, error = process.communicate(timeout=60)  # until no process has its end of the pipe
+    assert time.monotonic() - began < 20
+    assert (process.returncode, error) == (code, said)
+    assert len([*out.glob("*.begun")]) == 2
+
+
+def test_a_signal_of_which_a_library_makes_another_error_interrupts_a_report(two_cells, monkeypatch, capsys):
+    def lose(share, out):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(30)
+        except KeyboardInterrupt:
+            raise ValueError("Invalid bounding box") from None
+
+    monkeypatch.setattr(files, "num_cores", lambda: 1)
+    monkeypatch.setattr(files, "_write_share", lose)
+    monkeypatch.setattr(sys, "argv", ["fedresearch", "report", str(two_cells)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert (ended.value.code, capsys.readouterr().err) == (143, "interrupted\n")
 
 
 def test_files_of_an_earlier_report_stay_and_are_named(two_cells, monkeypatch, capsys):

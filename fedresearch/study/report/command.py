@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from fedresearch.config.verbs import VerbParser, reporting
 from fedresearch.errors import InputError, printing
+from fedresearch.experiment.stopping import no_signal_lost
 
 if TYPE_CHECKING:
     from fedresearch.study.report.build import Report
@@ -104,7 +105,9 @@ def _report(arguments: Namespace) -> None:
     from fedresearch.study.report.files import write
 
     out = arguments.out or arguments.directories[0] / "report"
-    print(write(_build(arguments), out))
+    with no_signal_lost():  # matplotlib's C++ raises another error in its place
+        text = write(_build(arguments), out)
+    print(text)
     print(out / "report.html")
 
 

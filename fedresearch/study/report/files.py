@@ -1,7 +1,7 @@
 """The files of a report, each written whole or not at all."""
 
 import multiprocessing
-import signal
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -70,7 +70,8 @@ def _write_figures(pictures: Mapping[str, Picture], out: Path) -> None:
     cores = max(1, min(num_cores(), len(pictures)))
     own, *others = ([*pictures.items()][number::cores] for number in range(cores))
     context = multiprocessing.get_context("fork")
-    forks = [context.Process(target=_write_in_a_fork, args=(share, out)) for share in others]
+    # Daemons end when this process is interrupted.
+    forks = [context.Process(target=_write_in_a_fork, args=(share, out, os.getpid()), daemon=True) for share in others]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # other threads may hold locks, but none that drawing needs
         for fork in forks:
@@ -82,11 +83,12 @@ def _write_figures(pictures: Mapping[str, Picture], out: Path) -> None:
             _write_share(share, out)
 
 
-def _write_in_a_fork(share: Sequence[tuple[str, Picture]], out: Path) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the main process says that it is interrupted
+def _write_in_a_fork(share: Sequence[tuple[str, Picture]], out: Path, main: int) -> None:
     try:
-        _write_share(share, out)
-    except Exception:
+        for figure in share:
+            if os.getppid() == main:  # it may have been killed
+                _write_share([figure], out)
+    except (Exception, KeyboardInterrupt):  # the main process prints what happened
         sys.exit(1)
 
 
