@@ -18,6 +18,9 @@ def command() -> None:
     Taking down torch object by object takes half a second or more.
     """
     code: int | None = None
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, as by >&-
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
 
     def end() -> None:
         with suppress(OSError):  # Python reports it

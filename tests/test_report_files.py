@@ -277,6 +277,14 @@ def test_a_terminal_shows_bold_and_underlined_numbers_as_such():
     assert plain == markdown(replace(table, rows=[[Entry("x", "x"), Entry("0.5", 0.5)]] * 3))
 
 
+@pytest.mark.parametrize(("terminal", "mark"), [("xterm", "\x1b[1m"), ("dumb", "**")])
+def test_a_terminal_that_knows_no_escapes_gets_none(two_cells, monkeypatch, capsys, terminal, mark):
+    monkeypatch.setenv("TERM", terminal)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    code, out, _ = run(monkeypatch, capsys, two_cells)
+    assert (code, mark in out, "\x1b" in out) == (0, True, terminal != "dumb")
+
+
 def die(share, out):
     if multiprocessing.parent_process():
         os.kill(os.getpid(), signal.SIGKILL)
@@ -769,10 +777,11 @@ def test_columns_have_common_heads_and_entries_are_bold_or_underlined():
 
 
 @pytest.mark.slow
-def test_a_closed_pipe_and_an_ascii_terminal_are_fine(two_cells):
+@pytest.mark.parametrize("closed", ["| true", ">&-"])
+def test_a_closed_output_and_an_ascii_terminal_are_fine(two_cells, closed):
     words = f"{sys.executable} -m fedresearch.main report {two_cells} --out {two_cells.parent / 'out'}"
     done = subprocess.run(
-        ["bash", "-c", f"set -o pipefail; {words} | true"],
+        ["bash", "-c", f"set -o pipefail; {words} {closed}"],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONIOENCODING": "ascii"},

@@ -38,9 +38,9 @@ def write(report: Report, out: Path) -> str:
         _write(out / f"{table.id}.html", hypertext(alone))
     _write_figures(report.figures, out)
     values = document(report, {name: (out / f"{name}.png").read_bytes() for name in report.figures})
+    has_bold = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
     tables, shown = (
-        "\n".join(markdown(table, for_terminal=on_screen) for table in report.tables)
-        for on_screen in (False, sys.stdout.isatty())
+        "\n".join(markdown(table, for_terminal=on_screen) for table in report.tables) for on_screen in (False, has_bold)
     )
     warnings, notes = ([*map(inert, texts)] for texts in (report.warnings, report.notes))
     opening = [f"# {inert(report.title)}", *(f"**Warning:** {text}" for text in warnings), *notes]
