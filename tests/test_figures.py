@@ -348,6 +348,21 @@ def test_a_confusion_matrix_has_shares_of_each_true_class_in_square_cells():
     assert (first.get_ylabel(), figure.get_supxlabel() or first.get_xlabel()) == ("True class", "Predicted class")
 
 
+@pytest.mark.parametrize("num_panels", range(1, 6))
+@pytest.mark.parametrize("num_classes", [1, 10, 60])
+def test_no_label_of_confusion_matrices_is_cut_off(num_panels, num_classes):
+    counts = np.ones((num_classes, num_classes), int)
+    figure = plot_confusion({f"FedProx (μ = {n})": counts for n in range(num_panels)}, columns=min(num_panels, 3))
+    saved(figure, "png", PAGE)
+    drawn = figure.get_tightbbox()
+    assert min(drawn.min) > -0.01
+    assert (drawn.max < figure.get_size_inches() + 0.01).all()
+    panels = figure.axes[:num_panels]
+    assert {*np.mod(panels[0].get_yticks(), 1)} == {0}
+    if num_panels == 4:  # in two columns: titles alone are between the rows
+        assert panels[0].get_window_extent().y0 - panels[2].get_window_extent().y1 < 0.4 * figure.dpi
+
+
 @pytest.mark.parametrize(("num_classes", "has_numbers"), [(10, True), (100, False)])
 def test_confusion_matrices_have_numbers_where_they_can_be_read_and_else_a_scale(num_classes, has_numbers):
     counts = np.full((num_classes, num_classes), 1)

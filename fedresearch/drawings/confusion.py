@@ -12,6 +12,7 @@ from fedresearch.drawings.paper import CHARACTER, LINE, Data, Spec, groups, lay_
 
 _SMALLEST = 4  # points, of numbers that can be read
 _DIGIT = 0.64  # width of a digit by its size
+_LARGEST = 4.0  # inches, of a matrix
 
 
 @styled
@@ -25,15 +26,15 @@ def draw(data: Data, spec: Spec) -> Figure:
     num_panels, num_classes = len(spec["panels"]), int(data["true"].max()) + 1
     columns = spec["columns"] or max(1, int(spec["width"] / 1.75))
     columns = -(-num_panels // -(-num_panels // columns))
-    width = min(4.0, (spec["width"] - 0.3 - LINE * bool(spec["grid"])) / columns - 0.06)
-    figure, panels = new_panels({**spec, "columns": columns}, width - 0.15)
+    width = min(_LARGEST, (spec["width"] - 0.3 - LINE * bool(spec["grid"])) / columns - 0.06)
+    figure, panels = new_panels({**spec, "columns": columns}, width)
     size = min(8, 72 * width / num_classes / (3 * _DIGIT))
     num_ticks = min(10, int(width / CHARACTER / (len(str(num_classes)) - 0.5)))
     for (panel,), rows in groups(data, "panel").items():
         axes = panels[spec["panels"].index(panel)]
         shares = np.full((num_classes, num_classes), np.nan)
         shares[data["true"][rows].astype(int), data["predicted"][rows].astype(int)] = 100 * data["share"][rows]
-        image = axes.imshow(np.ma.masked_invalid(shares), cmap="Blues", norm=PowerNorm(0.5, 0, 100))
+        image = axes.imshow(np.ma.masked_invalid(shares), cmap="Blues", norm=PowerNorm(0.5, 0, 100), aspect="auto")
         for true, predicted in np.argwhere(shares > 0.5) if size >= _SMALLEST else ():
             share = shares[true, predicted]
             colour = "white" if share > 40 else "black"
@@ -42,7 +43,15 @@ def draw(data: Data, spec: Spec) -> Figure:
         axes.spines[["top", "right"]].set_visible(True)
         axes.tick_params(length=0)
         for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(MaxNLocator(num_ticks, integer=True, steps=[1, 2, 5, 10]))
+            axis.set_major_locator(MaxNLocator(num_ticks, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     if size < _SMALLEST:
         figure.colorbar(image, ax=panels, label=spec["colour_label"], aspect=30, pad=0.02)
-    return lay_out(figure)
+    lay_out(figure)
+    # The layout makes no room for labels beside axes with an aspect of their own: make the figure as high as needs be.
+    place, height = panels[0].get_position(), figure.get_figheight()
+    side = min(_LARGEST, place.width * spec["width"])
+    figure.set_figheight(height + -(-num_panels // columns) * (side - place.height * height))
+    lay_out(figure)
+    for axes in panels:
+        axes.set_aspect("equal")
+    return figure
