@@ -44,6 +44,9 @@ def test_arms_and_panels_may_be_chosen(tmp_path):
     assert [arm.label for arm in by_mu.arms] == ["Dir(α = 0.1)", "Dir(α = 1)"]
     assert len(by_mu.panels) == 4
     assert arranged(study, arms=study.keys).panels == [""]
+    assert arranged(study, arms=["strategy"]).panels == ["Dir(α = 0.1)", "Dir(α = 1)"]  # its own keys go with it
+    by_both = arranged(study, arms=["strategy"], facet=["strategy.server.proximal_mu"])
+    assert {*by_both.panel_keys} == {"strategy.server.proximal_mu", "partitioner.alpha"}
 
 
 def test_a_schedules_keys_go_with_the_schedule(tmp_path):

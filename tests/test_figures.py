@@ -326,6 +326,28 @@ def test_numbers_in_a_heat_map_stay_in_their_cells():
     assert not table(np.full((1, 30), 0.5), rows=["a"], columns=[*map(str, range(30))]).axes[0].texts
 
 
+def test_short_labels_of_many_columns_are_left_out_rather_than_on_each_other():
+    axes, _ = table(np.full((1, 62), 0.5), rows=["a"], columns=[*map(str, range(62))]).axes
+    labels = axes.get_xticklabels()
+    assert {label.get_rotation() for label in labels} == {0}
+    assert 5 < len(labels) < 62
+    assert all(left.x1 < right.x0 for left, right in pairwise(extents(labels)))
+    assert [label.get_text() for label in labels] == [f"{place:g}" for place in axes.get_xticks()]
+
+
+def test_shares_in_many_columns_lose_a_digit_before_they_become_small():
+    def texts(num):
+        parts = {"row": ["a"] * num, "col": [*map(str, range(num))], "value": np.full(num, 0.606)}
+        spec = {"row_label": "", "col_label": "", "title": "", "scale": 100, **PAGE}
+        axes, *_ = heat_map.draw({**parts, "half_width": np.full(num, 0.01)}, spec).axes
+        return {text.get_text() for text in axes.texts}, min([text.get_fontsize() for text in axes.texts], default=8)
+
+    # A column is 5.03 inches / num wide, of which texts take 0.8; at 8 points, a character takes 0.07 inches.
+    expected = {8: {"60.6 ± 1.0"}, 9: {"60.6"}, 19: {"60.6"}, 20: {"61"}, 51: {"61"}, 52: set()}
+    assert {num: texts(num)[0] for num in expected} == expected
+    assert min(texts(num)[1] for num in expected) >= 4.5
+
+
 def plot_confusion(counts, columns=None):
     return confusion_picture(counts, "", {**PAGE, "columns": columns, "grid": None}).figure
 
@@ -461,6 +483,25 @@ def test_clients_are_thin_lines_behind_their_median():
     assert legend(figure) == ["median client", "10th to 90th percentile", "each client"]
 
 
+def test_the_only_arm_without_a_name_has_no_label():
+    (axes,) = plot_curves([curve("")]).axes
+    assert len(axes.lines) == 1
+    assert not axes.texts
+
+
+def test_a_name_at_the_top_of_an_axis_is_whole():
+    figure = plot_curves([curve("a", y=np.ones(5)), curve("b", y=np.full(5, 0.2))], limits=[0, 1])
+    (axes,) = figure.axes
+    assert len(axes.texts) == 2
+    height = figure.get_window_extent().height
+    assert all(box.y0 >= 0 and box.y1 <= height for box in extents(axes.texts))
+
+
+def test_few_grey_arms_are_named_in_the_legend():
+    figure = plot_curves([curve(name) for name in "abcd"], arms=looks("abcd", 2))
+    assert legend(figure) == ["a", "b", "c, d"]
+
+
 NAN = np.full(3, np.nan)
 ODD = {
     "one point": lambda: plot_curves([curve(x=ROUNDS[:1], y=ROUNDS[:1])]),
@@ -526,6 +567,14 @@ def test_a_figure_is_redrawn_from_its_csv_to_the_same_bytes_whatever_the_users_s
     assert b"CreationDate" not in written["pdf"]
     assert b"/CIDFontType2" in written["pdf"] or b"/TrueType" in written["pdf"]  # type 42, not 3
     assert b"Software" not in written["png"]
+
+
+def test_a_script_that_names_another_arm_than_its_csv_says_so(tmp_path):
+    data, spec = curve_inputs(LINES)
+    (tmp_path / "a.csv").write_text(as_csv(data))
+    (tmp_path / "a.py").write_text(script("a", curves, spec).replace("'=fedavg'", "'Ours'"))
+    with pytest.raises(SystemExit, match=r"SPEC\['arms'\] does not have \['=fedavg'\] of the CSV; rename them in both"):
+        runpy.run_path(str(tmp_path / "a.py"), run_name="__main__")
 
 
 def test_a_csv_has_all_digits_and_no_formula(tmp_path):

@@ -28,23 +28,23 @@ def draw(data: Data, spec: Spec) -> Figure:
     columns = -(-num_panels // -(-num_panels // columns))
     width = min(_LARGEST, (spec["width"] - 0.3 - LINE * bool(spec["grid"])) / columns - 0.06)
     figure, panels = new_panels({**spec, "columns": columns}, width)
-    size = min(8, 72 * width / num_classes / (3 * _DIGIT))
+    digit = 0.92 * 72 * width / num_classes / _DIGIT  # points of a digit that fills a cell
     num_ticks = min(10, int(width / CHARACTER / (len(str(num_classes)) - 0.5)))
     for (panel,), rows in groups(data, "panel").items():
         axes = panels[spec["panels"].index(panel)]
         shares = np.full((num_classes, num_classes), np.nan)
         shares[data["true"][rows].astype(int), data["predicted"][rows].astype(int)] = 100 * data["share"][rows]
         image = axes.imshow(np.ma.masked_invalid(shares), cmap="Blues", norm=PowerNorm(0.5, 0, 100), aspect="auto")
-        for true, predicted in np.argwhere(shares > 0.5) if size >= _SMALLEST else ():
-            share = shares[true, predicted]
-            colour = "white" if share > 40 else "black"
-            axes.text(predicted, true, f"{share:.0f}", ha="center", va="center", fontsize=size, color=colour)
+        for true, predicted in np.argwhere(shares > 0.5) if digit / 2 >= _SMALLEST else ():
+            share, text = shares[true, predicted], f"{shares[true, predicted]:.0f}"
+            size, colour = min(8, digit / max(2, len(text))), "white" if share > 40 else "black"
+            axes.text(predicted, true, text, ha="center", va="center", fontsize=size, color=colour)
         axes.grid(visible=False)
         axes.spines[["top", "right"]].set_visible(True)
         axes.tick_params(length=0)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(num_ticks, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
-    if size < _SMALLEST:
+    if digit / 2 < _SMALLEST:
         figure.colorbar(image, ax=panels, label=spec["colour_label"], aspect=30, pad=0.02)
     lay_out(figure)
     # The layout makes no room for labels beside axes with an aspect of their own: make the figure as high as needs be.

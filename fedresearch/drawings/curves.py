@@ -27,6 +27,8 @@ from fedresearch.drawings.paper import (
     styled,
 )
 
+_MAX_NAMED = 3  # grey arms that a legend names, which look alike
+
 
 @styled
 def draw(data: Data, spec: Spec) -> Figure:
@@ -106,15 +108,16 @@ def _name(
 ) -> None:
     """Write each arm's name at its line's end if there is one panel with room, or else in a legend below."""
     shown = {arm: look for arm, look in spec["arms"].items() if look["is_highlighted"]}
-    num_others = len(spec["arms"]) - len(shown)
+    others = [arm for arm in spec["arms"] if arm not in shown]
     percent = " %" * (spec["scale"] == 100)
     targets = ", ".join(f"{spec['scale'] * target:g}{percent}" for target in spec["targets"])
     targets = targets and f"target{'s' * (len(spec['targets']) > 1)} {targets}"
     ends = {arm: end for arm in shown if (end := _end(x, y, lines.get((spec["panels"][0], arm, ""), [])))}
     room = 0.36 * spec["width"] / CHARACTER
     is_apart = len(ends) == 1 or len({place for _, place in ends.values()}) > 1
-    is_direct = len(panels) == 1 and spec["width"] > 4 and 0 < len(ends) == len(shown) <= 8 and is_apart
-    if is_direct and not num_others and num_characters([*shown]) <= room:
+    has_names = [*spec["arms"]] not in ([""], ["all runs"])
+    is_direct = len(panels) == 1 and spec["width"] > 4 and 0 < len(ends) == len(shown) <= 8 and is_apart and has_names
+    if is_direct and not others and num_characters([*shown]) <= room:
         axes = panels[0]
         texts = [
             axes.text(1.05, 0.5, arm, va="center", color=_darker(shown[arm]["colour"]), transform=axes.transAxes)
@@ -135,21 +138,21 @@ def _name(
         height = axes.get_position().height * figure.get_figheight()
         at = axes.transAxes.inverted().transform(axes.transData.transform([*ends.values()]))
         at[:, 1] = np.clip(at[:, 1], 0, 1)
-        for text, end, place in zip(texts, at, apart(at[:, 1], LINE / height, 0, 1), strict=True):
+        gap = LINE / height
+        for text, end, place in zip(texts, at, apart(at[:, 1], gap, 0, 1 - gap / 2), strict=True):
             text.set_y(place)
             mark = line_style(shown[text.get_text()]) | {"linestyle": "-", "linewidth": 0.5, "markevery": [1]}
             axes.plot([end[0], 1.03], [end[1], place], transform=axes.transAxes, clip_on=False, **mark)
         return
-    handles = [Line2D([], [], **line_style(look)) for look in shown.values()]
-    labels = [*shown]
-    if num_others:
-        (look, *_) = [look for look in spec["arms"].values() if not look["is_highlighted"]]
-        handles.append(Line2D([], [], color=look["colour"], linewidth=0.7))
-        labels.append(f"{num_others} other{'s' * (num_others > 1)}")
+    labels = [*shown] if has_names else []
+    handles = [Line2D([], [], **line_style(shown[label])) for label in labels]
+    if others:
+        handles.append(Line2D([], [], color=spec["arms"][others[0]]["colour"], linewidth=0.7))
+        labels.append(", ".join(others) if len(others) <= _MAX_NAMED else f"{len(others)} others")
     if targets:
         handles.append(Line2D([], [], color="0.4", linestyle=(0, (2, 2)), linewidth=0.9))
         labels.append(targets)
-    if handles and (len(labels) > 1 or labels[0] != "all runs"):
+    if handles:
         add_legend(figure, handles, labels)
     lay_out(figure)
 

@@ -3,6 +3,8 @@
 Data: ``row, col, value, half_width``; an interval is written where there is room.
 """
 
+import math
+
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -21,12 +23,12 @@ from fedresearch.drawings.paper import (
     wrap,
 )
 
-_SMALLEST = 4  # points, of numbers that can be read
+_SHORT = 3  # characters of labels that are left out rather than rotated
 
 
 @styled
 def draw(data: Data, spec: Spec) -> Figure:
-    """Draw the data; only colours, where there are so many columns that the numbers would be unreadable.
+    """Draw the data, with fewer digits where there are many columns, and none where they would be unreadable.
 
     ``spec`` has ``row_label`` and ``col_label``, the keys; ``title``; ``scale`` of the numbers, 100 for per cent;
     ``width`` and ``font``.
@@ -39,8 +41,10 @@ def draw(data: Data, spec: Spec) -> Figure:
     rows = [wrap(label, 30) for label in row_labels]
     width = (spec["width"] - 1.2 - CHARACTER * num_characters(rows)) / len(col_labels)
     columns = [wrap(label, max(1, int(width / CHARACTER) - 1)) for label in col_labels]
-    is_rotated = CHARACTER * (num_characters(columns) + 1) > width
+    longest = num_characters(columns)
+    is_rotated = longest > _SHORT and CHARACTER * (longest + 1) > width
     columns = [cut(label, 60) for label in col_labels] if is_rotated else columns
+    every = math.ceil((0.8 * LINE if is_rotated else CHARACTER * (longest + 0.4)) / width)  # columns with a label
     below = CHARACTER * num_characters(columns) if is_rotated else LINE * num_lines(columns)
     height = max(0.6, len(rows) * (LINE * num_lines(rows) + 0.12), CHARACTER * len(spec["row_label"]))
     title = wrap(spec["title"], spec["width"] / CHARACTER - 10)
@@ -48,16 +52,22 @@ def draw(data: Data, spec: Spec) -> Figure:
     figure, axes = new_axes(spec, height, spec["col_label"], spec["row_label"])
     figure.suptitle(title)
     axes.grid(visible=False)
-    axes.set_xticks(range(len(columns)), columns, rotation=90 if is_rotated else 0)
+    axes.set_xticks(range(0, len(columns), every), columns[::every], rotation=90 if is_rotated else 0)
     axes.set_yticks(range(len(rows)), rows)
     axes.tick_params(length=0)
     axes.patch.set(facecolor="0.93", edgecolor="0.7", hatch="////")
     image = axes.imshow(np.ma.masked_invalid(values), cmap="cividis", aspect="auto")
-    form = ".1f" if spec["scale"] == 100 else "#.3g"
-    texts, size = _texts(values, half_widths, form, width)
-    if size < _SMALLEST:
-        texts, size = _texts(values, np.full(values.shape, np.nan), form, width)
-    for (row, column), text in texts.items() if size >= _SMALLEST else ():
+    is_share, none = spec["scale"] == 100, np.full(values.shape, np.nan)
+    form = ".1f" if is_share else "#.3g"
+    for precision, intervals, least in (
+        (form, half_widths, 5.5),
+        (form, none, 6),
+        (".0f" if is_share else form, none, 4.5),
+    ):
+        texts, size = _texts(values, intervals, precision, width)
+        if size >= least:
+            break
+    for (row, column), text in texts.items() if size >= least else ():
         # Luminance by ITU-R BT.709.
         luminance = np.dot(image.to_rgba(values[row, column])[:3], (0.2126, 0.7152, 0.0722))
         is_dark = text != "–" and luminance < 0.5

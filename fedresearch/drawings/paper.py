@@ -92,7 +92,12 @@ def saved(figure: Figure, form: str, spec: Spec) -> bytes:
 
 def redraw(draw: Callable[[Data, Spec], Figure], spec: Spec, script: Path) -> None:
     """Draw the CSV beside a script as PNG and PDF beside it."""
-    figure = draw(read(script.with_name(f"{script.name[:-3]}.csv")), spec)
+    data = read(script.with_name(f"{script.name[:-3]}.csv"))
+    for column, names in (("arm", "arms"), ("panel", "panels")):
+        unknown = {*data.get(column, ())} - {*spec.get(names, data.get(column, ()))}
+        if unknown:
+            raise SystemExit(f"SPEC[{names!r}] does not have {sorted(unknown)} of the CSV; rename them in both")
+    figure = draw(data, spec)
     for form in ("png", "pdf"):
         script.with_name(f"{script.name[:-3]}.{form}").write_bytes(saved(figure, form, spec))
 

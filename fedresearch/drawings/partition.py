@@ -75,5 +75,5 @@ def draw(data: Data, spec: Spec) -> Figure:
         else:
             scale = ScalarMappable(Normalize(0, classes - 1), "cividis")
             figure.colorbar(scale, ax=axes, pad=0.02, aspect=30, label="class")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=20 if clients <= 20 else 10))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, nbins=20 if clients <= 20 else 10))
     return lay_out(figure)

@@ -35,13 +35,13 @@ def draw(data: Data, spec: Spec) -> Figure:
     low, high = (np.nan if end is None else spec["scale"] * end for end in spec["limits"])
     left, right = np.fmax(mean - std, low), np.fmin(mean + std, high)
     axes.hlines(places, mean, worst, color="0.5", linewidth=0.8)
-    deviation = axes.barh(places, right - left, 0.5, left, color="#56B4E9", alpha=0.5)
+    deviation = axes.barh(places, right - left, 0.5, left, color="0.82")
     marks = [
         axes.plot(values, places, marker, color=colour, linestyle="", markersize=size)[0]
         for values, marker, colour, size in (
-            (mean, "o", "#0072B2", 4.5),
+            (mean, "o", "black", 4.5),
             (tenth, "|", "black", 8),
-            (worst, "X", "#D55E00", 5),
+            (worst, "x", "black", 4.5),
         )
     ]
     axes.set_yticks(places, labels)

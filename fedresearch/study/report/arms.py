@@ -97,7 +97,7 @@ def arrange(
 ) -> Arrangement:
     """Arrange a study's cells.
 
-    The arms are the values of the keys in ``arms``, or of all keys that are not in ``facet`` nor belong to its options;
+    The arms are the values of the keys in ``arms`` and of their options, or of all that are not those of ``facet``;
     if nobody says it, of the first group of ``_COMPARED`` that varies, or else of the first key. Each combination of
     the other keys is a panel.
 
@@ -126,7 +126,8 @@ def arrange(
         If a text of ``highlight`` is part of no arm's label.
     """
     keys = [key for key in study.keys if key in study.other_keys([], tuned)]
-    arm_keys = [*arms] or ([key for key in keys if not _in(key, facet)] if facet else [*_compared(keys)])
+    asked = [key for key in study.keys if key in arms or (key in keys and _in(key, arms) and not _in(key, facet))]
+    arm_keys = asked or ([key for key in keys if not _in(key, facet)] if facet else [*_compared(keys)])
     panel_keys = [key for key in keys if key not in arm_keys]
     of_arms, of_panels = (label_cells(study, chosen, names) for chosen in (arm_keys, panel_keys))
     places = {cell.label: (of_panels[cell.label], of_arms[cell.label]) for cell in study.cells}

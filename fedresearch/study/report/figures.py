@@ -44,7 +44,8 @@ MAX_PANELS = 12
 _MAX_SEEDS = 5  # more thin lines than these hide the mean
 _MAX_SEED_PANELS = 6
 _MAX_PICTURES = 6
-_MIN_PANEL_WIDTH = 1.25  # inches
+_PANEL_WIDTHS = (1.1, 2.4)  # inches, the least and the most
+_FEW_CLASSES = 5  # whose numbers fit in a column of a venue
 _MAX_LINES = 30  # clients with a line of their own
 _PERCENTILES = (0.1, 0.5, 0.9)
 # What a partition depends on besides the seeds, along with the keys below the first two.
@@ -232,26 +233,34 @@ def _trajectories(
     some = f" The first {_MAX_LINES} clients have lines." * (num_clients > _MAX_LINES)
     caption = (
         f"{without_unit(spec['y_label'])} by round in the first run of each cell: thin lines are clients, the thick "
-        f"line is their median, and the band has the middle 80 % of them.{some}{_more(len(chosen))}"
+        f"line is their median, and the band has the middle 80 % of them.{some}{_not_drawn(len(chosen), arrangement)}"
     )
     data = concatenated(parts, ("panel", "arm", "client", "x", "y", "low", "high"))
     yield "trajectories", Picture(trajectories, data, spec, caption)
 
 
 def _panels_of_cells(question: Question, cells: Sequence[Cell], arrangement: Arrangement) -> dict[str, Any]:
-    """Return a figure's width and font, and how cells' panels stand in it: an arm below itself where there is room."""
+    """Return a figure's width and font, and how cells' panels stand in it: an arm below itself where there is room.
+
+    A column of the venue is wide enough for few panels, and no panel is wider than it must be.
+    """
     drawn = page(question, len(cells))
     arms = [*dict.fromkeys(arrangement.arm(cell).label for cell in cells)]
     panels = [*dict.fromkeys(arrangement.panel(cell) for cell in cells)]
-    if len(arms) * _MIN_PANEL_WIDTH > drawn["width"]:
+    if len(arms) == 1 or len(arms) * _PANEL_WIDTHS[0] > drawn["width"]:
         return {**drawn, "columns": None, "grid": None}
+    column, widest = page(question)["width"], _PANEL_WIDTHS[1] * len(arms)
+    drawn["width"] = column if column < drawn["width"] and len(arms) * _PANEL_WIDTHS[0] <= column else drawn["width"]
     is_whole = len(panels) > 1 and len(cells) == len(arms) * len(panels)
-    return {**drawn, "columns": len(arms), "grid": {"across": arms, "down": panels} if is_whole else None}
+    grid = {"across": arms, "down": panels} if is_whole else None
+    return {**drawn, "width": min(drawn["width"], widest), "columns": len(arms), "grid": grid}
 
 
-def _more(num_cells: int) -> str:
-    """Return a sentence on cells that have no panel of their own."""
-    return f" {num_cells - MAX_PANELS} more cells are not drawn." * (num_cells > MAX_PANELS)
+def _not_drawn(num_cells: int, arrangement: Arrangement, most: int = MAX_PANELS) -> str:
+    """Return sentences on the cells that a figure leaves out: more than ``most`` of its own, and those of grey arms."""
+    grey = [arm.label for arm in arrangement.arms if not arm.is_highlighted]
+    excess = f" {num_cells - most} more cells are not drawn." * (num_cells > most)
+    return excess + f" Without the arms that are not highlighted: {'; '.join(grey)}." * bool(grey)
 
 
 def _in_order(cells: Sequence[Cell], arrangement: Arrangement) -> list[Cell]:
@@ -461,11 +470,12 @@ def _class_accuracies(
         for cell, shares in found[:MAX_DRAWN]
         for number, (mean, half_width) in enumerate(zip(shares.mean(axis=0), t_half_widths(shares), strict=True))
     ]
-    some = f", {_excess(len(found))}" * (len(found) > MAX_DRAWN)
-    spec = {"row_label": "", "col_label": "Class", "title": f"Test accuracy on each class (%){some}", "scale": 100}
+    spec = {"row_label": "", "col_label": "Class", "title": "Test accuracy on each class (%)", "scale": 100}
     caption = "Accuracy of the final models on the test samples of each class: mean over seeds."
+    caption += _not_drawn(len(found), arrangement, MAX_DRAWN)
     data = concatenated(parts, ("row", "col", "value", "half_width"))
-    yield "class_accuracy", Picture(heat_map, data, {**spec, **page(question)}, caption)
+    width = page(question, len({*data["col"]}) // _FEW_CLASSES + 1)
+    yield "class_accuracy", Picture(heat_map, data, {**spec, **width}, caption)
 
 
 def _confusions(question: Question, cells: Sequence[Cell], arrangement: Arrangement) -> Iterator[tuple[str, Picture]]:
@@ -481,7 +491,7 @@ def _confusions(question: Question, cells: Sequence[Cell], arrangement: Arrangem
         shape = _panels_of_cells(question, [cell for cell, _ in drawn], arrangement)
         caption = (
             "What the final models take the test samples of each class for, over all seeds together: shares of each "
-            f"true class (%), where they round to 1 or more.{_more(len(of_size))}"
+            f"true class (%), where they round to 1 or more.{_not_drawn(len(of_size), arrangement)}"
         )
         picture = confusion_picture({_name(cell, arrangement): counts for cell, counts in drawn}, caption, shape)
         yield f"confusion{f'_{num_classes}' * (len(found) > 1)}", picture
