@@ -11,7 +11,7 @@ from matplotlib import image
 from matplotlib.text import Text
 
 from fedresearch.drawings import curves, forest, heat_map, ranking, sensitivity, spread, trajectories
-from fedresearch.drawings.paper import apart, read, saved
+from fedresearch.drawings.paper import apart, read, saved, wrap
 from fedresearch.drawings.picture import concatenated
 from fedresearch.runs.pictures import confusion_picture, heterogeneity, partition_picture
 from fedresearch.study.report.arms import COLOURS, DASHES, GREY, MARKERS
@@ -472,6 +472,21 @@ def plot_trajectories(middle=0.5):
     return trajectories.draw(concatenated(parts, ("panel", "arm", "client", "x", "y", "low", "high")), spec)
 
 
+@pytest.mark.parametrize("label", ["proximal_averaging_with_restarts", "long words " * 50, "key = " + "v" * 30])
+def test_titles_of_panels_do_not_overlap_and_leave_room(label):
+    figure = plot_curves([curve(panel=f"{label}{n}") for n in range(4)], columns=4, grid=None)
+    saved(figure, "png", PAGE)
+    boxes = extents([axes.title for axes in figure.axes])
+    assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
+    assert figure.axes[0].get_window_extent().height > 0.7 * figure.dpi
+
+
+def test_an_equation_stays_on_a_line_that_has_room_for_it():
+    assert wrap("averaging (μ = 0.01)", 12, breaks_words=True) == "averaging\n(μ = 0.01)"
+    assert wrap("proximal_mu = 0.01", 13, breaks_words=True) == "proximal_mu =\n0.01"
+    assert wrap("proximal_mu = 0.01", 13) == "proximal_mu = 0.01"
+
+
 def test_clients_are_thin_lines_behind_their_median():
     figure = plot_trajectories()
     left, right = figure.axes
@@ -525,7 +540,7 @@ ODD = {
 def test_odd_data_are_drawn_without_a_warning(draw):
     figure = draw()
     pixels = image.imread(io.BytesIO(saved(figure, "png", PAGE)))
-    assert pixels.shape[:2] == tuple(int(150 * inches) for inches in (figure.get_figheight(), figure.get_figwidth()))
+    assert pixels.shape[1::-1] == pytest.approx(150 * figure.get_size_inches(), abs=1)
     assert pixels.min() < 0.2
 
 

@@ -5,6 +5,7 @@ Labels are drawn as they are: ``$`` and ``_`` have no meaning. Figures have the 
 
 import csv
 import io
+import re
 import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ TEXTS = ("panel", "arm", "seed", "row", "col")  # columns of texts
 CHARACTER = 0.07  # inches, about the mean width of a character
 LINE = 0.165  # inches, from one line of labels to the next
 DPI = 150
+_MOST_LINES = 6  # of a label
 
 
 @contextmanager
@@ -145,11 +147,11 @@ def new_panels(spec: Spec, height: float = 0) -> tuple[Figure, list[Axes]]:
     columns = -(-len(panels) // rows)
     each = width / columns
     labels = spec.get("grid") or {"across": panels, "down": []}
-    titles = [wrap(label, each / CHARACTER - 4) for label in labels["across"]]
+    titles = [wrap(label, each / CHARACTER - 4, breaks_words=True) for label in labels["across"]]
     if height:
         height += 0.35 + LINE * num_lines(titles) * (not labels["down"])
     else:
-        height = min(3.0 if len(panels) == 1 else 2.3, 0.62 * each + 0.5)
+        height = min(3.0 if len(panels) == 1 else 2.3, 0.62 * each + 0.5) + LINE * (num_lines(titles) - 1)
     figure = Figure(figsize=(width, rows * height + LINE * num_lines(titles) * bool(labels["down"])))
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     drawn = [*grid.flat][: len(panels)]
@@ -161,7 +163,7 @@ def new_panels(spec: Spec, height: float = 0) -> tuple[Figure, list[Axes]]:
         axes.set_title(title)
     for axes, label in zip(drawn[columns - 1 :: columns], labels["down"], strict=False):
         look = {"rotation": 270, "ha": "left", "va": "center", "fontsize": 8}
-        text = wrap(label, height / CHARACTER - 4)
+        text = wrap(label, height / CHARACTER - 4, breaks_words=True)
         axes.annotate(text, (1, 0.5), (4, 0), xycoords="axes fraction", textcoords="offset points", **look)
     is_short = len(spec["x_label"]) <= each / CHARACTER - 4
     for axes in drawn[-columns:]:
@@ -204,10 +206,19 @@ def line_style(arm: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def wrap(label: str, width: float) -> str:
-    """Break a label between words, but not at "="; a word that is far too long is cut."""
-    words = " ".join(cut(word, max(40, int(width))) for word in label.split()).replace(" = ", "\u00a0=\u00a0")
-    lines = textwrap.fill(words, max(10, int(width)), break_long_words=False, break_on_hyphens=False)
+def wrap(label: str, width: float, *, breaks_words: bool = False) -> str:
+    """Break a label between words, but not at "="; what is far too long, a word or all of it, is cut.
+
+    ``breaks_words`` is for labels beside which there is another: they are broken at "=" and in words too if need be.
+    """
+    width = max(10, int(width))
+    words = " ".join(cut(word, max(40, width)) for word in label.split())
+    for text in re.findall(r"\S+ = \S+", words):
+        if len(text) <= width or not breaks_words:
+            words = words.replace(text, text.replace(" ", "\u00a0"))
+    lines = textwrap.fill(
+        words, width, break_long_words=breaks_words, break_on_hyphens=False, max_lines=_MOST_LINES, placeholder="…"
+    )
     return lines.replace("\u00a0", " ")
 
 
