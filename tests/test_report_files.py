@@ -205,6 +205,13 @@ def test_impossible_questions_are_refused(two_cells, monkeypatch, capsys, argume
     assert not (two_cells / "report").exists()
 
 
+def test_a_label_of_bytes_that_are_not_utf8_is_drawn(two_cells, monkeypatch, capsys):
+    label = os.fsdecode(b"Gr\xf6\xdfe")
+    code, out, error = run(monkeypatch, capsys, two_cells, "--label", f"strategy=fedavg={label}")
+    assert (code, error) == (0, [])
+    assert "| Gr\\udcf6\\udcdfe " in out
+
+
 def test_the_metric_of_several_columns_names_them(tmp_path, monkeypatch, capsys):
     make(tmp_path / "run", rows=[{**rows(0.5)[0], **{f"eval/per_class/{number}": 0.5 for number in range(11)}}])
     code, _, (error,) = run(monkeypatch, capsys, tmp_path, "--metric", "eval/per_class")

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from fedresearch.errors import printable
 from fedresearch.runs.columns import Declared, is_share
 from fedresearch.runs.comparison import format_value
 
@@ -65,8 +66,8 @@ def declared_labels(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _tidy(label: str) -> str:
-    """Return a label in which a whole number has no decimal point: ``μ = 1`` for ``μ = 1.0``."""
-    return re.sub(r"(?<=\d)\.0(?![\d.])", "", label)
+    """Return a printable label in which a whole number has no decimal point: ``μ = 1`` for ``μ = 1.0``."""
+    return re.sub(r"(?<=\d)\.0(?![\d.])", "", printable(label))
 
 
 def experiment_label(values: Mapping[str, Any], options: Mapping[str, str], names: Names = NO_NAMES) -> str:

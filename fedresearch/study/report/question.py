@@ -7,7 +7,7 @@ from difflib import get_close_matches
 import numpy as np
 
 from fedresearch.dotted_keys import leaves
-from fedresearch.errors import InputError
+from fedresearch.errors import InputError, printable
 from fedresearch.runs.columns import is_share
 from fedresearch.runs.comparison import format_value
 from fedresearch.runs.labels import Names
@@ -140,7 +140,7 @@ def _refuse_unknown(option: str, kind: str, word: str, known: Iterable[str], res
 
 def _named(study: Study, label: str, values: Mapping[str, Collection[str]]) -> tuple[str, str]:
     """Return what a label is for, and its text."""
-    what, _, text = label.rpartition("=")
+    what, _, text = printable(label).rpartition("=")
     key, _, value = what.partition("=")
     if not key or not text:
         raise InputError(
