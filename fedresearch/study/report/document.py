@@ -122,11 +122,11 @@ def _command() -> str:
 def _small(picture: bytes) -> bytes:
     """Return a PNG as WebP with few colours, in a fifth of its bytes.
 
-    These are 16 greys, which get no hue; the 16 most frequent colours, exactly; and 32 for all other dots.
+    These are 8 greys, which get no hue; the 16 most frequent colours, exactly; and 32 for all other dots.
     """
     dots = np.array(Image.open(io.BytesIO(picture)).convert("RGB"))
     is_grey = (dots[..., 0] == dots[..., 1]) & (dots[..., 1] == dots[..., 2])
-    greys = np.round(dots[is_grey, :1] / 17) * 17
+    greys = np.round(np.round(dots[is_grey, :1] * (7 / 255)) * (255 / 7))
     dots[is_grey] = 255
     colours, counts = np.unique(dots[~is_grey] @ np.array([1 << 16, 1 << 8, 1]), return_counts=True)
     frequent = [
