@@ -1,5 +1,6 @@
 """A cohort trained in one batched call: what is equal, how nearly, and what is refused."""
 
+import copy
 import os
 import stat
 from pathlib import Path
@@ -15,6 +16,9 @@ from fedresearch.experiment.experiment import Experiment
 from fedresearch.experiment.preparation import prepare
 from fedresearch.local import compiled
 from fedresearch.local.compiled import keep_code_in
+from fedresearch.local.stacked import StackedTrainer
+from fedresearch.local.train import LocalTrainer, LocalWork, Task
+from fedresearch.local.update import LocalUpdate
 from tests.conftest import LONG
 
 SMALL = ["federation.num_supernodes=6", "federation.num_rounds=2", "local.epochs=2", "local.batch_size=20"]
@@ -86,8 +90,6 @@ def test_so_it_is_with_other_options(run, overrides):
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("model", ["logistic", "mlp"])
 def test_a_clients_result_does_not_depend_on_the_order_and_the_others_of_its_chunk(run, model, compiled):
-    from fedresearch.local.stacked import StackedTrainer
-
     result = run(*SMALL, *EAGER, f"model={model}")
     clients, trainer = result.experiment.client_app, StackedTrainer(5, compiled, 0)
     from flwr.app import ConfigRecord, Context, RecordDict
@@ -332,3 +334,17 @@ def test_code_that_others_may_have_written_is_not_run(tmp_path, monkeypatch, no_
     ) as refused:
         keep_code_in(tmp_path)
     assert ("without TORCHINDUCTOR_CACHE_DIR" in str(refused.value)) == (named and found != "a file")
+
+
+def test_a_shared_parameter_is_trained_under_all_its_names():
+    """An evaluation loads each name, so that an old value under the second one would replace the trained one."""
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Tanh(), torch.nn.Linear(4, 4))
+    model[2].weight = model[0].weight
+    x, y = torch.randn(7, 4), torch.randint(4, (7,))
+    update, work = LocalUpdate(), LocalWork(2, None, 3)
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    task = Task(start, x, y, update, update.stages(model), {"lr": 0.5}, lambda _: 1)
+    expected = LocalTrainer(copy.deepcopy(model), torch.optim.SGD, work)(task).state
+    (trained,) = StackedTrainer(1, False, 7)([task], model, optimizer=torch.optim.SGD, work=work)
+    torch.testing.assert_close(trained.state, dict(expected))
+    assert not torch.equal(trained.state["2.weight"], start["2.weight"])

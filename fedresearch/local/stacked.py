@@ -17,6 +17,7 @@ from fedresearch.local.compiled import Code, compile_code
 from fedresearch.local.forward import Forward
 from fedresearch.local.lanes import Column, Lanes
 from fedresearch.local.replayed import Replayed
+from fedresearch.local.state_names import first_names
 from fedresearch.local.steps import Batch, Steps
 from fedresearch.local.train import LocalWork, MakeOptimizer, Task, Trained, drift, starting
 from fedresearch.local.update import Tensors
@@ -118,12 +119,14 @@ class StackedTrainer:
             losses += total.cpu()
             num_steps = [num + len(own) for num, own in zip(num_steps, rows, strict=True)]
         drift_of = functools.cache(functools.partial(drift, make_optimizer))
+        shared_by = first_names(model)
         results = []
         values = zip(*after.values(), strict=True)
         for task, own, held, loss, num in zip(tasks, values, fixed, losses.tolist(), num_steps, strict=True):
             trained_own = dict(zip(names, own, strict=True))
             end = task.update.end(trained_own, held, functools.partial(drift_of, num))
-            results.append(Trained({**task.start, **trained_own}, loss / num, num, end, {}))
+            state = {**task.start, **{name: trained_own[first] for name, first in shared_by.items()}}
+            results.append(Trained(state, loss / num, num, end, {}))
         return results
 
     def _compile(self, function: Code, arguments: Sequence[Tensor]) -> Code:
