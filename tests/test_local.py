@@ -1,9 +1,12 @@
 """One client's training and evaluation against plain PyTorch and arithmetic."""
 
+import copy
 import functools
 import math
+import random
 from itertools import chain
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -14,7 +17,7 @@ from torch.nn import functional as F
 from fedresearch.local.metrics import accuracy
 from fedresearch.local.objective import evaluate, mean_gradient, mean_loss
 from fedresearch.local.train import LocalTrainer, LocalWork, Task, bare_step, drift
-from fedresearch.local.update import LocalUpdate
+from fedresearch.local.update import End, LocalUpdate
 
 
 def samples(n, generator):
@@ -82,6 +85,22 @@ def test_an_optimizers_own_step_and_its_hooks_are_called():
             bare_step(optimizer)()
         assert weight.item() == expected
     assert called == ["own", "hook", "replaced"]
+
+
+def test_what_an_update_draws_from_the_global_generators_is_a_function_of_the_clients_seed():
+    """Also at the end of its round, whatever drew before in this process, which differs on workers."""
+
+    class Drawing(LocalUpdate):
+        def end(self, params, fixed, drift):
+            return End(metrics={"drawn": torch.rand(()), "python": random.random(), "numpy": np.random.rand()})
+
+    model, update = nn.Linear(4, 3), Drawing()
+    x, y = samples(5, torch.Generator().manual_seed(0))
+    task = Task(copy.deepcopy(model.state_dict()), x, y, update, update.stages(model), {"lr": 0.1}, lambda _: 3)
+    train = LocalTrainer(model, torch.optim.SGD, LocalWork(1, None, 2))
+    first = train(task).end.metrics
+    torch.rand(1)
+    assert train(task).end.metrics == first
 
 
 def test_a_state_dict_of_other_shapes_is_refused_and_not_spread():

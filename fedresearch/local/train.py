@@ -202,7 +202,7 @@ class LocalTrainer:
             self._numbers.manual_seed(task.seed_of("transforms"))
         losses: list[Tensor] = []
         state: dict[str, Tensor] = {}
-        # A model's own draws (dropout) come from the global generators.
+        # The draws of a model (dropout), and those of an update that does not use its own seed.
         with seeded_for_client(task.x.device, task.seed_of("dropout")):
             fixed = update.begin(starting(task, model, params))
             try:
@@ -215,14 +215,14 @@ class LocalTrainer:
                         state |= _state(stepper, trained, f"{number}/")
             finally:
                 _require_grad(params.values(), self._trainable)
-        if not losses:
-            raise ValueError("no parameter is trained: all are frozen")
-        num_steps = len(losses)
-        end = update.end(
-            {name: tensor.detach() for name, tensor in params.items()},
-            fixed,
-            functools.partial(drift if task.optimizer_state is None else _no_drift, make_optimizer, num_steps),
-        )
+            if not losses:
+                raise ValueError("no parameter is trained: all are frozen")
+            num_steps = len(losses)
+            end = update.end(
+                {name: tensor.detach() for name, tensor in params.items()},
+                fixed,
+                functools.partial(drift if task.optimizer_state is None else _no_drift, make_optimizer, num_steps),
+            )
         total = 0.0
         for loss in torch.stack(losses).tolist():  # read once, and added one after another in double precision
             total += loss
