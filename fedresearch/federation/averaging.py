@@ -10,6 +10,7 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 from fedresearch.federation.records import array_record
 from fedresearch.federation.replies import Replies
 from fedresearch.federation.stack import StackedReplies
+from fedresearch.inherited import inherits
 
 
 def mean_by(strategy: Strategy) -> str | None:
@@ -23,14 +24,13 @@ def sends_to_all(strategy: Strategy) -> bool:
     """Return whether a strategy only sends the model and its config to the whole cohort, as FedAvg does."""
     return (
         isinstance(strategy, FedAvg)
-        and type(strategy).configure_train is FedAvg.configure_train
-        and type(strategy)._construct_messages is FedAvg._construct_messages
+        and inherits(strategy, FedAvg, "configure_train", "_construct_messages")
         and strategy.fraction_train == 1
     )
 
 
 def _is_mean(strategy: Strategy) -> TypeGuard[FedAvg]:
-    return isinstance(strategy, FedAvg) and type(strategy).aggregate_train is FedAvg.aggregate_train
+    return isinstance(strategy, FedAvg) and inherits(strategy, FedAvg, "aggregate_train", "_check_and_log_replies")
 
 
 def aggregate_train(

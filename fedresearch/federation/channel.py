@@ -15,6 +15,7 @@ from fedresearch.federation.held_array import num_bytes
 from fedresearch.federation.records import ARRAYS, arrays_of, tensor_record, tensors
 from fedresearch.federation.stack import StackedReplies
 from fedresearch.federation.update_sums import rows_at_once
+from fedresearch.inherited import inherits
 from fedresearch.seeding import derive_seed
 
 CHANNEL = "channel"  # the record of a reply with the update and the extra tensors of the stages
@@ -226,9 +227,8 @@ class Channel:
 
 
 def _takes_rows(stage: ChannelStage) -> TypeGuard[RowStage]:
-    """Return whether a stage does all with rows: no class below RowStage does something else with one update."""
-    kind = type(stage)
-    return isinstance(stage, RowStage) and (kind.encode, kind.decode) == (RowStage.encode, RowStage.decode)
+    """Return whether a stage does all with rows: nothing below RowStage does something else with one update."""
+    return isinstance(stage, RowStage) and inherits(stage, RowStage, "encode", "decode")
 
 
 def _num_bytes(arrays: Iterable[tuple[str, np.dtype[Any], tuple[int, ...]]]) -> int:

@@ -23,6 +23,7 @@ from fedresearch.federation.records import (
     number,
 )
 from fedresearch.federation.stack import StackedReplies
+from fedresearch.inherited import inherits
 from fedresearch.local.dense import Chain, DenseKernel, chain_of, optimizer_of
 from fedresearch.local.train import Trained, drift, starting
 from fedresearch.local.update import LocalUpdate, Start, Tensors, Term
@@ -35,8 +36,7 @@ def chain_of_clients(clients: Clients) -> Chain | None:
     """Return the chain of clients whose training the kernel computes, by SGD or Adam and with a term; else None."""
     update, data = clients.update, clients.data
     is_computed = (
-        type(update).objective is LocalUpdate.objective
-        and type(update).correct is LocalUpdate.correct
+        inherits(update, LocalUpdate, "objective", "correct")
         and not (update.own_model or clients.personal or clients.keeps_optimizer_state or clients.inputs.transforms)
         and [stage.trained for stage in clients.stages] == [clients.parameters]
         and data.x.device.type == "cpu"
@@ -80,8 +80,7 @@ class DenseClients:
             zero, one = (data.normalise(torch.full_like(data.x[:1], value)) for value in (0, 1))
             self._pixels = {"scale": (one - zero).ravel().numpy(), "offset": zero.ravel().numpy()}
         self._optimizer_of = functools.lru_cache(maxsize=1)(functools.partial(optimizer_of, clients.optimizer))
-        kind, base = type(clients.update), LocalUpdate
-        self.trains_all = all(getattr(kind, name) is getattr(base, name) for name in ("begin", "term", "end"))
+        self.trains_all = inherits(clients.update, LocalUpdate, "begin", "term", "end")
 
     def takes(self, clients: Clients, content: RecordDict, client: Client) -> bool:
         """Return whether the kernel can add the term of a client of an app to its gradient."""

@@ -15,6 +15,7 @@ from torch.autograd.graph import _engine_run_backward as run_backward
 from torch.nn import Module, Parameter
 from torch.optim import Optimizer
 
+from fedresearch.inherited import inherits
 from fedresearch.local.forward import Forward
 from fedresearch.local.generators import seeded_for_client
 from fedresearch.local.inputs import Inputs
@@ -267,7 +268,7 @@ class LocalTrainer:
                     corrected = update.correct(gradients, trained, fixed)
                     if corrected is not gradients:
                         _replace(gradients, corrected, trained)
-                    elif type(update).correct is LocalUpdate.correct:
+                    elif inherits(update, LocalUpdate, "correct"):
                         corrects = False  # it will in no other step either
                 step()
             losses.append(each.detach().dot(weights[key]))
