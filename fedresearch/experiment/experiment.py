@@ -1,6 +1,5 @@
 """An experiment's objects, from its config."""
 
-import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -155,11 +154,23 @@ class Experiment:
     def measured(self) -> list[str]:
         """The names of what an evaluation measures besides the loss, found out on two samples."""
         names: list[str] = []
-        with seeded_generators(0):
-            samples = self.data.test_x[:2], self.data.test_y[:2]
-            measure = functools.partial(evaluate, self.model, *samples, self.inputs.prepare)
-            for name, metric in self.metrics.items():
-                names += Builder({"metrics": name}).build("metrics", measure, dict, metrics={name: metric}).keys()
+        samples = self.data.test_x[:2], self.data.test_y[:2]
+
+        def measure(metrics: Metrics) -> Row:
+            with seeded_generators(0):
+                return evaluate(self.model, *samples, self.inputs.prepare, metrics)
+
+        for name, metric in self.metrics.items():
+            first, second = (
+                Builder({"metrics": name}).build("metrics", measure, dict, metrics={name: metric}) for _ in range(2)
+            )
+            if repr(first) != repr(second) and self.device.type == "cpu":
+                raise InputError(
+                    f"metrics={name}: the same samples have {first} and then {second}: the metric, or "
+                    f"model={self.choices['model']}, keeps a value or changes what it was given in place; compute with "
+                    "a copy, as in x = x - 1 and not x -= 1"
+                )
+            names += first
         return [name for name in names if name != "loss"]
 
     @cached_property

@@ -9,14 +9,16 @@ import warnings
 from multiprocessing.connection import Connection
 
 import torch
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import Array, ConfigRecord, Context, Message, RecordDict
 
 from fedresearch.errors import InputError, one_line, raised_at
 from fedresearch.experiment.experiment import Experiment
+from fedresearch.federation.client_app import Clients
 from fedresearch.federation.cohort_grid import CohortGrid
 from fedresearch.federation.generators import restored_generators
 from fedresearch.federation.hooks import Hooks
 from fedresearch.federation.nodes import NodeGrid
+from fedresearch.federation.records import view
 from fedresearch.local.objective import EVALUATION_BATCH, evaluate
 from fedresearch.local.train import LocalWork
 
@@ -144,7 +146,9 @@ def _answer(experiment: Experiment, message: Message) -> None:
             samples = training_data.sample(partition_id, num_samples)
             clients = experiment.new_client_app(copy.deepcopy(experiment.model), samples, LocalWork(None, 1, 0))
             experiment.grid.try_out(clients, message, Context(1, 2, {"partition-id": 0}, RecordDict(), {}))
-        except InputError:  # from the hardware, not the client
+            if experiment.device.type == "cpu":  # some algorithms of a GPU do not repeat
+                _refuse_memory(clients, message)
+        except (InputError, _CannotTakePart):  # from the hardware, not the client
             raise
         except (Exception, SystemExit) as error:
             hint = f" (the last batch of partitions {alone} is one sample; try another local.batch_size)"
@@ -157,6 +161,26 @@ def _answer(experiment: Experiment, message: Message) -> None:
         except (Exception, SystemExit) as error:
             hint = f" (partitions {alone} validate on a batch of one sample; try another validation.fraction)"
             raise _CannotTakePart("be evaluated", _reason(error) + hint) from error
+
+
+def _refuse_memory(clients: Clients, message: Message) -> None:
+    """Reject clients that answer one message in two ways: on other hardware, others would have come before."""
+    replies = (clients(message, Context(1, 2, {"partition-id": 0}, RecordDict(), {})) for _ in range(2))
+    first, second = (
+        {
+            f"{key}/{name}": view(value).tobytes() if isinstance(value, Array) else repr(value)
+            for key, record in reply.content.items()
+            for name, value in record.items()
+        }
+        for reply in replies
+    )
+    if different := [name for name in first if first[name] != second.get(name)]:
+        raise _CannotTakePart(
+            "train",
+            f"a client's second answer to one message differs from the first ({different[0]}): something keeps a value "
+            "between clients, changes what it was given in place, or draws from a generator of its own; keep values in "
+            "buffers of the model or in LocalUpdate's End(kept=...), and draw from the global generators",
+        )
 
 
 def _reason(error: BaseException) -> str:
