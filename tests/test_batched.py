@@ -2,6 +2,7 @@
 
 import copy
 import os
+import random
 import stat
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from fedresearch.local import compiled
 from fedresearch.local.compiled import keep_code_in
 from fedresearch.local.stacked import StackedTrainer
 from fedresearch.local.train import LocalTrainer, LocalWork, Task
-from fedresearch.local.update import LocalUpdate
+from fedresearch.local.update import End, LocalUpdate
 from tests.conftest import LONG
 
 SMALL = ["federation.num_supernodes=6", "federation.num_rounds=2", "local.epochs=2", "local.batch_size=20"]
@@ -145,6 +146,88 @@ def test_dropout_cannot_be_batched(compose, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     experiment = Experiment(*compose(*EAGER, "model=dropping", "tracker=none", config_dir=tmp_path))
     with pytest.raises(InputError, match=r"^hardware=batched cannot train these clients"):
+        prepare(experiment)
+
+
+class Counting(torch.nn.Linear):
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.register_buffer("calls", torch.tensor(0))
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x.flatten(1))
+
+
+class Hesitant(torch.nn.Linear):
+    def forward(self, x):
+        return super().forward(x.flatten(1) * random.random())
+
+
+class Idle(torch.nn.Linear):
+    """With a parameter that has no gradient, and so no decay."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.idle = torch.nn.Parameter(torch.ones(3))
+
+    def forward(self, x):
+        return super().forward(x.flatten(1))
+
+
+class Batchwise(LocalUpdate):
+    def objective(self, model, params, x, y, fixed):
+        outputs = model(params, x)
+        return torch.nn.functional.cross_entropy(outputs - outputs.mean(0), y, reduction="none")
+
+
+class Slowing(torch.optim.SGD):
+    """Whose number of steps is no tensor."""
+
+    num_steps = 0
+
+    def step(self, closure=None):
+        self.num_steps += 1
+        for group in self.param_groups:
+            group["lr"] = group["lr"] / self.num_steps
+        super().step()
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("model", Counting(64, 10)),
+        ("model", Hesitant(64, 10)),
+        ("model", Idle(64, 10)),
+        ("model", torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(64, track_running_stats=False))),
+        ("update", Batchwise()),
+        ("optimizer", Slowing),
+    ],
+)
+def test_clients_that_would_train_to_other_numbers_together_are_refused(compose, part, value):
+    """Buffers that a step changes are lost there, what draws is not seeded, short batches are padded."""
+    experiment = Experiment(*compose(*EAGER, "tracker=none", "optimizer.weight_decay=0.01", "model=logistic"))
+    vars(experiment)[part] = value
+    with pytest.raises(InputError, match=r"^hardware=batched trains these clients to other numbers than one at a time"):
+        prepare(experiment)
+
+
+class Storing(LocalUpdate):
+    def begin(self, start):
+        self.scale = 1.0 + start.partition_id
+        return {}
+
+    def end(self, params, fixed, drift):
+        return End(params={name: self.scale * param for name, param in params.items()})
+
+
+@pytest.mark.parametrize("hardware", [EAGER, ["hardware=batched"]])
+def test_an_update_that_keeps_a_clients_values_in_attributes_is_refused(compose, hardware):
+    """All clients begin before the first one ends."""
+    experiment = Experiment(*compose(*hardware, "tracker=none", "model=logistic"))
+    experiment.update = Storing()
+    said = "hardware=batched trains clients together, and strategy.client keeps scale in attributes, which they would"
+    with pytest.raises(InputError, match=f"^{said}"):
         prepare(experiment)
 
 

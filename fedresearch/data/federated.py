@@ -128,6 +128,11 @@ class FederatedData:
         train = [self.train[partition_id][:num_samples]]
         return replace(self, train=train, validation=[train[0][:0]], x=x[:num_samples], y=y[:num_samples])
 
+    def in_double(self) -> "FederatedData":
+        """Return the clients' samples in double precision."""
+        x, y = (array.double() if array.is_floating_point() else array for array in (self.x, self.y))
+        return replace(self, x=x, y=y, normalise=self.normalise and replace(self.normalise, dtype=torch.float64))
+
     def targets(self) -> Iterator[Tensor]:
         """Yield each client's targets: of its training samples, then of its validation samples."""
         for start, _, stop in self._bounds:

@@ -1,5 +1,6 @@
 """The ClientApp: how a client answers a message."""
 
+import copy
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -369,6 +370,10 @@ class Clients(ClientApp):
     def to(self, device: str) -> "Clients":
         """Return the same ClientApp on a device."""
         return self._remake(model=self.model.to(device), data=self.data.to(device))
+
+    def in_double(self, work: LocalWork) -> "Clients":
+        """Return a ClientApp with a copy of the model and with samples in double precision, for some work."""
+        return self._remake(model=copy.deepcopy(self.model).double(), data=self.data.in_double(), work=work)
 
     def cost(self, partition_id: int) -> int:
         """Return the relative time that a client takes: its number of samples."""

@@ -4,27 +4,34 @@ import functools
 import logging
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
-from flwr.app import Context, Message, MessageType, RecordDict
+import numpy as np
+from flwr.app import ArrayRecord, Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
+from numpy.typing import NDArray
 from torch.nn.modules.conv import _ConvNd
 
 from fedresearch.errors import InputError, one_line
 from fedresearch.federation.client_app import Client, Clients
 from fedresearch.federation.dense_clients import DenseClients, chain_of_clients
 from fedresearch.federation.flower import client_error
+from fedresearch.federation.layout import Layout
+from fedresearch.federation.records import array_record, arrays_of, view
 from fedresearch.federation.stack import DifferentReply, StackedReplies
 from fedresearch.hardware.cores import num_cores
 from fedresearch.hardware.in_process import InProcessGrid
 from fedresearch.local.compiled import keep_code_in
 from fedresearch.local.library import KernelUnavailable
 from fedresearch.local.stacked import StackedTrainer
+from fedresearch.local.train import LocalWork
 
 log = logging.getLogger("fedresearch")
 
 # Clients that train in one call, at most. Their samples and tasks are in memory at once; those of the others are not.
 _MOST_AT_ONCE = 4096
+# Steps in which clients that train together are compared with one at a time, and the rounding of double precision.
+_STEPS, _ROUNDING = 3, 1e-8
 
 
 class BatchedGrid(InProcessGrid):
@@ -106,20 +113,82 @@ class BatchedGrid(InProcessGrid):
         Raises
         ------
         InputError
-            If the model cannot be batched.
+            If the model cannot be batched, or if clients that train together have other numbers than one at a time.
         """
         assert isinstance(app, Clients)
+        before = _attributes(app)
         super().try_out(app, message, context)
+        if shared := [name for name, value in _attributes(app).items() if before.get(name) is not value]:
+            raise InputError(
+                f"hardware=batched trains clients together, and strategy.client keeps {', '.join(shared)} in "
+                "attributes, which they would share; return such values from begin, or try hardware=cpu or "
+                "hardware=workers"
+            )
         if self._dense and self._dense.takes(app, message.content, Client(0, context.state)):
             return  # vmap imports PyTorch's compiler, which takes a second
         try:
             app.train_clients([message] * 2, [context, _copy(context)], StackedTrainer(2, False, self._largest))
+            differ = _differ_together(app.in_double(LocalWork(None, _STEPS, 0)), message.content)
         except Exception as error:
             reason = one_line(error).partition(". ")[0]  # without vmap's advice, which is for programmers
             raise InputError(
                 f"hardware=batched cannot train these clients ({reason}), which can be trained one at a time; "
                 "try hardware=cpu or hardware=workers"
             ) from error
+        if differ:
+            raise InputError(
+                "hardware=batched trains these clients to other numbers than one at a time: the model changes its "
+                "buffers, has a parameter without a gradient, draws, or looks at a whole batch, or the "
+                "optimizer keeps more than tensors; try hardware=cpu or hardware=workers"
+            )
+
+
+def _attributes(clients: Clients) -> dict[str, Any]:
+    """Return the attributes of the client half of a strategy, also of that of the clients' own models."""
+    return {**vars(clients.update), **vars(clients.update.own_model or clients.update)}
+
+
+def _differ_together(clients: Clients, content: RecordDict) -> bool:
+    """Return whether clients in double precision have other numbers together with a twin than one after another.
+
+    Rounding is small there. A model that cannot compute so is not compared.
+    """
+    double = RecordDict(
+        {
+            key: array_record({name: _in_double(view(array)) for name, array in record.items()})
+            if isinstance(record, ArrayRecord)
+            else record
+            for key, record in content.items()
+        }
+    )
+    try:
+        alone = _trained(clients, double, None)
+    except Exception:  # of the model's code, which may be for single precision alone
+        return False
+    together = _trained(clients, double, StackedTrainer(2, False, _STEPS))
+    return any(
+        not np.allclose(one, other, rtol=0, atol=_ROUNDING * max(1, np.nanmax(np.abs(one), initial=0)), equal_nan=True)
+        for one, other in zip(alone, together, strict=True)
+    )
+
+
+def _trained(clients: Clients, content: RecordDict, trainer: StackedTrainer | None) -> list[NDArray[Any]]:
+    """Return all numbers that a client and its twin send and keep."""
+    layout = Layout(arrays_of(content), clients.parameters)
+    cohort = [Client(0, RecordDict())] * 2
+    stack = StackedReplies(layout, [1, 2], layout.rows(2), lambda _, content: Message(content, 1, ""))
+    kept = clients.train_stacked(content, cohort, stack, 0, trainer)
+    records = [record for state in kept.values() for record in state.array_records.values()]
+    return [
+        *stack.rows.values(),
+        *(array for group in stack.sent.values() for array in group.values()),
+        *(np.asarray(values, float) for values in stack.metrics.values()),
+        *(view(array) for record in records for array in record.values()),
+    ]
+
+
+def _in_double(array: NDArray[Any]) -> NDArray[Any]:
+    return array.astype(np.float64) if array.dtype.kind == "f" else array
 
 
 def _calls(num_clients: int, num_rows: int) -> Iterator[tuple[int, int]]:
