@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from fedresearch.errors import InputError
 from fedresearch.experiment.experiment import Experiment
 from fedresearch.hardware import auto
 from fedresearch.runs.record import read_record
@@ -79,3 +80,26 @@ def test_it_runs_as_what_it_chose_and_the_record_has_it(tmp_path, monkeypatch, c
     named = conduct(tmp_path / "named", *options, "hardware=cpu")
     assert rows_of(on_cpu) == rows_of(on_workers) == rows_of(named)
     assert read_record(named)["hardware"] == "cpu"
+
+
+@pytest.mark.parametrize("register", ["register_hook", "register_post_accumulate_grad_hook"])
+def test_hooks_of_gradients_are_called_or_refused(compose, monkeypatch, register):
+    """Neither pickling nor a function of the parameters keeps them."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    getattr(model[1].weight, register)(lambda each: None)
+
+    def grid(hardware):
+        experiment = Experiment(*compose(f"hardware={hardware}", "federation.num_rounds=9999", "local.epochs=99"))
+        experiment.model = model
+        return experiment.grid
+
+    for hardware in ("workers", "batched"):
+        with pytest.raises(
+            InputError, match=r"^the gradient of the model's 1.weight has a hook, and copies of the model"
+        ):
+            grid(hardware)
+    monkeypatch.setattr(auto, "num_cores", lambda: 2)
+    chosen = grid("auto")
+    assert auto.choose(chosen._clients, 9999, 10)[0] == "cpu"
+    model[1].weight._backward_hooks = model[1].weight._post_accumulate_grad_hooks = None
+    assert auto.choose(chosen._clients, 9999, 10)[0] == "workers"

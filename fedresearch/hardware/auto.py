@@ -21,6 +21,7 @@ from fedresearch.federation.stack import StackedReplies
 from fedresearch.hardware.cores import num_cores
 from fedresearch.hardware.in_process import InProcessGrid
 from fedresearch.hardware.ordered import OrderedGrid
+from fedresearch.local.state_names import hooked
 
 log = logging.getLogger("fedresearch")
 
@@ -122,6 +123,8 @@ def choose(clients: Clients, num_rounds: int, cohort_size: int) -> tuple[str, st
     cohort = min(cohort_size, len(sizes))
     messages = num_rounds * cohort
     seconds = messages * _client_s(clients, sum(sizes) / max(1, len(sizes)))
+    if hooked(clients.model):
+        return "cpu", "the model's gradients have hooks, which copies of it have not", seconds
     at_once = min(num_cores(), cohort)
     if at_once < 2:
         return "cpu", "one client trains in a round" if cohort < 2 else "this run may use one core", seconds

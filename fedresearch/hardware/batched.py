@@ -21,6 +21,7 @@ from fedresearch.federation.records import array_record, arrays_of, view
 from fedresearch.federation.stack import DifferentReply, StackedReplies
 from fedresearch.hardware.cores import num_cores
 from fedresearch.hardware.in_process import InProcessGrid
+from fedresearch.hardware.ordered import refuse_hooks
 from fedresearch.local.compiled import keep_code_in
 from fedresearch.local.library import KernelUnavailable
 from fedresearch.local.stacked import StackedTrainer
@@ -65,6 +66,7 @@ class BatchedGrid(InProcessGrid):
         cache_dir: str,
     ) -> None:
         super().__init__(client_app, num_supernodes)
+        refuse_hooks(client_app)
         if compile == "auto":
             keep_code_in(cache_dir)
         self._dense = _dense(client_app, cache_dir) if compile == "auto" else None

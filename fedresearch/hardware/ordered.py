@@ -15,6 +15,7 @@ from flwr.app import Context, Message, MessageType, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
+from fedresearch.errors import InputError
 from fedresearch.federation.broadcast import Broadcast
 from fedresearch.federation.client_app import Client, Clients
 from fedresearch.federation.flower import FIRST_NODE_ID, Run, be_server, client_error, set_message_id, unknown_message
@@ -23,6 +24,7 @@ from fedresearch.federation.records import NUM_EXAMPLES, UNIFORM, arrays_of
 from fedresearch.federation.stack import FoldedReplies, StackedReplies
 from fedresearch.federation.update_sums import rows_at_once
 from fedresearch.hardware.threads import limit_threads
+from fedresearch.local.state_names import hooked
 
 _NO_STATE = RecordDict()
 
@@ -263,6 +265,21 @@ class OrderedGrid(Grid):
 def node_name(node_id: int) -> str:
     """Return what an error message calls a client."""
     return f"partition {node_id - FIRST_NODE_ID}"
+
+
+def refuse_hooks(app: ClientApp) -> None:
+    """Refuse a model whose gradients have hooks, where copies of its parameters train.
+
+    Raises
+    ------
+    InputError
+        With the first such parameter.
+    """
+    if isinstance(app, Clients) and (names := hooked(app.model)):
+        raise InputError(
+            f"the gradient of the model's {names[0]} has a hook, and copies of the model have none; change them in "
+            "LocalUpdate.correct, or try hardware=cpu"
+        )
 
 
 def _reset_foreign_start_method() -> None:

@@ -19,7 +19,7 @@ from fedresearch.federation.flower import FIRST_NODE_ID, client_error
 from fedresearch.federation.layout import Layout, Rows
 from fedresearch.federation.records import arrays_of
 from fedresearch.federation.stack import DifferentReply, FoldedReplies, StackedReplies
-from fedresearch.hardware.ordered import OrderedGrid, node_name
+from fedresearch.hardware.ordered import OrderedGrid, node_name, refuse_hooks
 
 log = logging.getLogger("fedresearch")
 
@@ -93,6 +93,7 @@ class PoolGrid(OrderedGrid):
 
     def __init__(self, client_app: ClientApp, num_supernodes: int, run_config: UserConfig | None = None) -> None:
         super().__init__(client_app, num_supernodes, run_config)
+        refuse_hooks(client_app)
         self._cost = client_app.cost if isinstance(client_app, Clients) else lambda _: 1
         self._workers: list[Any] = []
 

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from fedresearch.local.library import KernelUnavailable, library
 from fedresearch.local.objective import losses
+from fedresearch.local.state_names import has_hooks
 from fedresearch.local.train import LocalWork, MakeOptimizer, bare_step
 
 Array = NDArray[Any] | Tensor
@@ -194,8 +195,7 @@ def _is_changed(module: Module) -> bool:
 
 
 def _is_plain(param: Tensor) -> bool:
-    hooks = param._backward_hooks or getattr(param, "_post_accumulate_grad_hooks", None)
-    return param.requires_grad and param.dtype == torch.float32 and param.is_cpu and not hooks
+    return param.requires_grad and param.dtype == torch.float32 and param.is_cpu and not has_hooks(param)
 
 
 def _computes(model: Module, chain: Chain, input_shape: Sequence[int], params: Sequence[Tensor]) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 
+from torch import Tensor
 from torch.nn import Module
 from torch.nn.modules.batchnorm import _NormBase
 
@@ -23,6 +24,16 @@ def first_names(model: Module) -> dict[str, str]:
 def trainable(model: Module) -> Names:
     """Return the names of the parameters that are not frozen."""
     return frozenset(name for name, tensor in model.named_parameters() if tensor.requires_grad)
+
+
+def has_hooks(param: Tensor) -> bool:
+    """Return whether a parameter's gradient has hooks, which no copy of it has."""
+    return bool(param._backward_hooks or getattr(param, "_post_accumulate_grad_hooks", None))
+
+
+def hooked(model: Module) -> list[str]:
+    """Return the names of the parameters whose gradients have hooks."""
+    return [name for name, param in model.named_parameters() if has_hooks(param)]
 
 
 def buffers(model: Module) -> Names:
