@@ -159,11 +159,6 @@ class Counting(torch.nn.Linear):
         return super().forward(x.flatten(1))
 
 
-class Hesitant(torch.nn.Linear):
-    def forward(self, x):
-        return super().forward(x.flatten(1) * random.random())
-
-
 class Idle(torch.nn.Linear):
     """With a parameter that has no gradient, and so no decay."""
 
@@ -197,7 +192,6 @@ class Slowing(torch.optim.SGD):
     ("part", "value"),
     [
         ("model", Counting(64, 10)),
-        ("model", Hesitant(64, 10)),
         ("model", Idle(64, 10)),
         ("model", torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(64, track_running_stats=False))),
         ("update", Batchwise()),
@@ -205,10 +199,24 @@ class Slowing(torch.optim.SGD):
     ],
 )
 def test_clients_that_would_train_to_other_numbers_together_are_refused(compose, part, value):
-    """Buffers that a step changes are lost there, what draws is not seeded, short batches are padded."""
+    """Buffers that a step changes are lost there, and short batches are padded."""
     experiment = Experiment(*compose(*EAGER, "tracker=none", "optimizer.weight_decay=0.01", "model=logistic"))
     vars(experiment)[part] = value
     with pytest.raises(InputError, match=r"^hardware=batched trains these clients to other numbers than one at a time"):
+        prepare(experiment)
+
+
+@pytest.mark.parametrize(("draw", "of"), [(random.random, "Python"), (np.random.rand, "NumPy")])
+def test_a_model_that_draws_seldom_is_refused(compose, draw, of):
+    class Hesitant(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x.flatten(1) * (draw() > 1e-9))
+
+    experiment = Experiment(*compose(*EAGER, "tracker=none"))
+    experiment.model = Hesitant(64, 10)
+    with pytest.raises(
+        InputError, match=rf"\(it draws from the global generator of {of}\), which can be trained one at"
+    ):
         prepare(experiment)
 
 

@@ -4,6 +4,7 @@ import functools
 import itertools
 import math
 import os
+import random
 
 import numpy as np
 import pytest
@@ -431,6 +432,22 @@ class Noisy(nn.Sequential):
         return super().forward(x + 1 if self.training else x)
 
 
+class Limited(nn.Sequential):
+    """Whose trace, which replaces attributes alone, does not show its limits."""
+
+    def forward(self, x):
+        for param in self.parameters():
+            param.data.clamp_(-0.9, 0.9)
+        return super().forward(x)
+
+
+class Skipping(nn.Sequential):
+    """Stochastic depth, of which a trace sees one depth."""
+
+    def forward(self, x):
+        return super().forward(x) if random.random() < 1 else x
+
+
 class Named(nn.Module):
     """Whose ``relu`` is another function."""
 
@@ -473,6 +490,8 @@ THREE = nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3)
         ((3,), Twice(*THREE[:1])),
         ((3,), Frozen(*THREE)),
         ((3,), Doubled(*THREE)),
+        ((3,), Limited(*THREE)),
+        ((3,), Skipping(*THREE)),
         ((3,), Noisy(*THREE).eval()),
         ((1, 5, 5), GlobalPooling()),
     ],
@@ -496,6 +515,7 @@ def test_the_optimizers_that_it_knows():
     assert optimizer_of(torch.optim.RMSprop, 0.5) is None
     assert optimizer_of(type("Own", (torch.optim.SGD,), {}), 0.5) is None
     assert optimizer_of(lambda params, lr: torch.optim.SGD([{"params": [each]} for each in params], lr), 0.5) is None
+    assert optimizer_of(lambda params, lr: torch.optim.SGD(params[:1], lr), 0.5) is None
     assert optimizer_of(clipping_sgd, 0.5) is None
 
 

@@ -1,9 +1,12 @@
 """Cohorts that the dense kernel trains: the runs of hardware=batched and hardware=cpu agree up to rounding."""
 
+from dataclasses import dataclass, replace
 from unittest.mock import Mock
 
 import pytest
+import torch
 
+from fedresearch.data.source import Normalisation
 from fedresearch.errors import InputError
 from fedresearch.experiment.experiment import Experiment
 from fedresearch.experiment.rehearsal import rehearse
@@ -126,6 +129,20 @@ def test_terms_without_a_part_are_those_of_the_loop(tmp_path, monkeypatch, term)
     (cpu, batched), num_rounds = both(tmp_path, *words)
     assert num_rounds == 1
     nearly_equal(cpu[-1], batched[-1])
+
+
+@dataclass(frozen=True)
+class Rooted(Normalisation):
+    def __call__(self, pixels):
+        return super().__call__(pixels).sqrt()
+
+
+@pytest.mark.parametrize(("kind", "can"), [(Normalisation, True), (Rooted, False)])
+def test_pixels_are_scaled_and_nothing_else(kind, can):
+    clients = Experiment(*compose("model=logistic")).client_app
+    pixels, zero, one = (clients.data.x * 16).byte(), torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
+    clients.data = replace(clients.data, x=pixels, normalise=kind(zero, one))
+    assert bool(chain_of_clients(clients)) is can
 
 
 @pytest.mark.parametrize("most_together", [2**26, 1000], ids=["kept", "folded"])

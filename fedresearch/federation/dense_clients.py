@@ -10,6 +10,7 @@ import torch
 from flwr.app import RecordDict
 from numpy.typing import NDArray
 
+from fedresearch.data.source import Normalisation
 from fedresearch.federation.client_app import Client, Clients, Result, put_results
 from fedresearch.federation.records import (
     LR,
@@ -42,6 +43,7 @@ def chain_of_clients(clients: Clients) -> Chain | None:
         and data.x.device.type == "cpu"
         and data.x.dtype == (torch.uint8 if data.normalise else torch.float32)
         and data.y.dtype in (torch.int64, torch.float32)
+        and type(data.normalise) in (type(None), Normalisation)
         and optimizer_of(clients.optimizer, 1.0) is not None
     )
     return chain_of(clients.model, data.x.shape[1:]) if is_computed else None

@@ -20,6 +20,7 @@ from torch import Generator, Tensor, fx, nn
 from torch.nn import Module, Parameter
 from torch.nn import functional as F
 
+from fedresearch.local.generators import drawing_nothing
 from fedresearch.local.library import KernelUnavailable, library
 from fedresearch.local.objective import losses
 from fedresearch.local.state_names import has_hooks
@@ -74,7 +75,7 @@ def optimizer_of(make_optimizer: MakeOptimizer, lr: float) -> Sgd | Adam | None:
     optimizer = make_optimizer([Parameter(torch.zeros(1, 1)), Parameter(torch.zeros(1))], lr=lr)
     group, *others = optimizer.param_groups
     has_hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks or "step" in vars(optimizer)
-    if others or has_hooks or group.get("maximize") or group.get("amsgrad"):
+    if others or len(group["params"]) < 2 or has_hooks or group.get("maximize") or group.get("amsgrad"):
         return None
     if type(optimizer) is torch.optim.SGD:
         return Sgd(**{name: group[name] for name in Sgd._fields})
@@ -152,7 +153,8 @@ def chain_of(model: Module, input_shape: Sequence[int]) -> Chain | None:
     mode, in which it must have the chain's outputs and gradients.
     """
     try:
-        nodes = fx.symbolic_trace(model.train()).graph.nodes
+        with drawing_nothing():
+            nodes = fx.symbolic_trace(model.train()).graph.nodes
     except Exception:  # of the model's code, which may do what a trace cannot follow
         return None
     modules = dict(model.named_modules())
@@ -199,19 +201,37 @@ def _is_plain(param: Tensor) -> bool:
 
 
 def _computes(model: Module, chain: Chain, input_shape: Sequence[int], params: Sequence[Tensor]) -> bool:
-    """Return whether a model has a chain's outputs and gradients, also where a trace shows nothing, as of no_grad."""
-    x = torch.randn(2, *input_shape, generator=Generator().manual_seed(0))
+    """Return whether a model has a chain's outputs and gradients, also where a trace shows nothing, as of no_grad.
+
+    At parameters that are several times as large as usual, which a model may limit.
+    """
+    generator = Generator().manual_seed(0)
+    x = torch.randn(2, *input_shape, generator=generator)
+    before = [param.detach().clone() for param in params]
+    large = [
+        torch.randn(param.shape, generator=generator) * 4 / math.sqrt(math.prod(param.shape[1:])) for param in params
+    ]
+    copies = [each.clone().requires_grad_() for each in large]
     try:
+        _set(params, large)
         outputs = model(x)
         found = outputs, *torch.autograd.grad((outputs + 1).square().sum(), params)
-        outputs = chain.outputs(torch.cat([param.ravel() for param in params]), x)
-        expected = outputs, *torch.autograd.grad((outputs + 1).square().sum(), params)
+        outputs = chain.outputs(torch.cat([copy.ravel() for copy in copies]), x)
+        expected = outputs, *torch.autograd.grad((outputs + 1).square().sum(), copies)
     except Exception:  # of shapes that do not fit
         return False
+    finally:
+        _set(params, before)
     return all(
         one.shape == other.shape and (one - other).abs().max() <= 1e-4 * other.abs().max()
         for one, other in zip(found, expected, strict=True)
     )
+
+
+def _set(params: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    with torch.no_grad():
+        for param, value in zip(params, values, strict=True):
+            param.copy_(value)
 
 
 def _kind(node: fx.Node, module: Module | None) -> str:

@@ -27,3 +27,25 @@ def seeded_for_client(device: torch.device, seed: int) -> Iterator[None]:
         with torch.random.fork_rng(devices=[device], device_type=device.type):
             torch.manual_seed(seed)
             yield
+
+
+@contextmanager
+def drawing_nothing() -> Iterator[None]:
+    """Raise at the end if something has drawn from a global generator.
+
+    Raises
+    ------
+    ValueError
+        With its library.
+    """
+    before = _states()
+    yield
+    for name, state in _states().items():
+        if state != before[name]:
+            raise ValueError(f"it draws from the global generator of {name}")
+
+
+def _states() -> dict[str, object]:
+    numpy = np.random.get_state(legacy=False)["state"]
+    torch_state = torch.default_generator.get_state().numpy().tobytes()
+    return {"Python": random.getstate(), "NumPy": (numpy["key"].tobytes(), numpy["pos"]), "torch": torch_state}

@@ -10,6 +10,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 
 from fedresearch.local.compiled import Code, States, optimize
 from fedresearch.local.forward import Forward
+from fedresearch.local.generators import drawing_nothing
 from fedresearch.local.inputs import Inputs
 from fedresearch.local.lanes import Column, Lanes
 from fedresearch.local.mixing import Targets, objective
@@ -115,7 +116,8 @@ class Steps:
         """Return the code of a step, from and to a flat list of tensors."""
         *trained, total = moving
         before = dict(zip(self._names, trained, strict=True))
-        state = self._step((before, total, {}), batch, fixed, shared)[2]
+        with drawing_nothing():  # which would not be a client's own, and once for all steps where they are compiled
+            state = self._step((before, total, {}), batch, fixed, shared)[2]
         state = tree_map(lambda tensor: tensor.new_zeros(tensor.shape), state)
         self._no_state = tree_flatten(state)[0]
         self._begins_at_zero = self._equals_no_state(before, state)
