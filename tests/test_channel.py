@@ -11,7 +11,7 @@ from flwr.app import RecordDict
 from fedresearch.channel.clip import Clip
 from fedresearch.channel.noise import Noise
 from fedresearch.channel.quantise import Quantise
-from fedresearch.channel.stage import ChannelStage, Encoded, Where
+from fedresearch.channel.stage import ChannelStage, Encoded, RowStage, Where
 from fedresearch.channel.topk import TopK
 from fedresearch.errors import InputError
 from fedresearch.experiment.checkpoints import refuse_unsupported_state
@@ -162,6 +162,53 @@ def test_rows_pass_as_messages_do(run, monkeypatch, fails):
         for key, record in state.array_records.items():
             for name, array in record.items():
                 np.testing.assert_array_equal(other[node_id][key][name].numpy(), array.numpy())
+
+
+class Alternating(RowStage):
+    """Sends the sum of two rounds in every second one, in which it keeps nothing."""
+
+    def encode_rows(self, updates, states, generators):
+        if "waits" in states[0]:
+            return Encoded(updates + torch.stack([state["waits"] for state in states]))
+        return Encoded(torch.zeros_like(updates), state={"waits": updates})
+
+
+class Careless(RowStage):
+    def encode_rows(self, updates, states, generators):
+        return Encoded(updates + torch.randn_like(updates))
+
+
+class CarelessServer(Careless):
+    def encode_rows(self, updates, states, generators):
+        return Encoded(updates)
+
+    def decode_rows(self, replies):
+        return replies.update + np.random.rand()
+
+
+def through(compose, stage, *overrides):
+    """Return a run's rows through a stage."""
+    experiment = Experiment(*compose(*SMALL, *overrides, "hardware=cpu", "federation.fraction_train=1"))
+    channel = Channel({"own": stage}, experiment.channel._first, 0)
+    experiment.new_channel = lambda: channel
+    rows = []
+    loop = experiment.round_loop(lambda row, _: rows.append(row), lambda *_: None)
+    with experiment.grid as grid:
+        loop.run(grid, experiment.initial_arrays)
+    return [{name: value for name, value in row.items() if not name.startswith("time/")} for row in rows]
+
+
+def test_a_stage_that_keeps_nothing_in_a_round_finds_nothing_in_the_next(compose, monkeypatch):
+    rows = through(compose, Alternating())
+    monkeypatch.setattr(Channel, "takes_rows", False)
+    assert rows == through(compose, Alternating())
+    assert [row["update/norm"] > 1e-3 for row in rows[1:]] == [False, True, False]
+
+
+@pytest.mark.parametrize(("stage", "of"), [(Careless(), "torch"), (CarelessServer(), "NumPy")])
+def test_rows_are_not_changed_by_what_nobody_has_seeded(compose, stage, of):
+    with pytest.raises(InputError, match=f"^channel=own: it draws from the global generator of {of} while it passes"):
+        through(compose, stage)
 
 
 class Doubled(Clip):

@@ -1,6 +1,7 @@
 """The channel: a client's update passes its stages in their order, and on the server in reverse order."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -16,6 +17,7 @@ from fedresearch.federation.records import ARRAYS, arrays_of, tensor_record, ten
 from fedresearch.federation.stack import StackedReplies
 from fedresearch.federation.update_sums import rows_at_once
 from fedresearch.inherited import inherits
+from fedresearch.local.generators import Drawn, drawing_nothing
 from fedresearch.seeding import derive_seed
 
 CHANNEL = "channel"  # the record of a reply with the update and the extra tensors of the stages
@@ -44,6 +46,7 @@ class Channel:
     ) -> None:
         self.stages = stages or {}
         self._first, self._seed = parameters or {}, seed
+        self._is_tried = False
         self._row_stages = {name: stage for name, stage in self.stages.items() if _takes_rows(stage)}
 
     @property
@@ -171,7 +174,15 @@ class Channel:
             }
             update = torch.cat([rows[name].cpu() - before[name].ravel() for name in names], dim=1)
             is_finite = torch.from_numpy(stack.rest_is_finite(some)) & update.isfinite().all(dim=1)
-            sent, update, own = self._pass(update, where[some], states[some])
+            try:
+                with nullcontext() if self._is_tried else drawing_nothing():
+                    sent, update, own = self._pass(update, where[some], states[some])
+            except Drawn as error:
+                raise InputError(
+                    f"channel={','.join(self._row_stages)}: {error} while it passes rows, where each client has a "
+                    "generator of its own; draw from the argument generators, or extend ChannelStage"
+                ) from error
+            self._is_tried = True
             for part in sent.values():
                 is_finite &= part.isfinite().reshape(len(part), -1).all(dim=1)
             kept += [new if finite else None for new, finite in zip(own, is_finite.tolist(), strict=True)]
@@ -193,8 +204,8 @@ class Channel:
         for number, (name, stage) in enumerate(self._row_stages.items()):
             generators = self._generators(where, number)
             update, extras[name], new = stage.encode_rows(update, [state.get(name, {}) for state in states], generators)
-            if new:
-                for place, own in enumerate(kept):
+            for place, own in enumerate(kept):
+                if new or name in states[place]:
                     own[name] = {key: rows[place] for key, rows in new.items()}
         sent = {_UPDATE: update}
         sent |= {f"{name}/{key}": rows for name, extra in extras.items() for key, rows in extra.items()}

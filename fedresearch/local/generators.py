@@ -29,20 +29,24 @@ def seeded_for_client(device: torch.device, seed: int) -> Iterator[None]:
             yield
 
 
+class Drawn(ValueError):
+    """Something draws from a global generator, and would not draw a client's own numbers."""
+
+
 @contextmanager
 def drawing_nothing() -> Iterator[None]:
     """Raise at the end if something has drawn from a global generator.
 
     Raises
     ------
-    ValueError
+    Drawn
         With its library.
     """
     before = _states()
     yield
     for name, state in _states().items():
         if state != before[name]:
-            raise ValueError(f"it draws from the global generator of {name}")
+            raise Drawn(f"it draws from the global generator of {name}")
 
 
 def _states() -> dict[str, object]:
