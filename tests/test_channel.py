@@ -427,6 +427,20 @@ def test_a_state_that_a_checkpoint_cannot_hold_is_rejected(compose, own):
         refuse_unsupported_state(experiment)
 
 
+class Part:
+    def __init__(self, owner):
+        self.owner = owner
+
+
+def test_a_part_that_holds_its_owner_is_rejected(compose, own):
+    experiment = Experiment(*compose("channel=smoothed", config_dir=own))
+    stage = experiment.channel.stages["smoothed"]
+    stage.part = Part(stage)
+    said = "channel.smoothed.part.owner is an object of which it is a part, which a checkpoint cannot hold"
+    with pytest.raises(InputError, match=f"^{said}"):
+        refuse_unsupported_state(experiment)
+
+
 def test_an_option_that_is_not_nested_below_its_name_is_rejected(compose, own):
     with pytest.raises(InputError, match=r"the YAML of an option NAME begins with NAME: and has its keys below"):
         compose("channel=flat", config_dir=own)

@@ -50,6 +50,7 @@ class Packer:
     def __init__(self) -> None:
         self.arrays: dict[str, NDArray[Any]] = {}
         self._paths: dict[int, str] = {}
+        self._open: list[object] = []
 
     def pack(self, value: Any, path: str) -> Any:
         """Return a value as JSON, and put its arrays into ``arrays``.
@@ -91,14 +92,18 @@ class Packer:
         Raises
         ------
         UnsupportedValue
-            If an attribute has an unsupported type.
+            If an attribute has an unsupported type, or a part holds what it is a part of.
         """
+        if any(owner is outer for outer in self._open):
+            raise UnsupportedValue(f"{_dotted(path)} is an object of which it is a part")
+        self._open.append(owner)
         packed = {}
         for name, value in vars(owner).items():
             if _is_part(value):
                 packed[name] = self.pack_object(value, f"{path}/{name}")
             elif type(value).__name__ not in _MADE_WITH:
                 packed[name] = self.pack(value, f"{path}/{name}")
+        self._open.pop()
         return packed
 
     def _put(self, value: Any, path: str) -> str:
