@@ -618,6 +618,17 @@ def test_panels_of_all_arms_in_all_settings_are_a_grid_with_common_labels(tmp_pa
     assert picture.spec["panels"] == ["fedavg, α = 0.1", "scaffold, α = 0.1", "fedavg, α = 1"]
 
 
+def test_panels_of_one_arm_in_many_settings_stand_side_by_side(tmp_path):
+    for strategy, alpha in product(("fedavg", "scaffold"), range(1, 7)):
+        run = tmp_path / f"{strategy}_{alpha}"
+        make(run, choices={"strategy": strategy}, partitioner={"_target_": "dirichlet", "alpha": alpha}, rows=rows(0.5))
+        (run / "confusion.csv").write_text("class,0,1\n0,3,1\n1,0,2\n")
+    picture = report(load([tmp_path]), highlight=["fedavg"]).figures["confusion"]
+    assert len(picture.spec["panels"]) == 6
+    tops = {round(axes.get_window_extent().y1) for axes in picture.figure.axes}
+    assert len(tops) == 2  # rows, of the three that fit in 6.3 inches
+
+
 def test_each_class_has_its_accuracy_over_seeds(tmp_path):
     for seed, counts in enumerate(("0,3,1\n1,0,0\n", "0,1,3\n1,0,0\n")):
         make(tmp_path / f"{seed}", seed=seed, rows=rows(0.5))
