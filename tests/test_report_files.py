@@ -612,6 +612,18 @@ def test_panels_of_all_arms_in_all_settings_are_a_grid_with_common_labels(tmp_pa
         [],
         ["α = 1"],
     ]
+    for alpha in (2, 4):  # more settings than arms: these stand below each other
+        for strategy in ("fedavg", "scaffold"):
+            run = tmp_path / f"{strategy}_{alpha}"
+            partitioner = {"_target_": "dirichlet", "alpha": alpha}
+            make(run, choices={"strategy": strategy}, partitioner=partitioner, rows=rows(0.5))
+            (run / "confusion.csv").write_text("class,0,1\n0,3,1\n1,0,2\n")
+    spec = report(load([tmp_path])).figures["confusion"].spec
+    assert spec["grid"] == {"across": [f"α = {alpha}" for alpha in (0.1, 1, 2, 4)], "down": ["fedavg", "scaffold"]}
+    assert spec["panels"][:5] == [*(f"fedavg, α = {alpha}" for alpha in (0.1, 1, 2, 4)), "scaffold, α = 0.1"]
+    for path in tmp_path.glob("*_[24]"):
+        shutil.rmtree(path)
+    run = tmp_path / "scaffold_1"
     shutil.rmtree(run)
     picture = report(load([tmp_path])).figures["confusion"]
     assert picture.spec["grid"] is None

@@ -44,8 +44,9 @@ MAX_PANELS = 12
 _MAX_SEEDS = 5  # more thin lines than these hide the mean
 _MAX_SEED_PANELS = 6
 _MAX_PICTURES = 6
-_PANEL_WIDTHS = (1.1, 2.4)  # inches, the least and the most
+_PANEL_WIDTHS = (1.0, 2.4)  # inches, the least and the most
 _FEW_CLASSES = 5  # whose numbers fit in a column of a venue
+_MOST_DOWN = 4  # rows of a grid that fits on a page
 _MAX_LINES = 30  # clients with a line of their own
 _PERCENTILES = (0.1, 0.5, 0.9)
 # What a partition depends on besides the seeds, along with the keys below the first two.
@@ -240,20 +241,31 @@ def _trajectories(
 
 
 def _panels_of_cells(question: Question, cells: Sequence[Cell], arrangement: Arrangement) -> dict[str, Any]:
-    """Return a figure's width and font, and how cells' panels stand in it: an arm below itself where there is room.
+    """Return a figure's width and font, and how cells' panels stand in it: as a grid of arms and settings that fits.
 
     A column of the venue is wide enough for few panels, and no panel is wider than it must be.
     """
     drawn = page(question, len(cells))
-    arms = [*dict.fromkeys(arrangement.arm(cell).label for cell in cells)]
-    panels = [*dict.fromkeys(arrangement.panel(cell) for cell in cells)]
-    if len(arms) == 1 or len(arms) * _PANEL_WIDTHS[0] > drawn["width"]:
-        return {**drawn, "columns": None, "grid": None}
-    column, widest = page(question)["width"], _PANEL_WIDTHS[1] * len(arms)
-    drawn["width"] = column if column < drawn["width"] and len(arms) * _PANEL_WIDTHS[0] <= column else drawn["width"]
-    is_whole = len(panels) > 1 and len(cells) == len(arms) * len(panels)
-    grid = {"across": arms, "down": panels} if is_whole else None
-    return {**drawn, "width": min(drawn["width"], widest), "columns": len(arms), "grid": grid}
+    across, down = (
+        [*dict.fromkeys(name(cell) for cell in cells)]
+        for name in (lambda cell: arrangement.arm(cell).label, arrangement.panel)
+    )
+    is_whole = len(across) > 1 and len(down) > 1 and len(cells) == len(across) * len(down)
+    if is_whole and len(across) < len(down) <= drawn["width"] / _PANEL_WIDTHS[0]:
+        across, down = down, across
+        cells = [cell for number in range(len(down)) for cell in cells[number :: len(down)]]
+    shape = {**drawn, "panels": [_name(cell, arrangement) for cell in cells], "columns": None, "grid": None}
+    least, most = (len(across) * width for width in _PANEL_WIDTHS)
+    if len(across) == 1 or len(down) > _MOST_DOWN or least > drawn["width"]:
+        return shape
+    column = page(question)["width"]
+    width = min(column if least <= column else drawn["width"], most)
+    return {
+        **shape,
+        "width": width,
+        "columns": len(across),
+        "grid": {"across": across, "down": down} if is_whole else None,
+    }
 
 
 def _not_drawn(num_cells: int, arrangement: Arrangement, most: int = MAX_PANELS) -> str:
