@@ -60,7 +60,7 @@ def test_a_mean_has_its_interval(tmp_path):
     low, high = stats.t.interval(0.95, 2, np.mean([0.80, 0.82, 0.79]), stats.sem([0.80, 0.82, 0.79]))
     assert record["mean"] == pytest.approx((0.80 + 0.82 + 0.79) / 3)
     assert record["half_width_95"] == pytest.approx((high - low) / 2)
-    assert final(tmp_path).texts == [["all runs", "80.3 ± 3.8", "3"]]
+    assert final(tmp_path).texts == [["fedavg", "80.3 ± 3.8", "3"]]  # nothing but its strategy names a cell alone
 
 
 def test_one_seed_has_no_interval_and_equal_seeds_have_a_zero_interval(tmp_path):
@@ -92,7 +92,8 @@ def test_a_table_needs_no_finished_run(tmp_path):
         make(tmp_path / strategy, choices={"strategy": strategy}, status="failed", rows=[{METRIC: 0.5}])
     table = final(tmp_path, "strategy=fedavg")
     assert [row[1:4] for row in table.texts] == [["–", "0", "1 failed"]] * 2
-    assert [row[4] for row in table.texts] == ["baseline", "no shared seed"]
+    assert [row[4] for row in table.texts] == ["baseline", "no seed finished in both"]
+    assert ": no run has a number for the mean." in table.caption
 
 
 def test_differences_are_paired_and_p_values_corrected_for_the_table(tmp_path):
@@ -126,6 +127,45 @@ def test_a_test_has_a_column_only_where_it_could_find_something(tmp_path):
     cell(tmp_path, "fedprox", [0.9, 0.93, 0.91, 0.92])
     assert final(tmp_path, "strategy=fedavg").columns[-2:] == ["p (t)", "p (Wilcoxon)"]  # at least 2 / 16
     assert final(tmp_path, "strategy=fedavg").texts[1][-1] == "0.12"
+
+
+@pytest.mark.parametrize(
+    ("others", "tests", "signed_rank"),
+    [
+        # Three differences of one sign: 2 of 8 signs. Four comparisons make that 1.
+        ([[0.9, 0.93, 0.91]], "test.", "cannot be below 0.25 here."),
+        ([[0.9, 0.93, 0.91]] * 4, "test, with Holm's correction for the number of tests in the column.", "is 1 for so"),
+    ],
+)
+def test_captions_of_tests_are_true_for_few_of_them(tmp_path, others, tests, signed_rank):
+    cell(tmp_path, "fedavg", [0.8, 0.81, 0.82])
+    for number, scores in enumerate(others):
+        cell(tmp_path, f"other{number}", scores)
+    caption = final(tmp_path, "strategy=fedavg").caption
+    assert f"p-values are from the two-sided paired t-{tests}" in caption
+    assert f"only in final.csv: its p {signed_rank}" in caption
+
+
+def test_equal_samples_have_no_t_test(tmp_path):
+    for strategy in ("fedavg", "fedprox"):
+        cell(tmp_path, strategy, [0.8, 0.81, 0.82])
+    table = final(tmp_path, "strategy=fedavg")
+    assert table.texts[1][-2:] == ["0 ± 0", "–"]
+    assert "t-test (– where all differences are equal: their spread is 0)" in table.caption
+
+
+def test_captions_count_seeds(tmp_path):
+    cell(tmp_path, "fedavg", [0.8])
+    assert "round: n = 1 seed, so there is no interval. Numbers" in final(tmp_path).caption
+    cell(tmp_path, "scaffold", [0.8, 0.9, 0.8])
+    assert "interval over n = 1 to 3 seeds (no interval for one seed). The best" in final(tmp_path).caption
+
+
+def test_titles_in_a_caption_are_in_lower_case(tmp_path):
+    for strategy, dataset in product(("fedavg", "scaffold"), ("digits", "mnist")):
+        name, choices = f"{strategy}_{dataset}", {"strategy": strategy, "dataset": dataset}
+        make(tmp_path / name, choices=choices, rows=[{METRIC: 0.5}], dataset={"name": dataset})
+    assert "The best mean for each dataset is bold" in final(tmp_path).caption
 
 
 def test_only_shared_seeds_are_compared(tmp_path):
@@ -165,11 +205,11 @@ def test_four_seeds_have_an_interquartile_mean(tmp_path):
 @pytest.mark.parametrize(
     ("rule", "mean", "caption"),
     [
-        ("last", 0.8, "Test accuracy (%) after the last round: mean ±"),
+        ("last", 0.8, "Test accuracy (%) after the last round: n = 1 seed, so there is no interval."),
         (
             "mean_last:2",
             (0.8 + 0.99) / 2,
-            "Test accuracy (%), mean of the last 2 evaluated rounds, or of all where there are fewer: mean ±",
+            "Test accuracy (%), mean of the last 2 evaluated rounds, or of all where there are fewer: n = 1 seed,",
         ),
         (
             "best_test",

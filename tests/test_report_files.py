@@ -528,16 +528,13 @@ def test_figures_have_captions(tmp_path):
         spread = dict.fromkeys((f"clients/accuracy_{part}" for part in ("mean", "std", "p10", "worst")), 0.5)
         path.write_text("".join(f"{json.dumps(json.loads(line) | spread)}\n" for line in path.read_text().splitlines()))
     captions = {name: picture.caption for name, picture in report(load([tmp_path])).figures.items()}
-    of_curves = (
-        "mean over the seeds of finished runs, or of those under way if none is finished, with the 95 % t-interval as "
-        "a band. Thin lines are seeds."
-    )
+    of_curves = "mean over n = 2 seeds, with the 95 % t-interval as a band. Thin lines are seeds."
     last = "Test accuracy (%) after the last round, by"
     assert captions == {
         "curves_rounds": f"Test accuracy by round: {of_curves}",
         "curves_bytes": f"Test accuracy by bytes sent: {of_curves}",
         "sensitivity_alpha": f"{last} α: mean over seeds, with the 95 % t-interval as bars.",
-        "heat_map": f"{last} Learning rate η and α: mean over seeds ± half the 95 % t-interval; the colour is "
+        "heat_map": f"{last} learning rate η and α: mean over seeds ± half the 95 % t-interval; the colour is "
         "the mean.",
         "clients_accuracy": "Accuracy of the global model on clients after the last round that has it: mean, standard "
         "deviation, 10th percentile and worst over the clients, each a mean over seeds.",
@@ -646,7 +643,7 @@ def test_each_class_has_its_accuracy_over_seeds(tmp_path):
         make(tmp_path / f"{seed}", seed=seed, rows=rows(0.5))
         (tmp_path / f"{seed}" / "confusion.csv").write_text(f"class,0,1\n{counts}")
     data = report(load([tmp_path])).figures["class_accuracy"].data
-    assert (data["row"], data["col"]) == (["all runs"] * 2, ["0", "1"])
+    assert (data["row"], data["col"]) == (["fedavg"] * 2, ["0", "1"])
     np.testing.assert_array_equal(data["value"], [0.5, np.nan])  # of 3/4 and 1/4
     # Student's t with one degree of freedom is 12.706, and the standard error is 1/4.
     np.testing.assert_allclose(data["half_width"], [12.706 / 4, np.nan], rtol=1e-4)
@@ -698,7 +695,54 @@ def test_curves_use_finished_runs_and_spreads_the_last_evaluated_round(tmp_path)
     assert [run.state for run in plotted_runs(cell)] == ["interrupted"]
     make(tmp_path / "diverged", status="diverged", rows=rows(0.1), optimizer={"lr": 9})
     caption = report(load([tmp_path])).figures["curves_rounds"].caption
+    assert caption.startswith("Test accuracy by round: mean over n = 2 seeds, with")
+    caption = report(load([tmp_path / "failed", tmp_path / "diverged"])).figures["curves_rounds"].caption
+    assert "by round: n = 1 seed (of runs under way where none is finished)." in caption
     assert caption.endswith(" No curve, as all runs failed, diverged or stalled: η = 9.")
+
+
+@pytest.mark.parametrize(("first", "is_cut"), [(0.1, True), (0.5, False)])
+def test_a_caption_says_where_the_axis_may_leave_out_the_start(tmp_path, first, is_cut):
+    make(tmp_path / "run", rows=rows(first, *[0.5] * 39))  # 5 % are two rounds
+    caption = report(load([tmp_path])).figures["curves_rounds"].caption
+    assert caption.endswith(" The y axis may leave out the first 5 % of the way.") == is_cut
+
+
+def test_a_heat_map_names_and_sorts_values_as_tables_do(tmp_path):
+    labels = {"fedavg": "FedAvg", "scaffold": "SCAFFOLD"}
+    for strategy, alpha in (("fedavg", 0.1), ("fedavg", 1), ("scaffold", 0.1), ("scaffold", 0.5), ("scaffold", 1)):
+        partitioner = {"_target_": "dirichlet", "alpha": alpha}
+        declared = {"server": {"_target_": strategy}, "declares": {"label": labels[strategy]}}
+        run = tmp_path / f"{strategy}{alpha}"
+        make(run, choices={"strategy": strategy}, rows=rows(0.5), partitioner=partitioner, strategy=declared)
+    found = report(load([tmp_path]), labels=["strategy=fedavg=Plain"])
+    data = found.figures["heat_map"].data
+    assert [*dict.fromkeys(data["row"])] == ["Plain", "SCAFFOLD"] == [row[0].text for row in found.tables[1].rows]
+    assert data["col"][:3] == ["0.1", "0.5", "1"]
+
+
+def test_a_heat_map_has_a_strategy_with_several_numbers_once(tmp_path):
+    for mu, seed in product((0.01, 0.1), (0, 1)):
+        strategy = {"server": {"_target_": "FedProx", "mu": mu}, "declares": {"label": f"FedProx (μ = {mu})"}}
+        make(tmp_path / f"{mu}{seed}", seed=seed, choices={"strategy": "fedprox"}, rows=rows(0.5), strategy=strategy)
+    make(tmp_path / "avg", rows=rows(0.5), strategy={"server": {"_target_": "FedAvg", "mu": 0}})
+    found = report(load([tmp_path]), grid=(["strategy"], ["mu"])).figures["heat_map"].data
+    assert [*dict.fromkeys(found["row"])] == ["fedavg", "FedProx"]
+
+
+@pytest.mark.parametrize(
+    "arrangement",
+    [{"facet": ["strategy"], "arms": ["partitioner.alpha"]}, {"arms": ["strategy", "partitioner.alpha"]}],
+)
+def test_differences_name_their_baseline_in_any_arrangement(tmp_path, arrangement):
+    for strategy, alpha in product(("FedAvg", "SCAFFOLD"), (0.1, 1.0)):
+        partitioner = {"_target_": "dirichlet", "alpha": alpha}
+        declared = {"server": {"_target_": strategy}, "declares": {"label": strategy}}
+        choices = {"strategy": strategy.lower()}
+        run = tmp_path / f"{strategy}{alpha}"
+        make(run, choices=choices, rows=rows(0.5), partitioner=partitioner, strategy=declared)
+    found = report(load([tmp_path]), baseline="strategy=fedavg", **arrangement).figures["differences"]
+    assert found.spec["x_label"] == "Test accuracy − FedAvg's (percentage points)"
 
 
 def test_three_numbers_make_a_sensitivity(tmp_path):
@@ -747,7 +791,7 @@ def test_the_page_has_each_partition_once_as_far_as_there_is_room(tmp_path, monk
 def test_the_only_arm_of_a_page_has_a_name(tmp_path):
     make(tmp_path / "run", rows=[{"eval/accuracy": 0.5}])
     result = document(report(load([tmp_path])), {})
-    assert [result["arms"][0]["label"], result["cells"][0]["label"], result["runs"][0]["cell"]] == 3 * ["all runs"]
+    assert [result["arms"][0]["label"], result["cells"][0]["label"], result["runs"][0]["cell"]] == 3 * ["fedavg"]
 
 
 def test_markdown_is_a_table(tmp_path):

@@ -37,8 +37,8 @@ def test_the_crossing_is_taken_along_every_axis(tmp_path):
     # From 0.2 in round 2 to 0.6 in round 4, the target is three quarters of the way: 3.5. Round 3 has no evaluation.
     cell(tmp_path, "fedavg", [[0.1, 0.2, None, 0.6]])
     result = table(tmp_path)
-    assert result.columns == ["Cell", "rounds", "bytes", "steps", "seconds"]
-    assert result.texts == [["all runs", "3.5", "7.0 kB", "10", "1.8 s"]]
+    assert result.columns == ["Strategy", "rounds", "bytes", "steps", "seconds"]
+    assert result.texts == [["fedavg", "3.5", "7.0 kB", "10", "1.8 s"]]
     (record,) = result.records
     medians = [record[f"{name}_median"] for name in ("rounds", "bytes", "steps", "seconds")]
     assert medians == pytest.approx([3.5, 7000, 10.5, 1.75])
@@ -64,14 +64,12 @@ def test_seeds_have_a_median_and_a_range(tmp_path):
     cell(tmp_path, "fedavg", [[0.5], [0.4, 0.5], [0.4, 0.1, 0.2, 0.5]])
     (record,) = table(tmp_path).records
     assert [record[f"rounds_{what}"] for what in ("low", "median", "high", "at_least")] == [1, 2, 4, 2]
-    assert table(tmp_path).texts == [
-        ["all runs", "2 (1–4)", "4.0 kB (2.0 kB–8.0 kB)", "6 (3–12)", "1.0 s (0.5 s–2.0 s)"]
-    ]
+    assert table(tmp_path).texts == [["fedavg", "2 (1–4)", "4.0 kB (2.0 kB–8.0 kB)", "6 (3–12)", "1.0 s (0.5 s–2.0 s)"]]
 
 
 def test_fewer_than_half_give_a_bound(tmp_path):
     cell(tmp_path, "fedavg", [[0.1] * 40, [0.1] * 40, [0.1, 0.5]])
-    assert table(tmp_path).texts == [["all runs", ">40, 1/3 seeds", ">80.0 kB", ">120", ">20.0 s"]]
+    assert table(tmp_path).texts == [["fedavg", ">40, 1/3 seeds", ">80.0 kB", ">120", ">20.0 s"]]
     (record,) = table(tmp_path).records
     assert (record["rounds_median"], record["rounds_at_least"], record["seeds"], record["reached"]) == (None, 40, 3, 1)
 
@@ -109,7 +107,7 @@ def test_nearly_equal_targets_have_different_names(tmp_path):
 
 def test_a_run_that_diverged_in_its_first_round_counts_as_its_planned_rounds(tmp_path):
     cell(tmp_path, "fedavg", [[]], statuses=["diverged"])
-    assert table(tmp_path).texts == [["all runs", ">40, 0/1 seeds", "–", "–", "–"]]
+    assert table(tmp_path).texts == [["fedavg", ">40, 0/1 seeds", "–", "–", "–"]]
     cell(tmp_path, "scaffold", [[0.5], [0.1] * 3, [], []], statuses=["finished", "interrupted", "diverged", "diverged"])
     assert table(tmp_path).texts[1] == ["scaffold", ">22, 1/4 seeds", ">6.0 kB", ">9", ">1.5 s"]
 

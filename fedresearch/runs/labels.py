@@ -163,6 +163,11 @@ def without_unit(label: str) -> str:
     return label.removesuffix(_PER_CENT)
 
 
+def in_a_sentence(label: str) -> str:
+    """Return a label without its capital, unless it begins with an abbreviation such as AUC."""
+    return label[0].lower() + label[1:] if label[1:2].islower() else label
+
+
 def metric_labels(config: Mapping[str, Any]) -> dict[str, str]:
     """Return what the metrics of a recorded config are called, for those that say so."""
     metrics = config.get("metrics")

@@ -58,7 +58,7 @@ class Arrangement:
     arm_keys, panel_keys : sequence of str
         The keys that distinguish arms, and those that distinguish panels.
     arms : sequence of Arm
-        In the order of their values.
+        In the order of their values. Where nothing distinguishes arms, the only one is called by its strategy.
     panels : sequence of str
         The panels' labels; one, "", where nothing but the arms varies.
     places : mapping
@@ -130,6 +130,8 @@ def arrange(
     arm_keys = asked or ([key for key in keys if not _in(key, facet)] if facet else [*_compared(keys)])
     panel_keys = [key for key in keys if key not in arm_keys]
     of_arms, of_panels = (label_cells(study, chosen, names) for chosen in (arm_keys, panel_keys))
+    if not arm_keys:
+        of_arms = dict.fromkeys(of_arms, _only_strategy(study, names))
     places = {cell.label: (of_panels[cell.label], of_arms[cell.label]) for cell in study.cells}
     labels, panels = [*dict.fromkeys(of_arms.values())], [*dict.fromkeys(of_panels.values())]
     chosen = _highlighted(labels, of_arms, means, highlight, baseline, larger_is_better=larger_is_better)
@@ -170,6 +172,13 @@ def label_cells(study: Study, keys: Sequence[str], names: Names) -> dict[str, st
         name: label if len(told[label]) == 1 else study.describe(values[name]) or label or "all runs"
         for name, label in labels.items()
     }
+
+
+def _only_strategy(study: Study, names: Names) -> str:
+    """Return what papers call the strategy of all cells; "" where these have several."""
+    choices = {cell.label: next(iter(cell.runs.values())).record["choices"]["strategy"] for cell in study.cells}
+    labels = {experiment_label({"strategy": choices[cell.label]}, option_labels(cell), names) for cell in study.cells}
+    return labels.pop() if len(labels) == 1 else ""
 
 
 def option_labels(cell: Cell) -> dict[str, str]:

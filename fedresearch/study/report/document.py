@@ -34,7 +34,7 @@ _IN_DARK = dict(
     )
 )
 _LINE_WIDTH = 2
-_ONLY = "all runs"  # the name of an arm, or a cell, without any other beside it
+_ONLY = "all runs"  # the name of the only arm where its runs have several strategies
 _MAX_COUNTS = 100_000  # of all partitions on the page; they take about a byte each
 # Figures that the page draws itself.
 _DRAWN = ("curves_", "update_")
@@ -49,7 +49,8 @@ def document(report: Report, pictures: Mapping[str, bytes]) -> dict[str, Any]:
         Name of a figure to its PNG.
     """
     study, metric, names = report.study, report.question.metric, report.question.names
-    labels = {cell: label or _ONLY for cell, label in label_cells(study, study.keys, names).items()}
+    labels = label_cells(study, study.keys, names)
+    labels = {cell.label: labels[cell.label] or report.arrangement.arm(cell).label for cell in study.cells}
     cells = [cell for cell in study.cells if plotted_runs(cell)]
     usual = dict.fromkeys([metric, *usual_metrics(study.runs), "train/loss", "update/norm", "update/cosine"])
     metrics = [name for name in usual if any(name in run.columns for run in study.runs)]

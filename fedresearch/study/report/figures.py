@@ -15,12 +15,14 @@ from fedresearch.drawings import curves, forest, heat_map, sensitivity, spread, 
 from fedresearch.drawings.picture import Picture, concatenated
 from fedresearch.runs.columns import larger_is_better
 from fedresearch.runs.comparison import format_value
-from fedresearch.runs.labels import experiment_label, key_title, without_unit
+from fedresearch.runs.labels import Names, experiment_label, in_a_sentence, key_title, without_unit
 from fedresearch.runs.loaded import evaluated_metrics
 from fedresearch.runs.pictures import class_counts, confusion_picture, partition_picture
 from fedresearch.study.report.arms import COLOURS, DASHES, MARKERS, Arm, Arrangement, option_labels
 from fedresearch.study.report.axes import AXES
 from fedresearch.study.report.cells import Cell, Study
+from fedresearch.study.report.final import baseline_name
+from fedresearch.study.report.levels import in_order, levels
 from fedresearch.study.report.load import LoadedRun
 from fedresearch.study.report.looks import MAX_DRAWN, looks, numbers, page
 from fedresearch.study.report.outcomes import LEFT_OUT, Outcome
@@ -39,6 +41,7 @@ from fedresearch.study.report.plot_data import (
 )
 from fedresearch.study.report.question import Question
 from fedresearch.study.report.statistics import paired, t_half_widths
+from fedresearch.study.report.tables import over_seeds
 
 MAX_PANELS = 12
 _MAX_SEEDS = 5  # more thin lines than these hide the mean
@@ -125,16 +128,35 @@ def _curve_picture(
         "targets": [*targets],
         **page(question, len(panels)),
     }
-    caption = (
-        f"{without_unit(spec['y_label'])} by {AXES[axis].label.lower()}: mean over the seeds of finished runs, or of "
-        "those under way if none is finished, with the 95 % t-interval as a band."
-    )
-    caption += " Thin lines are seeds." * has_seeds + left_out
+    by = in_a_sentence(AXES[axis].label)
+    caption = f"{without_unit(spec['y_label'])} by {by}: {_mean_caption(drawn)}{' Thin lines are seeds.' * has_seeds}"
+    data = concatenated(parts, ("panel", "arm", "seed", "x", "y", "low", "high"))
+    caption += _cut_caption(data, spec["unseen"]) + left_out
     ended = [cell for cell in study.cells if all(run.state in LEFT_OUT for run in cell.runs.values())]
     if ended:
         names = "; ".join(_name(cell, arrangement) for cell in ended)
         caption += f" No curve, as all runs failed, diverged or stalled: {names}."
-    return Picture(curves, concatenated(parts, ("panel", "arm", "seed", "x", "y", "low", "high")), spec, caption)
+    return Picture(curves, data, spec, caption)
+
+
+def _mean_caption(cells: Sequence[Cell]) -> str:
+    """Return the runs that curves are the means of."""
+    runs = [plotted_runs(cell) for cell in cells]
+    counts = [len(of_cell) for of_cell in runs]
+    under_way = any(run.state != "finished" for of_cell in runs for run in of_cell)
+    text = "mean over " * (max(counts) > 1) + over_seeds(counts)
+    text += " (of runs under way where none is finished)" * under_way
+    return f"{text}{', with the 95 % t-interval as a band' * (max(counts) > 1)}."
+
+
+def _cut_caption(data: Mapping[str, Any], unseen: float) -> str:
+    """Return a sentence where means in the unseen share of the way are beyond all later ones."""
+    x, y, is_mean = data["x"], data["y"], np.array([not seed for seed in data["seed"]])
+    known = is_mean & np.isfinite(x) & np.isfinite(y)
+    is_early = known & (x <= unseen * np.max(x[known], initial=0))
+    early, later = y[is_early], y[known & ~is_early]
+    is_beyond = len(early) and len(later) and (early.min() < later.min() or early.max() > later.max())
+    return f" The y axis may leave out the first {unseen:.0%} of the way.".replace("%", " %") if is_beyond else ""
 
 
 def _curves(
@@ -301,8 +323,7 @@ def _differences(
     if not any(math.isfinite(part["difference"]) for part in parts):
         return
     panels, arms, _, left_out = _panels([cell for cell in study.cells if cell.label in partners], arrangement)
-    names = {arrangement.arm(partner).label for partner in partners.values()}
-    baseline = question.baseline.text if len(names) > 1 else names.pop()
+    baseline = baseline_name(study, question)
     shown = numbers(study, question, question.metric)
     label = without_unit(shown["y_label"])
     spec = {
@@ -381,9 +402,8 @@ def _sensitivities(
             "title": _excess(len(lines)),
             **page(question),
         }
-        caption = (
-            f"{question.selection.caption}, by {spec['x_label']}: mean over seeds, with the 95 % t-interval as bars."
-        )
+        by = in_a_sentence(spec["x_label"])
+        caption = f"{question.selection.caption}, by {by}: mean over seeds, with the 95 % t-interval as bars."
         picture = Picture(sensitivity, concatenated(parts, ("arm", "x", "y", "half_width")), spec, caption)
         yield f"sensitivity_{_file_name(study.short_name(key))}", picture
 
@@ -428,20 +448,23 @@ def _heat_maps_of(
     """Yield a heat map for each of the first few combinations of the other keys in which both keys vary."""
     other_keys = study.other_keys((rows, cols), question.tuned)
     groups = [key.partition(".")[0] for key in (rows, cols)]  # their options' labels have one cell's numbers
+    cells = [cell for cell in study.cells if rows in cell.keys and cols in cell.keys]
+    of_rows, of_cols = (_value_labels(study, cells, key, question.names) for key in (rows, cols))
     grids: dict[str, dict[tuple[str, str], Outcome]] = {}
-    for cell in study.cells:
-        if rows in cell.keys and cols in cell.keys:
-            others = {key: value for key, value in cell.keys.items() if key in other_keys}
-            options = {
-                group: label.partition("(")[0].strip() if group in groups else label
-                for group, label in option_labels(cell).items()
-            }
-            label = experiment_label(others, options, question.names)
-            place = (format_value(cell.keys[rows]), format_value(cell.keys[cols]))
-            grids.setdefault(label, {})[place] = outcomes[cell.label]
+    for cell in cells:
+        others = {key: value for key, value in cell.keys.items() if key in other_keys}
+        options = {
+            group: label.partition("(")[0].strip() if group in groups else label
+            for group, label in option_labels(cell).items()
+        }
+        label = experiment_label(others, options, question.names)
+        grids.setdefault(label, {})[of_rows[cell.label], of_cols[cell.label]] = outcomes[cell.label]
     shown = numbers(study, question, question.metric)
     for count, (label, grid) in enumerate([*grids.items()][:_MAX_PICTURES], start=1):
-        downs, acrosses = (list(dict.fromkeys(place[side] for place in grid)) for side in (0, 1))
+        downs, acrosses = (
+            [text for text in dict.fromkeys(labels.values()) if any(place[side] == text for place in grid)]
+            for side, labels in enumerate((of_rows, of_cols))
+        )
         if not any(outcome.values for outcome in grid.values()) or (other_keys and 1 in (len(downs), len(acrosses))):
             continue
         parts = [
@@ -462,11 +485,27 @@ def _heat_maps_of(
         }
         setting = f", of {label}" if label else ""
         caption = (
-            f"{question.selection.caption}, by {' and '.join(titles)}{setting}: mean over seeds ± half the 95 % "
-            "t-interval; the colour is the mean."
+            f"{question.selection.caption}, by {' and '.join(map(in_a_sentence, titles))}{setting}: mean over seeds ± "
+            "half the 95 % t-interval; the colour is the mean."
         )
         picture = Picture(heat_map, concatenated(parts, ("row", "col", "value", "half_width")), spec, caption)
         yield f"{name}{f'_{count}' if len(grids) > 1 else ''}", picture
+
+
+def _value_labels(study: Study, cells: Sequence[Cell], key: str, names: Names) -> dict[str, str]:
+    """Return what tables call a key's value in each of some cells, in the order of the values.
+
+    An option's label is without its numbers where these vary, if no other value has the same label then.
+    """
+    (level,) = levels(study, [key], names)
+    found: dict[str, set[str]] = {}
+    for cell in cells:
+        found.setdefault(format_value(cell.keys[key]), set()).add(level.entries[cell.label].text)
+    short = {
+        value: min(texts).partition("(")[0].strip() if len(texts) > 1 else min(texts) for value, texts in found.items()
+    }
+    texts = {value: text if [*short.values()].count(text) == 1 else value for value, text in short.items()}
+    return {cell.label: texts[format_value(cell.keys[key])] for cell in in_order(cells, [level])}
 
 
 def _class_accuracies(

@@ -1,11 +1,12 @@
 """The tables of final performance: means over seeds, runs that are left out, and differences to the baseline."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from fedresearch.runs.columns import is_share
 from fedresearch.runs.comparison import format_value
+from fedresearch.runs.labels import in_a_sentence
 from fedresearch.study.report.arms import Arrangement, label_cells
 from fedresearch.study.report.baseline import belongs_to_option
 from fedresearch.study.report.cells import Cell, Study
@@ -22,6 +23,7 @@ from fedresearch.study.report.tables import (
     format_p_value,
     legend,
     none_if_nan,
+    over_seeds,
 )
 
 _IQM_FIELDS = {"iqm": "value", "iqm_low_95": "low", "iqm_high_95": "high"}
@@ -97,10 +99,9 @@ def mean_caption(
     study: Study, outcomes: Mapping[str, Outcome], arrangement: Arrangement, styles: Mapping[str, Style]
 ) -> str:
     """Return what means, bold and underlined entries are."""
-    numbers = sorted({len(outcome.values) for outcome in outcomes.values()} - {0}) or [0]
-    n = f"n = {numbers[0]}" + f" to {numbers[-1]}" * (len(numbers) > 1)
-    text = f"mean ± half the 95 % t-interval over {n} seeds" + " (none for one seed)" * (1 in numbers) + "."
-    panels = " and ".join(level.title for level in levels(study, arrangement.panel_keys, arrangement.names))
+    text = f"{_interval_caption({len(outcome.values) for outcome in outcomes.values()} - {0})}."
+    titles = [in_a_sentence(level.title) for level in levels(study, arrangement.panel_keys, arrangement.names)]
+    panels = " and ".join(titles)
     if "best" in styles.values():
         text += f" The best mean{f' for each {panels}' if panels else ''} is bold"
         if "close" in styles.values():
@@ -112,6 +113,17 @@ def mean_caption(
             text += "; means of cells with a run that diverged or stalled are not compared"
         text += "."
     return text
+
+
+def _interval_caption(numbers: Collection[int]) -> str:
+    """Return what an entry is whose mean is over some number of seeds."""
+    if not numbers:
+        return "no run has a number for the mean"
+    if max(numbers) == 1:
+        return "n = 1 seed, so there is no interval"
+    return f"mean ± half the 95 % t-interval over {over_seeds(numbers)}" + " (no interval for one seed)" * (
+        1 in numbers
+    )
 
 
 def _useful_tests(pairs: Mapping[str, Paired]) -> list[str]:
@@ -126,16 +138,19 @@ def _tests_caption(
 ) -> str:
     points = ", in percentage points," * (scale != 1)
     text = f" Differences to {baseline_name(study, question)}{points} use shared seeds, with their 95 % t-interval."
-    names = {"t_p": "the two-sided paired t-test (none without spread)", "wilcoxon_p": "the exact signed-rank test"}
+    unknown = any(each.n > 1 and math.isnan(each.t_p) for each in pairs.values())
+    names = {
+        "t_p": "the two-sided paired t-test" + " (– where all differences are equal: their spread is 0)" * unknown,
+        "wilcoxon_p": "the exact signed-rank test",
+    }
     if tests:
-        text += (
-            f" p-values are from {' and '.join(names[name] for name in tests)}, with Holm's correction for all "
-            f"{len(pairs)} comparisons of the table."
-        )
+        text += f" p-values are from {' and '.join(names[name] for name in tests)}"
+        text += ", with Holm's correction for the number of tests in the column." if len(pairs) > 1 else "."
     most = max((each.n for each in pairs.values()), default=0)
     if "wilcoxon_p" not in tests and most > 1:
-        smallest = min(1, len(pairs) * 2.0 ** (1 - most))
-        text += f" The exact signed-rank test is only in final.csv: its p cannot be below {smallest:g} here."
+        smallest = len(pairs) * 2.0 ** (1 - most)
+        why = f"cannot be below {smallest:g} here" if smallest < 1 else "is 1 for so few seeds, whatever the numbers"
+        text += f" The exact signed-rank test is only in final.csv: its p {why}."
     return text
 
 
@@ -161,10 +176,13 @@ def _difference_entry(cell: Cell, pairs: Mapping[str, Paired], question: Questio
     if cell.label not in pairs:
         return Entry("baseline" if question.baseline.includes(cell) else "–")
     found = pairs[cell.label]
-    text = format_mean(scale * found.mean, scale * found.half_width) if found.n else "no shared seed"
-    if found.n and found.mean > 0:
+    if not found.n:
+        is_shared = bool(cell.runs.keys() & question.baseline.partners[cell.label].runs.keys())
+        return Entry("no seed finished in both" if is_shared else "no shared seed")
+    text = format_mean(scale * found.mean, scale * found.half_width)
+    if found.mean > 0:
         text = f"+{text}"
-    if 0 < found.n < len(cell.runs):
+    if found.n < len(cell.runs):
         text += f" (n={found.n})"
     return Entry(text, none_if_nan(found.mean))
 

@@ -70,7 +70,9 @@ def cell_levels(study: Study, arrangement: Arrangement) -> list[Level]:
         for keys in (arrangement.panel_keys, arrangement.arm_keys, tuned)
         for level in levels(study, keys, arrangement.names)
     ]
-    return found or [Level([], "Cell", {cell.label: Entry("all runs", "all runs") for cell in study.cells}, {})]
+    only = {cell.label: arrangement.arm(cell).label for cell in study.cells}
+    title = key_title("strategy", arrangement.names)
+    return found or [Level([], title, {cell: Entry(text, text) for cell, text in only.items()}, {})]
 
 
 def in_order(cells: Sequence[Cell], found: Sequence[Level]) -> list[Cell]:

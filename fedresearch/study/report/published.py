@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from fedresearch.config.help_text import CONF
 from fedresearch.config.schema import counts
 from fedresearch.runs.comparison import format_value
-from fedresearch.runs.labels import NO_NAMES
+from fedresearch.runs.labels import NO_NAMES, in_a_sentence
 from fedresearch.study.report.axes import AXES
 from fedresearch.study.report.cells import Cell, Study
 from fedresearch.study.report.levels import marked
@@ -20,7 +20,7 @@ from fedresearch.study.report.outcomes import find_outcome, select_values
 from fedresearch.study.report.selection import parse_selection
 from fedresearch.study.report.statistics import Duration, format_duration, speed_up
 from fedresearch.study.report.tables import Entry, Table, format_mean, legend, none_if_nan
-from fedresearch.study.report.targets import duration_to, in_a_sentence, target_text
+from fedresearch.study.report.targets import duration_to, target_text
 
 _MEASURE = "measure"
 _METRIC = "eval/accuracy"  # which targets are of

@@ -4,7 +4,7 @@ import csv
 import io
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from itertools import groupby
@@ -266,6 +266,12 @@ def format_p_value(p_value: float) -> str:
     if p_value != p_value:
         return "–"
     return "<0.001" if p_value < 0.001 else f"{p_value:.2g}"
+
+
+def over_seeds(numbers: Collection[int]) -> str:
+    """Return the least and the most of numbers of seeds in words, such as ``n = 3 to 5 seeds``."""
+    least, most = min(numbers), max(numbers)
+    return f"n = {least}{f' to {most}' if most > least else ''} seed{'s' * (most > 1)}"
 
 
 def legend(rows: Sequence[Sequence[Entry]], signs: Mapping[str, str]) -> list[str]:

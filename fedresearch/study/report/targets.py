@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from fedresearch.runs.columns import larger_is_better
 from fedresearch.runs.comparison import format_value
-from fedresearch.runs.labels import without_unit
+from fedresearch.runs.labels import in_a_sentence, without_unit
 from fedresearch.study.report.arms import Arrangement
 from fedresearch.study.report.axes import AXES
 from fedresearch.study.report.baseline import Baseline
@@ -115,11 +115,6 @@ def target_texts(study: Study, question: Question, target: float) -> tuple[str, 
     """Return the metric and the target in words, such as ``test accuracy`` and ``90 %``."""
     label = without_unit(study.column_label(question.metric, question.names))
     return in_a_sentence(label), target_text(study, question.metric, target)
-
-
-def in_a_sentence(label: str) -> str:
-    """Return a label without its capital, unless it begins with an abbreviation such as AUC."""
-    return label[0].lower() + label[1:] if label[1:2].islower() else label
 
 
 def target_text(study: Study, metric: str, target: float) -> str:
