@@ -11,6 +11,8 @@ import torch
 
 from fedresearch.data import diabetes, digits, fcube, idx, mnist1d, synthetic
 from fedresearch.errors import InputError
+from fedresearch.study.report.load import load
+from tests.directories import conduct
 
 OFFLINE = ["diabetes", "digits", "fcube", "mnist1d", "synthetic", "synthetic_iid"]
 ONLINE = ["cifar10", "cifar100", "fashion_mnist", "femnist", "mnist", "shakespeare"]
@@ -69,6 +71,17 @@ def test_digits_are_all_of_them_once():
     # Stratified: each class gives a fifth of itself, to within one sample.
     in_all, in_test = np.bincount(load_digits().target), torch.bincount(source.test.y).numpy()
     assert np.abs(in_all * 360 / 1797 - in_test).max() < 1
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "scaffold"])
+def test_diabetes_is_learnt_with_the_rate_that_its_divergence_names(tmp_path, strategy):
+    options = [f"strategy={strategy}", "dataset=diabetes", "partitioner=iid", "model=mlp", "federation.num_rounds=10"]
+    options += ["federation.num_supernodes=10", "federation.fraction_train=0.5", "local.epochs=5", "local.steps=null"]
+    with pytest.raises(InputError, match=r"try a smaller optimizer\.lr, such as optimizer\.lr=0\.01, or"):
+        conduct(tmp_path / "default", *options)
+    conduct(tmp_path / "smaller", *options, "optimizer.lr=0.01")
+    (run,) = load([tmp_path / "smaller"])
+    assert run.column("eval/r2")[-1] > 0.2  # 0: no better than the mean
 
 
 def test_diabetes_is_standardised_by_its_training_split():

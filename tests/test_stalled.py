@@ -343,12 +343,12 @@ def test_the_line_of_a_failed_client_is_its_whole_error_and_its_place_in_the_use
         importlib.import_module("plugged").begin()
     text = "".join(traceback.format_exception(raised.value))
     failed = ClientsFailed(f"the client of partition 3 failed in round 2:\n{text}")
-    (line,) = explain_failure(failed, Path("DIR")).args
+    (line,) = explain_failure(failed, Path("DIR"), 0.1).args
     assert line.startswith(
         "the client of partition 3 failed in round 2: RuntimeError: Error(s) in loading state_dict for Linear: "
         f'Missing key(s) in state_dict: "weight". in {path}, line 4; its traceback is in DIR/failures.jsonl; '
     )
-    assert explain_failure(raised.value, Path("DIR")).args == (
+    assert explain_failure(raised.value, Path("DIR"), 0.1).args == (
         'RuntimeError: Error(s) in loading state_dict for Linear: Missing key(s) in state_dict: "weight". '
         f"in {path}, line 4; FEDRESEARCH_FULL_ERROR=1 shows the traceback; fix it and resume with resume=DIR",
     )

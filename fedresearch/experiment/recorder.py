@@ -109,10 +109,11 @@ def _status(error: BaseException) -> str:
     return "diverged" if isinstance(error, Diverged) else "failed"
 
 
-def explain_failure(error: BaseException, directory: Path) -> InputError | None:
+def explain_failure(error: BaseException, directory: Path, lr: float) -> InputError | None:
     """Return the line for an error of the experiment that ended the run; None for a programming mistake of ours."""
     if isinstance(error, Diverged):
-        return InputError(f"{error}; try a smaller optimizer.lr, or federation.nonfinite=drop or keep")
+        hint = f"try a smaller optimizer.lr, such as optimizer.lr={lr / 10:g}"
+        return InputError(f"{error}; {hint}, or federation.nonfinite=drop or keep")
     if isinstance(error, Stalled):
         return InputError(f"{error}; resume={directory} tries the round again")
     if isinstance(error, ClientsFailed):

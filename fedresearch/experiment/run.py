@@ -147,7 +147,7 @@ def _run_rounds(experiment: Experiment, start: _Start, directory: Path, patches:
         trackers.log_model(directory / MODEL)
     except BaseException as error:
         recorder.close_after(error)
-        message = explain_failure(error, directory)
+        message = explain_failure(error, directory, float(experiment.config.optimizer["lr"]))
         if message is None:
             raise
         raise message from error
