@@ -60,6 +60,12 @@ def test_columns_and_keys_have_titles():
     assert column_label("clients/macro_f1_worst", {}, {"macro_f1": "macro F1"}) == "Client macro F1, worst"
     assert column_label("eval/per_class/3", {}, {"per_class": "accuracy by class"}) == "Test accuracy by class 3"
     assert column_label("eval/loss", {}, {}, {"eval/loss": "NLL"}) == "NLL"
+
+
+@pytest.mark.parametrize(("text", "label"), [("Top-1", "Top-1 (%)"), ("Top-1 (in %)", "Top-1 (in %)")])
+def test_a_typed_label_of_a_share_keeps_its_unit(text, label):
+    shares = {"eval/accuracy": {"unit": "share, 0 to 1"}}
+    assert column_label("eval/accuracy", shares, {}, {"eval/accuracy": text}) == label
     titles = [key_title(key) for key in ("optimizer.lr", "strategy.server.proximal_mu", "model.widths")]
     assert titles == ["Learning rate η", "μ", "Widths"]
     assert key_symbol("strategy.client.local_rounds") == "local rounds"

@@ -142,11 +142,11 @@ def column_label(column: str, others: Declared, metrics: Names = NO_NAMES, names
     metrics : mapping
         Metric to its label, such as ``macro_f1`` to ``macro F1``.
     names : mapping
-        What to use instead, by column.
+        What to use instead, by column. It gets the unit too, unless it has a parenthesis of its own.
     """
-    if column in names:
-        return names[column]
     unit = _PER_CENT * is_share(column, others)
+    if column in names:
+        return names[column] + unit * ("(" not in names[column])
     if column in _COLUMNS:
         return _capital(_COLUMNS[column]) + unit
     scope, _, measure = column.partition("/")
