@@ -354,3 +354,4 @@ def test_unfinished_runs_count_for_a_target_up_to_their_last_round(messy):
     table = target_table(found, QUESTION, 0.9, durations_to(found, "eval/accuracy", 0.9), {}, arrangement)
     # fedprox: the diverged run had 8 planned rounds, and two others stopped after round 2: the median is above 2.5.
     assert [row[1] for row in table.texts] == ["3, 1/2 seeds", ">2.5, 1/4 seeds", ">2, 0/1 seeds"]
+    assert table.caption.endswith("Runs that failed, stalled or are unfinished count here up to their last round.")

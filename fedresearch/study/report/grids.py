@@ -15,7 +15,7 @@ from fedresearch.study.report.question import Question
 from fedresearch.study.report.ranks import Style
 from fedresearch.study.report.statistics import Duration, format_duration
 from fedresearch.study.report.tables import Entry, Table, legend, none_if_nan
-from fedresearch.study.report.targets import SIGNS, target_texts
+from fedresearch.study.report.targets import SIGNS, partial_note, target_texts
 
 # More panels than this are across a table only if somebody asks for it.
 _MOST_ACROSS = 12
@@ -66,7 +66,7 @@ def grid_tables(
             return Entry(marked(text, cell, marks), none_if_nan(rounds.median))
 
         metric, value = target_texts(study, question, target)
-        caption = f"Rounds until {metric} first reaches {value}: median over seeds (range)."
+        caption = f"Rounds until {metric} first reaches {value}: median over seeds (range).{partial_note(study)}"
         title, head = f"Rounds to {value} by {by}", f"Rounds to {value}"
         name = f"target_{format_value(target)}_grid"
         yield pivot(study, rows, cols, others, of_rounds, name, title, caption, head, question.names, SIGNS)

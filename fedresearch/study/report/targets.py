@@ -123,6 +123,13 @@ def target_text(study: Study, metric: str, target: float) -> str:
     return format_value(target) if scale == 1 else f"{scale * target:.12g} %"
 
 
+def partial_note(study: Study) -> str:
+    """Return a sentence on runs that count for a target but are in no mean; "" without any."""
+    states = {run.state for cell in study.cells for run in cell.runs.values() if run.num_rounds}
+    partial = states - {"finished", "diverged"}
+    return " Runs that failed, stalled or are unfinished count here up to their last round." * bool(partial)
+
+
 def _speed_up(
     cell: Cell, baseline: Baseline, durations: Mapping[str, Mapping[str, Duration]], axis: str
 ) -> tuple[float, str]:
@@ -144,6 +151,7 @@ def _caption(study: Study, question: Question, target: float, rises: bool, all_r
             " A seed that does not reach the target counts as longer than its run or, if it diverged, than its planned "
             "run (Kaplan and Meier 1958)."
         )
+    caption += partial_note(study)
     if question.baseline.text:
         caption += (
             f" Speed-up in {question.x_axis}: the median of {baseline_name(study, question)} over that of the row."
