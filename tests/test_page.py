@@ -52,7 +52,10 @@ RUNS = [
         **{"state": "failed" if number == 7 else "finished", "value": "" if number == 7 else f"{number / 10}"},
         **{"error": "boom" if number == 7 else "", "failures": 2, "baseline": 0 if number == 7 else None},
         **{"x": [1, 2, 3, 4], "y": [0.1, None, 0.2, 0.3], "partition": 0 if number == 7 else None},
-        "changed": {"seed": 0 if number == 7 else number, "lr": HOSTILE, "shared": [number], "run: commit": "abc"},
+        "changed": {
+            **{"strategy": f"s{number}", "seed": 0 if number == 7 else number, "lr": HOSTILE, "shared": [number]},
+            **{"strategy.server._target_": f"S{number}", "run: commit": "abc"},
+        },
     }
     for number in range(30)
 ]
@@ -331,7 +334,8 @@ def test_a_runs_differences_come_first(report):
         "rows => rows.map((row) => [...row.cells].map((it) => it.textContent))"
     )
     changed = [["seed", "0"], ["lr", HOSTILE]]
-    assert pairs == [["shared", "[7]", "[0]"], *changed, ["commit", "abc"], ["torch", "2"], ["model", "mlp"]]
+    differs = [["strategy", "s7", "s0"], ["shared", "[7]", "[0]"]]  # the strategy's class says no more than its name
+    assert pairs == [*differs, *changed, ["commit", "abc"], ["torch", "2"], ["model", "mlp"]]
     (own,) = report.evaluate("document.getElementById('run-plot').data.filter((line) => line.name === 'this run')")
     assert (own["x"], own["y"]) == ([1, 3, 4], [10, 20, 30])
     assert report.evaluate("document.getElementById('run-partition').data[0].z") == [[5, 0], [0, 3], [1, 2]]

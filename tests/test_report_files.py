@@ -765,9 +765,9 @@ def test_keys_that_distinguish_cells_come_first_in_a_runs_differences(tmp_path):
         )
     result = document(report(load([tmp_path]), targets=[0.5]), {})
     first = list(result["runs"][0]["changed"])
-    assert first[:2] == ["run: choices.strategy", "optimizer.lr"]
-    assert first[2:4] == ["tracker.mode", "strategy.server._target_"]
-    assert all(key.startswith("run: ") for key in first[4:])
+    assert first[:5] == ["strategy", "optimizer.lr", "experiment", "tracker.mode", "strategy.server._target_"]
+    assert all(key.startswith("run: ") for key in first[5:])
+    assert result["base"]["partitioner"] == "iid"
     assert "run: git.fedresearch.commit" in first
     assert result["targets"] == [{"metric": "eval/accuracy", "value": 0.5}]
     assert [cell["y"]["eval/accuracy"]["mean"] for cell in result["cells"]].count([None]) == 1

@@ -205,9 +205,9 @@ def _runs(report: Report, labels: Mapping[str, str]) -> dict[str, Any]:
     keys = report.study.keys
 
     def place(pair: tuple[str, Any]) -> int:
-        """Sort keys that distinguish cells first, then other keys of the config, then the record's."""
-        key = pair[0].removeprefix("run: choices.")
-        return keys.index(key) if key in keys else len(keys) + pair[0].startswith("run: ")
+        """Sort keys that distinguish cells first, then other options and keys of the config, then the record's."""
+        key = pair[0]
+        return keys.index(key) if key in keys else len(keys) + key.startswith("run: ")
 
     runs = [(cell.label, replicate, run) for cell in report.study.cells for replicate, run in cell.runs.items()]
     runs += [("", "", run) for run in (*report.study.repeated, *report.study.unread)]
@@ -263,13 +263,12 @@ def _number(value: float) -> str:
 
 
 def _facts(run: LoadedRun) -> Iterator[tuple[str, Any]]:
-    """Yield the flat fields of a run's record: its config, and all others without its numbers and their meanings.
+    """Yield the flat fields of a run's record: its options by group, its config, and all others but numbers.
 
     What options declare is left out: it follows from them.
     """
+    yield from run.record.get("choices", {}).items()
     yield from ((key, value) for key, value in leaves(run.record.get("config", {})) if ".declares." not in key)
-    others = {
-        name: value for name, value in run.record.items() if name not in ("config", "result", "format", "columns")
-    }
-    for name, value in leaves(others):
+    elsewhere = {"choices", "config", "result", "format", "columns"}
+    for name, value in leaves({name: value for name, value in run.record.items() if name not in elsewhere}):
         yield f"run: {name}", value
