@@ -68,7 +68,8 @@ DOCUMENT = EMPTY | {
         {"id": "eval/accuracy", "label": "Accuracy (%)", "is_share": True},
         {"id": "eval/loss", "label": "Loss", "is_share": False},
     ],
-    "targets": [{"metric": "eval/accuracy", "value": value} for value in (0.6, 0.9)],
+    "targets": [{"metric": "eval/accuracy", "value": value} for value in (0.6, 0.9)]
+    + [{"metric": "eval/loss", "value": -1}],
     "partitions": [[[5, 0, 1], [0, 3, 2]]],
     "arms": [arm(number) for number in range(1, 15)],
     "panels": ["IID", "Shards"],
@@ -239,10 +240,10 @@ def test_targets_are_lines_while_their_metric_is_shown(report):
         assert all(shape["y0"] == shape["y1"] and shape["line"]["dash"] == "dash" for shape in shapes)
         return [(shape["y0"], shape["label"]["text"]) for shape in shapes]
 
-    assert target_lines() == 2 * [(60, "target 60"), (90, "target 90")]
+    assert target_lines() == 2 * [(60, "target 60 %"), (90, "target 90 %")]
     assert report.locator("#plot .shapelayer path").count() == 4
     report.get_by_label("Metric").select_option("Loss")
-    assert target_lines() == []
+    assert target_lines() == 2 * [(-1, "target −1")]
     report.get_by_label("Metric").select_option("Accuracy (%)")
     assert len(target_lines()) == 4
 
