@@ -249,9 +249,16 @@ def test_targets_are_lines_while_their_metric_is_shown(report):
 
 
 def test_a_band_is_the_interval(report):
-    bands = report.evaluate("document.getElementById('plot').data.filter((trace) => trace.fill)")
-    assert [band["meta"] for band in bands] == [*range(13)]  # not of the last, which is not highlighted
-    band = bands[3]
+    bands = "document.getElementById('plot').data.filter((trace) => trace.fill)"
+    assert report.evaluate(f"{bands}.map((band) => band.meta)") == [*range(13)]  # the last is not highlighted
+    report.get_by_role("button", name="None").click()
+    report.get_by_label("lr=14").check()
+    grey = report.locator("#plot .trace13-1-band")
+    expect(report.get_by_text("Grey arms have theirs while five arms or fewer are on.")).to_be_visible()
+    expect(grey).to_be_attached()  # among few, a grey arm has its band too
+    report.get_by_role("button", name="All").click()
+    expect(grey).not_to_be_attached()
+    band = report.evaluate(bands)[3]
     assert band["x"] == [1, 3, 4, 4, 3, 1]
     assert band["y"] == pytest.approx([32.5, 42.5, 52.5, 27.5, 17.5, 7.5])
 
