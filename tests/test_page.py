@@ -85,7 +85,9 @@ DOCUMENT = EMPTY | {
             ],
         }
     ],
-    "figures": [{"title": "Partition", "caption": f"Who holds what {HOSTILE}", "src": PICTURE}],
+    "figures": [
+        {"title": title, "caption": f"Who holds what {HOSTILE}", "src": PICTURE} for title in ("Partition", "Confusion")
+    ],
     "base": {"model": "mlp", "shared": "overridden", "run: torch": "2"},
     "runs": RUNS,
 }
@@ -299,7 +301,22 @@ def test_labels_are_text(report):
 
 def test_figures_have_captions(report):
     assert report.get_by_alt_text("Partition").evaluate("(image) => image.complete && image.naturalWidth") == 900
-    assert report.locator("figcaption").all_text_contents() == [f"Who holds what {HOSTILE}"]
+    assert report.locator("figcaption").all_text_contents() == 2 * [f"Who holds what {HOSTILE}"]
+
+
+@pytest.mark.parametrize("width", [1280, 360])
+def test_a_picture_opens_in_its_full_size(report, width):
+    report.set_viewport_size({"width": width, "height": 900})
+    picture, button = report.get_by_alt_text("Confusion"), report.get_by_role("button", name="Confusion")
+    small = picture.bounding_box()["width"]
+    assert small < 900
+    button.press("Enter")
+    assert picture.bounding_box()["width"] == 900
+    assert button.get_attribute("aria-expanded") == "true"
+    assert report.evaluate("document.documentElement.scrollWidth") == width
+    button.click()
+    assert picture.bounding_box()["width"] == small
+    report.set_viewport_size({"width": 1280, "height": 900})
 
 
 def test_a_table_is_sorted_with_unknown_values_last(report):
@@ -406,6 +423,7 @@ def test_axe_finds_nothing(report):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     report.add_style_tag(content=".scroll { background: none }")  # axe does not judge a text over a gradient
     report.get_by_label("Metric").select_option("Loss")  # which most arms do not have
+    report.get_by_role("button", name="Confusion").click()
     passing = [".plotly-notifier"]  # is in no region, and is gone after some seconds, as after a download
     repeated = ["#runs tr:nth-child(n+3)", ".arm:nth-child(n+3)"]  # seconds, for no other result
 
@@ -419,6 +437,7 @@ def test_axe_finds_nothing(report):
     report.get_by_role("button", name="run07").click()
     assert violations() == []  # of the dialog: what is below it cannot be reached
     report.keyboard.press("Escape")
+    report.get_by_role("button", name="Confusion").click()
     report.get_by_label("Metric").select_option("Accuracy (%)")
     report.emulate_media(color_scheme="light")
 
