@@ -36,7 +36,8 @@ def page(document: Mapping[str, Any], tag: str = "") -> str:
     # The filter tojson also escapes <, >, & and ', so that no label ends the script or attribute around it.
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     template = resources.files("fedresearch.study.report").joinpath("page.html").read_text("utf-8")
-    template = "\n".join(map(str.strip, template.splitlines()))
+    lines = map(str.strip, template.splitlines())
+    template = "\n".join(line for line in lines if not line.startswith(("//", "/*")))  # without comments
     drawn = document if tag else {name: document[name] for name in _DRAWN}
     data = json.dumps(drawn, allow_nan=False, separators=(",", ":"))
     return environment.from_string(template).render(document, data=_pack(data), plotly=_plotly, tag=tag)
