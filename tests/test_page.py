@@ -415,8 +415,25 @@ def test_a_print_has_no_controls_and_whole_tables(report):
     assert report.locator("input, select, #copy, #all, .modebar-btn").filter(visible=True).count() == 0
     for table in report.locator(".scroll").all():
         assert table.evaluate("(it) => it.scrollWidth <= it.clientWidth && it.scrollHeight <= it.clientHeight")
+    chart = report.locator("#plot .main-svg").first
+    expect(chart).to_have_attribute("width", "680")
+    chart, arms = chart.bounding_box(), report.locator("fieldset").bounding_box()
+    assert chart["y"] + chart["height"] <= arms["y"]
     report.emulate_media(media="screen")
     report.set_viewport_size({"width": 1280, "height": 900})
+
+
+def test_plots_are_as_wide_as_the_window_again_after_printing(report):
+    report.get_by_role("button", name="run07").click()
+    for name in ("plot", "run-plot", "run-partition"):
+        plot, chart = report.locator(f"#{name}"), report.locator(f"#{name} .main-svg").first
+        width = f"{plot.evaluate('(plot) => plot.clientWidth')}"
+        expect(chart).to_have_attribute("width", width)
+        report.evaluate("dispatchEvent(new Event('beforeprint'))")
+        assert chart.get_attribute("width") != width
+        report.evaluate("dispatchEvent(new Event('afterprint'))")
+        assert chart.get_attribute("width") == width
+    report.keyboard.press("Escape")
 
 
 def test_axe_finds_nothing(report):
