@@ -146,12 +146,16 @@ def test_captions_of_tests_are_true_for_few_of_them(tmp_path, others, tests, sig
     assert f"only in final.csv: its p {signed_rank}" in caption
 
 
-def test_equal_samples_have_no_t_test(tmp_path):
+def test_a_caption_explains_the_p_of_equal_samples_and_of_equal_differences(tmp_path):
     for strategy in ("fedavg", "fedprox"):
-        cell(tmp_path, strategy, [0.8, 0.81, 0.82])
+        cell(tmp_path, strategy, [0.5, 0.75, 0.625])
     table = final(tmp_path, "strategy=fedavg")
-    assert table.texts[1][-2:] == ["0 ± 0", "–"]
-    assert "t-test (– where all differences are equal: their spread is 0)" in table.caption
+    assert table.texts[1][-2:] == ["0 ± 0", "1"]
+    assert "paired t-test (1 for equal samples)" in table.caption
+    cell(tmp_path, "scaffold", [0.25, 0.5, 0.375])
+    table = final(tmp_path, "strategy=fedavg")
+    assert table.texts[2][-2:] == ["-25 ± 0", "–"]
+    assert "paired t-test (1 for equal samples; – where all differences are equal but not 0)" in table.caption
 
 
 def test_captions_count_seeds(tmp_path):

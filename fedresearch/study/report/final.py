@@ -138,9 +138,11 @@ def _tests_caption(
 ) -> str:
     points = ", in percentage points," * (scale != 1)
     text = f" Differences to {baseline_name(study, question)}{points} use shared seeds, with their 95 % t-interval."
-    unknown = any(each.n > 1 and math.isnan(each.t_p) for each in pairs.values())
+    several = [each for each in pairs.values() if each.n > 1]
+    signs = ["1 for equal samples"] * any(each.mean == each.half_width == 0 for each in several)
+    signs += ["– where all differences are equal but not 0"] * any(math.isnan(each.t_p) for each in several)
     names = {
-        "t_p": "the two-sided paired t-test" + " (– where all differences are equal: their spread is 0)" * unknown,
+        "t_p": "the two-sided paired t-test" + f" ({'; '.join(signs)})" * bool(signs),
         "wilcoxon_p": "the exact signed-rank test",
     }
     if tests:

@@ -29,7 +29,7 @@ class Paired:
         Half its 95 % interval, as from `t_half_width`.
     t_p, wilcoxon_p : float
         Two-sided p-values of the paired t-test and of the exact signed-rank test. NaN for fewer than two seeds;
-        ``t_p`` also where all differences are equal, zero among them, since their spread is unknown then.
+        ``t_p`` also where all differences are equal and not zero, since their spread is unknown then.
     """
 
     n: int
@@ -116,8 +116,10 @@ def paired(values: Sequence[float], baseline: Sequence[float]) -> Paired:
     if n < 2:
         return Paired(n, mean, math.nan, math.nan, math.nan)
     error = differences.std(ddof=1) / math.sqrt(n)
-    has_spread = np.ptp(differences) > rounding.max()  # without it, the statistic of equal samples is 0 / 0
-    t_p = float(2 * stats.t.sf(abs(mean) / error, n - 1)) if has_spread else math.nan
+    if np.ptp(differences) > rounding.max():
+        t_p = float(2 * stats.t.sf(abs(mean) / error, n - 1))
+    else:
+        t_p = math.nan if differences.any() else 1.0
     return Paired(n, mean, t_half_width(differences.tolist()), t_p, _signed_rank_p(differences, rounding))
 
 
