@@ -197,36 +197,36 @@ def test_a_terminal_that_knows_no_escapes_gets_none(two_cells, monkeypatch, caps
     assert (code, mark in out, "\x1b" in out) == (0, True, terminal != "dumb")
 
 
-def die(share, out):
+def die(*figure):
     if multiprocessing.parent_process():
         os.kill(os.getpid(), signal.SIGKILL)
-    return write_share(share, out)
+    write_figure(*figure)
 
 
-def fail(share, out):
-    if "curves_bytes" in dict(share):
+def fail(name, *others):
+    if name == "curves_bytes":
         raise ValueError("cannot draw")
-    return write_share(share, out)
+    write_figure(name, *others)
 
 
-write_share = files._write_share
+write_figure = files._write_figure
 
 
 def test_figures_of_several_processes_are_those_of_one_also_where_one_dies(two_cells, monkeypatch, capsys):
     found = {}
-    for name, cores, share in (("one", 1, write_share), ("two", 2, write_share), ("nine", 99, die)):
+    for name, cores, write in (("one", 1, write_figure), ("two", 2, write_figure), ("dying", 99, die)):
         monkeypatch.setattr(files, "num_cores", lambda cores=cores: cores)
-        monkeypatch.setattr(files, "_write_share", share)
+        monkeypatch.setattr(files, "_write_figure", write)
         assert run(monkeypatch, capsys, two_cells, "--out", two_cells.parent / name)[0] == 0
         paths = [path for path in (two_cells.parent / name).iterdir() if path.name not in ("report.html", "report.md")]
         found[name] = {path.name: path.read_bytes() for path in paths}
     assert len([name for name in found["one"] if name.endswith(".pdf")]) == 2
-    assert found["one"] == found["two"] == found["nine"]
+    assert found["one"] == found["two"] == found["dying"]
 
 
 def test_a_figure_that_cannot_be_drawn_in_another_process_is_an_error(two_cells, monkeypatch, capsys):
     monkeypatch.setattr(files, "num_cores", lambda: 2)
-    monkeypatch.setattr(files, "_write_share", fail)
+    monkeypatch.setattr(files, "_write_figure", fail)
     with pytest.raises(ValueError, match="cannot draw"):
         run(monkeypatch, capsys, two_cells, "--out", two_cells.parent / "out")
     assert "Traceback" not in capsys.readouterr().err
@@ -238,14 +238,13 @@ import os, time
 from fedresearch import main
 from fedresearch.study.report import files
 
-def wait(share, out):
-    for name, _ in share:
-        (out / f"{name}.begun").touch()
-        deadline, parent = time.monotonic() + 30, os.getppid()
-        while time.monotonic() < deadline and os.getppid() == parent:
-            time.sleep(0.01)
+def wait(name, picture, out):
+    (out / f"{name}.begun").touch()
+    deadline, parent = time.monotonic() + 30, os.getppid()
+    while time.monotonic() < deadline and os.getppid() == parent:
+        time.sleep(0.01)
 
-files._write_share = wait
+files._write_figure = wait
 files.num_cores = lambda: 2
 main.command()
 """
@@ -279,7 +278,7 @@ def test_a_signal_ends_all_processes_of_a_report_at_once(tmp_path, send, number,
 
 
 def test_a_signal_of_which_a_library_makes_another_error_interrupts_a_report(two_cells, monkeypatch, capsys):
-    def lose(share, out):
+    def lose(*figure):
         try:
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(30)
@@ -287,7 +286,7 @@ def test_a_signal_of_which_a_library_makes_another_error_interrupts_a_report(two
             raise ValueError("Invalid bounding box") from None
 
     monkeypatch.setattr(files, "num_cores", lambda: 1)
-    monkeypatch.setattr(files, "_write_share", lose)
+    monkeypatch.setattr(files, "_write_figure", lose)
     monkeypatch.setattr(sys, "argv", ["fedresearch", "report", str(two_cells)])
     with pytest.raises(SystemExit) as ended:
         main()

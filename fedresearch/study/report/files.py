@@ -18,6 +18,8 @@ from fedresearch.study.report.page import page
 from fedresearch.study.report.redrawing import as_csv, script
 from fedresearch.study.report.tables import comma_separated, hypertext, inert, latex, markdown
 
+_NUMBER = 2  # bytes of a figure's number
+
 
 def write(report: Report, out: Path) -> str:
     """Write a report's page, Markdown, tables and figures to a folder, and return the text to print.
@@ -63,43 +65,56 @@ def _leftovers(report: Report, out: Path) -> Iterator[str]:
 
 
 def _write_figures(pictures: Mapping[str, Picture], out: Path) -> None:
-    """Write figures in as many processes as there are cores, each an equal share of them.
+    """Write figures in as many processes as there are cores, each of which takes the next one when it has time.
 
-    A share that fails in another process is drawn again in this one, which raises the error.
+    If another process fails, this one draws all figures again, which raises the error.
     """
-    cores = max(1, min(num_cores(), len(pictures)))
-    own, *others = ([*pictures.items()][number::cores] for number in range(cores))
+    figures = [*pictures.items()]
+    untaken, end = os.pipe()
+    os.write(end, b"".join(number.to_bytes(_NUMBER) for number in range(len(figures))))
+    os.close(end)
     context = multiprocessing.get_context("fork")
     # Daemons end when this process is interrupted.
-    forks = [context.Process(target=_write_in_a_fork, args=(share, out, os.getpid()), daemon=True) for share in others]
+    arguments = figures, untaken, out, os.getpid()
+    forks = [
+        context.Process(target=_write_in_a_fork, args=arguments, daemon=True)
+        for _ in range(1, min(num_cores(), len(figures)))
+    ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # other threads may hold locks, but none that drawing needs
         for fork in forks:
             fork.start()
-    _write_share(own, out)
-    for fork, share in zip(forks, others, strict=True):
-        fork.join()
-        if fork.exitcode:
-            _write_share(share, out)
-
-
-def _write_in_a_fork(share: Sequence[tuple[str, Picture]], out: Path, main: int) -> None:
     try:
-        for figure in share:
-            if os.getppid() == main:  # it may have been killed
-                _write_share([figure], out)
+        _write_untaken(figures, untaken, out)
+    finally:
+        os.close(untaken)
+    for fork in forks:
+        fork.join()
+    if any(fork.exitcode for fork in forks):
+        for name, picture in figures:
+            _write_figure(name, picture, out)
+
+
+def _write_in_a_fork(figures: Sequence[tuple[str, Picture]], untaken: int, out: Path, main: int) -> None:
+    try:
+        _write_untaken(figures, untaken, out, main)
     except (Exception, KeyboardInterrupt):  # the main process prints what happened
         sys.exit(1)
 
 
-def _write_share(share: Sequence[tuple[str, Picture]], out: Path) -> None:
-    """Write figures, and beside each its data and the script that redraws it."""
-    for name, picture in share:
-        figure = picture.figure
-        for form in ("png", "pdf"):
-            _write(out / f"{name}.{form}", saved(figure, form, picture.spec))
-        _write(out / f"{name}.csv", as_csv(picture.data))
-        _write(out / f"{name}.py", script(name, picture.drawing, picture.spec))
+def _write_untaken(figures: Sequence[tuple[str, Picture]], untaken: int, out: Path, main: int | None = None) -> None:
+    """Write figures of which the numbers are in a pipe, until it is empty or the main process has been killed."""
+    while main in (None, os.getppid()) and (number := os.read(untaken, _NUMBER)):
+        _write_figure(*figures[int.from_bytes(number)], out)
+
+
+def _write_figure(name: str, picture: Picture, out: Path) -> None:
+    """Write a figure, its data, and the script that redraws it."""
+    figure = picture.figure
+    for form in ("png", "pdf"):
+        _write(out / f"{name}.{form}", saved(figure, form, picture.spec))
+    _write(out / f"{name}.csv", as_csv(picture.data))
+    _write(out / f"{name}.py", script(name, picture.drawing, picture.spec))
 
 
 def _write(path: Path, content: str | bytes) -> None:
