@@ -160,7 +160,7 @@ def test_a_caption_explains_the_p_of_equal_samples_and_of_equal_differences(tmp_
 
 def test_captions_count_seeds(tmp_path):
     cell(tmp_path, "fedavg", [0.8])
-    assert "round: n = 1 seed, so there is no interval. Numbers" in final(tmp_path).caption
+    assert "round: n = 1 seed, so there is no interval. All digits" in final(tmp_path).caption
     cell(tmp_path, "scaffold", [0.8, 0.9, 0.8])
     assert "interval over n = 1 to 3 seeds (no interval for one seed). The best" in final(tmp_path).caption
 

@@ -77,10 +77,9 @@ def final_table(
             record |= _difference_record(cell, pairs, adjusted)
         rows.append(row)
         records.append(record)
-    caption = (
-        f"{question.selection.caption}: {mean_caption(study, outcomes, arrangement, styles)} Numbers are "
-        "rounded to the interval's second digit; all digits are in final.csv."
-    )
+    has_intervals = any(len(outcome.values) > 1 for outcome in outcomes.values())
+    caption = f"{question.selection.caption}: {mean_caption(study, outcomes, arrangement, styles)}"
+    caption += " Numbers are rounded to the interval's second digit." * has_intervals + " All digits are in final.csv."
     if some_left_out:
         caption += " Runs that failed, diverged, stalled or are unfinished are not in the mean."
     if baseline.text:
