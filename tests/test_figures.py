@@ -116,6 +116,12 @@ def test_the_axis_ends_where_accuracies_end(limits, y, top):
     assert axes.get_ylim()[1] >= top or top == 1.02
 
 
+def test_bars_of_a_sensitivity_end_where_the_metric_can_be():
+    (axes,) = plot_sensitivity([line([1, 2], y=0.9, half_width=0.3)], scale=100, limits=[0, 1]).axes
+    bars = [segment[:, 1].tolist() for segment in axes.collections[0].get_segments()]
+    np.testing.assert_allclose(bars, [[60, 100]] * 2)
+
+
 def test_the_first_rounds_do_not_squeeze_the_axis():
     x = np.arange(0.0, 101)
     (axes,) = plot_curves([curve(x=x, y=np.where(x < 5, 0.1, 0.8 + x / 1000))]).axes

@@ -50,6 +50,16 @@ def test_csv_has_numbers_in_full():
     assert {row["none"] for row in read} == {""}
 
 
+def test_latex_has_a_setting_once_and_rules_between_settings():
+    def body(*firsts):
+        rows = [[Entry(first, first), Entry(f"{place}", place)] for place, first in enumerate(firsts)]
+        lines = latex(Table("id", "title", "caption", ["a", "b"], rows, [])).splitlines()
+        return lines[lines.index("\\midrule") + 1 : lines.index("\\bottomrule")]
+
+    assert body("x", "x", "y") == ["x & 0 \\\\", " & 1 \\\\", "\\midrule", "y & 2 \\\\"]
+    assert body("x", "y") == ["x & 0 \\\\", "y & 1 \\\\"]
+
+
 def test_texts_cannot_be_formulas_tags_or_links():
     texts = ["=1+1", "+cmd", "-x", "@a", "-0.5", "<script>", "[a](javascript:b)", "\x1b[31m", "a<b", "<0.001"]
     table = Table("t", "T", "c", ["a"], [[Entry(text)] for text in texts], [{"a": text} for text in texts])

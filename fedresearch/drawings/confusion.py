@@ -41,7 +41,7 @@ def draw(data: Data, spec: Spec) -> Figure:
             axes.text(predicted, true, text, ha="center", va="center", fontsize=size, color=colour)
         axes.grid(visible=False)
         axes.spines[["top", "right"]].set_visible(True)
-        axes.tick_params(length=0)
+        axes.tick_params(length=0, labelsize=6.5)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(num_ticks, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     if digit / 2 < _SMALLEST:

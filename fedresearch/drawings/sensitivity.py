@@ -30,12 +30,16 @@ def draw(data: Data, spec: Spec) -> Figure:
     """
     figure, axes = new_axes(spec, min(3.0, 0.62 * spec["width"] + 0.3), spec["x_label"], spec["y_label"])
     y, half_width = (spec["scale"] * data[name] for name in ("y", "half_width"))
+    low, high = (np.nan if end is None else spec["scale"] * end for end in spec["limits"])
+    is_bounded = not ((y < low) | (y > high)).any()
+    room = (y - low, high - y) if is_bounded else (half_width, half_width)
+    bars = np.array([np.where(half_width > most, most, half_width) for most in room])
     lines = groups(data, "arm")
     handles = [
         axes.errorbar(
             data["x"][lines[arm,]],
             y[lines[arm,]],
-            half_width[lines[arm,]],
+            bars[:, lines[arm,]],
             capsize=2.5,
             elinewidth=0.8,
             markerfacecolor=look["colour"] if look["is_highlighted"] else "white",
@@ -43,8 +47,7 @@ def draw(data: Data, spec: Spec) -> Figure:
         )
         for arm, look in spec["arms"].items()
     ]
-    low, high = (np.nan if end is None else spec["scale"] * end for end in spec["limits"])
-    if not ((y < low) | (y > high)).any():
+    if is_bounded:
         bottom, top = axes.get_ylim()
         axes.set_ylim(np.fmax(bottom, low - 0.02 * (high - low)), np.fmin(top, high + 0.02 * (high - low)))
     values = np.unique(data["x"])

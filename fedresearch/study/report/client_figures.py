@@ -121,7 +121,7 @@ def _client_quantiles(
     spec = {
         "panels": panels,
         "arms": arms,
-        "x_label": "Clients at or below (%)",
+        "x_label": "Clients, sorted (%)",
         "x_unit": "",
         **numbers(study, question, metric),
         "unseen": 0,

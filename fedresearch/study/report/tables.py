@@ -140,7 +140,6 @@ def _cell(text: str) -> str:
 
 def latex(table: Table) -> str:
     """Return a table as a LaTeX ``table`` to paste; a wide one is scaled to the text's width."""
-    marks = {"": "{}", "best": "\\textbf{{{}}}", "close": "\\underline{{{}}}"}
     *groups, heads = table.head_rows
     lines = [
         "% \\usepackage[T1]{fontenc} \\usepackage{booktabs,graphicx}",
@@ -155,13 +154,25 @@ def latex(table: Table) -> str:
         *map(_group_row, groups),
         f"{' & '.join(_escaped(text) for text, _ in heads)} \\\\",
         "\\midrule",
-        *(f"{' & '.join(marks[entry.style].format(_escaped(entry.text)) for entry in row)} \\\\" for row in table.rows),
+        *_body_rows(table),
         "\\bottomrule",
         "\\end{tabular}}",
         *(f"\n\\smallskip{{\\footnotesize {_escaped(note)}}}" for note in table.notes),
         "\\end{table}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _body_rows(table: Table) -> Iterator[str]:
+    """Yield the rows; where some have the same first entry one after another, it stands once, and rules part them."""
+    marks = {"": "{}", "best": "\\textbf{{{}}}", "close": "\\underline{{{}}}"}
+    blocks = [[*rows] for _, rows in groupby(table.rows, lambda row: row[0].text)]
+    for number, block in enumerate(blocks):
+        if number and len(blocks) < len(table.rows):
+            yield "\\midrule"
+        for place, row in enumerate(block):
+            first, *others = (marks[entry.style].format(_escaped(entry.text)) for entry in row)
+            yield f"{' & '.join(['' if place else first, *others])} \\\\"
 
 
 def _group_row(groups: Sequence[tuple[str, int]]) -> str:
