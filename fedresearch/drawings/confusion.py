@@ -8,7 +8,17 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fedresearch.drawings.paper import CHARACTER, LINE, Data, Spec, groups, lay_out, new_panels, styled
+from fedresearch.drawings.paper import (
+    CHARACTER,
+    LINE,
+    Data,
+    Spec,
+    groups,
+    lay_out,
+    new_panels,
+    num_rows_and_columns,
+    styled,
+)
 
 _SMALLEST = 4  # points, of numbers that can be read
 _DIGIT = 0.64  # width of a digit by its size
@@ -23,11 +33,9 @@ def draw(data: Data, spec: Spec) -> Figure:
     ``columns`` of them, None for as many as fit; their common labels as a ``grid``, or None; ``x_label``, ``y_label``
     and ``colour_label``; ``width`` and ``font``.
     """
-    num_panels, num_classes = len(spec["panels"]), int(data["true"].max()) + 1
-    columns = spec["columns"] or max(1, int(spec["width"] / 1.75))
-    columns = -(-num_panels // -(-num_panels // columns))
+    num_classes, (num_rows, columns) = int(data["true"].max()) + 1, num_rows_and_columns(spec)
     width = min(_LARGEST, (spec["width"] - 0.3 - LINE * bool(spec["grid"])) / columns - 0.06)
-    figure, panels = new_panels({**spec, "columns": columns}, width)
+    figure, panels = new_panels(spec, width)
     digit = 0.92 * 72 * width / num_classes / _DIGIT  # points of a digit that fills a cell
     num_ticks = min(10, int(width / CHARACTER / (len(str(num_classes)) - 0.5)))
     for (panel,), rows in groups(data, "panel").items():
@@ -50,7 +58,7 @@ def draw(data: Data, spec: Spec) -> Figure:
     # The layout makes no room for labels beside axes with an aspect of their own: make the figure as high as needs be.
     place, height = panels[0].get_position(), figure.get_figheight()
     side = min(_LARGEST, place.width * spec["width"])
-    figure.set_figheight(height + -(-num_panels // columns) * (side - place.height * height))
+    figure.set_figheight(height + num_rows * (side - place.height * height))
     lay_out(figure)
     for axes in panels:
         axes.set_aspect("equal")

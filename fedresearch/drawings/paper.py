@@ -135,6 +135,12 @@ def new_axes(spec: Spec, height: float, x_label: str, y_label: str) -> tuple[Fig
     return figure, axes
 
 
+def num_rows_and_columns(spec: Spec) -> tuple[int, int]:
+    """Return how many panels stand below each other, and side by side."""
+    rows = -(-len(spec["panels"]) // (spec.get("columns") or max(1, int(spec["width"] / 1.75))))
+    return rows, -(-len(spec["panels"]) // rows)
+
+
 def new_panels(spec: Spec, height: float = 0) -> tuple[Figure, list[Axes]]:
     """Return a figure with axes for each of ``spec["panels"]``, side by side as far as there is room.
 
@@ -143,8 +149,7 @@ def new_panels(spec: Spec, height: float = 0) -> tuple[Figure, list[Axes]]:
     right side that the panels have in common, instead of a title for each.
     """
     panels, width = spec["panels"], spec["width"]
-    rows = -(-len(panels) // (spec.get("columns") or max(1, int(width / 1.75))))
-    columns = -(-len(panels) // rows)
+    rows, columns = num_rows_and_columns(spec)
     each = width / columns
     labels = spec.get("grid") or {"across": panels, "down": []}
     titles = [wrap(label, each / CHARACTER - 4, breaks_words=True) for label in labels["across"]]

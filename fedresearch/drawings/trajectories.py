@@ -16,9 +16,8 @@ def draw(data: Data, spec: Spec) -> Figure:
     """Draw the data.
 
     ``spec`` has ``panels``, one arm in each; how many ``columns`` of them, None for as many as fit; their common
-    labels as a ``grid``, or None; ``arms``, by label;
-    ``x_label`` and ``y_label``; ``scale`` of y, 100 for per cent; ``limits`` of what y can be, None where it has none;
-    ``width`` and ``font``.
+    labels as a ``grid``, or None; ``arms``, by label; ``x_label`` and ``y_label``; ``scale`` of y, 100 for per cent;
+    ``limits`` of what y can be, None where it has none; ``width`` and ``font``.
     """
     figure, panels = new_panels(spec, 1.0 if len(spec["panels"]) > 1 else 2.2)
     x, client = data["x"], data["client"]

@@ -260,13 +260,13 @@ def _partitions(study: Study, question: Question) -> Iterator[tuple[str, Picture
 
 def _partition_settings(study: Study, question: Question, cell: Cell, run: LoadedRun, replicate: str) -> Iterator[str]:
     """Yield what a partition depends on, among what distinguishes cells."""
-    told = {
+    settings = {
         key: value
         for key, value in cell.keys.items()
         if key in _PARTITION or key.startswith(("dataset.", "partitioner."))
     }
-    if told:
-        yield experiment_label(told, option_labels(cell), question.names)
+    if settings:
+        yield experiment_label(settings, option_labels(cell), question.names)
     if dict(leaves(run.record["config"])).get("strategy.pooled"):
         yield "pooled"
     yield replicate if "=" in replicate else f"seed {replicate}"

@@ -252,9 +252,10 @@ def _partitions(runs: Sequence[LoadedRun]) -> dict[str, list[list[int]]]:
         digest = run.record.get("partition_sha256")
         if digest and digest not in partitions:
             counts = class_counts(run.directory)
-            if counts is not None and counts[:MAX_CLIENTS].size <= room:
-                partitions[digest] = counts[:MAX_CLIENTS].tolist()
-                room -= counts[:MAX_CLIENTS].size
+            shown = None if counts is None else counts[:MAX_CLIENTS]
+            if shown is not None and shown.size <= room:
+                partitions[digest] = shown.tolist()
+                room -= shown.size
     return partitions
 
 

@@ -174,8 +174,8 @@ def numeric_keys(study: Study, at_least: int) -> list[str]:
 
 def confusion(cell: Cell) -> NDArray[np.int64] | None:
     """Return the confusion matrix of a cell's plotted runs together, int64 (true, predicted); None if none has one."""
-    counts = [table for run in plotted_runs(cell) if (table := confusion_counts(run.directory)) is not None]
-    return np.sum(counts, axis=0) if len({table.shape for table in counts}) == 1 else None
+    counts = _confusions(cell)
+    return None if counts is None else counts.sum(axis=0)
 
 
 def class_accuracies(cell: Cell) -> NDArray[np.float64] | None:
@@ -183,9 +183,14 @@ def class_accuracies(cell: Cell) -> NDArray[np.float64] | None:
 
     float64 (runs, classes), NaN for a class without samples; None if no run has a confusion matrix.
     """
+    counts = _confusions(cell)
+    return None if counts is None else np.array([class_shares(table).diagonal() for table in counts])
+
+
+def _confusions(cell: Cell) -> NDArray[np.int64] | None:
+    """Return the confusion matrices of a cell's plotted runs, int64 (runs, true, predicted); None without one size."""
     counts = [table for run in plotted_runs(cell) if (table := confusion_counts(run.directory)) is not None]
-    is_known = len({table.shape for table in counts}) == 1
-    return np.array([class_shares(table).diagonal() for table in counts]) if is_known else None
+    return np.array(counts) if len({table.shape for table in counts}) == 1 else None
 
 
 def client_spread(cell: Cell, metric: str, tenth: str) -> Spread | None:
